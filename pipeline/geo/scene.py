@@ -1,0 +1,58 @@
+"""What `fetch` leaves of a city and `tile` reads: data/scenes/CITY/city.json.
+
+A scene is an image, its labels (raster, vector or none) and its city. Paths in city.json are relative to its folder
+where fetch made the files, absolute where the user's own files stay in place.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import InputError
+from pipeline.storage import write_json
+
+Split = Literal["train", "validation", "test"]
+IGNORE = 255  # nodata and doubtful labels: out of every loss, metric and attack
+
+
+@dataclass(frozen=True)
+class Scene:
+    name: str
+    image: str
+    labels: str | None = None  # a raster of 0, 1..k, 255, or vectors; a vector column `label` may hold 1..k or 255
+    split: Split | None = None  # where the source has an official split
+    stamp: str = ""  # changes when the files change (size and time, or a checksum), so that DVC sees it
+
+
+@dataclass(frozen=True)
+class City:
+    city: str
+    source: str
+    scenes: list[Scene]
+    gsd: float | None = None  # metres on the ground, where the images carry no CRS
+    bands: list[int] | None = None  # 1-based; None = tile.bands
+    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = uint8 as is, else estimated
+    raster_building: int = 1  # the building value of raster labels: 1, or 255 where the source draws 0/255
+    rights: str = "not stated"
+    attribution: str = ""
+    notes: dict = field(default_factory=dict)  # what fetch noticed: repaired polygons, estimated shifts, ...
+
+
+def write_city(folder: Path, city: City) -> None:
+    write_json(folder / "city.json", asdict(city))
+
+
+def read_city(folder: Path) -> City:
+    """Read FOLDER/city.json with its paths made whole. Raises InputError where fetch has not run."""
+    import json
+
+    path = Path(folder) / "city.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path}: not found; run the fetch stage for city {folder.name} first") from None
+    whole = [
+        Scene(**{**scene, **{key: scene[key] and str(path.parent / scene[key]) for key in ("image", "labels")}})
+        for scene in data.pop("scenes")
+    ]
+    return City(**{**data, "range": data["range"] and tuple(data["range"])}, scenes=whole)

@@ -1,0 +1,271 @@
+"""The typed schema of params.yaml: one class a section, one section a stage.
+
+`load_params(path)` reads the file strictly: an unknown key names its nearest known one, a wrong value names what is
+allowed, and both happen before any stage starts.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CityOverride(Section):
+    """What a folder city's files do not say themselves."""
+
+    gsd: Positive | None = None  # metres on the ground, where the images carry no CRS
+    bands: list[Count] | None = None  # 1-based bands to read, in the order red, green, blue
+    range: tuple[float, float] | None = None  # values mapped to 0 and 255
+
+
+class Fetch(Section):
+    source: Literal["demo", "folder", "inria", "open_buildings"]
+    path: str  # what the source reads: its manifest, or the folder of imagery; DVC watches it
+    cities: Annotated[list[str], Field(min_length=1)]
+    scenes: Annotated[list[Count], Field(min_length=1)] | Literal["all"] = "all"  # inria: numbers 1-36; demo: how many
+    scene_size: Annotated[int, Field(ge=64, le=20_000)] = 640  # demo: pixels along a scene's side
+    seed: Annotated[int, Field(ge=0)] = 0
+    archive: str | None = None  # inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset folder
+    keep_archive: bool = True  # inria: keep the verified archive for the next city
+    precision: Literal[80, 85, 90] = 90  # open_buildings: per-cell confidence threshold, % precision
+    overrides: dict[str, CityOverride] = {}
+
+    @model_validator(mode="after")
+    def cities_once(self):
+        twice = sorted({c for c in self.cities if self.cities.count(c) > 1})
+        if twice:
+            raise ValueError(f"fetch.cities names {', '.join(twice)} twice; name each city once")
+        for city in self.cities:
+            if not city or city in {".", ".."} or "/" in city or "\\" in city or "\0" in city:
+                raise ValueError(f"fetch.cities: {city!r} cannot be a folder's name")
+        return self
+
+
+class Tile(Section):
+    gsd: Annotated[float, Field(ge=0.01, le=30)]  # metres on the ground per pixel
+    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)]  # pixels along a tile's side
+    bands: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3]
+    margin: Annotated[int, Field(ge=0)] | None = None  # pixels between blocks of a single scene; null = one tile
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # share of a city's scenes
+    test: Annotated[float, Field(gt=0, lt=0.6)] = 0.2  # share of a city's scenes
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_upsampling: Annotated[float, Field(ge=1)] = 1.5  # warn beyond this factor
+    all_touched: bool = False  # rasterise every pixel a footprint touches, not only covered centres
+    memory: Annotated[int, Field(ge=64)] = 512  # MB one scene's windows may hold
+    workers: Annotated[int, Field(ge=0)] = 0  # processes; 0 = one a core
+
+
+class Model(Section):
+    architecture: Literal[
+        "unet", "unet++", "fpn", "deeplabv3+", "segformer", "manet", "linknet", "pspnet", "pan", "upernet",
+        "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
+        "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
+    ]  # fmt: skip
+    encoder: str = "resnet18"  # any encoder of segmentation-models-pytorch
+    encoder_weights: str | None = None  # null, imagenet, or a file of weights
+    decoder_channels: list[Count] | None = None  # widths from deep to shallow; null = the architecture's own
+    classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
+    activation: Literal["relu", "minmax"] = "relu"
+    width: Annotated[int, Field(ge=1)] = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
+
+
+class Adversarial(Section):
+    method: Literal["none", "pgd", "trades", "fast", "free"] = "none"
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: Annotated[float, Field(ge=0)] = 4  # budget in 1/255 of the pixel range
+    steps: Count = 5  # gradient steps a batch
+    beta: Positive = 6  # trades: weight of the KL term
+    warmup: Share = 0  # share of training over which ε grows from 0
+
+
+class Train(Section):
+    model: Model
+    init: str | None = None  # a model folder to start from: a clean, robust or pre-trained one
+    loss: dict[Literal["cross_entropy", "dice", "focal", "lovasz", "hinge"], Positive] = Field(min_length=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Share = 0.9
+    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
+    epochs: Count
+    steps_per_epoch: Count  # batches an epoch
+    batch_size: Count  # crops a step, over all processes
+    crop: Annotated[int, Field(ge=32, multiple_of=32)]  # pixels along a training crop's side
+    clip_gradient: Annotated[float, Field(ge=0)] = 1.0  # ℓ2 norm; 0 = off
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation IoU before stopping; 0 = never
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0  # decay a step of the averaged weights; 0 = off
+    city_weighting: Literal["even", "area"] = "even"
+    augment: Literal["none", "flips", "standard", "strong"] = "standard"
+    noise: Annotated[float, Field(ge=0)] = 0  # σ of Gaussian noise, in units of the pixel range [0,1]
+    adversarial: Adversarial = Adversarial()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0 = a thread of the trainer
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation", "train"] = "test"
+    window: Annotated[int, Field(ge=32, multiple_of=32)] = 512  # pixels along an inference window's side
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25  # share of a window
+    batch_size: Count = 4
+    augment: bool = False  # average over the eight flips and turns
+    bootstrap: Annotated[int, Field(ge=100)] = 2000  # draws for the 95 % intervals
+    block: Annotated[int, Field(ge=16)] = 128  # pixels of a bootstrap block where a city has one test scene
+    boundary: Positive = 1.5  # metres of tolerance of the boundary IoU
+    size_bins: list[Positive] = [50, 150, 500]  # m², edges between building sizes
+
+
+class Attack(Section):
+    model: str = "models/all"
+    tiles: Annotated[int, Field(ge=1)] = 4  # tiles a city, drawn from the test split
+    linf: list[Positive] = [0.5, 1, 2, 4, 32]  # budgets in 1/255
+    l2: list[Positive] = []  # budgets in pixel units of the [0,1] range
+    methods: list[Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd"]] = ["fgsm", "pgd", "segpgd", "cospgd", "apgd"]
+    steps: Count = 10  # gradients of pgd, segpgd, cospgd
+    apgd_steps: Count = 10  # gradients of each apgd loss
+    restarts: Count = 1
+    batch_size: Count = 8
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    targeted: bool = True  # erase and invent buildings
+    universal: bool = True
+    patch: Annotated[int, Field(ge=0)] = 32  # pixels along a patch's side; 0 = off
+    transfer: str | None = None  # another model's folder; null = a second seed is distilled from the first
+    halving: bool = True  # bisect the budget that halves a city's IoU
+    reference: Positive = 1  # 1/255, the ℓ∞ budget of summary tables; one of `linf`
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Smoothing(Section):
+    sigma: Annotated[list[Positive], Field(min_length=1)] = [0.05]  # noise σ, pixel range [0,1]
+    n0: Count = 8  # samples that vote a class
+    n: Count = 64  # samples that certify it
+    tau: Annotated[float, Field(gt=0.5, lt=1)] = 0.75
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001  # family-wise error a tile
+    correction: Literal["holm", "bonferroni"] = "holm"
+    batch_size: Count = 16
+
+
+class Convex(Section):
+    radii: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1, 2]  # ℓ∞, 1/255
+    train_epsilon: Positive = 2  # 1/255, the budget of IBP training
+    steps: Count = 300
+    width: Count = 16
+    architecture: Literal["small_fcn", "small_unet"] = "small_fcn"
+    chunk: Count = 256  # output pixels a backward CROWN pass
+
+
+class LipschitzNet(Section):
+    radii: Annotated[list[Positive], Field(min_length=1)] = [0.05, 0.1, 0.3]  # ℓ2, pixel range [0,1]
+    steps: Count = 300
+    width: Count = 32
+    margin: Positive = 0.3  # ℓ2 radius the hinge asks for
+
+
+class Certify(Section):
+    model: str = "models/all"
+    methods: list[Literal["smoothing", "convex", "lipschitz"]] = ["smoothing", "convex", "lipschitz"]
+    tiles: Count = 2  # tiles a city
+    crop: Annotated[int, Field(ge=16, multiple_of=16)] = 64  # pixels along the certified crop's side
+    attack_steps: Count = 20  # PGD gradients of the attacked IoU beside each certificate
+    smoothing: Smoothing = Smoothing()
+    convex: Convex = Convex()
+    lipschitz: LipschitzNet = LipschitzNet()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Generalize(Section):
+    epochs: Annotated[int, Field(ge=1)] | None = None  # of a fold's model; null = as train.epochs
+    single_city: bool = False  # also train one model a city
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    corruptions: bool = True
+    corruption_tiles: Count = 4  # tiles a city a corruption is measured on
+    adaptation: list[Literal["none", "histogram", "fda", "adabn", "entropy", "self_training"]] = [
+        "none", "histogram", "fda", "adabn",
+    ]  # fmt: skip
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = []  # shares of training scenes; empty = off
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Report(Section):
+    title: str = "Buildings from the air"
+    scenes: Count = 3  # scenes a city in the viewer
+    image_side: Annotated[int, Field(ge=64)] = 640  # pixels of a viewer image's longer side
+
+
+class Predict(Section):
+    window: Annotated[int, Field(ge=32, multiple_of=32)] = 512
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25
+    batch_size: Count = 4
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None  # null = the model card's, from validation
+    min_area: Annotated[float, Field(ge=0)] = 10  # m², smaller polygons are dropped
+    simplify: Annotated[float, Field(ge=0)] = 0  # metres
+    square: bool = False  # right angles
+
+
+class Params(Section):
+    fetch: Fetch
+    tile: Tile
+    train: Train
+    evaluate: Evaluate = Evaluate()
+    attack: Attack = Attack()
+    certify: Certify = Certify()
+    generalize: Generalize = Generalize()
+    report: Report = Report()
+    predict: Predict = Predict()
+
+
+def _known_keys(location: tuple) -> list[str]:
+    """The keys of the section that `location` (pydantic's path to an error) ends in."""
+    section: type[BaseModel] | None = Params
+    for key in location[:-1]:
+        field = section.model_fields.get(key) if section else None
+        annotation = field.annotation if field else None
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return list(section.model_fields) if section else []
+
+
+def _sentence(error: dict, path: Path) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"]), n=1, cutoff=0)
+        return f"{path}: unknown parameter {key}" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{path}: parameter {key} is missing; the preset files in presets/ show every one"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return f"{path}: {key or 'parameters'} is {error['input']!r}, but {message}" if key else f"{path}: {message}"
+
+
+def parse_params(data: object, path: Path = Path("params.yaml")) -> Params:
+    """Check a nested dict against the schema. Raises InputError with one sentence a mistake."""
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected sections such as fetch: and train:, found {type(data).__name__}")
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        raise InputError("\n".join(_sentence(e, path) for e in error.errors())) from None
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params.yaml. Raises InputError when it is absent, is not YAML, or breaks the schema."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy one from presets/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_params(data, path)
