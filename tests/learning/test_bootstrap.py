@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from pipeline.learning.bootstrap import interval, iou_interval, iou_of, paired_gap_interval, resample
+
+
+def scenes(rng, count, quality=0.7, spread=0.5):
+    """Intersections and unions of `count` scenes whose IoU scatters around `quality`; E[I]/E[U] is `quality`."""
+    difficulty = rng.normal(size=count)
+    unions = rng.gamma(8.0, 1000, count)
+    share = np.clip(quality + 0.1 * spread * difficulty, 0, 1)
+    return share * unions, unions
+
+
+@pytest.mark.parametrize("count", [6, 12, 40])
+def test_interval_covers_the_truth(count):
+    rng = np.random.default_rng(1)
+    hits = [
+        low <= 0.7 <= high
+        for trial in range(1200)
+        for low, high in [iou_interval(*scenes(rng, count), draws=400, seed=trial)]
+    ]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_gap_interval_covers_the_truth_and_pairing_narrows_it():
+    rng = np.random.default_rng(2)
+    hits, paired, unpaired = [], [], []
+    for trial in range(1200):
+        intersections, unions = scenes(rng, 20)
+        lost = unions * np.clip(0.1 + 0.03 * rng.normal(size=20), 0, 0.3)  # the truth: a gap of 0.1
+        low, high = paired_gap_interval((intersections, unions), (intersections - lost, unions), 400, trial)
+        hits.append(low <= 0.1 <= high)
+        paired.append(high - low)
+        both = [iou_interval(i, unions, 400, trial) for i in (intersections, intersections - lost)]
+        unpaired.append(both[0][1] - both[1][0] - (both[0][0] - both[1][1]))
+    assert 0.93 <= np.mean(hits) <= 0.97
+    assert np.mean(paired) < 0.5 * np.mean(unpaired)
+
+
+def test_draws_agree_with_a_loop_over_resampled_scenes():
+    rng = np.random.default_rng(3)
+    intersections, unions = scenes(rng, 7)
+    counts = resample(7, 50, np.random.default_rng(0))
+    assert (counts.sum(axis=1) == 7).all()
+    for row, value in zip(counts, iou_of(counts, intersections, unions), strict=True):
+        drawn = np.repeat(np.arange(7), row)
+        assert value == pytest.approx(intersections[drawn].sum() / unions[drawn].sum())
+
+
+def test_few_scenes_widen_the_interval_and_one_says_nothing():
+    statistics = np.random.default_rng(4).normal(size=4000)
+    widths = [np.diff(interval(statistics, units)).item() for units in (3, 10, 1000)]
+    assert widths[0] > widths[1] > widths[2]
+    assert widths[2] == pytest.approx(2 * 1.96, abs=0.2)
+    assert iou_interval(np.array([5]), np.array([10]), 100, 0) == (0.0, 1.0)
+    assert paired_gap_interval(([5], [10]), ([4], [10]), 100, 0) == (-1.0, 1.0)
+
+
+def test_identical_models_have_no_gap_and_a_seed_fixes_the_draws():
+    units = scenes(np.random.default_rng(5), 9)
+    assert paired_gap_interval(units, units, 500, 0) == (0.0, 0.0)
+    assert iou_interval(*units, 500, 1) == iou_interval(*units, 500, 1)
+
+
+def test_draws_without_a_building_are_left_out():
+    intersections, unions = np.array([80.0, 0, 0]), np.array([100.0, 0, 0])
+    assert iou_interval(intersections, unions, 500, 0) == (0.8, 0.8)
