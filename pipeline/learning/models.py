@@ -1,0 +1,231 @@
+"""The segmenters: one registry of fully convolutional networks, and their form on disk.
+
+A model folder holds weights.safetensors and model.json (the card): data, never code.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline import params
+from pipeline.errors import InputError
+from pipeline.storage import atomic_folder, write_json
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMP = {  # our name: class of segmentation_models_pytorch
+    "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
+    "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
+}  # fmt: skip
+TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
+
+
+class Segmenter(nn.Module):
+    """Images (N, C, H, W) float in [0, 1] to logits (N, K, H, W), K = classes + 1, for any H and W.
+
+    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model.
+    """
+
+    def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1):
+        super().__init__()
+        self.network, self.classes, self.stride = network, classes, stride
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        self.card: dict = {}
+
+    def set_normalisation(self, mean, std) -> None:
+        self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.std.copy_(torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1).clamp_min(1e-3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        x = (images - self.mean) / self.std
+        down, right = -height % self.stride, -width % self.stride
+        if down or right:  # encoders halve the image `log2(stride)` times
+            x = F.pad(x, (0, right, 0, down), mode="replicate")
+        return self.network(x)[..., :height, :width]
+
+    def predict(self, image, **options):
+        """Building map of an array (H, W, C) uint8 or of a raster's path; see pipeline.stages.predict.predict."""
+        from pipeline.stages.predict import predict
+
+        return predict(self, image, **options)
+
+
+class WindowCNN(nn.Module):
+    """A LeNet-like classifier of a 32² window's centre pixel, and the same network over a whole image at once.
+
+    `forward` reasons by layer (à trous: every stride becomes a dilation), `classify` by window; the logits are equal
+    (Long, Shelhamer, Darrell 2015, section 3.1, "filter rarefaction").
+    """
+
+    window = 32
+
+    def __init__(self, channels: int, outputs: int, width: int):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(channels, width, 3), nn.Conv2d(width, width, 3)
+        self.c3 = nn.Conv2d(width, width, 3)
+        self.hidden, self.out = nn.Conv2d(width, 2 * width, 6), nn.Conv2d(2 * width, outputs, 1)
+
+    def _features(self, x: torch.Tensor, dense: bool) -> torch.Tensor:
+        stride, d = (1, 2) if dense else (2, 1)
+        x = F.relu(self.c2(F.relu(self.c1(x))))
+        x = F.max_pool2d(x, 2, stride)
+        x = F.relu(F.conv2d(x, self.c3.weight, self.c3.bias, dilation=d))
+        x = F.max_pool2d(x, 2, stride, dilation=d)
+        return self.out(F.relu(F.conv2d(x, self.hidden.weight, self.hidden.bias, dilation=d * d)))
+
+    def classify(self, windows: torch.Tensor) -> torch.Tensor:
+        """Windows (N, C, 32, 32) to logits (N, K) of the pixel at row 15, column 15."""
+        return self._features(windows, dense=False).flatten(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        before, after = (self.window - 1) // 2, self.window // 2
+        return self._features(F.pad(images, (before, after, before, after)), dense=True)
+
+
+class _Out(nn.Module):
+    """torchvision's segmenters answer with a dict."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)["out"]
+
+
+def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.get_encoder_names()
+    if model.encoder not in known and not model.encoder.startswith("tu-"):
+        import difflib
+
+        near = difflib.get_close_matches(model.encoder, known, n=3, cutoff=0)
+        raise InputError(f"train.model.encoder: unknown encoder {model.encoder!r}; near it are {', '.join(near)}")
+    options = {"decoder_channels": model.decoder_channels} if model.decoder_channels else {}
+    if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:
+        options["encoder_depth"] = len(model.decoder_channels)  # a decoder has one width a level
+    try:
+        return getattr(smp, SMP[model.architecture])(
+            encoder_name=model.encoder,
+            encoder_weights="imagenet" if model.encoder_weights == "imagenet" else None,
+            in_channels=channels,
+            classes=outputs,
+            **options,
+        )
+    except (OSError, ConnectionError) as error:
+        raise InputError(
+            f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
+            "connect to the network once, name a file of weights, or set it to null"
+        ) from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+
+
+def _torchvision(model: params.Model, channels: int, outputs: int) -> nn.Module:
+    from torchvision.models import segmentation
+
+    weights = "IMAGENET1K_V1" if model.encoder_weights == "imagenet" else None
+    network = getattr(segmentation, model.architecture)(
+        weights=None, weights_backbone=weights, num_classes=outputs, aux_loss=False
+    )
+    if channels != 3:
+        network.backbone.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return _Out(network)
+
+
+def _load_encoder(network: nn.Module, path: str) -> None:
+    """Start the encoder from a safetensors file, or from the encoder inside a model folder."""
+    file = Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
+    weights = read_weights(file)
+    prefix = "network.encoder."
+    if any(key.startswith(prefix) for key in weights):
+        weights = {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
+    try:
+        network.encoder.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        raise InputError(f"train.model.encoder_weights: {file} does not fit the encoder: {error}") from None
+
+
+def build_model(model: params.Model, channels: int) -> Segmenter:
+    """The segmenter that train.model describes, with random or given weights. Raises InputError on what cannot be."""
+    from pipeline.learning.lipschitz import LipschitzNet, replace_relu
+    from pipeline.learning.small_nets import SmallFCN, SmallUNet
+
+    outputs, stride = model.classes + 1, 1
+    match model.architecture:
+        case "linear":
+            network = nn.Conv2d(channels, outputs, 1)
+        case "window_cnn":
+            network = WindowCNN(channels, outputs, model.width)
+        case "small_fcn":
+            network = SmallFCN(channels, outputs, model.width)
+        case "small_unet":
+            network, stride = SmallUNet(channels, outputs, model.width), 4
+        case "lipschitz":
+            network, stride = LipschitzNet(channels, outputs, model.width), 4
+        case name if name in TORCHVISION:
+            network, stride = _torchvision(model, channels, outputs), 8
+        case _:
+            network, stride = _smp(model, channels, outputs), 32
+    if model.activation == "minmax":
+        replace_relu(network)
+    if model.encoder_weights not in (None, "imagenet"):
+        _load_encoder(network, model.encoder_weights)
+    segmenter = Segmenter(network, channels, model.classes, stride)
+    if model.encoder_weights == "imagenet" and channels == 3:
+        segmenter.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+    return segmenter
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors. Raises InputError where it is absent or damaged; other formats are not read."""
+    if file.suffix != ".safetensors":
+        raise InputError(f"{file}: weights are read from safetensors files only; convert this one first")
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"{file}: not found; train a model first or correct the path") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged weights ({error}); train the model again or fetch a fresh copy") from None
+
+
+def save_model(folder: str | Path, segmenter: Segmenter, card: dict) -> None:
+    """Write FOLDER/weights.safetensors and FOLDER/model.json, atomically."""
+    with atomic_folder(folder) as partial:
+        weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
+        save_file(weights, partial / "weights.safetensors")
+        write_json(partial / "model.json", card)
+
+
+def read_card(folder: str | Path) -> dict:
+    path = Path(folder) / "model.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path}: not found; run the train stage first or correct the model's folder") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+    """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent, damaged or mismatched."""
+    card = read_card(folder)
+    try:
+        model = params.Model.model_validate({**card["model"], "encoder_weights": None})
+        segmenter = build_model(model, card["channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder}/model.json: not a model card of this pipeline ({error})") from None
+    try:
+        segmenter.load_state_dict(read_weights(Path(folder) / "weights.safetensors"))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{folder}: weights do not fit model.json ({reason}); train the model again") from None
+    segmenter.card = card
+    return segmenter.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
