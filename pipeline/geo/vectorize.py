@@ -1,0 +1,144 @@
+"""Footprints from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
+
+Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is matched,
+pixel against pixel, with the components of the next band's first row; when nothing below continues it, its pieces are
+united. Memory is that of one band and of the open components, never of the scene, and the polygons do not depend on
+where the bands were cut.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+from affine import Affine
+from rasterio.features import shapes
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+
+@dataclass
+class Footprints:
+    """n polygons: geometry (n,), class (n,), area in pixels (n,) and mean confidence over those pixels (n,)."""
+
+    geometry: np.ndarray
+    label: np.ndarray
+    pixels: np.ndarray
+    confidence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def where(self, keep: np.ndarray) -> "Footprints":
+        return Footprints(self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep])
+
+
+@dataclass
+class _Component:
+    label: int
+    pieces: list[shapely.Polygon] = field(default_factory=list)
+    pixels: int = 0
+    total: float = 0.0  # sum of confidences
+
+    def absorb(self, other: "_Component") -> None:
+        self.pieces += other.pieces
+        self.pixels += other.pixels
+        self.total += other.total
+
+
+class Polygoniser:
+    """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of a mask's classes 1..254.
+
+    >>> for mask, confidence in bands:
+    ...     footprints = polygoniser.add(mask, confidence)  # those that ended above the band's last row
+    >>> footprints = polygoniser.finish()
+    """
+
+    def __init__(self, width: int):
+        self.row = 0
+        self.open: list[_Component] = []
+        self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
+
+    def add(self, mask: np.ndarray, confidence: np.ndarray) -> Footprints:
+        """The next rows: mask (rows, W) uint8, 0 and 255 not being buildings; confidence (rows, W), of each class."""
+        labels, components = _trace(mask, confidence, self.row)
+        self.row += len(mask)
+        return self._join(labels[0], labels[-1], components)
+
+    def finish(self) -> Footprints:
+        none = np.zeros_like(self.seam)
+        return self._join(none, none, [])
+
+    def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Footprints:
+        """Unite open components with new ones that continue them; those absent from the row `last` are done."""
+        nodes, count = self.open + components, len(self.open)
+        touching = (self.seam > 0) & (first > 0)
+        above, below = np.unique(np.stack([self.seam[touching] - 1, first[touching] - 1 + count]), axis=1)
+        same = np.array([nodes[a].label == nodes[b].label for a, b in zip(above, below, strict=True)], bool)
+        edges = coo_array((np.ones(same.sum()), (above[same], below[same])), shape=(len(nodes), len(nodes)))
+        groups, group = connected_components(edges, directed=False) if nodes else (0, np.zeros(0, int))
+
+        merged: list[_Component | None] = [None] * groups
+        for node, g in zip(nodes, group, strict=True):
+            if merged[g] is None:
+                merged[g] = node
+            else:
+                merged[g].absorb(node)
+        still_open = np.zeros(groups, np.int32)
+        present = np.unique(group[last[last > 0] - 1 + count])
+        still_open[present] = np.arange(1, len(present) + 1)
+        self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
+        self.open = [merged[g] for g in present]
+        return _footprints([c for c, stays in zip(merged, still_open, strict=True) if not stays])
+
+
+def _trace(mask: np.ndarray, confidence: np.ndarray, row: int) -> tuple[np.ndarray, list[_Component]]:
+    """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon."""
+    labels, count, classes = np.zeros(mask.shape, np.int32), 0, []
+    for k in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:255]) + 1:
+        own, found = ndimage.label(mask == k)
+        labels += np.where(own > 0, own + count, 0).astype(np.int32)
+        count += found
+        classes += [int(k)] * found
+    if not count:
+        return labels, []
+    pixels = np.bincount(labels.ravel(), minlength=count + 1)
+    totals = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=count + 1)
+    polygons = np.empty(count + 1, object)
+    traced = list(shapes(labels, mask=labels > 0, connectivity=4, transform=Affine.translation(0, row)))
+    polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
+    return labels, [
+        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
+    ]
+
+
+def _polygons(rings: list[list[list[tuple[float, float]]]]) -> np.ndarray:
+    """Polygons of lists of rings, built in one call."""
+    flat = [ring for polygon in rings for ring in polygon]
+    coordinates = np.array([point for ring in flat for point in ring], float)
+    ring_ends = np.cumsum([0] + [len(ring) for ring in flat])
+    polygon_ends = np.cumsum([0] + [len(polygon) for polygon in rings])
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends))
+
+
+def _footprints(components: list[_Component]) -> Footprints:
+    geometry = np.array([_united(c.pieces) for c in components], object)
+    geometry = shapely.normalize(geometry)  # the same building, the same bytes, wherever the bands were cut
+    pixels = np.array([c.pixels for c in components], np.int64)
+    total = np.array([c.total for c in components], float)
+    labels = np.array([c.label for c in components], np.uint8)
+    return Footprints(geometry, labels, pixels, total / np.maximum(pixels, 1))
+
+
+def _united(pieces: list[shapely.Polygon]) -> shapely.Polygon:
+    if len(pieces) == 1:
+        return pieces[0]
+    whole = shapely.union_all(pieces)  # exact: the coordinates are integers
+    return shapely.Polygon(_corners(whole.exterior), [_corners(hole) for hole in whole.interiors])
+
+
+def _corners(ring: shapely.LinearRing) -> np.ndarray:
+    """A ring's points without those on a straight edge, which the seams left there."""
+    points = shapely.get_coordinates(ring)[:-1]
+    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
