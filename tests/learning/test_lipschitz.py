@@ -1,0 +1,115 @@
+"""Non-expansive by an exact singular value decomposition, never by power iteration."""
+
+import pytest
+import torch
+
+from pipeline.learning.lipschitz import (
+    AOLConv,
+    LipschitzNet,
+    MinMax,
+    OrthogonalConv,
+    margin_hinge,
+    minmax,
+    radii,
+    replace_relu,
+    simplex_frame,
+)
+
+LAYERS = [
+    pytest.param(lambda: OrthogonalConv(6, 6), id="orthogonal"),
+    pytest.param(lambda: OrthogonalConv(4, 7), id="orthogonal-wider"),
+    pytest.param(lambda: OrthogonalConv(7, 4), id="orthogonal-narrower"),
+    pytest.param(lambda: OrthogonalConv(5, 8, 1), id="orthogonal-1x1"),
+    pytest.param(lambda: AOLConv(5, 5), id="aol"),
+    pytest.param(lambda: AOLConv(4, 7), id="aol-wider"),
+    pytest.param(lambda: torch.nn.PixelUnshuffle(2), id="unshuffle"),
+]
+
+
+def unrolled(layer, channels: int, side: int) -> torch.Tensor:
+    """The layer without its bias as one matrix, a column an input pixel."""
+    basis = torch.eye(channels * side * side).view(-1, channels, side, side)
+    with torch.no_grad():
+        return (layer(basis) - layer(torch.zeros_like(basis[:1]))).flatten(1).T
+
+
+def channels_of(layer) -> int:
+    return layer.kernel().shape[1] if hasattr(layer, "kernel") else 4
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_operator_norm_is_at_most_one(make):
+    torch.manual_seed(0)
+    layer = make().eval()
+    for parameter in layer.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)  # not only at initialisation
+    assert torch.linalg.matrix_norm(unrolled(layer, channels_of(layer), 8), 2) <= 1 + 1e-4
+
+
+def test_orthogonal_convolution_keeps_norms_away_from_the_border():
+    torch.manual_seed(1)
+    x = torch.nn.functional.pad(torch.randn(2, 6, 5, 5), (1, 1, 1, 1))
+    layer = OrthogonalConv(6, 6).eval()
+    assert torch.allclose(layer(x).norm(), x.norm(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("convolution", ["orthogonal", "aol"])
+def test_network_is_non_expansive(convolution):
+    torch.manual_seed(2)
+    net = LipschitzNet(3, 2, 8, convolution).eval().requires_grad_(False)
+    x = torch.rand(8, 3, 16, 16)
+    for scale in (1e-2, 1.0):
+        delta = scale * torch.randn_like(x)
+        moved = (net(x + delta) - net(x)).flatten(1).norm(dim=1)
+        assert (moved <= delta.flatten(1).norm(dim=1) * (1 + 1e-4)).all()
+    # adversarial δ: climb the ratio itself
+    delta = (0.01 * torch.randn_like(x)).requires_grad_()
+    for _ in range(20):
+        ratio = (net(x + delta) - net(x)).flatten(1).norm(dim=1) / delta.flatten(1).norm(dim=1)
+        assert (ratio <= 1 + 1e-4).all()
+        (step,) = torch.autograd.grad(ratio.sum(), delta)
+        step = 0.02 * step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        delta = (delta + step).detach().requires_grad_()
+    assert ratio.max() > (0.5 if convolution == "orthogonal" else 0)  # the climb found a tight direction
+
+
+def test_minmax_sorts_pairs_and_keeps_an_odd_channel():
+    x = torch.tensor([3.0, 5.0, 1.0, 9.0, 7.0]).view(1, 5, 1, 1)
+    assert minmax(x).flatten().tolist() == [1, 5, 3, 9, 7]
+
+
+def test_replace_relu_reaches_nested_modules():
+    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.ReLU()))
+    kinds = [type(m) for m in replace_relu(net).modules()]
+    assert torch.nn.ReLU not in kinds and kinds.count(MinMax) == 2
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 6])
+def test_simplex_frame_is_an_isometry_onto_zero_sum_logits(outputs):
+    frame = simplex_frame(outputs)
+    assert torch.allclose(frame.T @ frame, torch.eye(outputs - 1), atol=1e-6)
+    assert frame.sum(0).abs().max() < 1e-6
+
+
+def test_radius_of_a_signed_output_is_its_absolute_value():
+    signed = torch.tensor([[[[-0.3, 0.2]]]])
+    logits = torch.einsum("kj,njhw->nkhw", simplex_frame(2), signed)
+    assert torch.allclose(radii(logits), torch.tensor([[[0.3, 0.2]]]))
+
+
+def test_hinge_is_zero_exactly_where_the_margin_holds_and_ignores_255():
+    logits = torch.einsum("kj,njhw->nkhw", simplex_frame(2), torch.tensor([[[[0.3, -0.1, 0.0, -5.0]]]]))
+    label = torch.tensor([[[1, 1, 0, 255]]])
+    per_pixel = [0.0, 1 + 0.1 / 0.2, 1.0]
+    assert torch.isclose(margin_hinge(logits, label, 0.2), torch.tensor(sum(per_pixel) / 3))
+
+
+def test_eval_kernel_follows_training_and_loading():
+    torch.manual_seed(3)
+    layer, other, x = OrthogonalConv(4, 4).eval(), OrthogonalConv(4, 4).eval(), torch.randn(1, 4, 6, 6)
+    assert not torch.allclose(layer(x), other(x))
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x))
+    layer.train()
+    layer.mix.data += 1
+    assert not torch.allclose(layer.eval()(x), other(x))
