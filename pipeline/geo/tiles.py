@@ -101,3 +101,23 @@ class CityTiles:
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
             images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[top : top + size, left : left + size]
         return images, labels
+
+    def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
+        """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and returned without any label.
+
+        Neither labels.npy nor the table of tiles (whose building shares are labels too) is opened. Crops that are
+        mostly 0 in every band are nodata and left out, so N ≤ count; regions smaller than S are mirrored.
+        """
+        regions, size, rng = self.of_split(split), size or self.size, np.random.default_rng(seed)
+        area = np.array([r.height * r.width for r in regions], float)
+        crops = []
+        for region in rng.choice(len(regions), 4 * count, p=area / area.sum()) if regions else []:
+            image = self.image(regions[region])
+            top, left = (int(rng.integers(max(0, side - size) + 1)) for side in image.shape[:2])
+            crop = image[top : top + size, left : left + size]
+            if (crop == 0).all(axis=-1).mean() < 0.5:
+                short = [(0, size - side) for side in crop.shape[:2]]
+                crops.append(np.pad(crop, [*short, (0, 0)], mode="symmetric"))
+            if len(crops) == count:
+                break
+        return np.stack(crops) if crops else np.empty((0, size, size, self.channels), np.uint8)
