@@ -1,4 +1,4 @@
-"""Footprints from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
+"""Buildings from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
 
 Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is matched,
 pixel against pixel, with the components of the next band's first row; when nothing below continues it, its pieces are
@@ -16,9 +16,11 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pipeline.geo.scene import IGNORE
+
 
 @dataclass
-class Footprints:
+class Buildings:
     """n polygons: geometry (n,), class (n,), area in pixels (n,) and mean confidence over those pixels (n,)."""
 
     geometry: np.ndarray
@@ -29,8 +31,8 @@ class Footprints:
     def __len__(self) -> int:
         return len(self.geometry)
 
-    def where(self, keep: np.ndarray) -> "Footprints":
-        return Footprints(self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep])
+    def where(self, keep: np.ndarray) -> "Buildings":
+        return Buildings(self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep])
 
 
 @dataclass
@@ -50,8 +52,8 @@ class Polygoniser:
     """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of a mask's classes 1..254.
 
     >>> for mask, confidence in bands:
-    ...     footprints = polygoniser.add(mask, confidence)  # those that ended above the band's last row
-    >>> footprints = polygoniser.finish()
+    ...     buildings = polygoniser.add(mask, confidence)  # those that ended above the band's last row
+    >>> buildings = polygoniser.finish()
     """
 
     def __init__(self, width: int):
@@ -59,17 +61,17 @@ class Polygoniser:
         self.open: list[_Component] = []
         self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
 
-    def add(self, mask: np.ndarray, confidence: np.ndarray) -> Footprints:
+    def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
         """The next rows: mask (rows, W) uint8, 0 and 255 not being buildings; confidence (rows, W), of each class."""
         labels, components = _trace(mask, confidence, self.row)
         self.row += len(mask)
         return self._join(labels[0], labels[-1], components)
 
-    def finish(self) -> Footprints:
+    def finish(self) -> Buildings:
         none = np.zeros_like(self.seam)
         return self._join(none, none, [])
 
-    def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Footprints:
+    def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Buildings:
         """Unite open components with new ones that continue them; those absent from the row `last` are done."""
         nodes, count = self.open + components, len(self.open)
         touching = (self.seam > 0) & (first > 0)
@@ -89,23 +91,24 @@ class Polygoniser:
         still_open[present] = np.arange(1, len(present) + 1)
         self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
         self.open = [merged[g] for g in present]
-        return _footprints([c for c, stays in zip(merged, still_open, strict=True) if not stays])
+        return _buildings([c for c, stays in zip(merged, still_open, strict=True) if not stays])
 
 
 def _trace(mask: np.ndarray, confidence: np.ndarray, row: int) -> tuple[np.ndarray, list[_Component]]:
     """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon."""
     labels, count, classes = np.zeros(mask.shape, np.int32), 0, []
-    for k in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:255]) + 1:
+    inside = (mask > 0) & (mask != IGNORE)
+    for k in np.unique(mask[inside]).tolist():
         own, found = ndimage.label(mask == k)
-        labels += np.where(own > 0, own + count, 0).astype(np.int32)
+        labels = own if not count else np.where(own > 0, own + count, labels)
         count += found
-        classes += [int(k)] * found
+        classes += [k] * found
     if not count:
         return labels, []
-    pixels = np.bincount(labels.ravel(), minlength=count + 1)
-    totals = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=count + 1)
+    pixels = np.bincount(labels[inside], minlength=count + 1)
+    totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
     polygons = np.empty(count + 1, object)
-    traced = list(shapes(labels, mask=labels > 0, connectivity=4, transform=Affine.translation(0, row)))
+    traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
     polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
     return labels, [
         _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
@@ -121,13 +124,13 @@ def _polygons(rings: list[list[list[tuple[float, float]]]]) -> np.ndarray:
     return shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends))
 
 
-def _footprints(components: list[_Component]) -> Footprints:
+def _buildings(components: list[_Component]) -> Buildings:
     geometry = np.array([_united(c.pieces) for c in components], object)
     geometry = shapely.normalize(geometry)  # the same building, the same bytes, wherever the bands were cut
     pixels = np.array([c.pixels for c in components], np.int64)
     total = np.array([c.total for c in components], float)
     labels = np.array([c.label for c in components], np.uint8)
-    return Footprints(geometry, labels, pixels, total / np.maximum(pixels, 1))
+    return Buildings(geometry, labels, pixels, total / np.maximum(pixels, 1))
 
 
 def _united(pieces: list[shapely.Polygon]) -> shapely.Polygon:
