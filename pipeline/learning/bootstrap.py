@@ -1,11 +1,11 @@
 """Bootstrap intervals of IoU = ΣI / ΣU over units: a city's scenes, or the blocks of its single large scene.
 
-Pixels of one scene are not independent, so scenes are drawn, never pixels. A draw is a vector of multinomial counts,
-and all draws of a ratio are two matrix products: (draws, units) @ (units,).
+Pixels of one scene are not independent, so scenes are drawn, never pixels. A draw is a vector of multinomial
+counts, and all draws of a ratio are two matrix products: (draws, units) @ (units,).
 
-Plain percentile intervals are too narrow for few units; the expanded percentile interval (Hesterberg, "What Teachers
-Should Know About the Bootstrap", The American Statistician 2015, section 5.3) takes quantiles further out so that it
-has the width of Student's t: with three scenes it is the whole range of the draws, with a hundred it is the plain one.
+Plain percentile intervals are too narrow for few units. The expanded percentile interval (Hesterberg, "What
+Teachers Should Know About the Bootstrap", The American Statistician 2015) takes quantiles further out, to the
+width of Student's t: of three scenes the whole range of the draws, of a hundred nearly the plain interval.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ def interval(statistics: np.ndarray, units: int, level: float = 0.95) -> tuple[f
 def iou_interval(
     intersections: np.ndarray, unions: np.ndarray, draws: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of ΣI/ΣU from (units,) pixel counts; (0, 1) where a single unit or an empty union says nothing."""
+    """Interval of ΣI/ΣU from (units,) pixel counts; (0, 1) where one unit or an empty union says nothing."""
     counts = resample(len(intersections), draws, np.random.default_rng(seed))
     return interval(iou_of(counts, intersections, unions), len(intersections), level) or (0.0, 1.0)
 
@@ -54,8 +54,8 @@ def paired_gap_interval(
 ) -> tuple[float, float]:
     """Interval of IoU(first) − IoU(second), each (intersections, unions) of the same units in the same order.
 
-    Both are resampled by the same counts, so a scene that is hard for both models widens neither. (−1, 1) where a
-    single unit says nothing.
+    Both are resampled by the same counts, so a scene that is hard for both models widens nothing. (−1, 1)
+    where one unit says nothing.
     """
     units = len(first[0])
     counts = resample(units, draws, np.random.default_rng(seed))

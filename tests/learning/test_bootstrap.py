@@ -5,7 +5,7 @@ from pipeline.learning.bootstrap import interval, iou_interval, iou_of, paired_g
 
 
 def scenes(rng, count, quality=0.7, spread=0.5):
-    """Intersections and unions of `count` scenes whose IoU scatters around `quality`; E[I]/E[U] is `quality`."""
+    """Intersections and unions of `count` scenes whose IoU scatters around `quality`, the true pooled IoU."""
     difficulty = rng.normal(size=count)
     unions = rng.gamma(8.0, 1000, count)
     share = np.clip(quality + 0.1 * spread * difficulty, 0, 1)
