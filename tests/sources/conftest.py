@@ -38,7 +38,7 @@ class Server:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
 
     def fail(self, name: str, **fault) -> None:
-        """From now on `name` (a path under root) is served with this fault; without keywords it is well again."""
+        """Serve `name` (a path under root) with this fault from now on; without keywords, well again."""
         self.faults[name] = Fault(**fault)
 
     def asked(self, name: str) -> list[dict[str, str]]:
