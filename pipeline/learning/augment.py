@@ -1,0 +1,48 @@
+"""The only module that knows albumentations (2.0.8, the last MIT release)."""
+
+import os
+from functools import cache
+
+import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for news otherwise
+
+import albumentations  # noqa: E402
+
+from pipeline.geo.scene import IGNORE  # noqa: E402
+
+
+@cache
+def _pipeline(level: str) -> albumentations.Compose:
+    a = albumentations
+    turns = [a.D4(p=1)]  # the eight symmetries of a square: from above, no direction is special
+    colour = [
+        a.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.7),
+        a.HueSaturationValue(hue_shift_limit=12, sat_shift_limit=30, val_shift_limit=0, p=0.5),
+        a.RandomGamma(gamma_limit=(75, 130), p=0.3),
+    ]
+    hard = [
+        a.Affine(scale=(0.75, 1.33), rotate=(-45, 45), fill=0, fill_mask=IGNORE, p=0.6),
+        a.PlanckianJitter(p=0.3),
+        a.OneOf([a.GaussianBlur(blur_limit=(3, 5)), a.Downscale(scale_range=(0.5, 0.9))], p=0.3),
+        a.OneOf([a.GaussNoise(std_range=(0.01, 0.05)), a.ISONoise()], p=0.3),
+        a.RandomFog(fog_coef_range=(0.05, 0.3), p=0.15),
+        a.ToGray(p=0.05),
+    ]
+    levels = {"none": [], "flips": turns, "standard": turns + colour, "strong": turns + hard[:1] + colour + hard[1:]}
+    return a.Compose(levels[level])
+
+
+def augment(level: str, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One random view of image (S, S, C) uint8 and label (S, S) uint8; the same seed gives the same view.
+
+    Colour changes need three channels; other images are only turned and scaled.
+    """
+    if level in {"standard", "strong"} and image.shape[-1] != 3:
+        level = "flips"
+    if level == "none":
+        return image, label
+    pipeline = _pipeline(level)
+    pipeline.set_random_seed(seed)
+    out = pipeline(image=image, mask=label)
+    return out["image"], out["mask"]

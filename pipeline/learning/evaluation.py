@@ -1,0 +1,152 @@
+"""A model against a city's labelled scenes: counts a scene, then the city's metrics with intervals."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.geo.tiles import CityTiles, Region
+from pipeline.learning import metrics
+from pipeline.learning.bootstrap import iou_interval
+from pipeline.learning.inference import infer
+from pipeline.learning.metrics import Units, ratio
+from pipeline.learning.models import Segmenter
+from pipeline.params import Evaluate
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """One region's building map, uint8: `prediction` (H, W) classes, `confidence` (H, W) in 1/255 of probability."""
+
+    region: Region
+    prediction: np.ndarray
+    confidence: np.ndarray
+    pixels: np.ndarray  # TP, FP, FN, TN
+
+
+@dataclass
+class CityResult:
+    """A city's counts. `iou` is None where neither the labels nor the model know a building."""
+
+    city: str
+    gsd: float
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
+    classes: np.ndarray | None = None
+    boundary: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    objects: list[metrics.Objects] = field(default_factory=list)
+    units: Units | None = None
+
+    @property
+    def iou(self) -> float | None:
+        return ratio(self.pixels[0], self.pixels[:3].sum())
+
+
+def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate, temperature: float = 1.0):
+    """The building map of one region: argmax class and building probability, both (H, W) uint8."""
+    prediction = np.empty((region.height, region.width), np.uint8)
+    confidence = np.empty_like(prediction)
+    bands = infer(
+        segmenter, city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
+        augment=e.augment, temperature=temperature,
+    )  # fmt: skip
+    for top, p in bands:
+        prediction[top : top + len(p)] = p.argmax(-1)
+        confidence[top : top + len(p)] = np.rint(255 * (1 - p[..., 0]))
+    return prediction, confidence
+
+
+def evaluate_scenes(
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test"
+) -> Iterator[tuple[SceneResult, CityResult]]:
+    """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
+    regions = city.of_split(split)
+    result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
+    by_block = len({region.parent for region in regions}) < 2
+    temperature = segmenter.card.get("temperature", 1.0)
+    inter, union, parents = [], [], []
+    for region in regions:
+        prediction, confidence = predict_region(segmenter, city, region, e)
+        label = city.label(region)
+        pixels = metrics.pixel_counts(prediction, label)
+        result.pixels += pixels
+        result.classes += metrics.class_counts(prediction, label, city.classes)
+        result.boundary += metrics.boundary_counts(prediction, label, max(1, round(e.boundary / city.gsd)))
+        counts = metrics.confidence_counts(confidence, label)
+        result.confidence += counts
+        result.calibrated += rescale(counts, temperature)
+        result.objects.append(metrics.match_objects(prediction, label))
+        i, u = metrics.block_counts(prediction, label, e.block) if by_block else ([pixels[0]], [pixels[:3].sum()])
+        inter.extend(i), union.extend(u), parents.extend([region.parent] * len(i))
+        result.units = Units(np.array(inter), np.array(union), parents)
+        yield SceneResult(region, prediction, confidence, pixels), result
+
+
+def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:
+    """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
+    result = CityResult(city.city, city.gsd, units=Units(np.zeros(0, int), np.zeros(0, int), []))
+    for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
+        pass
+    return result
+
+
+def rescale(counts: np.ndarray, temperature: float) -> np.ndarray:
+    """Move a confidence histogram (2, 256) to where p = σ(z) becomes σ(z / T): exact for two classes, binned."""
+    p = np.clip(np.arange(256) / 255, 1 / 510, 1 - 1 / 510)
+    level = np.rint(255 / (1 + np.exp(-np.log(p / (1 - p)) / temperature))).astype(int)
+    return np.stack([np.bincount(level, row, 256).astype(np.int64) for row in counts])
+
+
+def city_metrics(result: CityResult, e: Evaluate) -> dict:
+    """One city's entry of metrics/evaluate.json."""
+    tp, fp, fn, tn = (int(n) for n in result.pixels)
+    low, high = (None, None)
+    if result.units is not None and len(result.units.union):
+        low, high = iou_interval(result.units.intersection, result.units.union, e.bootstrap, seed=0)
+    area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
+    best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
+    matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
+    edges = [0, *e.size_bins, np.inf]
+    sizes = {}
+    for lo, hi in zip(edges, edges[1:], strict=False):
+        inside = (area * result.gsd**2 >= lo) & (area * result.gsd**2 < hi)
+        name = f"{lo:g}-{hi:g}" if np.isfinite(hi) else f"{lo:g}+"
+        count = int(inside.sum())
+        sizes[name] = {
+            "buildings": count,
+            "recall": ratio((best[inside] > 0.5).sum(), count),
+            "iou": ratio(best[inside].sum(), count),
+        }
+    entry = {
+        "iou": result.iou,
+        "iou_low": low,
+        "iou_high": high,
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "boundary_iou": ratio(*result.boundary),
+        "object_f1": ratio(2 * matched, len(area) + predicted),
+        "ece": metrics.calibration_error(result.confidence),
+        "ece_calibrated": metrics.calibration_error(result.calibrated),
+        "size": sizes,
+    }
+    if result.classes is not None and len(result.classes) > 2:
+        c = result.classes
+        entry["class_iou"] = {str(k): ratio(c[k, k], c[k].sum() + c[:, k].sum() - c[k, k]) for k in range(1, len(c))}
+    return entry
+
+
+def summarise(results: list[CityResult], e: Evaluate) -> dict:
+    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, and each city."""
+    pixels = sum(r.pixels for r in results)
+    cities = {r.city: city_metrics(r, e) for r in results}
+    known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
+    worst = min(known, key=known.get, default=None)
+    return {
+        "pooled": {"iou": ratio(pixels[0], pixels[:3].sum()), "accuracy": ratio(pixels[0] + pixels[3], pixels.sum())},
+        "mean_city": {"iou": ratio(sum(known.values()), len(known))},
+        "worst_city": {"iou": known.get(worst), "city": worst},
+        "city": cities,
+    }

@@ -1,0 +1,94 @@
+"""Whole scenes through a fully convolutional segmenter: overlapping windows, blended, one band of rows at a time.
+
+Memory grows with a band of rows (window × scene width), never with the scene's height.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pipeline.learning.crops import to_float
+from pipeline.learning.models import Segmenter
+from pipeline.learning.precision import autocast
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """First pixels of windows that cover `length` evenly, neighbours sharing at least `overlap` of a window."""
+    if length <= window:
+        return [0]
+    count = int(np.ceil((length - window) / max(1, int(window * (1 - overlap))))) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def blend_weights(window: int) -> np.ndarray:
+    """(window, window) float32: a raised cosine from the centre to the edge, nowhere zero."""
+    ramp = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2 + 1e-3
+    return np.outer(ramp, ramp).astype(np.float32)
+
+
+@torch.inference_mode()
+def probabilities(segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool) -> torch.Tensor:
+    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W) float32; `augment`: mean of eight symmetries."""
+    if not augment:
+        return (segmenter(images).float() / temperature).softmax(1)
+    total = 0
+    for turns in range(4):
+        turned = images.rot90(turns, (2, 3))
+        for flip in (False, True):
+            view = turned.flip(3) if flip else turned
+            p = (segmenter(view).float() / temperature).softmax(1)
+            total = total + (p.flip(3) if flip else p).rot90(-turns, (2, 3))
+    return total / 8
+
+
+def infer(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    *,
+    window: int = 512,
+    overlap: float = 0.25,
+    batch_size: int = 4,
+    augment: bool = False,
+    temperature: float = 1.0,
+    precision: str = "auto",
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps.
+
+    `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
+    time. Windows without data (all 0) are not computed: they are background with probability 1.
+    """
+    height, width, _ = image.shape
+    on = next(segmenter.buffers()).device
+    tall, wide = min(window, height), min(window, width)
+    rows, columns = window_starts(height, tall, overlap), window_starts(width, wide, overlap)
+    weight = torch.from_numpy(blend_weights(window)[:tall, :wide] if tall < window or wide < window else blend_weights(window))
+    weight = weight.to(on)
+    foreground = segmenter.classes
+    total = torch.zeros(foreground, tall, width, device=on)  # Σ weight · probability of each foreground class
+    norm = torch.zeros(tall, width, device=on)
+    for i, top in enumerate(rows):
+        band = torch.from_numpy(np.ascontiguousarray(image[top : top + tall]))
+        busy = [left for left in columns if band[:, left : left + wide].any()]
+        for left in columns:
+            norm[:, left : left + wide] += weight
+        for start in range(0, len(busy), batch_size):
+            lefts = busy[start : start + batch_size]
+            batch = torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True)
+            with autocast(on, precision):
+                p = probabilities(segmenter, to_float(batch), temperature, augment)[:, 1:]
+            for left, one in zip(lefts, p, strict=True):
+                total[:, :, left : left + wide] += weight * one
+        ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
+        found = (total[:, :ready] / norm[:ready]).movedim(0, -1).cpu().numpy()
+        yield top, np.concatenate([1 - found.sum(-1, keepdims=True), found], axis=-1)
+        # The rows below are not finished: move them up, and make room.
+        for array in (total, norm):
+            rest = array[..., ready:, :].clone()
+            array.zero_()
+            array[..., : rest.shape[-2], :] = rest
+
+
+def infer_whole(segmenter: Segmenter, image: np.ndarray, **options) -> np.ndarray:
+    """(H, W, K) float32 probabilities of a scene that fits in memory."""
+    return np.concatenate([p for _, p in infer(segmenter, image, **options)])

@@ -1,0 +1,132 @@
+"""What is counted on a scene: pixels, boundaries, objects and confidence. Counts add up; a ratio comes last.
+
+IoU is Σ∩ / Σ∪ over all valid pixels of all scenes (Maggiori et al. 2017), of any building class against background.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from pipeline.geo.scene import IGNORE
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole, or None where nothing was there to be counted (never 0 and never 1)."""
+    return float(part / whole) if whole else None
+
+
+@dataclass(frozen=True)
+class Units:
+    """Intersection and union of each bootstrap unit (a scene, or a block of a single scene) and its parent's name."""
+
+    intersection: np.ndarray
+    union: np.ndarray
+    parents: list[str]
+
+
+def pixel_counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """[TP, FP, FN, TN] of building against background over valid pixels; arrays (H, W) uint8."""
+    valid = label != IGNORE
+    found, truth = (prediction > 0) & valid, (label > 0) & valid
+    tp = np.count_nonzero(found & truth)
+    fp, fn = np.count_nonzero(found) - tp, np.count_nonzero(truth) - tp
+    return np.array([tp, fp, fn, np.count_nonzero(valid) - tp - fp - fn], np.int64)
+
+
+def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) pixels by true class (row) and predicted class (column), K = classes + 1."""
+    k, valid = classes + 1, label != IGNORE
+    index = label[valid].astype(np.int64) * k + prediction[valid]
+    return np.bincount(index, minlength=k * k).reshape(k, k)
+
+
+def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection and union of each block × block square that holds valid pixels."""
+    valid = label != IGNORE
+    found, truth = (prediction > 0) & valid, (label > 0) & valid
+    rows, columns = np.arange(0, label.shape[0], block), np.arange(0, label.shape[1], block)
+
+    def add(mask: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1, dtype=np.int64).ravel()
+
+    keep = add(valid) > 0
+    return add(found & truth)[keep], add(found | truth)[keep]
+
+
+def boundary_counts(prediction: np.ndarray, label: np.ndarray, distance: int) -> np.ndarray:
+    """Intersection and union of the two inner boundaries, `distance` pixels thick (Cheng et al. 2021, equation 2)."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * distance + 1, 2 * distance + 1))
+    valid = label != IGNORE
+
+    def boundary(mask: np.ndarray) -> np.ndarray:
+        inside = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE)
+        return mask & ~inside.astype(bool) & valid
+
+    found, truth = boundary((prediction > 0) & valid), boundary((label > 0) & valid)
+    return np.array([np.count_nonzero(found & truth), np.count_nonzero(found | truth)], np.int64)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """One scene's buildings (4-connected components): the true ones' area and best IoU, and matches at IoU ≥ 0.5."""
+
+    area: np.ndarray  # pixels of each true building
+    best_iou: np.ndarray  # of each true building with any predicted one
+    predicted: int
+    matched: int
+
+
+def match_objects(prediction: np.ndarray, label: np.ndarray) -> Objects:
+    """Match true and predicted buildings; at IoU > 0.5 a match is unique, so no assignment is needed."""
+    valid = label != IGNORE
+    truth, n_truth = ndimage.label((label > 0) & valid)
+    found, n_found = ndimage.label((prediction > 0) & valid)
+    area_truth = np.bincount(truth.ravel(), minlength=n_truth + 1)
+    area_found = np.bincount(found.ravel(), minlength=n_found + 1)
+    both = (truth > 0) & (found > 0)
+    pair, shared = np.unique(truth[both].astype(np.int64) * (n_found + 1) + found[both], return_counts=True)
+    t, f = pair // (n_found + 1), pair % (n_found + 1)
+    iou = shared / (area_truth[t] + area_found[f] - shared)
+    best = np.zeros(n_truth + 1)
+    np.maximum.at(best, t, iou)
+    return Objects(area_truth[1:], best[1:], n_found, int((iou > 0.5).sum()))
+
+
+def confidence_counts(confidence: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(2, 256): background and building pixels by predicted building probability in 1/255 (uint8)."""
+    valid = label != IGNORE
+    truth = label[valid] > 0
+    return np.stack([np.bincount(confidence[valid][truth == y], minlength=256) for y in (False, True)])
+
+
+def reliability(counts: np.ndarray, bins: int = 15) -> dict[str, list]:
+    """Mean predicted probability and true share of buildings in equal-width bins of `confidence_counts`."""
+    level = np.arange(256) / 255
+    place = np.minimum((level * bins).astype(int), bins - 1)
+    number = np.bincount(place, counts.sum(0), bins)
+    keep = number > 0
+    return {
+        "probability": (np.bincount(place, counts.sum(0) * level, bins)[keep] / number[keep]).tolist(),
+        "frequency": (np.bincount(place, counts[1], bins)[keep] / number[keep]).tolist(),
+        "pixels": number[keep].astype(int).tolist(),
+    }
+
+
+def calibration_error(counts: np.ndarray) -> float | None:
+    """Expected calibration error (Guo et al. 2017, equation 3) of the building probability, 15 bins."""
+    r = reliability(counts)
+    gaps = np.abs(np.subtract(r["probability"], r["frequency"]))
+    return ratio(gaps @ np.array(r["pixels"], float), sum(r["pixels"])) if r["pixels"] else None
+
+
+def precision_recall(counts: np.ndarray) -> dict[str, list]:
+    """Precision and recall where pixels of at least a probability are called building, over 256 thresholds."""
+    fp, tp = counts[:, ::-1].cumsum(1)[:, ::-1]
+    keep = tp > 0
+    return {
+        "threshold": (np.arange(256)[keep] / 255).tolist(),
+        "precision": (tp[keep] / (tp + fp)[keep]).tolist(),
+        "recall": (tp[keep] / max(1, tp[0])).tolist(),
+    }

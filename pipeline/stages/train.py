@@ -1,0 +1,63 @@
+"""Stage train: one segmenter on the training scenes of every city, or of every city but one."""
+
+import csv
+from pathlib import Path
+
+from pipeline.console import console, table
+from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles
+from pipeline.params import Params
+from pipeline.storage import atomic_file, write_json
+
+WORK = Path(".work")
+
+
+def open_cities(params: Params, tiles: Path = Path("data/tiles")) -> list[CityTiles]:
+    return [CityTiles(tiles / city) for city in params.fetch.cities]
+
+
+def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
+    """Train models/all, or models/without-CITY for the leave-one-city-out folds. Raises InputError on bad tiles."""
+    cities = open_cities(params, tiles)
+    if without is None:
+        name, folder = "all", Path("models/all")
+    else:
+        if without not in params.fetch.cities or len(cities) < 2:
+            raise InputError(f"no city {without!r} to leave out of {', '.join(params.fetch.cities)}")
+        cities = [city for city in cities if city.city != without]
+        name, folder = f"without-{without}", Path(f"models/without-{without}")
+        if params.generalize.epochs:
+            epochs = {"epochs": params.generalize.epochs}
+            params = params.model_copy(update={"train": params.train.model_copy(update=epochs)})
+
+    from pipeline.learning.training import fit
+
+    card = fit(params, cities, folder, work=WORK, name=name)
+    if without is None:
+        write_json("metrics/train.json", {**card["metrics"], "temperature": card["temperature"], **card["training"]})
+        write_curve(card["history"])
+    epochs = card["history"][-3:]
+    table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
+    console.print(f"best validation IoU {card['metrics']['validation_iou']:.3f}; weights in {folder}/weights.safetensors")
+
+
+def write_curve(history: list[dict], folder: Path = Path("figures/train")) -> None:
+    """The learning curve as CSV (for `dvc plots` and eyes) and as a picture."""
+    with atomic_file(folder / "curve.csv") as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, history[-1])
+        writer.writeheader()
+        writer.writerows(history)
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    loss = figure.subplots()
+    iou = loss.twinx()
+    epochs = [h["epoch"] + 1 for h in history]
+    loss.plot(epochs, [h["loss"] for h in history], color="#999999", label="training loss")
+    iou.plot(epochs, [h["iou"] for h in history], color="#0072B2", marker="o", markersize=3, label="validation IoU")
+    loss.set(xlabel="epoch", ylabel="training loss")
+    iou.set(ylabel="validation IoU", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    with atomic_file(folder / "curve.svg") as partial:
+        figure.savefig(partial)
