@@ -1,0 +1,200 @@
+"""The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb that needs them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import InputError
+
+app = typer.Typer(
+    name="pipeline",
+    help="Map buildings from the air, and know how far to trust the map.\n\n"
+    "`dvc repro` runs the stages in order; each also runs by itself: `python -m pipeline train`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
+OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
+PARAMS = Path("params.yaml")
+
+
+def load(path: Path):
+    from pipeline.params import load_params
+
+    return load_params(path)
+
+
+@app.command()
+def fetch(city: OneCity = None, params: ParamsFile = PARAMS) -> None:
+    """Bring the scenes of each city to data/scenes: demo, folder, inria or open_buildings.
+
+    Example: `python -m pipeline fetch --city brickvale`
+    """
+    from pipeline.stages import fetch as stage
+
+    stage.run(load(params), city)
+
+
+@app.command()
+def tile(city: OneCity = None, params: ParamsFile = PARAMS) -> None:
+    """Resample scenes to one ground sample distance, rasterise labels, split: data/tiles.
+
+    Example: `python -m pipeline tile --city brickvale`
+    """
+    from pipeline.stages import tile as stage
+
+    stage.run(load(params), city)
+
+
+@app.command()
+def train(
+    without: Annotated[str | None, typer.Option(help="Leave this city out: models/without-CITY.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Train a segmenter on every city (models/all), or on every city but one.
+
+    Example: `python -m pipeline train`, or on 4 GPUs `torchrun --nproc-per-node 4 -m pipeline train`
+    """
+    from pipeline.stages import train as stage
+
+    stage.run(load(params), without)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("models/pretrained"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Learn an encoder from unlabelled tiles; start from it with train.init.
+
+    Example: `python -m pipeline pretrain --out models/pretrained`
+    """
+    from pipeline.learning.pretraining import pretrain as learn
+    from pipeline.stages.train import WORK, open_cities
+
+    parameters = load(params)
+    learn(parameters, open_cities(parameters), out, work=WORK)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    tiles: Annotated[Path, typer.Option(help="Any tile set of the model's ground sample distance.")] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """IoU per city over whole test scenes, with 95 % intervals and error maps.
+
+    Example: `python -m pipeline evaluate --model models/without-tinroof --out metrics/other.json`
+    """
+    from pipeline.stages import evaluate as stage
+
+    figures = Path("figures") / out.stem
+    stage.run(load(params), model, tiles, out, figures)
+
+
+@app.command()
+def attack(params: ParamsFile = PARAMS) -> None:
+    """IoU under attack: how far can the pixels be pushed? Fails where its honesty audit does.
+
+    Example: `python -m pipeline attack`
+    """
+    from pipeline.stages import attack as stage
+
+    stage.run(load(params))
+
+
+@app.command()
+def certify(params: ParamsFile = PARAMS) -> None:
+    """Certified IoU: what no perturbation can do. Smoothing, convex relaxation, Lipschitz network.
+
+    Example: `python -m pipeline certify`
+    """
+    from pipeline.stages import certify as stage
+
+    stage.run(load(params))
+
+
+@app.command()
+def generalize(params: ParamsFile = PARAMS) -> None:
+    """IoU in a city never seen: held-out cities, corruptions, adaptation, an estimate without labels.
+
+    Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import generalize as stage
+
+    stage.run(load(params))
+
+
+@app.command()
+def report(params: ParamsFile = PARAMS) -> None:
+    """One self-contained page of all that has run: report/index.html.
+
+    Example: `python -m pipeline report`
+    """
+    from pipeline.stages import report as stage
+
+    stage.run(load(params))
+
+
+@app.command("pack-submission")
+def pack(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks of Inria's test scenes.")],
+    out: Annotated[Path, typer.Option(help="Zip to write.")] = Path("submission.zip"),
+) -> None:
+    """Pack predicted masks as the Inria contest's submission zip.
+
+    Example: `python -m pipeline pack-submission predictions --out submission.zip`
+    """
+    from pipeline.sources.inria import pack_submission
+
+    pack_submission(predictions, out)
+
+
+@app.command()
+def summary() -> None:
+    """The table of IoU per city and the path of the report.
+
+    Example: `python -m pipeline summary`
+    """
+    import json
+
+    from pipeline.console import console
+    from pipeline.stages.evaluate import print_table
+
+    path, page = Path("metrics/evaluate.json"), Path("report/index.html")
+    if not path.exists():
+        raise InputError(f"{path}: not found; run `dvc repro` or the evaluate stage first")
+    print_table(json.loads(path.read_text(encoding="utf-8")))
+    if page.exists():
+        console.print(f"report: {page.resolve()}")
+
+
+def main() -> None:
+    """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
+            error.show()  # a usage mistake: unknown option, missing argument
+            sys.exit(getattr(error, "exit_code", 2))
+        raise
+
+
+if __name__ == "__main__":
+    main()
