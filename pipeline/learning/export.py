@@ -1,0 +1,220 @@
+"""A model folder for other tools: model.onnx, and item.json, a STAC item with the Machine Learning Model extension.
+
+The ONNX graph holds the normalisation and the padding to the network's stride, so it takes images of any size in
+[0, 1] and answers logits. The model card travels inside the file: `load_onnx` needs nothing else.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.errors import InputError
+from pipeline.learning.models import Segmenter, load_model, read_card
+from pipeline.storage import atomic_file, write_json
+
+TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
+MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
+OPSET = 18
+
+
+class _Graph(nn.Module):
+    """`Segmenter.forward` without a branch on the image's size, which an export would freeze."""
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        stride = self.segmenter.stride
+        x = (images - self.segmenter.mean) / self.segmenter.std
+        if stride > 1:
+            x = F.pad(x, (0, -width % stride, 0, -height % stride), mode="replicate")
+        return self.segmenter.network(x)[..., :height, :width]
+
+
+class OnnxSegmenter(nn.Module):
+    """An ONNX file behind the interface of a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
+
+    def __init__(self, session, card: dict):
+        super().__init__()
+        self.session, self.card, self.classes = session, card, card["classes"]
+        self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        (logits,) = self.session.run(["logits"], {"images": images.detach().float().cpu().numpy()})
+        return torch.from_numpy(logits).to(images.device)
+
+    def predict(self, image, **options):
+        """As Segmenter.predict."""
+        from pipeline.stages.predict import predict
+
+        return predict(self, image, **options)
+
+
+def _onnxruntime():
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("ONNX models need onnxruntime; install the extra: pip install 'building-pipeline[onnx]'") from None
+    return onnxruntime
+
+
+def load_onnx(path: str | Path) -> OnnxSegmenter:
+    """Read a model that `export` wrote. Raises InputError where it is absent, damaged, or carries no model card."""
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
+    except Exception as error:  # onnxruntime's own exceptions have no public base class
+        raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
+    card = session.get_modelmeta().custom_metadata_map.get("card")
+    if card is None:
+        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
+    return OnnxSegmenter(session, json.loads(card)).eval()
+
+
+def export(folder: str | Path) -> Path:
+    """Write FOLDER/model.onnx and FOLDER/item.json; returns the ONNX file's path.
+
+    The file is read back and compared with torch on two image sizes before it takes its name. Raises InputError where
+    an architecture cannot be exported or a logit differs by more than TOLERANCE.
+    """
+    folder, runtime = Path(folder), _onnxruntime()
+    segmenter = load_model(folder)
+    with atomic_file(folder / "model.onnx") as partial:
+        _write_onnx(segmenter, partial)
+        session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+        difference = max(_difference(segmenter, session, *size) for size in ((96, 128), (161, 75)))
+        if not difference <= TOLERANCE:
+            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported")
+    parameters = sum(w.numel() for w in segmenter.parameters())
+    write_json(folder / "item.json", stac_item(folder, parameters))
+    return folder / "model.onnx"
+
+
+def _write_onnx(segmenter: Segmenter, path: Path) -> None:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter stands on it
+    except ImportError:
+        raise InputError("export needs onnx and onnxscript; install the extra: pip install 'building-pipeline[onnx]'") from None
+    dynamic = torch.export.Dim.DYNAMIC
+    try:
+        program = torch.onnx.export(
+            _Graph(segmenter).eval(),
+            (torch.rand(2, segmenter.card["channels"], 96, 128),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card)})
+    onnx.save(model, path)
+
+
+def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
+    images = torch.rand(1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = segmenter(images).numpy()
+    try:
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+    except Exception as error:  # onnxruntime's own exceptions have no public base class
+        raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None
+    return float(np.abs(logits - expected).max())
+
+
+def stac_item(folder: str | Path, parameters: int) -> dict:
+    """The model card as a STAC 1.1 item, https://github.com/stac-extensions/mlm. A model lies nowhere: no geometry."""
+    folder = Path(folder)
+    card = read_card(folder)
+    weights = folder / "weights.safetensors"
+    names = [f"B{band}" for band in card["bands"]]
+    bands = [{"name": name, "gsd": card["gsd"]} for name in names]
+    classes = [{"value": 0, "name": "background"}] + [
+        {"value": k, "name": "building" if card["classes"] == 1 else f"class-{k}"} for k in range(1, card["classes"] + 1)
+    ]
+
+    def tensor(channels: int, axis: str) -> dict:
+        return {
+            "shape": [-1, channels, -1, -1],
+            "dim_order": ["batch", axis, "height", "width"],
+            "data_type": "float32",
+        }
+
+    written = datetime.fromtimestamp(weights.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    model = card["model"]
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [MLM, "https://stac-extensions.github.io/classification/v2.0.0/schema.json"],
+        "id": folder.resolve().name,
+        "geometry": None,
+        "properties": {
+            "datetime": written,
+            "description": f"Building segmentation, trained on {', '.join(card.get('cities', []))}",
+            "gsd": card["gsd"],
+            "mlm:name": f"{model['architecture']}_{model.get('encoder', '')}".strip("_"),
+            "mlm:architecture": model["architecture"],
+            "mlm:tasks": ["semantic-segmentation"],
+            "mlm:framework": "PyTorch",
+            "mlm:framework_version": torch.__version__.split("+")[0],
+            "mlm:total_parameters": parameters,
+            "mlm:pretrained": True,
+            "mlm:input": [
+                {
+                    "name": "images",
+                    "bands": names,
+                    "input": tensor(card["channels"], "bands"),
+                    "value_scaling": [{"type": "min-max", "minimum": 0, "maximum": 255}],
+                    "resize_type": None,
+                }
+            ],
+            "mlm:output": [
+                {
+                    "name": "logits",
+                    "tasks": ["semantic-segmentation"],
+                    "result": tensor(card["classes"] + 1, "class"),
+                    "classification:classes": classes,
+                    "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
+                }
+            ],
+            "mlm:hyperparameters": {
+                "threshold": card.get("threshold", 0.5),
+                "temperature": card.get("temperature", 1.0),
+            },
+        },
+        "links": [],
+        "assets": {
+            "weights": {
+                "href": f"./{weights.name}",
+                "type": "application/octet-stream; application=safetensors",
+                "title": "Weights",
+                "roles": ["mlm:model", "mlm:weights"],
+                "mlm:artifact_type": "safetensors.torch.save_file",
+                "bands": bands,
+            },
+            "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
+            "onnx": {
+                "href": "./model.onnx",
+                "type": "application/octet-stream; framework=onnx",
+                "title": "ONNX graph: images in [0, 1] of any size to logits",
+                "roles": ["mlm:model", "mlm:inference"],
+                "mlm:artifact_type": "onnx",
+                "bands": bands,
+            },
+        },
+    }
