@@ -1,14 +1,14 @@
-"""What the next flight may look like: a frozen table of corruptions at five severities, in the manner of ImageNet-C
-(Hendrycks and Dietterich, ICLR 2019), chosen for imagery from above.
+"""What the next flight may look like: a frozen table of corruptions at five severities, in the manner of
+ImageNet-C (Hendrycks and Dietterich, ICLR 2019), chosen for imagery from above.
 
-A corruption depends on its name, its severity, a tile's place in the batch and a seed, on nothing else. The table is
-frozen: numbers measured with it stay comparable, so a change of any entry is a new table.
+A corruption depends on its name, its severity, a tile's place in the batch and a seed, on nothing else. The
+table is frozen: numbers measured with it stay comparable, so a change of any entry is a new table.
 
 Most corruptions leave the ground where it is. Three do not, and move labels with it or on purpose:
-    coarser, finer      the same camera higher or lower: image and label are resampled by the same factor, and IoU is
-                        counted on the new grid (finer shows the tile's centre, at the tile's own size)
-    misregistration     the label is shifted against the image by metres on the ground, as volunteers' footprints are:
-                        a perfect model loses IoU too. Pixels that the shift uncovers become 255 (ignore)
+    coarser, finer     the same camera higher or lower: image and label are resampled by the same factor and
+                       IoU is counted on the new grid (finer shows the tile's centre, at the tile's own size)
+    misregistration    the label is shifted against the image by metres on the ground, as volunteers'
+                       footprints are: a perfect model loses too. Pixels left without a label become 255
 """
 
 import zlib
@@ -82,7 +82,8 @@ def saturation(image, factor, _):
 
 
 def colour_cast(image, strength, _):
-    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and further bands unchanged."""
+    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and further bands
+    unchanged."""
     gains = np.ones(image.shape[-1])
     gains[[0, min(2, len(gains) - 1)]] = 1 + strength, 1 - strength
     return image * gains
@@ -141,7 +142,9 @@ RESAMPLED: dict[str, tuple[float, float, float, float, float]] = {  # factor on 
     "coarser": (1.15, 1.3, 1.5, 1.75, 2.0),
     "finer": (0.87, 0.77, 0.67, 0.57, 0.5),
 }
-SHIFTED: dict[str, tuple[float, float, float, float, float]] = {"misregistration": (0.5, 1, 1.5, 2.25, 3)}  # metres
+SHIFTED: dict[str, tuple[float, float, float, float, float]] = {
+    "misregistration": (0.5, 1, 1.5, 2.25, 3)
+}  # metres
 NAMES = (*TABLE, *RESAMPLED, *SHIFTED)
 
 
@@ -171,7 +174,8 @@ def _shift(label: np.ndarray, pixels: float, rng: np.random.Generator) -> np.nda
 def corrupt(
     name: str, severity: int, images: np.ndarray, labels: np.ndarray, gsd: float, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for `coarser` smaller.
+    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for `coarser`
+    smaller.
 
     Severity is 1 to 5; `gsd` (metres a pixel) turns metres into pixels. Raises KeyError on an unknown name.
     """
