@@ -1,0 +1,78 @@
+"""Scene inference: windows cover everything, blending changes nothing that is translation-equivariant."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline.learning.crops import to_float
+from pipeline.learning.inference import blend_weights, infer, infer_whole, window_starts
+from pipeline.learning.models import Segmenter
+
+
+def pointwise(channels: int = 3, classes: int = 1) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(nn.Conv2d(channels, classes + 1, 1), channels, classes).eval()
+
+
+@given(st.integers(1, 3000), st.integers(1, 600), st.floats(0, 0.89))
+def test_windows_cover_every_pixel_and_share_the_overlap(length, window, overlap):
+    starts = window_starts(length, window, overlap)
+    assert starts[0] == 0 and starts[-1] == max(0, length - window)
+    steps = np.diff(starts)
+    assert (steps <= max(1, window * (1 - overlap)) + 1).all() and (steps > 0).all()
+
+
+def test_blend_weights_are_nowhere_zero():
+    assert blend_weights(512).min() > 0
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (64, 64), (200, 130), (65, 300)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_a_translation_equivariant_model_gives_the_same_tiled_and_whole(shape, overlap):
+    image = np.random.default_rng(0).integers(1, 256, (*shape, 3), np.uint8)
+    model = pointwise(classes=2)
+    whole = model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).detach().numpy()
+    tiled = infer_whole(model, image, window=64, overlap=overlap, precision="fp32")
+    assert tiled.shape == (*shape, 3)
+    np.testing.assert_allclose(tiled, whole, atol=2e-6)
+
+
+def test_bands_follow_each_other_without_gaps():
+    image = np.random.default_rng(0).integers(1, 256, (230, 90, 3), np.uint8)
+    row = 0
+    for top, p in infer(pointwise(), image, window=64, overlap=0.3, precision="fp32"):
+        assert top == row
+        row += len(p)
+    assert row == 230
+
+
+def test_only_one_band_of_the_scene_is_read_at_a_time():
+    class Scene:
+        shape = (1000, 64, 3)
+        tallest = 0
+
+        def __getitem__(self, rows):
+            Scene.tallest = max(Scene.tallest, rows.stop - rows.start)
+            return np.full((min(rows.stop, 1000) - rows.start, 64, 3), 7, np.uint8)
+
+    assert sum(len(p) for _, p in infer(pointwise(), Scene(), window=64, precision="fp32")) == 1000
+    assert Scene.tallest == 64
+
+
+def test_windows_without_data_are_background():
+    image = np.zeros((128, 128, 3), np.uint8)
+    assert (infer_whole(pointwise(), image, window=64)[..., 0] == 1).all()
+
+
+def test_the_eight_symmetries_average_out_a_direction():
+    class Gradient(nn.Module):
+        def forward(self, x):  # building probability grows to the right
+            ramp = torch.linspace(-3, 3, x.shape[-1]).expand(x.shape[0], 1, *x.shape[-2:])
+            return torch.cat([-ramp, ramp], 1)
+
+    p = infer_whole(Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True)
+    for other in (p[::-1], p[:, ::-1], p.transpose(1, 0, 2)):
+        np.testing.assert_allclose(p, other, atol=1e-6)
