@@ -196,7 +196,22 @@ class Generalize(Section):
     adaptation: list[Literal["none", "histogram", "fda", "adabn", "entropy", "self_training"]] = [
         "none", "histogram", "fda", "adabn",
     ]  # fmt: skip
+    adaptation_tiles: Count = 32  # unlabelled tiles of the new city an adaptation sees
+    adaptation_steps: Count = 20  # batches of entropy and self_training
+    attack_steps: Annotated[int, Field(ge=0)] = 5  # PGD gradients on the held-out city's tiles; 0 = off
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = []  # shares of training scenes; empty = off
+    initialisations: list[Literal["random", "imagenet", "self_supervised", "other_cities"]] = ["random"]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Pretrain(Section):
+    steps: Count = 300  # batches
+    batch_size: Count = 8
+    crop: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # pixels along a crop's side
+    tiles: Count = 64  # unlabelled crops a city
+    square: Count = 16  # pixels along a hidden square's side
+    hidden: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of squares hidden
+    learning_rate: Positive = 1e-3
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -224,6 +239,7 @@ class Params(Section):
     attack: Attack = Attack()
     certify: Certify = Certify()
     generalize: Generalize = Generalize()
+    pretrain: Pretrain = Pretrain()
     report: Report = Report()
     predict: Predict = Predict()
 
