@@ -1,8 +1,8 @@
 """Files from the network: whole and verified under their final name, or not there at all.
 
-`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a part of (ETag
-or date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on condition (If-Range) that
-the file is still the same; a server that answers with the whole file is taken at its word.
+`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a part of
+(ETag or date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on condition (If-Range)
+that the file is still the same; a server that answers with the whole file is taken at its word.
 RFC 9110, sections 13.1.5 and 14.
 """
 
@@ -201,7 +201,7 @@ def _receive(part: _Part, size: int | None, progress: bool) -> None:
         else:
             total = int(length) if length else None
             if size is not None and total not in (None, size):
-                raise InputError(f"{part.url}: {total} bytes offered where {size} are expected; check the URL")
+                raise InputError(f"{part.url}: {total} bytes offered, {size} expected; check the URL")
             part.begin(_Version(part.url, _validator(response), total))
         if total or size:
             ensure_free(part.path.parent, (total or size) - part.size, f"downloading {part.url}")

@@ -169,7 +169,7 @@ def test_no_answer_at_all_is_retried_and_then_said(tmp_path, pauses):
         ({"status": 404}, "HTTP 404 Not Found; check the URL"),
         ({"html": True}, "a web page instead of the file"),
         ({"content": b"\n<html><body>proxy</body></html>"}, "a web page instead of the file"),
-        ({"content": b"wrong size"}, "10 bytes offered where 300000 are expected"),
+        ({"content": b"wrong size"}, "10 bytes offered, 300000 expected"),
         ({"content": bytes(300_000)}, "the md5 is .* where .* is expected"),
     ],
 )
