@@ -1,7 +1,7 @@
 """Footprints of buildings as polygons: read from any format and CRS, repaired, laid over an image's CRS.
 
-Polygons are a shapely array, labels a uint8 array beside it: the file's `label` column (1..k a class, 255 ignore),
-1 where it says nothing. GeoParquet is read by pyarrow, every other format by pyogrio.
+Polygons are a shapely array, labels a uint8 array beside it: the file's `label` column (1..k a class, 255
+ignore), 1 where it says nothing. GeoParquet is read by pyarrow, every other format by pyogrio.
 """
 
 import json
@@ -17,8 +17,8 @@ from pipeline.errors import InputError
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 SUFFIXES = frozenset({
-    ".geojson", ".json", ".geojsonl", ".geojsons", ".topojson", ".gpkg", ".shp", ".fgb", ".parquet", ".geoparquet",
-    ".gdb", ".kml", ".kmz", ".gml", ".tab", ".mif", ".sqlite", ".zip",
+    ".geojson", ".json", ".geojsonl", ".geojsons", ".topojson", ".gpkg", ".shp", ".fgb", ".parquet",
+    ".geoparquet", ".gdb", ".kml", ".kmz", ".gml", ".tab", ".mif", ".sqlite", ".zip",
 })  # fmt: skip  # what a file of footprints may be called
 PARQUET = frozenset({".parquet", ".geoparquet"})
 POLYGON, MULTIPOLYGON = shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON

@@ -17,10 +17,9 @@ UTM = "EPSG:32633"
 
 
 def write(path, geometries, crs=UTM, **columns):
-    pyogrio.raw.write(
-        path, shapely.to_wkb(np.array(geometries, object)), [np.array(v) for v in columns.values()], list(columns),
-        geometry_type="Unknown" if path.suffix != ".shp" else "Polygon", crs=crs,
-    )  # fmt: skip
+    kind = "Polygon" if path.suffix == ".shp" else "Unknown"
+    wkb, data = shapely.to_wkb(np.array(geometries, object)), [np.array(v) for v in columns.values()]
+    pyogrio.raw.write(path, wkb, data, list(columns), geometry_type=kind, crs=crs)
     return path
 
 

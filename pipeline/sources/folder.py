@@ -1,0 +1,327 @@
+"""Source `folder`: the user's own imagery, left where it is.
+
+PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type
+PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255
+PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any format and CRS
+
+Whatever a later stage would stumble over is found here, before anything is computed.
+"""
+
+import difflib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import shapely
+from pyproj import Geod
+from pyproj.exceptions import ProjError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from pipeline import params
+from pipeline.console import progress
+from pipeline.errors import InputError
+from pipeline.geo.grid import Grid, ground_sample_distance
+from pipeline.geo.scene import City, Scene
+from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
+
+IMAGES, LABELS = "images", "labels"
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a scene's file says of itself."""
+
+    path: str  # a file or a URL, as rasterio opens it
+    grid: Grid
+    blank: bool  # no pixel tells anything
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).stem
+
+
+def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
+    """Check a city of the user's folder and note where its files lie; nothing is copied into `folder`.
+
+    Raises InputError: city, image or label missing; label of another size; CRS missing; truncated file;
+    footprints that lie elsewhere. An image without data is left out and counted in the notes, as repairs are.
+    """
+    root = _city_folder(Path(fetch.path), city)
+    override = fetch.overrides.get(city, params.CityOverride())
+    images, notes = survey_all(
+        [str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd
+    )
+    labels = _label_source(root, notes)
+    if labels.name == LABELS:
+        paths, raster_building = _rasters(labels, images, notes)
+    else:
+        overlay(labels, images, city, notes)
+        paths, raster_building = [labels] * len(images), 1
+    return City(
+        city=city,
+        source="folder",
+        scenes=[
+            Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)
+        ],
+        gsd=override.gsd,
+        bands=override.bands,
+        range=override.range,
+        raster_building=raster_building,
+        notes=notes,
+    )
+
+
+def survey_all(paths: list[str], city: str, place: object, gsd: float | None) -> tuple[list[Image], dict]:
+    """Every image that holds data, and the city's notes so far: warnings, and the images left out."""
+    if not paths:
+        raise InputError(f"{place}: holds no GeoTIFF; put the scenes of {city} there or leave the city out")
+    images = [survey(path, gsd) for path in progress(paths, f"checking {city}")]
+    names = [image.name for image in images]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
+    blank = [image.name for image in images if image.blank]
+    if len(blank) == len(images):
+        raise InputError(f"{place}: no scene of {city} holds data, every pixel is nodata; check the files")
+    notes = {"warnings": [], "scenes_without_data": blank}
+    if blank:
+        notes["warnings"].append(
+            f"{city}: {len(blank)} scenes hold nothing but nodata and are left out: {_some(blank)}"
+        )
+    return [image for image in images if not image.blank], notes
+
+
+def survey(path: str, gsd: float | None = None) -> Image:
+    """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
+
+    `gsd` is what the user states where the file has no CRS. Raises InputError.
+    """
+    try:
+        with opened(path) as dataset:
+            _check_complete(dataset)
+            grid = Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+            if grid.crs is None and gsd is None:
+                raise InputError(
+                    "carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel"
+                )
+            if grid.crs is not None:
+                ground_sample_distance(grid)
+            return Image(path, grid, _blank(dataset))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except RasterioError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"{path}: cannot be read as a GeoTIFF ({reason}); copy or download it again"
+        ) from None
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
+    """A dataset open for reading, without rasterio's remark on images that have no place on the ground."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            yield dataset
+
+
+def stamp(*paths: str | Path) -> str:
+    """Size and time of change of files; of a shapefile, of its companions too."""
+    files = []
+    for path in map(Path, paths):
+        if path.suffix.lower() == ".shp":
+            files += sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
+        else:
+            files.append(path)
+    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
+
+
+def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
+    """Count in `notes` the footprints over the images, those repaired or dropped, and the scenes without any.
+
+    Raises InputError where an image has no CRS or no footprint lies over any of them.
+    """
+    for image in images:
+        if image.grid.crs is None:
+            raise InputError(
+                f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one"
+            )
+    counts = {"footprints": 0, "repaired_polygons": 0, "dropped_polygons": 0}
+    built = set()
+    for crs in {image.grid.crs for image in images}:
+        alike = [image for image in images if image.grid.crs == crs]
+        found = read_footprints(path, crs, tuple(shapely.total_bounds(_boxes(alike)).tolist()))
+        scene, footprint = shapely.STRtree(found.polygons).query(_boxes(alike), predicate="intersects")
+        built |= {alike[i].name for i in scene}
+        counts["footprints"] += len(np.unique(footprint))
+        counts["repaired_polygons"] += found.repaired
+        counts["dropped_polygons"] += found.dropped
+    if not built and len(everything := read_footprints(path)):
+        where = _elsewhere(path, everything, images)
+        raise InputError(
+            f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}"
+        )
+    notes |= counts | {
+        "scenes_without_buildings": [image.name for image in images if image.name not in built]
+    }
+    if not built:
+        notes["warnings"].append(f"{path}: holds no polygon, so {city} has no building anywhere")
+    if counts["repaired_polygons"]:
+        notes["warnings"].append(f"{path}: {counts['repaired_polygons']} invalid polygons repaired")
+    if counts["dropped_polygons"]:
+        notes["warnings"].append(f"{path}: {counts['dropped_polygons']} geometries without an area left out")
+
+
+def _boxes(images: list[Image]) -> np.ndarray:
+    return np.array([shapely.box(*image.grid.bounds) for image in images], object)
+
+
+def _elsewhere(path: Path, footprints: Footprints, images: list[Image]) -> str:
+    """How far the footprints are from the images, or the CRS in which they would fit."""
+    declared, there = vector_crs(path), images[0].grid.crs
+    left, bottom, right, top = footprints.bounds
+    tries = {crs: (crs, footprints.bounds) for crs in ("EPSG:4326", "EPSG:3857", there.to_string())}
+    tries[f"{declared.to_string()} with x and y exchanged"] = declared, (bottom, left, top, right)
+    for name, (crs, bounds) in tries.items():
+        box = _moved(bounds, crs, there)
+        if box and shapely.intersects(shapely.box(*box), _boxes(images)).any():
+            return f"they declare {declared.to_string()} but would fit as {name}; correct the file"
+    boxes = (
+        _moved(footprints.bounds, declared, "OGC:CRS84"),
+        _moved(images[0].grid.bounds, there, "OGC:CRS84"),
+    )
+    if not all(boxes):
+        return f"as {declared.to_string()} they lie nowhere on the ground; correct their CRS"
+    (x, y), (to_x, to_y) = (((west + east) / 2, (south + north) / 2) for west, south, east, north in boxes)
+    metres = Geod(ellps="WGS84").inv(x, y, to_x, to_y)[2]
+    return f"they lie {metres / 1000:.1f} km away; correct their CRS or bring the file of this place"
+
+
+def _moved(bounds: Bounds, source, target) -> Bounds | None:
+    try:
+        box = transform_bounds(bounds, source, target)
+    except ProjError:
+        return None
+    return box if np.isfinite(box).all() else None
+
+
+def _city_folder(root: Path, city: str) -> Path:
+    root = root.resolve()
+    if not (root / city).is_dir():
+        there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
+        if not there:
+            raise InputError(
+                f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities"
+            )
+        near = difflib.get_close_matches(city, there, n=1, cutoff=0)[0]
+        raise InputError(f"{root / city}: no such city; did you mean {near}?")
+    return root / city
+
+
+def _geotiffs(folder: Path) -> list[Path]:
+    return sorted(
+        (path for path in folder.glob("[!.]*") if path.suffix.lower() in {".tif", ".tiff"}), key=_natural
+    )
+
+
+def _natural(path: Path) -> list:
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)
+    ]
+
+
+def _label_source(root: Path, notes: dict) -> Path:
+    """labels/, or the one file of footprints."""
+    vectors = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+    if (root / LABELS).is_dir():
+        if vectors:
+            notes["warnings"].append(f"{root}: {LABELS}/ is used, {_some([v.name for v in vectors])} is not")
+        return root / LABELS
+    if len(vectors) > 1:
+        raise InputError(
+            f"{root}: holds {len(vectors)} files of footprints, {_some([v.name for v in vectors])}; keep one"
+        )
+    if not vectors:
+        raise InputError(
+            f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or map its "
+            "images with `python -m pipeline predict` and a trained model"
+        )
+    return vectors[0]
+
+
+def _rasters(folder: Path, images: list[Image], notes: dict) -> tuple[list[Path], int]:
+    """The label file of every image, and which value means building. Notes the values found."""
+    by_name = {path.stem: path for path in _geotiffs(folder)}
+    if missing := [image.name for image in images if image.name not in by_name]:
+        raise InputError(
+            f"{folder}: no label for {len(missing)} of {len(images)} images: {_some(missing)}; add "
+            f"{missing[0]}.tif or take the image away"
+        )
+    paths = [by_name[image.name] for image in images]
+    values = set().union(*(_label_values(path, image) for path, image in zip(paths, images, strict=True)))
+    notes["label_values"] = sorted(values)
+    raster_building = 255 if values <= {0, 255} and 255 in values else 1
+    if values <= {0}:
+        notes["warnings"].append(f"{folder}: no label holds a building anywhere, only 0")
+    return paths, raster_building
+
+
+def _label_values(path: Path, image: Image) -> set[int]:
+    try:
+        with opened(path) as dataset:
+            _check_complete(dataset)
+            if dataset.count != 1:
+                raise InputError(f"has {dataset.count} bands; a label has one")
+            if dataset.shape != image.grid.shape:
+                size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
+                raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
+            found = set()
+            for _, window in dataset.block_windows(1):
+                found |= set(np.unique(dataset.read(1, window=window)).tolist())
+            found -= {dataset.nodata}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except RasterioError as error:
+        raise InputError(f"{path}: cannot be read as a GeoTIFF ({error}); copy it again") from None
+    if wrong := [value for value in found if value not in range(256)]:
+        raise InputError(f"{path}: holds the value {wrong[0]}; a label is 0, a class 1..k, or 255 (ignore)")
+    return {int(value) for value in found}
+
+
+def _check_complete(dataset: rasterio.DatasetReader) -> None:
+    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file."""
+    path = Path(dataset.name)
+    if dataset.driver != "GTiff" or not path.is_file():  # a URL
+        return
+    size = path.stat().st_size
+    for band in dataset.indexes if dataset.interleaving.name == "band" else (1,):
+        for (row, column), _ in dataset.block_windows(band):
+            place = f"{column}_{row}"
+            offset = int(dataset.get_tag_item(f"BLOCK_OFFSET_{place}", "TIFF", bidx=band) or 0)
+            end = offset + int(dataset.get_tag_item(f"BLOCK_SIZE_{place}", "TIFF", bidx=band) or 0)
+            if end > size:
+                raise InputError(
+                    f"is truncated: it has {size} bytes and should have at least {end}; copy it again"
+                )
+
+
+def _blank(dataset: rasterio.DatasetReader) -> bool:
+    """Whether every pixel is nodata or all are the same one."""
+    first = None
+    for _, window in dataset.block_windows(1):
+        pixels = dataset.read(window=window)
+        pixels = pixels[:, (dataset.dataset_mask(window=window) > 0) & np.isfinite(pixels).all(axis=0)]
+        if pixels.size and first is None:
+            first = pixels[:, :1]
+        if pixels.size and (pixels != first).any():
+            return False
+    return True
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,260 @@
+"""The user's own folder: what is right is taken as it stands, what is wrong is one sentence before anything runs."""
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+
+from pipeline.errors import InputError
+from pipeline.geo.vector import reproject
+from pipeline.params import CityOverride, Fetch
+from pipeline.sources.folder import fetch, stamp
+
+UTM = "EPSG:32633"
+ORIGIN = 500_000, 6_000_000
+NOISE = np.random.default_rng(0).integers(1, 255, (3, 64, 64), dtype=np.uint8)
+BUILDING = shapely.box(500_010, 5_999_970, 500_020, 5_999_980)
+
+
+def tif(path, pixels, crs=UTM, left=0.0, **options):
+    """Pixels (C, H, W) at 1 m, `left` metres east of the origin."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = pixels.shape
+    transform = Affine(1, 0, ORIGIN[0] + left, 0, -1, ORIGIN[1]) if crs else None
+    profile = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype, "crs": crs}
+    with rasterio.open(path, "w", driver="GTiff", transform=transform, **profile, **options) as dataset:
+        dataset.write(pixels)
+    return path
+
+
+def footprints(path, polygons, crs=UTM):
+    wkb = shapely.to_wkb(np.array(polygons, object))
+    pyogrio.raw.write(path, wkb, [], [], geometry_type="Polygon", crs=crs)
+    return path
+
+
+@pytest.fixture
+def town(tmp_path):
+    """A city of two scenes with label rasters, and one whose footprints cover a building in the first scene."""
+    for i in (1, 2):
+        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE, left=100 * i)
+        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8), left=100 * i)
+        tif(tmp_path / "vector" / "images" / f"s{i}.tif", NOISE, left=100 * (i - 1))
+    footprints(tmp_path / "vector" / "buildings.gpkg", [BUILDING])
+    return tmp_path
+
+
+def taken(root, city, **override):
+    overrides = {city: CityOverride(**override)} if override else {}
+    return fetch(Fetch(source="folder", path=str(root), cities=[city], overrides=overrides), city, root, root)
+
+
+def test_files_stay_in_place_and_a_change_shows(town):
+    city = taken(town, "raster", bands=[3, 2, 1], range=(0, 200))
+    assert [scene.name for scene in city.scenes] == ["s1", "s2"]
+    assert city.scenes[0].image == str(town / "raster/images/s1.tif")
+    assert city.scenes[0].labels == str(town / "raster/labels/s1.tif")
+    assert (city.bands, city.range, city.raster_building) == ([3, 2, 1], (0, 200), 1)
+    assert city.notes["warnings"] == []
+    tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8))
+    again = taken(town, "raster")
+    assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [True, False]
+
+
+def test_a_shapefile_changes_with_its_companions(tmp_path):
+    path = footprints(tmp_path / "a.shp", [BUILDING])
+    (tmp_path / "ab.shx").write_text("another file's")
+    before = stamp(path)
+    assert len(before.split()) == len(list(tmp_path.glob("a.*")))
+    path.with_suffix(".dbf").write_bytes(b"")
+    assert stamp(path) != before
+
+
+@pytest.mark.parametrize(
+    ("values", "building"), [((0, 1), 1), ((0, 255), 255), ((0, 1, 255), 1), ((0, 1, 2), 1), ((255,), 255)]
+)
+def test_which_value_draws_a_building(town, values, building):
+    for i in (1, 2):
+        pixels = np.resize(np.array(values, np.uint8), (1, 64, 64))
+        tif(town / "raster/labels" / f"s{i}.tif", pixels)
+    city = taken(town, "raster")
+    assert (city.raster_building, city.notes["label_values"]) == (building, list(values))
+
+
+def test_declared_nodata_is_no_building(town):
+    for i in (1, 2):
+        tif(town / "raster/labels" / f"s{i}.tif", np.resize(np.uint8([0, 255]), (1, 64, 64)), nodata=255)
+    city = taken(town, "raster")
+    assert city.raster_building == 1
+    assert "no label holds a building" in city.notes["warnings"][0]
+
+
+def test_footprints_serve_every_scene_and_building_free_ones_are_noted(town):
+    city = taken(town, "vector")
+    assert {scene.labels for scene in city.scenes} == {str(town / "vector/buildings.gpkg")}
+    assert city.notes["footprints"] == 1
+    assert city.notes["scenes_without_buildings"] == ["s2"]
+
+
+def test_invalid_polygons_are_counted(town):
+    x, y = 500_030, 5_999_960
+    bowtie = shapely.Polygon([(x, y), (x + 4, y + 4), (x + 4, y), (x, y + 4)])
+    line = shapely.Polygon([(x, y), (x + 4, y + 4), (x + 2, y + 2)])
+    footprints(town / "vector/buildings.gpkg", [BUILDING, bowtie, line])
+    notes = taken(town, "vector").notes
+    assert (notes["footprints"], notes["repaired_polygons"], notes["dropped_polygons"]) == (2, 1, 1)
+    assert any("1 invalid polygons repaired" in warning for warning in notes["warnings"])
+
+
+def test_scenes_of_several_crs_share_one_file(town):
+    west = tif(town / "vector/images/west.tif", NOISE, crs="EPSG:3857")
+    box = shapely.box(*rasterio.open(west).bounds)
+    footprints(town / "vector/buildings.gpkg", [BUILDING, reproject(np.array([box]), "EPSG:3857", UTM)[0]])
+    notes = taken(town, "vector").notes
+    assert notes["footprints"] == 2
+    assert notes["scenes_without_buildings"] == ["s2"]
+
+
+def test_missing_label(town):
+    (town / "raster/labels/s2.tif").unlink()
+    with pytest.raises(InputError, match=r"labels: no label for 1 of 2 images: s2; add s2.tif"):
+        taken(town, "raster")
+
+
+def test_label_of_another_size(town):
+    tif(town / "raster/labels/s2.tif", np.zeros((1, 64, 60), np.uint8))
+    with pytest.raises(InputError, match=r"labels/s2.tif: is 60×64 pixels, its image 64×64"):
+        taken(town, "raster")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((3, 64, 64), np.uint8), "has 3 bands; a label has one"),
+        (np.full((1, 64, 64), 0.5, np.float32), "holds the value 0.5"),
+        (np.full((1, 64, 64), 300, np.uint16), "holds the value 300"),
+    ],
+)
+def test_a_label_that_is_none(town, pixels, message):
+    tif(town / "raster/labels/s2.tif", pixels)
+    with pytest.raises(InputError, match=f"s2.tif: {message}"):
+        taken(town, "raster")
+
+
+def test_no_labels_at_all_goes_to_predict(town):
+    (town / "vector/buildings.gpkg").unlink()
+    with pytest.raises(InputError, match="neither labels/ nor a file of footprints .*pipeline predict"):
+        taken(town, "vector")
+
+
+def test_two_files_of_footprints_and_both_kinds(town):
+    footprints(town / "vector/more.geojson", [shapely.box(1, 1, 2, 2)], "EPSG:4326")
+    with pytest.raises(InputError, match=r"2 files of footprints, buildings.gpkg, more.geojson; keep one"):
+        taken(town, "vector")
+    footprints(town / "raster/more.geojson", [shapely.box(1, 1, 2, 2)], "EPSG:4326")
+    assert "labels/ is used, more.geojson is not" in taken(town, "raster").notes["warnings"][0]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_crs_missing(town):
+    tif(town / "raster/images/s2.tif", NOISE, crs=None)
+    with pytest.raises(InputError, match=r"s2.tif: carries no CRS; .*gsd"):
+        taken(town, "raster")
+    assert taken(town, "raster", gsd=0.5).gsd == 0.5
+    tif(town / "vector/images/s2.tif", NOISE, crs=None)
+    with pytest.raises(InputError, match="s2.tif: carries no CRS, so buildings.gpkg cannot be laid"):
+        taken(town, "vector", gsd=0.5)
+
+
+def test_footprints_elsewhere(town):
+    path = town / "vector/buildings.gpkg"
+    footprints(path, [shapely.affinity.translate(BUILDING, 0, 30_000)])
+    with pytest.raises(
+        InputError, match=r"none of its 1 footprints overlaps an image of vector; they lie 30.0 km"
+    ):
+        taken(town, "vector")
+    footprints(path, [BUILDING], "EPSG:3857")
+    with pytest.raises(InputError, match="declare EPSG:3857 but would fit as EPSG:32633"):
+        taken(town, "vector")
+    degrees = reproject(np.array([BUILDING]), UTM, "EPSG:4326")
+    footprints(path, shapely.transform(degrees, lambda xy: xy[:, ::-1]), "EPSG:4326")
+    with pytest.raises(InputError, match="would fit as EPSG:4326 with x and y exchanged"):
+        taken(town, "vector")
+    path.unlink()
+    footprints(town / "vector/metres.geojson", [BUILDING], "EPSG:4326")
+    with pytest.raises(InputError, match="declare EPSG:4326 but would fit as EPSG:32633"):
+        taken(town, "vector")
+
+
+def test_no_building_anywhere_is_a_warning(town):
+    (town / "vector/buildings.gpkg").unlink()
+    (town / "vector/a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    assert "no building anywhere" in taken(town, "vector").notes["warnings"][0]
+    for i in (1, 2):
+        tif(town / "raster/labels" / f"s{i}.tif", np.zeros((1, 64, 64), np.uint8))
+    assert "no label holds a building" in taken(town, "raster").notes["warnings"][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "deflate", "tiled": True, "blockxsize": 32, "blockysize": 32},
+                                     {"interleave": "band"}])  # fmt: skip
+@pytest.mark.parametrize("kept", [0.3, 0.98])
+def test_truncated_file(town, options, kept):
+    path = tif(town / "raster/images/s2.tif", NOISE, **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(InputError, match=r"s2.tif: (is truncated|cannot be read)"):
+        taken(town, "raster")
+
+
+def test_a_web_page_instead_of_an_image(town):
+    (town / "raster/images/s2.tif").write_text("<!doctype html>")
+    with pytest.raises(InputError, match=r"s2.tif: cannot be read as a GeoTIFF"):
+        taken(town, "raster")
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros_like(NOISE), np.where(NOISE > 9, np.float32(np.nan), np.float32(7))]
+)
+def test_scene_without_data_is_left_out(town, pixels):
+    tif(town / "raster/images/s2.tif", pixels, nodata=0 if pixels.dtype == np.uint8 else None)
+    city = taken(town, "raster")
+    assert [scene.name for scene in city.scenes] == ["s1"]
+    assert city.notes["scenes_without_data"] == ["s2"]
+    assert "1 scenes hold nothing but nodata and are left out: s2" in city.notes["warnings"][0]
+    tif(town / "raster/images/s1.tif", pixels)
+    with pytest.raises(InputError, match="no scene of raster holds data"):
+        taken(town, "raster")
+
+
+def test_a_single_pixel_of_data_is_data(town):
+    pixels = np.zeros_like(NOISE)
+    pixels[1, 63, 63] = 1
+    tif(town / "raster/images/s2.tif", pixels)
+    assert len(taken(town, "raster").scenes) == 2
+
+
+def test_empty_and_unknown_cities(town):
+    for path in (town / "raster/images").iterdir():
+        path.unlink()
+    (town / "raster/images/._s1.tif").write_text("what macOS leaves behind")
+    with pytest.raises(InputError, match="images: holds no GeoTIFF; put the scenes of raster there"):
+        taken(town, "raster")
+    with pytest.raises(InputError, match="vektor: no such city; did you mean vector"):
+        taken(town, "vektor")
+    with pytest.raises(InputError, match="holds no folder CITY/images"):
+        taken(town / "vector", "vector")
+
+
+def test_two_scenes_of_one_name(town):
+    tif(town / "raster/images/s2.TIFF", NOISE)
+    with pytest.raises(InputError, match="two scenes are called s2"):
+        taken(town, "raster")
+
+
+def test_real_cities_as_they_stand(shared_cities):
+    scenes = {"austin": 1, "banepa": 1, "montenegro": 12, "zanzibar": 2}
+    for name, count in scenes.items():
+        city = taken(shared_cities, name)
+        assert (len(city.scenes), city.raster_building, city.notes["warnings"]) == (count, 1, [])
+    assert city.notes["footprints"] == 201
