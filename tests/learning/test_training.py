@@ -1,0 +1,159 @@
+"""Training is a function of parameters, tiles and code: whatever interrupts it, the weights are the same."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import toy_scene, write_city
+
+from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import RandomCrops, StepSampler
+from pipeline.params import parse_params
+from pipeline.stages.train import open_cities
+
+# A process that trains as the stage does, on tiles and parameters given as JSON.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from pipeline.geo.tiles import CityTiles
+from pipeline.params import parse_params
+from pipeline.learning.training import fit
+job = json.loads(sys.argv[1])
+cities = [CityTiles(Path(job["tiles"]) / c) for c in job["params"]["fetch"]["cities"]]
+fit(parse_params(job["params"]), cities, Path(job["folder"]), work=Path(job["work"]))
+"""
+
+
+def settings(**train) -> dict:
+    return {
+        "fetch": {"source": "demo", "path": "unused", "cities": ["toyton", "dimham"]},
+        "tile": {"gsd": 0.5, "size": 64},
+        "train": {
+            "model": {"architecture": "small_fcn", "width": 8}, "loss": {"cross_entropy": 1.0}, "epochs": 4,
+            "steps_per_epoch": 5, "batch_size": 4, "crop": 64, "precision": "fp32", "learning_rate": 0.01, **train,
+        },
+    }  # fmt: skip
+
+
+def start(tiles: Path, folder: Path, params: dict, prefix: tuple = (), **env) -> subprocess.Popen:
+    job = {"tiles": str(tiles), "params": params, "folder": str(folder), "work": str(folder.parent / "work")}
+    command = [*(prefix or (sys.executable,)), "-c", SCRIPT] if not prefix else [*prefix]
+    return subprocess.Popen([*command, json.dumps(job)], env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+
+
+def train(tiles: Path, folder: Path, params: dict) -> dict:
+    assert start(tiles, folder, params).wait(120) == 0
+    return load_file(folder / "weights.safetensors")
+
+
+def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
+    params = settings(epochs=12, steps_per_epoch=8, augment="flips", ema=0.9, noise=0.05)
+    whole = train(toy_tiles, tmp_path / "whole" / "model", params)
+    folder = tmp_path / "killed" / "model"
+    kills = 0
+    for _ in range(3):
+        process = start(toy_tiles, folder, params)
+        before = {p: p.stat().st_mtime for p in (folder.parent / "work").rglob("last.ckpt")}
+        while process.poll() is None and kills < 3:
+            now = {p: p.stat().st_mtime for p in (folder.parent / "work").rglob("last.ckpt")}
+            if now and now != before:  # an epoch further than where it started
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+            time.sleep(0.01)
+    assert kills > 0 and not (folder / "model.json").exists(), "the kills came too late to prove anything"
+    again = train(toy_tiles, folder, params)
+    assert json.loads((folder / "model.json").read_text())["training"]["resumed"]
+    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+    assert not list((folder.parent / "work").rglob("*.ckpt"))
+
+
+def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
+    folder = tmp_path / "run" / "model"
+    process = start(toy_tiles, folder, settings(epochs=400))
+    while not list((folder.parent / "work").rglob("last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill(), process.wait()
+    train(toy_tiles, folder, settings(epochs=3))
+    card = json.loads((folder / "model.json").read_text())
+    assert not card["training"]["resumed"] and len(card["history"]) == 3
+
+
+def test_two_processes_draw_the_same_loss_curve_as_one(toy_tiles, tmp_path):
+    params = settings(optimizer="sgd")
+    train(toy_tiles, tmp_path / "one" / "model", params)
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+                f"--master-port={port}", str(script)]  # fmt: skip
+    assert start(toy_tiles, tmp_path / "two" / "model", params, prefix=tuple(torchrun)).wait(180) == 0
+    one, two = (json.loads((tmp_path / n / "model" / "model.json").read_text()) for n in ("one", "two"))
+    assert two["training"]["processes"] == 2
+    assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], rel=1e-4)
+    assert [e["iou"] for e in two["history"]] == pytest.approx([e["iou"] for e in one["history"]], abs=1e-3)
+
+
+def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
+    train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=10, learning_rate=0.02))
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    curve = [e["iou"] for e in card["history"]]
+    assert card["metrics"]["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.8
+
+
+def test_the_same_crop_for_the_same_index_whatever_was_read_before(toy_tiles):
+    cities = [CityTiles(toy_tiles / c) for c in ("toyton", "dimham")]
+    first, second = (RandomCrops(cities, 32, 0, "strong") for _ in range(2))
+    image, label = first[17]
+    second[3]
+    again, label_again = second[17]
+    assert torch.equal(image, again) and torch.equal(label, label_again)
+    assert not torch.equal(image, RandomCrops(cities, 32, 1, "strong")[17][0])
+
+
+def test_processes_share_each_global_batch_and_epochs_follow_each_other():
+    def crops(rank, world, epoch):
+        sampler = StepSampler(8, 3, rank, world)
+        sampler.set_epoch(epoch)
+        return [set(batch) for batch in sampler]
+
+    for epoch in range(2):
+        halves = [a | b for a, b in zip(crops(0, 2, epoch), crops(1, 2, epoch), strict=True)]
+        assert halves == crops(0, 1, epoch)
+    assert set().union(*crops(0, 1, 0), *crops(0, 1, 1)) == set(range(48))
+
+
+def test_even_weighting_gives_a_small_city_its_share(tmp_path):
+    big = [("train", *toy_scene(i, 256)) for i in range(3)]
+    write_city(tmp_path, big, "big"), write_city(tmp_path, [("train", *toy_scene(9, 64))], "small")
+    crops = RandomCrops([CityTiles(tmp_path / "big"), CityTiles(tmp_path / "small")], 32, 0, "none")
+    assert crops.probability[-1] == pytest.approx(0.5)
+
+
+def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
+    from pipeline.learning.training import fit
+
+    params = parse_params(settings())
+    cities = open_cities(params, toy_tiles)
+    wrong = parse_params(settings(model={"architecture": "unet", "encoder": "resnet99"}))
+    with pytest.raises(InputError, match="unknown encoder 'resnet99'; near it are .*resnet"):
+        fit(wrong, cities, tmp_path / "m", work=tmp_path / "w")
+    missing = parse_params(settings(init=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="nowhere/model.json: not found"):
+        fit(missing, cities, tmp_path / "m", work=tmp_path / "w")
+    with pytest.raises(InputError, match="tile stage"):
+        CityTiles(tmp_path / "untiled")
+    with pytest.raises(InputError, match="not finite at step"):
+        fit(parse_params(settings(learning_rate=1e30, clip_gradient=0)), cities, tmp_path / "m", work=tmp_path / "w")
+    assert not (tmp_path / "m").exists()
