@@ -4,21 +4,26 @@ data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
-    tiles.parquet   GeoParquet, one row a tile: region, split, row, column, building share, footprint
+    tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels from
+                    the region's corner), building (share of its valid pixels), valid (share of the tile), scene
 
 A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split. Regions are
 stored unbroken, so a training crop may start at any pixel and a metric is a metric over scenes, not over tiles.
 """
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from affine import Affine
 
 from pipeline.errors import InputError
+from pipeline.geo.grid import Grid, Window
 from pipeline.geo.scene import IGNORE, Split
+from pipeline.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,20 @@ class Region:
     transform: tuple[float, float, float, float, float, float]  # affine a..f: pixel to CRS units
     crs: str | None  # WKT or authority code; None where the image had none
 
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height, self.width, Affine(*self.transform), self.crs)
+
+    def windows(self, size: int) -> list[Window]:
+        """Its tiles, row by row; the last of a row or column may reach past the region."""
+        return [
+            Window(r, c, size, size) for r in range(0, self.height, size) for c in range(0, self.width, size)
+        ]
+
 
 class CityTiles:
     """One city's tiles, opened read-only. `image` and `label` return views into the mapped file, not copies."""
@@ -43,9 +62,13 @@ class CityTiles:
             self._images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self._labels = np.load(self.folder / "labels.npy", mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
-            raise InputError(f"{error.filename}: not found; run the tile stage for {self.folder.name} first") from None
+            raise InputError(
+                f"{error.filename}: not found; run the tile stage for {self.folder.name} first"
+            ) from None
         except ValueError as error:
-            raise InputError(f"{self.folder}: a tile array is damaged ({error}); run the tile stage again") from None
+            raise InputError(
+                f"{self.folder}: a tile array is damaged ({error}); run the tile stage again"
+            ) from None
         self.city: str = about["city"]
         self.gsd: float = about["gsd"]
         self.size: int = about["size"]
@@ -53,9 +76,11 @@ class CityTiles:
         self.classes: int = about["classes"]
         self.about: dict = about
         self.regions = [Region(**{**r, "transform": tuple(r["transform"])}) for r in about["regions"]]
-        pixels = sum(r.height * r.width for r in self.regions)
+        pixels = sum(r.pixels for r in self.regions)
         if self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
-            raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
+            raise InputError(
+                f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again"
+            )
 
     def of_split(self, split: Split) -> list[Region]:
         return [r for r in self.regions if r.split == split]
@@ -99,7 +124,9 @@ class CityTiles:
             top, left = int(table["row"][row]) + inset, int(table["column"][row]) + inset
             patch = self.label(region)[top : top + size, left : left + size]
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
-            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[top : top + size, left : left + size]
+            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[
+                top : top + size, left : left + size
+            ]
         return images, labels
 
     def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
@@ -121,3 +148,76 @@ class CityTiles:
             if len(crops) == count:
                 break
         return np.stack(crops) if crops else np.empty((0, size, size, self.channels), np.uint8)
+
+
+def allocate(folder: Path, regions: list[Region], channels: int) -> None:
+    """Lay out images.npy and labels.npy, to be filled through `writable`. Raises InputError where the disk is too small."""
+    pixels = sum(r.pixels for r in regions)
+    free = shutil.disk_usage(folder).free
+    if pixels * (channels + 1) > free:  # a memory map on a full disk would die without a word
+        raise InputError(
+            f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the {free / 1e9:.1f} GB "
+            "free; raise tile.gsd or make room"
+        )
+    for name, length in (("images", pixels * channels), ("labels", pixels)):
+        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(length,))
+
+
+def writable(folder: Path, region: Region, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """A region's (H, W, C) image and (H, W) label, mapped for writing. Several processes may hold different windows."""
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    labels = np.load(folder / "labels.npy", mmap_mode="r+")
+    start, stop = region.offset, region.offset + region.pixels
+    shape = region.height, region.width
+    return images[start * channels : stop * channels].reshape(*shape, channels), labels[start:stop].reshape(
+        shape
+    )
+
+
+def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
+    """Building pixels and valid pixels of each tile of a (H, W) label: (2, ⌈H/size⌉, ⌈W/size⌉) int64."""
+    rows, columns = (np.arange(0, length, size) for length in label.shape)
+
+    def count(mask: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.add.reduceat(mask, columns, axis=1, dtype=np.int64), rows, axis=0)
+
+    valid = label != IGNORE
+    return np.stack([count(valid & (label > 0)), count(valid)])
+
+
+def write_index(folder: Path, about: dict, regions: list[Region], counts: list[np.ndarray]) -> dict:
+    """Write regions.json (returned) and tiles.parquet. counts: what `count_tiles` says of each region's label.
+
+    The footprint of a tile is its part inside the region; it is missing where the image carries no CRS.
+    """
+    import geopandas
+    import shapely
+
+    size, columns, footprints = about["size"], [], []
+    for index, (region, (building, valid)) in enumerate(zip(regions, counts, strict=True)):
+        windows = region.windows(size)
+        columns.append(
+            {
+                "region": np.full(len(windows), index, np.int32),
+                "split": np.full(len(windows), region.split, object),
+                "row": np.array([w.top for w in windows], np.int32),
+                "column": np.array([w.left for w in windows], np.int32),
+                "building": (building / np.maximum(valid, 1)).ravel().astype(np.float32),
+                "valid": (valid / size**2).ravel().astype(np.float32),
+                "scene": np.full(len(windows), region.parent, object),
+            }
+        )
+        if region.crs is None:
+            footprints.append(np.full(len(windows), None, object))
+            continue
+        inside = [
+            w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left))
+            for w in windows
+        ]
+        footprints.append(shapely.polygons(region.grid.degrees(inside)))
+    merged = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    frame = geopandas.GeoDataFrame(merged, geometry=np.concatenate(footprints), crs="EPSG:4326")
+    frame.to_parquet(folder / "tiles.parquet", index=False)
+    about = {**about, "regions": [asdict(region) for region in regions]}
+    write_json(folder / "regions.json", about)
+    return about

@@ -1,0 +1,177 @@
+"""Pixel grids on the ground: true ground sample distance, windows under a pixel budget, and disjoint splits.
+
+A grid is a shape, an affine transform and a CRS. A scene's target grid is its own grid scaled: same CRS, same
+orientation (rotated and south-up ones too), same outline on the ground. Reading never leaves pixel space.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isqrt
+from typing import NamedTuple, get_args
+
+import numpy as np
+from affine import Affine
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
+
+from pipeline.errors import InputError
+from pipeline.geo.scene import Split
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+SNAP = 0.01  # a ground sample distance within 1 % of the wanted one is kept: UTM alone stretches by 0.1 %
+BLOCK = 256  # rows and columns windows align to, the usual GeoTIFF block
+LEAST_STRIP = 32  # pixels across the thinnest block worth a split, the smallest tile there is
+
+
+class Window(NamedTuple):
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def shifted(self, top: int, left: int) -> "Window":
+        return self._replace(top=self.top + top, left=self.left + left)
+
+
+@dataclass(frozen=True)
+class Grid:
+    height: int
+    width: int
+    transform: Affine  # pixel (column, row), whole numbers at the pixels' corners, to CRS units
+    crs: object | None = None  # anything pyproj reads; None where the image carries none
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def window(self, window: Window) -> "Grid":
+        moved = self.transform * Affine.translation(window.left, window.top)
+        return Grid(window.height, window.width, moved, self.crs)
+
+    def resized(self, height: int, width: int) -> "Grid":
+        """The same outline in another number of pixels."""
+        scale = Affine.scale(self.width / width, self.height / height)
+        return Grid(height, width, self.transform * scale, self.crs)
+
+    def corners(self, windows: list[Window] | None = None) -> np.ndarray:
+        """(N, 4, 2) the corners of windows (default: the grid's own) in CRS units, in ring order."""
+        w = np.array(windows or [Window(0, 0, self.height, self.width)], float)
+        rows = np.stack([w[:, 0], w[:, 0], w[:, 0] + w[:, 2], w[:, 0] + w[:, 2]], axis=1)
+        columns = np.stack([w[:, 1], w[:, 1] + w[:, 3], w[:, 1] + w[:, 3], w[:, 1]], axis=1)
+        return np.stack(self.transform * (columns, rows), axis=-1)
+
+    def degrees(self, windows: list[Window] | None = None) -> np.ndarray:
+        """(N, 4, 2) the same corners as longitude and latitude (EPSG:4326, x first)."""
+        to_degrees = Transformer.from_crs(CRS.from_user_input(self.crs), "EPSG:4326", always_xy=True)
+        return np.stack(to_degrees.transform(*np.moveaxis(self.corners(windows), -1, 0)), axis=-1)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in CRS units, of a rotated grid the box around it."""
+        xy = self.corners()[0]
+        return (*xy.min(axis=0).tolist(), *xy.max(axis=0).tolist())
+
+
+def ground_sample_distance(grid: Grid) -> tuple[float, float]:
+    """Metres on the ground of one pixel step along (a row, a column), at the grid's centre.
+
+    The length of the geodesic between the step's ends, so that any CRS gives its true scale: degrees, feet,
+    or EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError without a CRS or off the
+    Earth.
+    """
+    if grid.crs is None:
+        raise InputError("the image carries no CRS; state its metres a pixel in fetch.overrides.CITY.gsd")
+    column, row = grid.width / 2, grid.height / 2
+    steps = np.array([[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]])
+    crs = CRS.from_user_input(grid.crs)
+    try:
+        to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+        x, y = to_degrees.transform(*(grid.transform * steps.T), errcheck=True)
+        _, _, metres = Geod(ellps="WGS84").inv(x[::2], y[::2], x[1::2], y[1::2])
+        if not (np.isfinite(metres).all() and min(metres) > 0):
+            raise ValueError("a pixel has no length")
+    except (ProjError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"its CRS {crs.name} does not place it on the ground ({reason}); correct it"
+        ) from None
+    return float(metres[0]), float(metres[1])
+
+
+def target_grid(grid: Grid, native: tuple[float, float], gsd: float) -> Grid:
+    """`grid` in pixels of `gsd` metres, given the metres (along a row, along a column) of its own pixels.
+
+    The outline is kept exactly, the number of pixels rounded; within SNAP of `gsd` the grid stays as it is.
+    """
+    if all(abs(metres / gsd - 1) <= SNAP for metres in native):
+        return grid
+    along_row, along_column = native
+    height, width = round(grid.height * along_column / gsd), round(grid.width * along_row / gsd)
+    return grid.resized(max(1, height), max(1, width))
+
+
+def windows(height: int, width: int, pixels: int) -> Iterator[Window]:
+    """Cover a grid once by windows of at most `pixels` pixels: whole rows where BLOCK of them fit."""
+    columns = width if pixels >= width * min(height, BLOCK) else _aligned(min(width, isqrt(pixels)))
+    rows = _aligned(min(height, pixels // columns))
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield Window(top, left, min(rows, height - top), min(columns, width - left))
+
+
+def _aligned(length: int) -> int:
+    return length // BLOCK * BLOCK or max(1, length)
+
+
+def draw_splits(given: list[Split | None], validation: float, test: float, seed: int) -> list[Split | None]:
+    """A split for every scene: the one it came with, else one drawn so that every split has a scene.
+
+    Shares are of all scenes. None is left where the free scenes are fewer than the splits still without a scene:
+    those scenes are to be cut into blocks of `missing_splits(given)`.
+    """
+    missing = missing_splits(given)
+    free = [i for i, split in enumerate(given) if split is None]
+    if len(free) < len(missing):
+        return list(given)
+    shares = {"validation": validation, "test": test}
+    counts = {name: max(1, round(shares[name] * len(given))) for name in shares if name in missing}
+    while sum(counts.values()) > len(free) - ("train" in missing):
+        counts[max(counts, key=counts.get)] -= 1
+    splits: list[Split | None] = [split or "train" for split in given]
+    drawn = iter(np.random.default_rng(seed).permutation(free))
+    for name, count in counts.items():
+        for _ in range(count):
+            splits[next(drawn)] = name
+    return splits
+
+
+def missing_splits(given: list[Split | None]) -> list[Split]:
+    return [split for split in SPLITS if split not in given]
+
+
+def strips(
+    grid: Grid, splits: list[Split], validation: float, test: float, margin: int
+) -> dict[Split, Window] | None:
+    """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
+
+    Shares are of what the margins leave; the first split takes the rounding. None where a block would be thinner
+    than LEAST_STRIP pixels.
+    """
+    length = max(grid.shape)
+    usable = length - margin * (len(splits) - 1)
+    weights = {"train": max(0.1, 1 - validation - test), "validation": validation, "test": test}
+    total = sum(weights[split] for split in splits)
+    sizes = [max(LEAST_STRIP, round(usable * weights[split] / total)) for split in splits[1:]]
+    sizes = [usable - sum(sizes), *sizes]
+    if min(sizes) < LEAST_STRIP:
+        return None
+    blocks, start = {}, 0
+    for split, size in zip(splits, sizes, strict=True):
+        along = {"top": start, "height": size} if length == grid.height else {"left": start, "width": size}
+        blocks[split] = Window(0, 0, grid.height, grid.width)._replace(**along)
+        start += size + margin
+    return blocks

@@ -1,0 +1,344 @@
+"""Reading a scene at the ground sample distance asked for: windows of uint8 pixels, validity and labels.
+
+Everything happens in pixel space. Shrinking averages over the area a target pixel covers, enlarging is
+bilinear; both are one sparse matrix along rows and one along columns, so a window gives the same bytes wherever it
+is cut. Nodata pixels weigh 0; a target pixel that nodata covers by half or more is nodata: image 0, label 255.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterioWindow
+from scipy import sparse
+
+from pipeline.errors import InputError
+from pipeline.geo.grid import Grid, Window, ground_sample_distance, target_grid
+from pipeline.geo.scene import IGNORE
+
+SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
+PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
+ALPHA_BETWEEN = 0.1  # with more of a fourth band between its extremes it is near infrared, not alpha
+
+
+def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sparse.csr_matrix:
+    """(target, source) float32 weights, rows summing to 1, that resample a line of pixels.
+
+    Each target pixel averages the source pixels it covers, in proportion; when enlarging, `bilinear`
+    interpolates between the two nearest centres instead (`area` keeps the average: nearly the nearest pixel).
+    """
+    scale = source / target
+    if scale < 1 and enlarge == "bilinear":
+        centre = np.clip((np.arange(target) + 0.5) * scale - 0.5, 0, source - 1)
+        first = np.minimum(centre.astype(int), max(0, source - 2))[:, None]
+        columns = first + np.arange(min(2, source))
+        weights = 1 - np.abs(columns - centre[:, None])
+    else:
+        edges = np.arange(target + 1) * source / target
+        columns = np.floor(edges[:-1, None]).astype(int) + np.arange(int(np.ceil(scale)) + 1)
+        weights = np.minimum(columns + 1, edges[1:, None]) - np.maximum(columns, edges[:-1, None])
+    weights = np.where((weights > 1e-6) & (columns < source), weights, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.arange(target)[:, None], columns.shape)
+    kept = weights > 0
+    entries = weights[kept].astype(np.float32), (rows[kept], columns[kept])
+    return sparse.csr_matrix(entries, shape=(target, source))
+
+
+@contextmanager
+def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
+    """Open with rasterio; whatever it finds wrong, on opening or in mid-read, becomes one InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
+            dataset = rasterio.open(path)
+        with dataset:
+            yield dataset
+    except (RasterioError, OSError) as error:
+        detail = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch or export it again"
+        ) from None
+
+
+def grid_of(dataset) -> Grid:
+    return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+
+
+class Resampler:
+    """Reads `source`-grid pixels for windows of `target`, both over one outline, and resamples them."""
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], enlarge: str = "bilinear"):
+        self.same = tuple(source) == tuple(target)
+        self.density = source[0] * source[1] / (target[0] * target[1])  # source pixels a target pixel
+        if not self.same:
+            self.rows = resampling_matrix(source[0], target[0], enlarge)
+            self.columns = resampling_matrix(source[1], target[1], enlarge)
+
+    def source_window(self, window: Window) -> Window:
+        """The source pixels that a window of the target depends on."""
+        if self.same:
+            return window
+        top, bottom = self._reach(self.rows, window.slices[0])
+        left, right = self._reach(self.columns, window.slices[1])
+        return Window(top, left, bottom - top, right - left)
+
+    @staticmethod
+    def _reach(matrix: sparse.csr_matrix, part: slice) -> tuple[int, int]:
+        indices = matrix.indices[matrix.indptr[part.start] : matrix.indptr[part.stop]]
+        return int(indices.min()), int(indices.max()) + 1
+
+    def __call__(self, pixels: np.ndarray, window: Window) -> np.ndarray:
+        """(h, w) source pixels of `source_window(window)` → (window.height, window.width) float32."""
+        reach = self.source_window(window)
+        rows = self.rows[window.slices[0], reach.slices[0]]
+        columns = self.columns[window.slices[1], reach.slices[1]]
+        down = rows @ pixels.astype(np.float32, copy=False)
+        return (columns @ np.ascontiguousarray(down.T)).T
+
+
+class Raster:
+    """An image as (height, width, channels) uint8 on the target grid, read by windows or sliced like an array.
+
+    gsd: metres on the ground a pixel; native: the same of the image's own pixels, where it carries no CRS;
+    bands: 1-based; range: the values mapped to 0 and 255, None to leave uint8 as it is. See `open_image`.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 3
+
+    def __init__(self, dataset, bands: list[int], gsd: float, native: float | None, value_range):
+        if max(bands) > dataset.count:
+            raise InputError(
+                f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band {max(bands)} is "
+                "asked for; list the bands it has in tile.bands or in fetch.overrides.CITY.bands"
+            )
+        self.dataset, self.bands, self.range = dataset, list(bands), value_range
+        self.source_dtype = np.dtype(dataset.dtypes[bands[0] - 1])
+        if value_range is None and self.source_dtype != np.uint8:
+            raise InputError(
+                f"{dataset.name}: holds {self.source_dtype} values and no range to scale them by"
+            )
+        source = grid_of(dataset)
+        try:
+            stated = dataset.crs is None and native
+            self.native = (native, native) if stated else ground_sample_distance(source)
+        except InputError as error:
+            raise InputError(f"{dataset.name}: {error}") from None
+        self.grid = target_grid(source, self.native, gsd)
+        self.shape = (*self.grid.shape, len(self.bands))
+        self._resample = Resampler(source.shape, self.grid.shape)
+        self.density = self._resample.density  # source pixels a target pixel
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """Peak memory of `read` a target pixel: the source bands, one of them as floats, and the result."""
+        source = len(self.bands) * self.source_dtype.itemsize + (2 if self._resample.same else 14)
+        return self._resample.density * source + 6 * len(self.bands) + 8
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        rows, columns = (*key, slice(None))[:2] if isinstance(key, tuple) else (key, slice(None))
+        top, bottom, _ = rows.indices(self.shape[0])
+        left, right, _ = columns.indices(self.shape[1])
+        return self.read(Window(top, left, bottom - top, right - left))[0]
+
+    def read(self, window: Window, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels (h, w, C) uint8, in `out` where given, and validity (h, w) bool, None where all are valid."""
+        if out is None:
+            out = np.empty((window.height, window.width, len(self.bands)), np.uint8)
+        reach = self._resample.source_window(window)
+        if self._resample.same and self.range is None:
+            raw = self._read(self.bands, reach, np.moveaxis(out, 2, 0))
+            valid = self._validity(raw, reach)
+        else:
+            raw = self._read(self.bands, reach)
+            valid = self._validity(raw, reach)
+            share = None if valid is None or self._resample.same else self._resample(valid, window)
+            for band, values in enumerate(raw):
+                out[..., band] = self._scaled(values, valid, share, window)
+            valid = valid if share is None else share > 0.5
+        if valid is not None:
+            out[~valid] = 0
+        return out, valid
+
+    def _scaled(self, values: np.ndarray, valid: np.ndarray | None, share: np.ndarray | None, window: Window):
+        if valid is not None:
+            values = np.where(valid, values, 0)
+        if not self._resample.same:
+            values = self._resample(values, window)
+            if share is not None:
+                values = values / np.maximum(share, 1e-6)
+        if self.range is not None:
+            low, high = self.range
+            values = (values.astype(np.float32, copy=False) - low) * np.float32(255 / (high - low))
+        return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+    def _read(self, bands, window: Window, out: np.ndarray | None = None) -> np.ndarray:
+        where = RasterioWindow(window.left, window.top, window.width, window.height)
+        return self.dataset.read(bands, window=where, out=out)
+
+    def _validity(self, raw: np.ndarray, window: Window) -> np.ndarray | None:
+        """Where source pixels (C, h, w) hold data: not NaN, not nodata, not masked, not transparent.
+
+        In 8-bit images a nodata value is also a colour (black, white): a pixel is nodata where every band says
+        so. In wider types one band's word is enough.
+        """
+        dataset = self.dataset
+        invalid = np.zeros(raw.shape[1:], bool)
+        if raw.dtype.kind == "f":
+            invalid |= ~np.isfinite(raw).all(axis=0)
+        nodata = [dataset.nodatavals[band - 1] for band in self.bands]
+        if any(value is not None for value in nodata):
+            at = [band == value for band, value in zip(raw, nodata, strict=True) if value is not None]
+            invalid |= np.logical_and.reduce(at) if raw.dtype == np.uint8 else np.logical_or.reduce(at)
+        where = RasterioWindow(window.left, window.top, window.width, window.height)
+        if self._alpha:
+            invalid |= dataset.read(self._alpha, window=where) == 0
+        flags = dataset.mask_flag_enums[self.bands[0] - 1]
+        if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+            invalid |= dataset.read_masks(self.bands[0], window=where) == 0
+        return ~invalid if invalid.any() else None
+
+    @cached_property
+    def _alpha(self) -> int | None:
+        """The transparency band. Files call any fourth band alpha; near infrared shows by its values."""
+        alpha = [i for i, kind in enumerate(self.dataset.colorinterp, start=1) if kind == ColorInterp.alpha]
+        if not alpha or alpha[0] in self.bands:
+            return None
+        values = np.concatenate([self._read(alpha[0], patch).ravel() for patch in _patches(self.dataset)])
+        return alpha[0] if ((values > 0) & (values < values.max())).mean() <= ALPHA_BETWEEN else None
+
+    def sample(self) -> np.ndarray:
+        """(N,) valid values of the bands, from patches spread over the image."""
+        found = []
+        for patch in _patches(self.dataset):
+            raw = self._read(self.bands, patch)
+            valid = self._validity(raw, patch)
+            found.append(raw.reshape(-1) if valid is None else raw[:, valid].reshape(-1))
+        return np.concatenate(found)
+
+
+def _patches(dataset) -> Iterator[Window]:
+    for top in np.unique(np.linspace(0, max(0, dataset.height - SAMPLE_SIDE), SAMPLES).astype(int)):
+        for left in np.unique(np.linspace(0, max(0, dataset.width - SAMPLE_SIDE), SAMPLES).astype(int)):
+            size = min(SAMPLE_SIDE, dataset.height), min(SAMPLE_SIDE, dataset.width)
+            yield Window(int(top), int(left), *size)
+
+
+@contextmanager
+def open_image(path: str | Path, bands: list[int], gsd: float, native: float | None = None, value_range=None):
+    """Open an image as a `Raster` at `gsd` metres a pixel.
+
+    Raises InputError where the file cannot be read, lacks a band, or has neither a CRS nor a `native` gsd.
+    """
+    with open_raster(path) as dataset:
+        yield Raster(dataset, bands, gsd, native, value_range)
+
+
+def is_uint8(path: str | Path) -> bool:
+    with open_raster(path) as dataset:
+        return dataset.dtypes[0] == "uint8"
+
+
+def estimate_range(paths: list[str | Path], bands: list[int]) -> tuple[float, float]:
+    """The values to map to 0 and 255: percentiles over every image of a city, so that all are scaled alike.
+
+    Raises InputError where not one sampled pixel holds data.
+    """
+    found = []
+    for path in paths:
+        with open_raster(path) as dataset:
+            found.append(Raster(dataset, bands, gsd=1, native=1, value_range=(0, 1)).sample())
+    values = np.concatenate(found)
+    if not len(values):
+        raise InputError(
+            f"{paths[0]}: no data to estimate a value range from; state fetch.overrides.CITY.range"
+        )
+    low, high = (float(v) for v in np.percentile(values, PERCENTILES))
+    return (low, high) if high > low else (low, low + 1)
+
+
+class RasterLabels:
+    """A label raster on an image's target grid: the class that covers most of each target pixel.
+
+    building: 1 where the file holds 0, classes 1..k and 255 ignore; 255 where it holds 0/255.
+    """
+
+    def __init__(self, dataset, image: Raster, classes: int, building: int = 1):
+        if dataset.shape != image.dataset.shape:
+            sizes = ["×".join(map(str, d.shape[::-1])) for d in (dataset, image.dataset)]
+            raise InputError(
+                f"{dataset.name}: labels of {sizes[0]} pixels for an image of {sizes[1]}; sizes must agree"
+            )
+        if dataset.count != 1:
+            raise InputError(f"{dataset.name}: labels have {dataset.count} bands; one is expected")
+        if _elsewhere(dataset, image.dataset):
+            raise InputError(
+                f"{dataset.name}: labels lie elsewhere on the ground than their image; align them"
+            )
+        self.dataset = dataset
+        self.expected = "0 and 255 (building)" if building == 255 else f"0, 1..{classes} and 255 (ignore)"
+        self._table = np.full(256, -1, np.int16)  # value in the file → label; -1 is an error
+        self._table[::255] = [0, 1] if building == 255 else [0, IGNORE]
+        if building != 255:
+            self._table[: classes + 1] = range(classes + 1)
+        self._resample = Resampler(dataset.shape, image.grid.shape, enlarge="area")
+
+    def read(self, window: Window) -> np.ndarray:
+        """(h, w) uint8. Raises InputError on a value that is no class."""
+        reach = self._resample.source_window(window)
+        raw = self.dataset.read(1, window=RasterioWindow(reach.left, reach.top, reach.width, reach.height))
+        labels = self._labels(raw)
+        kinds = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+        if self._resample.same:
+            return labels
+        best = np.full((window.height, window.width), kinds[0], np.uint8)
+        if len(kinds) > 1:
+            most = self._resample(labels == kinds[0], window)
+            for kind in kinds[1:]:
+                share = self._resample(labels == kind, window)
+                best[share > most] = kind
+                np.maximum(most, share, out=most)
+        return best
+
+    def _labels(self, raw: np.ndarray) -> np.ndarray:
+        nodata, unknown = self.dataset.nodata, None
+        if nodata is not None and not (nodata in range(256) and self._table[int(nodata)] >= 0):
+            unknown = (
+                np.isnan(raw) if np.isnan(nodata) else raw == nodata
+            )  # outside the classes it can mean no other
+            raw = np.where(unknown, 0, raw)
+        if raw.dtype != np.uint8:
+            values = np.unique(raw)
+            self._refuse(values[~np.isin(values, range(256))])
+            raw = raw.astype(np.uint8)
+        present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        self._refuse(present[self._table[present] < 0])
+        labels = self._table.astype(np.uint8)[raw]
+        if unknown is not None:
+            labels[unknown] = IGNORE
+        return labels
+
+    def _refuse(self, wrong: np.ndarray) -> None:
+        if len(wrong):
+            raise InputError(
+                f"{self.dataset.name}: labels hold {wrong[0]:g}; expected {self.expected}; "
+                "recode them or raise train.model.classes"
+            )
+
+
+def _elsewhere(labels, image) -> bool:
+    """Whether two rasters of one size, both placed on the ground, are more than half a pixel apart."""
+    if labels.crs is None or image.crs is None or labels.crs != image.crs:
+        return False
+    apart = grid_of(labels).corners() - grid_of(image).corners()
+    return bool(np.abs(apart).max() > 0.5 * max(np.abs(image.transform[:2])))

@@ -1,0 +1,364 @@
+"""Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
+
+A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker processes, shard
+by shard and window by window, each writing straight into its slice of the arrays. A city whose parameters and scenes
+are unchanged is kept.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import shapely
+
+from pipeline.console import console, progress, table
+from pipeline.errors import InputError
+from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips, windows
+from pipeline.geo.raster import RasterLabels, estimate_range, is_uint8, open_image, open_raster
+from pipeline.geo.rasterize import VectorLabels
+from pipeline.geo.scene import IGNORE, City, Scene, Split, read_city
+from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, writable, write_index
+from pipeline.geo.vector import SUFFIXES, read_footprints
+from pipeline.params import Params, Tile
+from pipeline.storage import atomic_folder, fingerprint
+
+FORMAT = 1  # of the arrays and of the way they are made; raise it and every city is tiled again
+SHARD = 16_000_000  # source pixels a worker takes at a time
+WORTH_A_POOL = 48_000_000  # source pixels below which starting processes costs more than it saves
+SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one scene is read; small enough to be sent to a process."""
+
+    name: str
+    image: str
+    bands: list[int]
+    gsd: float
+    native: float | None
+    range: tuple[float, float] | None
+    classes: int
+    all_touched: bool
+    labels: str | None = None  # a label raster, or else
+    raster_building: int = 1
+    polygons: np.ndarray | None = None  # footprints in the image's CRS
+    values: np.ndarray | None = None  # and their labels
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A region, the scene it is read from and where in that scene's target grid it lies."""
+
+    source: Source
+    region: Region
+    window: Window
+    native: float  # metres a pixel of the image
+    density: float  # source pixels a target pixel
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of a region, whole rows of tiles, that one worker fills."""
+
+    index: int  # of the region
+    plan: Planned
+    rows: tuple[int, int]
+    folder: Path
+    size: int
+    memory: int  # MB
+
+
+def run(
+    params: Params,
+    city: str | None = None,
+    scenes_root: Path = Path("data/scenes"),
+    out_root: Path = Path("data/tiles"),
+) -> None:
+    """Tile one city, or every city of fetch.cities. Raises InputError on scenes that cannot be tiled as asked."""
+    summaries = []
+    for name in [city] if city else params.fetch.cities:
+        about = tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name)
+        summaries.append(_summary(about))
+    columns = ["city", "scenes", *SPLITS, "Mpx", "building %", "ignored %", "gsd (m)"]
+    table("Tiles (regions per split)", columns, summaries)
+
+
+def tile_city(params: Params, city: City, folder: Path) -> dict:
+    """Write one city's tiles to `folder` unless they are there already; returns what regions.json says."""
+    asked = params.tile.model_dump(exclude={"memory", "workers"})  # what changes speed changes no byte
+    mark = fingerprint(FORMAT, asked, params.train.model.classes, asdict(city))
+    if (kept := _kept(folder, mark)) is not None:
+        console.print(f"{city.city}: scenes and parameters unchanged, its tiles are kept")
+        return kept
+    plans = plan_city(params, city)
+    regions = [plan.region for plan in plans]
+    channels = len(plans[0].source.bands)
+    with atomic_folder(folder) as partial:
+        allocate(partial, regions, channels)
+        shards = list(_shards(plans, partial, params.tile))
+        parts: list[dict[int, np.ndarray]] = [{} for _ in regions]
+        seen = dict.fromkeys((region.parent for region in regions), 0)
+        for shard, (counted, pixels) in _fill(shards, _workers(params.tile, plans), f"tile {city.city}"):
+            parts[shard.index][shard.rows[0]] = counted
+            seen[regions[shard.index].parent] += pixels
+        counts = [np.concatenate([part[row] for row in sorted(part)], axis=1) for part in parts]
+        if blank := [name for name, pixels in seen.items() if not pixels]:
+            raise InputError(
+                f"{city.city}: every pixel is nodata in scene {', '.join(blank)}; remove it or correct its nodata value"
+            )
+        about = write_index(partial, _about(params, city, plans, counts, mark), regions, counts)
+    if not about["statistics"]["building"]:
+        _warn(f"{city.city}: no building anywhere in its labels; it can teach and test background only")
+    return about
+
+
+def plan_city(params: Params, city: City) -> list[Planned]:
+    """Every region of a city's labelled scenes: its grid, its split, and how it is read."""
+    tile, classes = params.tile, params.train.model.classes
+    scenes = [scene for scene in city.scenes if scene.labels]
+    if not scenes:
+        raise InputError(f"{city.city}: no scene has labels; add labels, or map it with the predict stage")
+    bands = city.bands or tile.bands
+    if len(bands) != len(tile.bands):
+        raise InputError(
+            f"{city.city}: reads {len(bands)} bands where tile.bands asks for {len(tile.bands)}; agree on one"
+        )
+    value_range = city.range
+    estimated = [] if value_range else [s.image for s in scenes if not is_uint8(s.image)]
+    if estimated:
+        value_range = estimate_range(estimated, bands)
+    sources, grids, natives, densities = [], [], [], []
+    for scene in scenes:
+        scaled = city.range or (value_range if scene.image in estimated else None)
+        source = Source(scene.name, scene.image, bands, tile.gsd, city.gsd, scaled, classes, tile.all_touched)
+        with _named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd, scaled) as image:
+            sources.append(source)
+            grids.append(image.grid)
+            natives.append(max(image.native))
+            densities.append(image.density)
+    enlarged = sum(native / tile.gsd > tile.max_upsampling for native in natives)
+    if enlarged:
+        _warn(
+            f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged up to {max(natives) / tile.gsd:.1f} times: "
+            f"their pixels are {max(natives):.2f} m and tile.gsd asks for {tile.gsd:g} m"
+        )
+    sources = _with_labels(city, scenes, sources, grids)
+    plans, offset = [], 0
+    for i, split, window in _cut(tile, city, scenes, grids):
+        part = grids[i].window(window)
+        name = scenes[i].name if window[2:] == grids[i].shape else f"{scenes[i].name}/{split}"
+        crs = None if part.crs is None else part.crs.to_string()
+        region = Region(name, scenes[i].name, split, *part.shape, offset, tuple(part.transform)[:6], crs)
+        plans.append(Planned(sources[i], region, window, natives[i], densities[i]))
+        offset += region.pixels
+    _warn_shared_ground(city, [plan.region for plan in plans])
+    return plans
+
+
+def _cut(
+    tile: Tile, city: City, scenes: list[Scene], grids: list[Grid]
+) -> Iterator[tuple[int, Split, Window]]:
+    """(scene, split, window) of every region: whole scenes, or blocks where a city has too few scenes."""
+    given = [scene.split for scene in scenes]
+    splits = draw_splits(given, tile.validation, tile.test, tile.seed)
+    missing = missing_splits(given)
+    if missing and None not in given:
+        _warn(f"{city.city}: every scene comes with a split and none is for {' or '.join(missing)}")
+    margin = tile.size if tile.margin is None else tile.margin
+    blocks = {
+        i: strips(grids[i], missing, tile.validation, tile.test, margin)
+        for i, split in enumerate(splits)
+        if split is None
+    }
+    if blocks and not any(blocks.values()):
+        i = max(blocks, key=lambda i: max(grids[i].shape))
+        raise InputError(
+            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too few for blocks of "
+            f"{', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, or add scenes"
+        )
+    for i, split in enumerate(splits):
+        whole = {
+            split or "train": Window(0, 0, *grids[i].shape)
+        }  # a scene too small to cut, beside one that is not
+        for name, window in (blocks.get(i) or whole).items():
+            yield i, name, window
+
+
+def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: list[Grid]) -> list[Source]:
+    """Sources that know their labels. A file of footprints is read once for all scenes of one CRS that share it."""
+    sharing: dict[tuple, list[int]] = {}
+    labelled = list(sources)
+    for i, (scene, grid) in enumerate(zip(scenes, grids, strict=True)):
+        if Path(scene.labels).suffix.lower() not in SUFFIXES:
+            labelled[i] = replace(sources[i], labels=scene.labels, raster_building=city.raster_building)
+        elif grid.crs is None:
+            raise InputError(
+                f"scene {scene.name}: the image carries no CRS, so footprints cannot be laid on it; add one"
+            )
+        else:
+            sharing.setdefault((scene.labels, grid.crs.to_wkt()), []).append(i)
+    for (path, crs), members in sharing.items():
+        boxes = shapely.box(*np.array([grids[i].bounds for i in members]).T)
+        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)))
+        tree = shapely.STRtree(found.polygons)
+        for i, box in zip(members, boxes, strict=True):
+            near = np.sort(tree.query(box))
+            labelled[i] = replace(sources[i], polygons=found.polygons[near], values=found.labels[near])
+    return labelled
+
+
+def _shards(plans: list[Planned], folder: Path, tile: Tile) -> Iterator[Shard]:
+    for index, plan in enumerate(plans):
+        rows = SHARD / (plan.density * plan.region.width)
+        rows = max(1, int(rows) // tile.size) * tile.size
+        for top in range(0, plan.region.height, rows):
+            bottom = min(top + rows, plan.region.height)
+            yield Shard(index, plan, (top, bottom), folder, tile.size, tile.memory)
+
+
+def _workers(tile: Tile, plans: list[Planned]) -> int:
+    if tile.workers:
+        return tile.workers
+    source = sum(plan.region.pixels * plan.density for plan in plans)
+    return len(os.sched_getaffinity(0)) if source > WORTH_A_POOL else 1
+
+
+def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple[Shard, tuple]]:
+    """Run every shard, in this process or in several, and yield each with what it counted as it is done."""
+    if min(workers, len(shards)) == 1:
+        for shard in progress(shards, description):
+            yield shard, fill_shard(shard)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(shards)), mp_context=get_context("spawn")
+    )  # GDAL does not survive fork
+    try:
+        futures = {pool.submit(fill_shard, shard): shard for shard in shards}
+        for future in progress(as_completed(futures), description, total=len(futures)):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a tiling process was killed, perhaps for memory; lower tile.memory or tile.workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
+    """Write a shard's pixels and labels; returns what `count_tiles` says of them and the number of pixels with data."""
+    plan, (top, bottom) = shard.plan, shard.rows
+    source, region, channels = plan.source, plan.region, len(plan.source.bands)
+    seen = 0
+    with (
+        _named(source.name),
+        rasterio.Env(GDAL_CACHEMAX=max(16, shard.memory // 4)),
+        open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
+        _open_labels(source, image) as labels,
+    ):
+        budget = int(0.75e6 * shard.memory / image.bytes_per_pixel)
+        for window in windows(bottom - top, region.width, budget):
+            window = window.shifted(top, 0)
+            within = window.shifted(plan.window.top, plan.window.left)
+            image_out, label_out = writable(
+                shard.folder, region, channels
+            )  # mapped anew: written pages are let go
+            _, data = image.read(within, out=image_out[window.slices])
+            label = labels.read(within)
+            if data is not None:
+                label[~data] = IGNORE
+            label_out[window.slices] = label
+            seen += label.size if data is None else int(data.sum())
+    label = writable(shard.folder, region, channels)[1]
+    counts = [
+        count_tiles(label[row : min(row + shard.size, bottom)], shard.size)
+        for row in range(top, bottom, shard.size)
+    ]
+    return np.concatenate(counts, axis=1), seen
+
+
+@contextmanager
+def _open_labels(source: Source, image):
+    if source.labels is None:
+        yield VectorLabels(source.polygons, source.values, image.grid, source.classes, source.all_touched)
+    else:
+        with open_raster(source.labels) as dataset:
+            yield RasterLabels(dataset, image, source.classes, source.raster_building)
+
+
+@contextmanager
+def _named(scene: str):
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"scene {scene}: {error}") from None
+
+
+def _kept(folder: Path, mark: str) -> dict | None:
+    """What an earlier run left, if it is whole and was made from the same scenes and parameters."""
+    try:
+        about = CityTiles(folder).about
+    except (InputError, KeyError, TypeError):
+        return None
+    return about if about.get("fingerprint") == mark and (folder / "tiles.parquet").exists() else None
+
+
+def _about(params: Params, city: City, plans: list[Planned], counts: list, mark: str) -> dict:
+    building, valid = sum(count.sum(axis=(1, 2)) for count in counts).tolist()
+    pixels = sum(plan.region.pixels for plan in plans)
+    native = [plan.native for plan in plans]
+    ranges = [plan.source.range for plan in plans if plan.source.range]
+    return {
+        "city": city.city,
+        "gsd": params.tile.gsd,
+        "size": params.tile.size,
+        "channels": len(plans[0].source.bands),
+        "classes": params.train.model.classes,
+        "bands": plans[0].source.bands,
+        "range": ranges[0] if ranges else None,
+        "fingerprint": mark,
+        "statistics": {
+            "scenes": len({plan.region.parent for plan in plans}),
+            "pixels": pixels,
+            "building": building / max(1, valid),
+            "ignored": 1 - valid / pixels,
+            "native_gsd": [min(native), max(native)],
+        },
+    }
+
+
+def _summary(about: dict) -> list:
+    found = about["statistics"]
+    low, high = (f"{gsd:.3g}" for gsd in found["native_gsd"])
+    regions = [sum(region["split"] == split for region in about["regions"]) for split in SPLITS]
+    shares = [f"{100 * found[key]:.1f}" for key in ("building", "ignored")]
+    step = f"{low if low == high else f'{low}–{high}'} → {about['gsd']:g}"
+    return [about["city"], found["scenes"], *regions, f"{found['pixels'] / 1e6:.2f}", *shares, step]
+
+
+def _warn_shared_ground(city: City, regions: list[Region]) -> None:
+    """Scenes that overlap on the ground leak from one split to another, whatever the split by scenes promises."""
+    placed = [region for region in regions if region.crs is not None]
+    outlines = np.array([shapely.Polygon(region.grid.degrees()[0]) for region in placed], object)
+    first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        a, b = placed[i], placed[j]
+        if i < j and a.split != b.split:
+            shared = outlines[i].intersection(outlines[j]).area / min(outlines[i].area, outlines[j].area)
+            if shared > SAME_GROUND:
+                _warn(
+                    f"{city.city}: {a.name} ({a.split}) and {b.name} ({b.split}) share {100 * shared:.0f} % of their "
+                    "ground; scores of this city are flattered"
+                )
+                return
+
+
+def _warn(message: str) -> None:
+    console.print(f"warning: {message}", style="yellow", markup=False)
