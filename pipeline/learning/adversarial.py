@@ -1,0 +1,151 @@
+"""Adversarial training: the loss of a batch whose images an attacker has moved first.
+
+    pgd     cross-entropy ascent of `steps` gradients from a random point (Madry et al. 2018); every image of every
+            batch, as mixing clean images in undoes the effect (Croce, Singh & Hein 2024)
+    trades  loss(clean) + β·KL(clean ‖ moved) per pixel, the moved image maximising that KL (Zhang et al. 2019)
+    fast    one step of 1.25 ε from a random point (Wong, Rice & Kolter 2020)
+    free    no extra gradient: each batch is replayed `steps` times and the pixel gradient of one weight update moves
+            the images of the next (Shafahi et al. 2019)
+
+The images are moved in evaluation mode, so that batch statistics see only the batch the weights are updated on.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import functional as F
+
+from pipeline import params
+from pipeline.geo.scene import IGNORE
+from pipeline.learning.perturb import pixel_gradient, project, random_direction, steepest, valid_mean
+
+BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Replay:
+    """Free training's memory between two weight updates."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    delta: torch.Tensor
+    left: int
+
+
+_replays: WeakKeyDictionary = WeakKeyDictionary()  # segmenter: Replay
+
+
+def epsilon_at(config: params.Adversarial, progress: float) -> float:
+    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. The budget of ℓ2 is
+    also 1/255 of the pixel range."""
+    share = 1.0 if config.warmup == 0 else min(1.0, progress / config.warmup)
+    return share * config.epsilon / 255
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+
+
+def _divergence(clean: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(clean ‖ moved) per pixel, (N, H, W)."""
+    return F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+@contextmanager
+def _evaluating(segmenter):
+    training = segmenter.training
+    segmenter.eval()
+    try:
+        yield
+    finally:
+        segmenter.train(training)
+
+
+def move(segmenter, images: torch.Tensor, labels: torch.Tensor, *, norm: str, epsilon: float, steps: int,
+         step: float | None = None, pixel_loss=_cross_entropy) -> torch.Tensor:  # fmt: skip
+    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball: the last point, as training wants
+    it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
+    step = 2.5 * epsilon / steps if step is None else step
+    moved = project(images + epsilon * random_direction(images, norm), images, norm, epsilon)
+    with _evaluating(segmenter):
+        for _ in range(steps):
+            gradient, _, _ = pixel_gradient(segmenter, moved, labels, pixel_loss)
+            moved = project(moved + step * steepest(gradient, norm), images, norm, epsilon)
+    return moved
+
+
+def adversarial_loss(segmenter, images: torch.Tensor, labels: torch.Tensor, loss: BatchLoss, config: params.Adversarial,
+                     progress: float) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
+    """The loss to step on for images (N, C, H, W) in [0, 1] and labels (N, H, W), and what to log.
+
+    `loss` is the training loss on logits and labels; `progress` the share of training done, which sets ε.
+    """
+    epsilon = epsilon_at(config, progress)
+    logs = {"epsilon": 255 * epsilon}
+    if config.method == "none" or epsilon == 0:
+        return loss(segmenter(images).float(), labels), logs
+    ball = {"norm": config.norm, "epsilon": epsilon}
+    match config.method:
+        case "pgd":
+            moved = move(segmenter, images, labels, steps=config.steps, **ball)
+            return loss(segmenter(moved).float(), labels), logs
+        case "fast":
+            moved = move(segmenter, images, labels, steps=1, step=1.25 * epsilon, **ball)
+            return loss(segmenter(moved).float(), labels), logs
+        case "trades":
+            return _trades(segmenter, images, labels, loss, config, ball, logs)
+        case "free":
+            return _free(segmenter, images, labels, loss, config, epsilon), logs
+    raise AssertionError(config.method)
+
+
+def _trades(segmenter, images, labels, loss, config, ball, logs):
+    with _evaluating(segmenter), torch.no_grad():
+        still = segmenter(images).float()
+    moved = move(
+        segmenter, images, labels, steps=config.steps, pixel_loss=lambda u, y: _divergence(still, u), **ball
+    )
+    clean, hurt = segmenter(torch.cat([images, moved])).float().chunk(2)
+    divergence = valid_mean(_divergence(clean, hurt), labels).mean()
+    natural = loss(clean, labels)
+    return natural + config.beta * divergence, {**logs, "clean": natural.detach(), "divergence": divergence.detach()}
+
+
+def _free(segmenter, images, labels, loss, config, epsilon):
+    """The batches that arrive while one is replayed are dropped, so any trainer's loop will do."""
+    replay = _replays.get(segmenter)
+    if replay is None or replay.left == 0 or replay.delta.shape[1:] != images.shape[1:]:
+        fits = replay is not None and replay.delta.shape == images.shape
+        delta = replay.delta if fits else torch.zeros_like(images)  # the paper carries δ over to the next batch
+        replay = _replays[segmenter] = Replay(images, labels, delta, config.steps)
+    replay.left -= 1
+    moved = project(replay.images + replay.delta, replay.images, config.norm, epsilon).detach().requires_grad_()
+
+    def remember(gradient: torch.Tensor) -> None:
+        further = moved.detach() + epsilon * steepest(gradient, config.norm)
+        replay.delta = project(further, replay.images, config.norm, epsilon) - replay.images
+
+    moved.register_hook(remember)
+    return loss(segmenter(moved).float(), replay.labels)
+
+
+@torch.no_grad()
+def overfitting_gap(segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial,
+                    steps: int = 10) -> dict[str, float]:  # fmt: skip
+    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means that
+    training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
+    ball = {"norm": config.norm, "epsilon": config.epsilon / 255}
+
+    def iou(moved: torch.Tensor) -> float:
+        with _evaluating(segmenter):
+            found = segmenter(moved).argmax(1)
+        valid, building = labels != IGNORE, labels > 0
+        union = (valid & (building | (found > 0))).sum()
+        return float((valid & building & (found == labels)).sum() / union.clamp_min(1))
+
+    fgsm = iou(move(segmenter, images, labels, steps=1, step=config.epsilon / 255, **ball))
+    pgd = iou(move(segmenter, images, labels, steps=steps, **ball))
+    return {"fgsm": fgsm, "pgd": pgd, "gap": fgsm - pgd}

@@ -1,0 +1,262 @@
+"""Attacks on a segmenter: one engine, `ascend`, and the attacks as its settings.
+
+    fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy
+    segpgd, cospgd  Gu et al. 2022; Agnihotri et al. 2023: the same steps, pixels weighted
+    sea             Croce, Singh & Hein 2024: APGD (Croce & Hein 2020) with three losses on shrinking radii
+    universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
+
+Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
+(N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not the last.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+
+from pipeline.geo.scene import IGNORE
+from pipeline.learning.perturb import ball, pixel_gradient, project, random_direction, steepest, valid_mean
+from pipeline.robustness import attack_losses
+from pipeline.robustness.attack_losses import AttackLoss
+
+STOP_EVERY = 3  # iterations between looks at which images are finished: each look waits for the device
+Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Intersection and union (N,) of prediction (N, H, W) and labels, ignored pixels left out.
+
+    Over several classes of building, I counts the foreground pixels given their own class and U the pixels that are
+    foreground in the label or the prediction: the IoU of one class where there is one, and never blind to confusion.
+    """
+    valid, building = labels != IGNORE, labels > 0
+    intersection = (valid & building & (prediction == labels)).sum((1, 2))
+    union = (valid & (building | (prediction > 0))).sum((1, 2))
+    return intersection, union
+
+
+def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much an image loses, and whether nothing is left to lose: missed building pixels, and invented ones at
+    half the weight, per building pixel.
+
+    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands for it.
+    """
+    buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2))
+    intersection, union = counts(logits.argmax(1), labels)
+    return (
+        (buildings - intersection + (union - buildings) / 2) / buildings.clamp_min(1),
+        (intersection == 0) & (buildings > 0),
+    )
+
+
+def erased(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of building pixels predicted as background."""
+    building = (labels > 0) & (labels != IGNORE)
+    share = (building & (logits.argmax(1) == 0)).sum((1, 2)) / building.sum((1, 2)).clamp_min(1)
+    return share, share == 1
+
+
+def invented(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of background pixels predicted as building."""
+    share = ((labels == 0) & (logits.argmax(1) > 0)).sum((1, 2)) / (labels == 0).sum((1, 2)).clamp_min(1)
+    return share, share == 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked, how far pixels may move, and what counts as success."""
+
+    segmenter: torch.nn.Module
+    images: torch.Tensor  # (N, C, H, W) in [0, 1]
+    labels: torch.Tensor  # (N, H, W), 255 ignored
+    norm: str  # linf or l2
+    epsilon: float  # in the unit of the images
+    mask: torch.Tensor | None = None  # (N, 1, H, W), true where pixels may change
+    score: Score = harm
+
+
+class Found(NamedTuple):
+    images: torch.Tensor  # the iterate with the highest score
+    score: torch.Tensor  # (N,)
+    top: torch.Tensor  # the iterate with the highest loss: where a next phase starts
+
+
+def checkpoints(steps: int) -> set[int]:
+    """Where APGD looks back (Croce & Hein 2020, section 3.2, in the constants of its code): first after 0.22 T steps,
+    then at intervals shrinking by 0.03 T down to 0.06 T."""
+    first, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    marks, mark, interval = set(), first, first
+    while mark < steps:
+        marks.add(mark)
+        interval = max(interval - shrink, least)
+        mark += interval
+    return marks
+
+
+def ascend(target: Target, loss: AttackLoss, start: torch.Tensor, *, steps: int, step: float, inertia: float = 0,
+           adaptive: bool = False, early_stop: bool = True) -> Found:  # fmt: skip
+    """Projected steepest ascent of the loss; `steps` gradients, one forward and backward pass each, plus a last look.
+
+    inertia   share of the last move kept in the next one; APGD's momentum of 0.75 on the new point is inertia 0.25
+    adaptive  APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing changed since the
+              last one, halve the step and return to the best point
+    """
+    norm, count = target.norm, len(target.images)
+    like = {"device": target.images.device}
+    every = torch.ones(count, 1, 1, 1, **like)
+    start = project(start, target.images, norm, target.epsilon, target.mask)
+    live = SimpleNamespace(  # all that belongs to the images still attacked, first axis: image
+        index=torch.arange(count, **like), images=target.images, labels=target.labels,
+        mask=every if target.mask is None else target.mask, point=start, previous=start, step=every * step,
+        found=start, score=torch.full((count,), -torch.inf, **like), done=torch.zeros(count, dtype=bool, **like),
+        top=start, top_loss=torch.full((count,), -torch.inf, **like), top_gradient=torch.zeros_like(start),
+        last_loss=torch.full((count,), torch.inf, **like), rises=torch.zeros(count, **like),
+        marked_loss=torch.full((count,), -torch.inf, **like), halved=torch.ones(count, dtype=bool, **like),
+    )  # fmt: skip
+    answer = Found(start.clone(), torch.zeros(count, **like), start.clone())
+
+    def where(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+    def settle() -> None:
+        answer.images[live.index], answer.score[live.index], answer.top[live.index] = live.found, live.score, live.top
+
+    marks, mark = checkpoints(steps) if adaptive else set(), 0
+    for t in range(steps + 1):
+        if t < steps:
+            now = t / steps
+            gradient, value, logits = pixel_gradient(
+                target.segmenter, live.point, live.labels, lambda u, y, now=now: loss(u, y, now)
+            )
+        else:
+            with torch.no_grad():
+                logits = target.segmenter(live.point).float()
+                value = valid_mean(loss(logits, live.labels, 1), live.labels)
+        score, done = target.score(logits, live.labels)
+        better = score > live.score
+        live.found, live.score = where(better, live.point, live.found), where(better, score, live.score)
+        live.done |= done
+        better = value > live.top_loss
+        live.top, live.top_loss = where(better, live.point, live.top), where(better, value, live.top_loss)
+        if t == steps:
+            break
+        if adaptive:
+            live.top_gradient = where(better, gradient, live.top_gradient)
+            live.rises = live.rises + (value > live.last_loss)
+            live.last_loss = value
+            if t in marks:
+                stuck = ~live.halved & (live.top_loss <= live.marked_loss)
+                live.halved = (live.rises <= 0.75 * (t - mark)) | stuck
+                live.marked_loss, live.rises, mark = live.top_loss, torch.zeros_like(live.rises), t
+                live.step = where(live.halved, live.step / 2, live.step)
+                live.point = where(live.halved, live.top, live.point)
+                live.previous = where(live.halved, live.top, live.previous)
+                gradient = where(live.halved, live.top_gradient, gradient)
+        if early_stop and t % STOP_EVERY == STOP_EVERY - 1 and bool(live.done.any()):
+            settle()
+            keep = ~live.done
+            if not keep.any():
+                return answer
+            gradient = gradient[keep]
+            for name, tensor in vars(live).items():
+                setattr(live, name, tensor[keep])
+        following = live.point + live.step * steepest(gradient * live.mask, norm)
+        following = project(following, live.images, norm, target.epsilon, live.mask)
+        if inertia:
+            following = live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
+            following = project(following, live.images, norm, target.epsilon, live.mask)
+        live.previous, live.point = live.point, following
+    settle()
+    return answer
+
+
+def noise(target: Target, generator: torch.Generator | None = None) -> torch.Tensor:
+    """The baseline that knows nothing: one uniform draw of the ℓ∞ ball, or of the ℓ2 sphere."""
+    draw = target.epsilon * random_direction(target.images, target.norm, generator)
+    return project(target.images + draw, target.images, target.norm, target.epsilon, target.mask)
+
+
+def fgsm(target: Target, loss: AttackLoss = attack_losses.cross_entropy) -> torch.Tensor:
+    """One step of the whole budget from the image itself."""
+    return ascend(target, loss, target.images, steps=1, step=target.epsilon).images
+
+
+def pgd(target: Target, steps: int, *, loss: AttackLoss = attack_losses.cross_entropy, restarts: int = 1,
+        step: float | None = None, early_stop: bool = True, generator: torch.Generator | None = None,
+        ) -> torch.Tensor:  # fmt: skip
+    """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by default 2.5 ε / steps
+    (Madry et al. 2018): any point of the ball is within reach."""
+    step = 2.5 * target.epsilon / steps if step is None else step
+    best: Found | None = None
+    for _ in range(restarts):
+        found = ascend(target, loss, noise(target, generator), steps=steps, step=step, early_stop=early_stop)
+        if best is None:
+            best = found
+        else:
+            better = found.score > best.score
+            best = Found(
+                torch.where(better.view(-1, 1, 1, 1), found.images, best.images),
+                torch.where(better, found.score, best.score),
+                found.top,
+            )
+    return best.images
+
+
+def segpgd(target: Target, steps: int, **options) -> torch.Tensor:
+    return pgd(target, steps, loss=attack_losses.segpgd, **options)
+
+
+def cospgd(target: Target, steps: int, **options) -> torch.Tensor:
+    return pgd(target, steps, loss=attack_losses.cospgd, **options)
+
+
+def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> Found:
+    """Auto-PGD (Croce & Hein 2020): step 2ε, momentum 0.75, halved at checkpoints."""
+    return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
+
+
+def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the one before
+    (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer."""
+    point = noise(replace(target, epsilon=2 * target.epsilon), generator)
+    phases = [round(0.3 * steps), round(0.3 * steps), steps - 2 * round(0.3 * steps)]
+    for radius, share in zip((2, 1.5, 1), phases, strict=True):
+        found = apgd(replace(target, epsilon=radius * target.epsilon), loss, share, point)
+        point = found.top
+    return found.images
+
+
+def sea(target: Target, steps: int, pixels: torch.Tensor, generator: torch.Generator | None = None) -> dict:
+    """Segmentation Ensemble Attack (Croce, Singh & Hein 2024): images by loss, `steps` gradients each. `pixels` (K,)
+    counts the training set's pixels of each class; the worst case over the three is `worst_case`."""
+    losses = {
+        "mce": attack_losses.masked_cross_entropy,
+        "mce_bal": attack_losses.balanced(pixels),
+        "js": attack_losses.jensen_shannon,
+    }
+    return {name: red_epsilon(target, loss, steps, generator) for name, loss in losses.items()}
+
+
+def universal(segmenter, batches, norm: str, epsilon: float, steps: int) -> torch.Tensor:
+    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected steepest
+    ascent of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most is returned."""
+    delta = torch.zeros_like(batches[0][0][:1])
+    best, best_score = delta, -torch.inf
+    for t in range(steps + 1):
+        total, score = torch.zeros_like(delta), 0.0
+        for images, labels in batches:
+            seen = apply_universal(images, delta)
+            gradient, _, logits = pixel_gradient(segmenter, seen, labels, attack_losses.cross_entropy)
+            total = total + gradient.sum(0, keepdim=True)
+            score = score + harm(logits, labels)[0].sum()
+        if score > best_score:
+            best, best_score = delta, score
+        if t < steps:
+            delta = ball(delta + 2.5 * epsilon / steps * steepest(total, norm), norm, epsilon)
+    return best
+
+
+def apply_universal(images: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return (images + delta).clamp(0, 1)
