@@ -1,0 +1,107 @@
+"""Self-supervised pre-training on unlabelled tiles: masked-image modelling for a convolutional segmenter.
+
+Squares of each tile are hidden and the network paints them in (SimMIM, Xie et al., CVPR 2022: raw pixels, L1
+on what was hidden, one light head; the square's mean colour stands for the learned mask token). The network
+is the segmenter itself with one output a band, so encoder and decoder are both trained; its last layer is not
+kept.
+
+The result is a model folder: `train.init` starts from it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pipeline import params
+from pipeline.console import progress
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import to_float
+from pipeline.learning.models import Segmenter, build_model, save_model
+from pipeline.learning.precision import autocast, device
+
+
+def hide(images: torch.Tensor, square: int, share: float, generator: torch.Generator):
+    """Replace about `share` of each image's squares by its mean colour: (images, mask), the mask (N, 1, H,
+    W)."""
+    n, _, height, width = images.shape
+    rows, columns = -(-height // square), -(-width // square)
+    coarse = (torch.rand(n, 1, rows, columns, generator=generator) < share).to(images)
+    mask = coarse.repeat_interleave(square, 2).repeat_interleave(square, 3)[..., :height, :width]
+    return images * (1 - mask) + images.mean((2, 3), keepdim=True) * mask, mask
+
+
+def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
+    """Train train.model on the training scenes' images as `pretrain` says; write `folder`, return its card.
+
+    No label is read: crops come from CityTiles.unlabelled. The card's history holds the mean loss of each
+    tenth.
+    """
+    options, model, channels = p.pretrain, p.train.model, cities[0].channels
+    torch.manual_seed(options.seed)
+    pool = np.concatenate([c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities])
+    painter = build_model(model.model_copy(update={"classes": max(1, channels - 1)}), channels)
+    pixels = pool.reshape(-1, channels) / 255
+    if (
+        model.encoder_weights != "imagenet" or channels != 3
+    ):  # ImageNet's weights come with their normalisation
+        painter.set_normalisation(pixels.mean(0), pixels.std(0))
+    on = device()
+    painter.to(on, memory_format=torch.channels_last).train()
+    losses = _paint(painter, pool, options, on)
+    segmenter = _with_new_head(
+        painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels)
+    )
+    tenth = max(1, len(losses) // 10)
+    card = {
+        "model": model.model_dump(),
+        "channels": channels,
+        "bands": p.tile.bands,
+        "classes": model.classes,
+        "gsd": cities[0].gsd,
+        "cities": [c.city for c in cities],
+        "labels": "none: masked-image modelling",
+        "threshold": 0.5,
+        "temperature": 1.0,
+        "params": json.loads(p.model_dump_json(include={"tile", "pretrain"})),
+        "metrics": {
+            "first_loss": float(np.mean(losses[:tenth])),
+            "last_loss": float(np.mean(losses[-tenth:])),
+        },
+        "history": [float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
+    }
+    save_model(folder, segmenter, card)
+    return card
+
+
+def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: torch.device) -> list[float]:
+    rng, generator = np.random.default_rng(options.seed), torch.Generator().manual_seed(options.seed)
+    optimizer = torch.optim.AdamW(painter.parameters(), options.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.steps, pct_start=0.2
+    )
+    losses = []
+    for _ in progress(range(options.steps), "pre-training"):
+        drawn = rng.choice(len(pool), min(options.batch_size, len(pool)), replace=False)
+        images = to_float(torch.from_numpy(pool[drawn]))
+        seen, mask = (x.to(on) for x in hide(images, options.square, options.hidden, generator))
+        with autocast(on):
+            painted = painter(seen)[:, : images.shape[1]]
+        error = F.l1_loss(painted.float(), images.to(on), reduction="none")
+        loss = (error * mask).sum() / (mask.sum() * images.shape[1]).clamp_min(1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _with_new_head(painter: Segmenter, segmenter: Segmenter) -> Segmenter:
+    """Copy every weight whose shape fits; the last layer, one output a band in the painter, stays random."""
+    fresh = segmenter.state_dict()
+    fitting = {k: w for k, w in painter.state_dict().items() if k in fresh and fresh[k].shape == w.shape}
+    segmenter.load_state_dict({**fresh, **fitting})
+    return segmenter

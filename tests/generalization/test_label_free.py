@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from pipeline.generalization.label_free import (
+    Thresholds,
+    corrected,
+    expected_iou,
+    feature_distance,
+    fit_thresholds,
+    mean_error,
+    thresholded_iou,
+)
+from pipeline.generalization.predictions import building_probability, tile_iou
+
+
+@pytest.fixture(scope="module")
+def planted(toy_segmenter, make_tiles):
+    """Five cities, each with fainter buildings than the one before: probabilities, true IoU, feature distance."""
+    probability, labels = (building_probability(toy_segmenter, make_tiles(20)[0]), make_tiles(20)[1])
+    thresholds = fit_thresholds(probability, labels)
+    rows = []
+    for contrast in (0.25, 0.2, 0.15, 0.11, 0.08):
+        images, labels = make_tiles(21, contrast=contrast)
+        p = building_probability(toy_segmenter, images)
+        rows.append((tile_iou(p, labels), thresholded_iou(p, thresholds), expected_iou(p),
+                     feature_distance(toy_segmenter, images)))  # fmt: skip
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def test_scores_fall_with_the_truth_on_a_planted_ladder(planted):
+    truth, thresholded, expected, distance = planted
+    assert (np.diff(truth) < 0).all() and truth[0] - truth[-1] > 0.3
+    assert (np.diff(thresholded) < 0).all()
+    assert (np.diff(expected) < 0).all()
+    assert (np.diff(distance) > 0).all()
+
+
+def test_the_estimate_is_exact_where_it_was_fitted(toy_segmenter, make_tiles):
+    images, labels = make_tiles(22, contrast=0.13)  # faint: the model errs on both classes
+    probability = building_probability(toy_segmenter, images)
+    estimate = thresholded_iou(probability, fit_thresholds(probability, labels))
+    assert estimate == pytest.approx(tile_iou(probability, labels), abs=0.005)
+
+
+def test_ignored_pixels_do_not_move_the_thresholds():
+    rng = np.random.default_rng(0)
+    probability, labels = rng.random((2, 32, 32)), rng.integers(0, 2, (2, 32, 32)).astype(np.uint8)
+    wider = np.concatenate([probability, np.ones((2, 32, 32))]), np.concatenate([labels, labels * 0 + 255])
+    assert fit_thresholds(*wider) == fit_thresholds(probability, labels)
+
+
+def test_true_probabilities_give_the_true_iou():
+    rng = np.random.default_rng(1)
+    probability = rng.beta(0.5, 1.5, (64, 64, 64))
+    labels = (rng.random(probability.shape) < probability).astype(np.uint8)
+    assert expected_iou(probability) == pytest.approx(tile_iou(probability, labels), abs=0.005)
+    assert thresholded_iou(np.zeros((1, 4, 4)), Thresholds(0.5, 0.5)) == 0
+
+
+def test_features_of_the_training_cities_are_near(toy_segmenter, make_tiles, make_dim):
+    images, _ = make_tiles(23)
+    near, far = feature_distance(toy_segmenter, images), feature_distance(toy_segmenter, make_dim(images))
+    assert near < 0.2 < far
+
+
+def test_correction_takes_off_the_other_cities_excess_only():
+    scores, truths = {"a": 0.9, "b": 0.8, "c": 0.7}, {"a": 0.7, "b": 0.6, "c": 0.5}
+    assert corrected(scores, truths) == pytest.approx(truths)
+    assert corrected(scores, truths | {"a": 0.1})["a"] == pytest.approx(0.7)  # its own label is not used
+    assert mean_error(corrected(scores, truths), truths) == pytest.approx(0, abs=1e-12)
+    assert corrected({"a": 0.9}, {"a": 0.2}) == {"a": 0.9}
