@@ -1,7 +1,7 @@
 """What `fetch` leaves of a city and `tile` reads: data/scenes/CITY/city.json.
 
 A scene is an image, its labels (raster, vector or none) and its city. Paths in city.json are relative to its folder
-where fetch made the files, absolute where the user's own files stay in place.
+where fetch made the files, absolute where the user's own files stay in place; an image may also be a URL.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -52,7 +52,12 @@ def read_city(folder: Path) -> City:
     except OSError:
         raise InputError(f"{path}: not found; run the fetch stage for city {folder.name} first") from None
     whole = [
-        Scene(**{**scene, **{key: scene[key] and str(path.parent / scene[key]) for key in ("image", "labels")}})
+        Scene(**{**scene, **{key: located(path.parent, scene[key]) for key in ("image", "labels")}})
         for scene in data.pop("scenes")
     ]
     return City(**{**data, "range": data["range"] and tuple(data["range"])}, scenes=whole)
+
+
+def located(folder: Path, path: str | None) -> str | None:
+    """A path of FOLDER/city.json as rasterio opens it from anywhere."""
+    return path if path is None or "://" in path else str(folder / path)

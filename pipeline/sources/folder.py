@@ -10,7 +10,6 @@ Whatever a later stage would stumble over is found here, before anything is comp
 import difflib
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ import rasterio
 import shapely
 from pyproj import Geod
 from pyproj.exceptions import ProjError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline import params
 from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.geo.grid import Grid, ground_sample_distance
+from pipeline.geo.raster import grid_of, open_raster
 from pipeline.geo.scene import City, Scene
 from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
 
@@ -101,33 +100,25 @@ def survey(path: str, gsd: float | None = None) -> Image:
 
     `gsd` is what the user states where the file has no CRS. Raises InputError.
     """
-    try:
-        with opened(path) as dataset:
-            _check_complete(dataset)
-            grid = Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
-            if grid.crs is None and gsd is None:
-                raise InputError(
-                    "carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel"
-                )
-            if grid.crs is not None:
-                ground_sample_distance(grid)
-            return Image(path, grid, _blank(dataset))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except RasterioError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{path}: cannot be read as a GeoTIFF ({reason}); copy or download it again"
-        ) from None
+    with open_raster(path) as dataset, _named(path):
+        _check_complete(dataset)
+        grid = grid_of(dataset)
+        if grid.crs is None and gsd is None:
+            raise InputError(
+                "carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel"
+            )
+        if grid.crs is not None:
+            ground_sample_distance(grid)
+        return Image(path, grid, _blank(dataset))
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[rasterio.DatasetReader]:
-    """A dataset open for reading, without rasterio's remark on images that have no place on the ground."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            yield dataset
+def _named(path: str | Path) -> Iterator[None]:
+    """Begin the sentence of an InputError with the file it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def stamp(*paths: str | Path) -> str:
@@ -272,25 +263,20 @@ def _rasters(folder: Path, images: list[Image], notes: dict) -> tuple[list[Path]
 
 
 def _label_values(path: Path, image: Image) -> set[int]:
-    try:
-        with opened(path) as dataset:
-            _check_complete(dataset)
-            if dataset.count != 1:
-                raise InputError(f"has {dataset.count} bands; a label has one")
-            if dataset.shape != image.grid.shape:
-                size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
-                raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
-            found = set()
-            for _, window in dataset.block_windows(1):
-                found |= set(np.unique(dataset.read(1, window=window)).tolist())
-            found -= {dataset.nodata}
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except RasterioError as error:
-        raise InputError(f"{path}: cannot be read as a GeoTIFF ({error}); copy it again") from None
-    if wrong := [value for value in found if value not in range(256)]:
-        raise InputError(f"{path}: holds the value {wrong[0]}; a label is 0, a class 1..k, or 255 (ignore)")
-    return {int(value) for value in found}
+    with open_raster(path) as dataset, _named(path):
+        _check_complete(dataset)
+        if dataset.count != 1:
+            raise InputError(f"has {dataset.count} bands; a label has one")
+        if dataset.shape != image.grid.shape:
+            size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
+            raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
+        found = set()
+        for _, window in dataset.block_windows(1):
+            found |= set(np.unique(dataset.read(1, window=window)).tolist())
+        found = {value for value in found if value == value and value != dataset.nodata}
+        if wrong := found - set(range(256)):
+            raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+        return {int(value) for value in found}
 
 
 def _check_complete(dataset: rasterio.DatasetReader) -> None:

@@ -1,0 +1,80 @@
+"""Stage fetch: a place becomes scenes, data/scenes/CITY/city.json, whatever its source.
+
+Every scene is opened once more as the tile stage will open it, so that a band it lacks is found at once.
+"""
+
+import difflib
+from pathlib import Path
+
+from pipeline.console import console, table
+from pipeline.errors import InputError
+from pipeline.geo.raster import open_image
+from pipeline.geo.scene import City, read_city, write_city
+from pipeline.params import Params, Tile
+from pipeline.storage import atomic_folder
+
+SCENES, WORK = (
+    Path("data/scenes"),
+    Path("data/downloads"),
+)  # WORK outlives a run: what was downloaded or cached
+
+
+def run(params: Params, city: str | None = None) -> None:
+    """Fetch every city of fetch.cities, or the one given; a city appears whole or not at all."""
+    fetch = params.fetch
+    cities = fetch.cities if city is None else [city]
+    for what, names in (("--city", cities), ("fetch.overrides", fetch.overrides)):
+        for name in sorted(set(names) - set(fetch.cities)):
+            near = difflib.get_close_matches(name, fetch.cities, n=1, cutoff=0)[0]
+            raise InputError(f"{what}: {name} is not one of fetch.cities; did you mean {near}?")
+    bring, rows, warnings = _source(fetch.source), [], []
+    for name in cities:
+        with atomic_folder(SCENES / name) as folder:
+            write_city(folder, bring(fetch, name, folder, WORK))
+            found = read_city(folder)
+            pixels, small = _check(found, params.tile)
+        labelled = sum(scene.labels is not None for scene in found.scenes)
+        notes = {key: value for key, value in found.notes.items() if key not in {"warnings", "label_values"}}
+        rows.append([name, len(found.scenes), labelled, pixels / 1e6, _short(notes)])
+        warnings += found.notes.get("warnings", [])
+        if small:
+            warnings.append(
+                f"{name}: {small} scenes are smaller than a tile of {params.tile.size} px and are padded"
+            )
+    table(f"fetch: {fetch.source}", ["city", "scenes", "labelled", "Mpx", "notes"], rows)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _source(name: str):
+    match name:
+        case "demo":
+            from pipeline.sources import demo as source
+        case "folder":
+            from pipeline.sources import folder as source
+        case "inria":
+            from pipeline.sources import inria as source
+        case "open_buildings":
+            from pipeline.sources import open_buildings as source
+    return source.fetch
+
+
+def _check(city: City, tile: Tile) -> tuple[int, int]:
+    """Pixels of a city's images, and how many are smaller than a tile. Raises InputError on a missing band."""
+    pixels = small = 0
+    for scene in city.scenes:
+        with open_image(scene.image, city.bands or tile.bands, tile.gsd, city.gsd, (0, 1)) as image:
+            pixels += image.dataset.height * image.dataset.width
+            small += min(image.grid.shape) < tile.size
+    return pixels, small
+
+
+def _short(notes: dict) -> str | None:
+    """Notes in a few words: numbers as they are, lists of names by their length; the rest is in city.json."""
+    counts = {key: len(value) if isinstance(value, list) else value for key, value in notes.items()}
+    shown = [
+        f"{value} {key.replace('_', ' ')}"
+        for key, value in counts.items()
+        if isinstance(value, int) and value
+    ]
+    return ", ".join(shown) or None
