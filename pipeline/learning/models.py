@@ -173,7 +173,8 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         case name if name in TORCHVISION:
             network, stride = _torchvision(model, channels, outputs), 8
         case _:
-            network, stride = _smp(model, channels, outputs), 32
+            network = _smp(model, channels, outputs)
+            stride = 128 if model.architecture == "pan" else 32  # PAN pools its 1/32 features thrice more
     if model.activation == "minmax":
         replace_relu(network)
     if model.encoder_weights not in (None, "imagenet"):

@@ -1,0 +1,106 @@
+"""Metrics against answers known by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.learning import metrics
+from pipeline.learning.calibration import best_threshold
+from pipeline.learning.evaluation import CityResult, rescale, summarise
+from pipeline.learning.metrics import Units
+from pipeline.params import Evaluate
+
+masks = st.integers(0, 2**32 - 1).map(lambda s: np.random.default_rng(s).integers(0, 2, (2, 37, 53), np.uint8))
+
+
+@given(masks, st.integers(1, 60))
+def test_blocks_add_up_to_the_scene(pair, block):
+    prediction, label = pair
+    label[:5] = 255
+    tp, fp, fn, tn = metrics.pixel_counts(prediction, label)
+    inter, union = metrics.block_counts(prediction, label, block)
+    assert (inter.sum(), union.sum()) == (tp, tp + fp + fn)
+    assert tp + fp + fn + tn == (label != 255).sum()
+    assert np.array_equal(metrics.class_counts(prediction, label, 1), [[tn, fp], [fn, tp]])
+
+
+def test_ignored_pixels_count_nowhere():
+    prediction, label = np.ones((2, 8, 8), np.uint8)
+    label[:4] = 255
+    assert metrics.pixel_counts(prediction, label).tolist() == [32, 0, 0, 0]
+    assert metrics.confidence_counts(prediction * 255, label).sum() == 32
+    assert metrics.match_objects(prediction, label).area.tolist() == [32]
+
+
+def test_boundary_is_hurt_by_a_shift_that_area_forgives():
+    label = np.zeros((100, 100), np.uint8)
+    label[20:80, 20:80] = 1
+    shifted = np.roll(label, 2, 1)
+    tp, fp, fn, _ = metrics.pixel_counts(shifted, label)
+    area, edge = tp / (tp + fp + fn), np.divide(*metrics.boundary_counts(shifted, label, 2))
+    assert area > 0.9 > 0.6 > edge
+    assert np.divide(*metrics.boundary_counts(label, label, 2)) == 1
+    # The inner boundary of a 60² square, 2 thick: 60² − 56² pixels.
+    assert metrics.boundary_counts(label, label, 2)[0] == 60**2 - 56**2
+
+
+def test_objects_are_matched_above_half():
+    label, prediction = np.zeros((2, 40, 40), np.uint8)
+    label[0:10, 0:10] = label[20:30, 20:30] = 1  # two true buildings
+    prediction[0:10, 0:8] = 1  # IoU .8 with the first
+    prediction[20:24, 20:30] = 1  # IoU .4 with the second
+    prediction[35:38, 0:3] = 1  # of nothing
+    o = metrics.match_objects(prediction, label)
+    assert o.best_iou.tolist() == [0.8, 0.4] and (o.predicted, o.matched) == (3, 1)
+
+
+def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has():
+    random = np.random.default_rng(0)
+    p = random.random((1000, 1000))
+    label = (random.random(p.shape) < p).astype(np.uint8)
+    honest = metrics.confidence_counts(np.rint(p * 255).astype(np.uint8), label)
+    sure = metrics.confidence_counts(np.where(p > 0.5, 255, 0).astype(np.uint8), label)
+    assert metrics.calibration_error(honest) < 0.005
+    assert metrics.calibration_error(sure) == pytest.approx(0.25, abs=0.005)
+
+
+def test_cooling_an_overheated_histogram_makes_it_honest():
+    random = np.random.default_rng(0)
+    z = random.normal(0, 1.5, 400_000)
+    label = (random.random(z.shape) < 1 / (1 + np.exp(-z))).astype(np.uint8)
+    hot = metrics.confidence_counts(np.rint(255 / (1 + np.exp(-3 * z))).astype(np.uint8), label)
+    assert metrics.calibration_error(rescale(hot, 3.0)) < 0.02 < 0.1 < metrics.calibration_error(hot)
+    assert np.array_equal(rescale(hot, 3.0).sum(1), hot.sum(1))
+
+
+def test_precision_and_recall_at_each_threshold():
+    counts = metrics.confidence_counts(np.array([0, 100, 200], np.uint8), np.array([0, 1, 1], np.uint8))
+    curve = metrics.precision_recall(counts)
+    assert curve["recall"][0] == 1 and curve["precision"][0] == pytest.approx(2 / 3)
+    assert curve["precision"][-1] == 1 and curve["recall"][-1] == 0.5
+
+
+def test_the_best_threshold_is_the_one_of_a_search_by_hand():
+    random = np.random.default_rng(1)
+    label = random.integers(0, 2, 5000).astype(np.uint8)
+    confidence = np.clip(random.normal(90 + 50 * label, 30), 0, 255).astype(np.uint8)
+    t = best_threshold(metrics.confidence_counts(confidence, label))
+
+    def iou(threshold):
+        found = confidence / 255 > threshold
+        return (found & (label > 0)).sum() / (found | (label > 0)).sum()
+
+    assert iou(t) == max(iou(x) for x in np.linspace(0.01, 0.99, 981))
+
+
+def test_pooled_is_over_pixels_and_the_mean_over_cities():
+    def city(name, tp, fp, fn, tn):
+        units = Units(np.array([tp]), np.array([tp + fp + fn]), [name])
+        return CityResult(name, 0.5, np.array([tp, fp, fn, tn]), units=units)
+
+    s = summarise([city("a", 90, 5, 5, 900), city("b", 1, 5, 4, 10), city("bare", 0, 0, 0, 50)], Evaluate())
+    assert s["pooled"]["iou"] == pytest.approx(91 / 110)
+    assert s["mean_city"]["iou"] == pytest.approx((0.9 + 0.1) / 2)
+    assert s["worst_city"] == {"iou": 0.1, "city": "b"}
+    assert s["city"]["bare"]["iou"] is None and s["city"]["bare"]["accuracy"] == 1

@@ -1,0 +1,100 @@
+"""params.yaml: strict, typed, and every mistake is one sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.params import Params, load_params, parse_params
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+def change(**sections) -> dict:
+    data = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section, values in sections.items():
+        data[section] |= values
+    return data
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+def test_presets_are_complete_and_every_line_has_its_comment(preset):
+    params = load_params(preset)
+    assert params.fetch.source == preset.stem
+    written = yaml.safe_load(preset.read_text())
+
+    def missing(model, data, path=""):
+        for name in type(model).model_fields:
+            yield from [path + name] if name not in data else []
+            value = getattr(model, name)
+            if hasattr(value, "model_fields") and name in data:
+                yield from missing(value, data[name], f"{path}{name}.")
+
+    assert not list(missing(params, written))
+    for line in preset.read_text().splitlines():
+        assert not line.strip() or "#" in line or re.fullmatch(r"[\w ]+:", line), line
+
+
+def test_there_is_a_preset_for_every_source():
+    assert {p.stem for p in PRESETS} == {"demo", "folder", "inria", "open_buildings"}
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/demo.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"train": {"epoch": 3}}, "unknown parameter train.epoch; did you mean epochs?"),
+        ({"train": {"epochs": 0}}, "train.epochs is 0, but it must be greater than or equal to 1"),
+        ({"train": {"loss": {"dise": 1.0}}}, "'cross_entropy', 'dice', 'focal'"),
+        ({"train": {"learning_rate": "fast"}}, "train.learning_rate is 'fast'"),
+        ({"tile": {"size": 100}}, "tile.size is 100, but it must be a multiple of 32"),
+        ({"tile": {"gsd": -0.3}}, "tile.gsd is -0.3"),
+        ({"fetch": {"source": "inra"}}, "'demo', 'folder', 'inria' or 'open_buildings'"),
+        ({"fetch": {"cities": ["a", "b", "a"]}}, "fetch.cities names a twice; name each city once"),
+        ({"fetch": {"cities": ["../etc"]}}, "'../etc' cannot be a folder's name"),
+        ({"fetch": {"cities": []}}, "fetch.cities"),
+        ({"evaluate": {"overlap": 1.0}}, "less than 0.9"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_a_sentence(wrong, sentence):
+    with pytest.raises(InputError) as error:
+        parse_params(change(**wrong))
+    assert sentence in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_nested_mistake_names_the_nearest_key_of_its_own_section():
+    with pytest.raises(InputError, match="train.model.encodr; did you mean encoder\\?"):
+        data = change()
+        data["train"]["model"]["encodr"] = "resnet18"
+        parse_params(data)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "fetch: 3\n", "\x00"])
+def test_what_is_no_parameter_file_is_a_sentence(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="params.yaml"):
+        load_params(path)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([(s, k) for s, f in Params.model_fields.items() for k in f.annotation.model_fields]), values)
+def test_any_value_is_taken_or_refused_in_words(place, value):
+    section, key = place
+    data = change()
+    data.setdefault(section, {})[key] = value
+    try:
+        assert isinstance(parse_params(data), Params)
+    except InputError as error:
+        assert key in str(error) or section in str(error)
