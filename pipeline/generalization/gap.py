@@ -16,6 +16,9 @@ from pipeline.geo.tiles import CityTiles
 from pipeline.learning.bootstrap import interval, iou_of, resample
 
 
+SPLITS = ("train", "validation", "test")
+
+
 @dataclass(frozen=True)
 class Fold:
     held_out: str
@@ -39,22 +42,18 @@ def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
     differ.
     """
     if fold.held_out in card["cities"]:
-        raise InputError(
-            f"models/without-{fold.held_out}: its card says it was trained on {fold.held_out}; train the fold again"
-        )
+        folder = f"models/without-{fold.held_out}"
+        raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; train it again")
     for city, of_city in tiles.items():
         several = len({r.parent for r in of_city.regions}) > 1
         sides = {
-            split: {r.parent if several else r.name for r in of_city.of_split(split)} for split in _SPLITS
+            split: {r.parent if several else r.name for r in of_city.of_split(split)} for split in SPLITS
         }
         both = (sides["train"] | sides["validation"]) & sides["test"]
         if both:
             raise InputError(
                 f"data/tiles/{city}: {min(both)} is in training and test; run the tile stage again"
             )
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,6 @@ class Pair:
 def _spread(values: np.ndarray) -> float | None:
     """Standard deviation over seeds; None for a single seed, which has none to show."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def _bounds(draws: np.ndarray, units: int, widest: tuple[float, float]) -> tuple[float, float]:
-    return interval(draws, units) or widest
 
 
 def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
@@ -116,14 +111,14 @@ def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
     }
 
 
-def _row(seen: np.ndarray, unseen: np.ndarray, seen_draws, unseen_draws, units: int) -> dict:
-    row: dict = {"units": units}
+def _row(seen: np.ndarray, unseen: np.ndarray, seen_draws, unseen_draws, units: float) -> dict:
+    row: dict = {"units": round(units, 1)}
     for name, values, draws, widest in (
         ("seen", seen, seen_draws, (0.0, 1.0)),
         ("unseen", unseen, unseen_draws, (0.0, 1.0)),
         ("gap", seen - unseen, seen_draws - unseen_draws, (-1.0, 1.0)),
     ):
-        low, high = _bounds(draws, units, widest)
+        low, high = interval(draws, units) or widest
         row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         row[f"{name}_spread"] = _spread(values)
     return row
@@ -146,5 +141,19 @@ def _combined(pairs: dict[str, Pair], drawn: dict[str, np.ndarray], how: str) ->
 
     once = {city: np.ones((1, pair.units), int) for city, pair in pairs.items()}
     seen, unseen = (iou[:, 0] for iou in reduce(once))
-    units = min(pair.units for pair in pairs.values())  # the width of the city that says least
-    return _row(seen, unseen, *(iou.mean(0) for iou in reduce(drawn)), units)
+    return _row(seen, unseen, *(iou.mean(0) for iou in reduce(drawn)), _effective_units(pairs, drawn))
+
+
+def _effective_units(pairs: dict[str, Pair], drawn: dict[str, np.ndarray]) -> float:
+    """Welch–Satterthwaite: the number of units whose mean would be known as well as the mean of these cities'
+    gaps."""
+    fewest = min(pair.units for pair in pairs.values())
+    if fewest < 2:
+        return fewest
+    variances, freedoms = [], []
+    for city, pair in pairs.items():
+        seen, unseen = (iou.mean(0) for iou in pair.ious(drawn[city]))
+        variances.append(np.nanvar(seen - unseen))
+        freedoms.append(pair.units - 1)
+    squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    return 1 + sum(variances) ** 2 / squares if squares else fewest

@@ -24,7 +24,7 @@ def iou_of(counts: np.ndarray, intersections: np.ndarray, unions: np.ndarray) ->
     return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
-def interval(statistics: np.ndarray, units: int, level: float = 0.95) -> tuple[float, float] | None:
+def interval(statistics: np.ndarray, units: float, level: float = 0.95) -> tuple[float, float] | None:
     """The expanded percentile interval of bootstrap `statistics` drawn from `units` units.
 
     None where nothing can be said: a single unit has no spread to resample, and all-NaN statistics no value.

@@ -1,0 +1,51 @@
+import numpy as np
+import torch
+
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.models import build_model, load_model
+from pipeline.learning.pretraining import hide, pretrain
+from pipeline.params import Model, parse_params
+
+PARAMS = parse_params({
+    "fetch": {"source": "demo", "path": "x", "cities": ["toyton", "dimham"]},
+    "tile": {"gsd": 0.5, "size": 64},
+    "train": {"model": {"architecture": "small_unet", "width": 8}, "loss": {"cross_entropy": 1}, "epochs": 1,
+              "steps_per_epoch": 2, "batch_size": 2, "crop": 64},
+    "pretrain": {"steps": 60, "crop": 64, "tiles": 8, "square": 8, "learning_rate": 0.01},
+})  # fmt: skip
+
+
+def opened(folder):
+    return [CityTiles(folder / city) for city in ("toyton", "dimham")]
+
+
+def test_hiding_replaces_whole_squares_by_the_mean():
+    images = torch.rand(4, 3, 40, 40)
+    seen, mask = hide(images, 8, 0.5, torch.Generator().manual_seed(0))
+    assert 0.3 < mask.mean() < 0.7
+    assert all(len(square.unique()) == 1 for square in mask.unfold(2, 8, 8).unfold(3, 8, 8).flatten(0, 3))
+    assert torch.equal(seen * (1 - mask), images * (1 - mask))
+    hidden = mask[0, 0].bool()
+    torch.testing.assert_close(
+        seen[0][:, hidden], images[0].mean((1, 2))[:, None].expand(-1, int(hidden.sum()))
+    )
+
+
+def test_the_painter_learns_and_training_can_start_from_it(toy_tiles, tmp_path):
+    card = pretrain(PARAMS, opened(toy_tiles), tmp_path / "start")
+    assert card["metrics"]["last_loss"] < 0.8 * card["metrics"]["first_loss"]
+    segmenter = load_model(tmp_path / "start")
+    assert segmenter(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+    torch.manual_seed(PARAMS.pretrain.seed)
+    fresh = build_model(Model(architecture="small_unet", width=8), 3)
+    moved = [k for k, w in fresh.named_parameters() if not torch.equal(w, segmenter.state_dict()[k])]
+    assert len(moved) > 0.8 * len(list(fresh.parameters()))
+
+
+def test_no_label_is_read(toy_tiles, tmp_path):
+    first = pretrain(PARAMS, opened(toy_tiles), tmp_path / "one")
+    for folder in (toy_tiles / "toyton", toy_tiles / "dimham"):
+        labels = np.load(folder / "labels.npy")
+        np.save(folder / "labels.npy", np.random.default_rng(0).integers(0, 2, labels.shape).astype(np.uint8))
+        (folder / "tiles.parquet").unlink()
+    assert pretrain(PARAMS, opened(toy_tiles), tmp_path / "two") == first
