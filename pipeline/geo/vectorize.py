@@ -6,16 +6,19 @@ united. Memory is that of one band and of the open components, never of the scen
 where the bands were cut.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 import shapely
 from affine import Affine
+from pyproj import CRS, Geod, Transformer
 from rasterio.features import shapes
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pipeline.geo.grid import Grid
 from pipeline.geo.scene import IGNORE
 
 
@@ -145,3 +148,91 @@ def _corners(ring: shapely.LinearRing) -> np.ndarray:
     points = shapely.get_coordinates(ring)[:-1]
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
     return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+
+
+def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float) -> np.ndarray:
+    """Drop vertices that move the outline by less than `tolerance` metres (Douglas & Peucker 1973); topology stays.
+
+    pixel: metres on the ground of a pixel (along a row, along a column).
+    """
+    metres = shapely.transform(polygons, lambda xy: xy * pixel)
+    return shapely.transform(shapely.simplify(metres, tolerance), lambda xy: xy / pixel)
+
+
+def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 0.7) -> np.ndarray:
+    """Outlines with right angles only, along each building's own main direction.
+
+    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and likewise
+    the vertical ones; corners are where walls meet. A polygon that this changes too much (`least_iou` with itself: a
+    round tank, a merged block) is kept as it is. Simplify first: the steps of a raster are no walls.
+    """
+    squared = [_squared(polygon) for polygon in shapely.transform(polygons, lambda xy: xy * pixel)]
+    squared = shapely.transform(np.array(squared, object), lambda xy: xy / pixel)
+    fits = shapely.is_valid(squared) & ~shapely.is_empty(squared)
+    both, either = np.zeros(len(polygons)), np.ones(len(polygons))
+    both[fits] = shapely.area(shapely.intersection(squared[fits], polygons[fits]))
+    either[fits] = shapely.area(shapely.union(squared[fits], polygons[fits]))
+    return np.where(both / either >= least_iou, squared, polygons)
+
+
+def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
+    edges = np.diff(shapely.get_coordinates(polygon.exterior), axis=0)
+    direction = edges[:, 0] + 1j * edges[:, 1]
+    fourfold = np.sum(np.abs(direction) * (direction / np.abs(direction)) ** 4)  # angles modulo 90°, by length
+    angle = np.angle(fourfold) / 4
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rings = [_walls(shapely.get_coordinates(r) @ turn) for r in (polygon.exterior, *polygon.interiors)]
+    if rings[0] is None:
+        return shapely.Polygon()
+    return shapely.Polygon(rings[0] @ turn.T, [ring @ turn.T for ring in rings[1:] if ring is not None])
+
+
+def _walls(points: np.ndarray) -> np.ndarray | None:
+    """A closed ring (n, 2) as alternating horizontal and vertical walls, None where fewer than four are left."""
+    edges = np.diff(points, axis=0)
+    horizontal = np.abs(edges[:, 0]) > np.abs(edges[:, 1])
+    begins = np.flatnonzero(horizontal != np.roll(horizontal, 1))
+    if len(begins) < 4:
+        return None
+    middles, lengths = (points[1:] + points[:-1]) / 2, np.linalg.norm(edges, axis=1)
+    order = np.roll(np.arange(len(edges)), -begins[0])  # the ring may start amid a wall
+    runs = np.split(order, begins[1:] - begins[0])
+    across = [1 if horizontal[run[0]] else 0 for run in runs]  # a horizontal wall is a y, a vertical one an x
+    wall = [np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)]
+    return np.array([(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)])
+
+
+def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
+    """(n,) m² on the ground of a pixel at each of `points` (n, 2), in pixel coordinates.
+
+    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from north to
+    south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a column).
+    """
+    if grid.crs is None:
+        return np.full(len(points), native[0] * native[1])
+    half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
+    longitude, latitude = to_degrees(grid, points + half)
+    azimuth, _, metres = Geod(ellps="WGS84").inv(longitude[::2], latitude[::2], longitude[1::2], latitude[1::2])
+    return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
+
+
+def to_degrees(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude (…) of pixel coordinates (…, 2)."""
+    x, y = grid.transform * (points[..., 0], points[..., 1])
+    return Transformer.from_crs(CRS.from_user_input(grid.crs), "OGC:CRS84", always_xy=True).transform(x, y)
+
+
+def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
+    """12 hexadecimal digits a building, from where its first pixel lies on the ground (without a CRS: in `name`).
+
+    The same building has the same id whatever the windows, shards or polygon options.
+    """
+    ring, index = shapely.get_coordinates(shapely.get_exterior_ring(buildings.geometry), return_index=True)
+    order = np.lexsort((ring[:, 0], ring[:, 1], index))
+    first = ring[order][np.searchsorted(index, np.arange(len(buildings)))] + 0.5
+    if grid.crs is None:
+        where = [f"{name} {x:.1f} {y:.1f}" for x, y in first]
+    else:
+        where = [f"{x:.7f} {y:.7f}" for x, y in np.transpose(to_degrees(grid, first))]  # 7 digits are a centimetre
+    keys = [f"{place} {label}" for place, label in zip(where, buildings.label, strict=True)]
+    return [hashlib.sha256(key.encode()).hexdigest()[:12] for key in keys]
