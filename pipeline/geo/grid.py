@@ -6,6 +6,7 @@ orientation (rotated and south-up ones too), same outline on the ground. Reading
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 from typing import NamedTuple, get_args
 
@@ -66,14 +67,24 @@ class Grid:
 
     def degrees(self, windows: list[Window] | None = None) -> np.ndarray:
         """(N, 4, 2) the same corners as longitude and latitude (EPSG:4326, x first)."""
-        to_degrees = Transformer.from_crs(CRS.from_user_input(self.crs), "EPSG:4326", always_xy=True)
-        return np.stack(to_degrees.transform(*np.moveaxis(self.corners(windows), -1, 0)), axis=-1)
+        x, y = np.moveaxis(self.corners(windows), -1, 0)
+        return np.stack(to_degrees(self.crs).transform(x, y), axis=-1)
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in CRS units, of a rotated grid the box around it."""
         xy = self.corners()[0]
         return (*xy.min(axis=0).tolist(), *xy.max(axis=0).tolist())
+
+
+def to_degrees(crs) -> Transformer:
+    """From a CRS to longitude and latitude (EPSG:4326, x first)."""
+    return _to_degrees(crs if isinstance(crs, str) else crs.to_wkt())
+
+
+@lru_cache(maxsize=64)  # PROJ takes milliseconds to build one, and a city's scenes share it
+def _to_degrees(crs: str) -> Transformer:
+    return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
 
 
 def ground_sample_distance(grid: Grid) -> tuple[float, float]:
@@ -87,17 +98,15 @@ def ground_sample_distance(grid: Grid) -> tuple[float, float]:
         raise InputError("the image carries no CRS; state its metres a pixel in fetch.overrides.CITY.gsd")
     column, row = grid.width / 2, grid.height / 2
     steps = np.array([[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]])
-    crs = CRS.from_user_input(grid.crs)
     try:
-        to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-        x, y = to_degrees.transform(*(grid.transform * steps.T), errcheck=True)
+        x, y = to_degrees(grid.crs).transform(*(grid.transform * steps.T), errcheck=True)
         _, _, metres = Geod(ellps="WGS84").inv(x[::2], y[::2], x[1::2], y[1::2])
         if not (np.isfinite(metres).all() and min(metres) > 0):
             raise ValueError("a pixel has no length")
     except (ProjError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"its CRS {crs.name} does not place it on the ground ({reason}); correct it"
+            f"its CRS {CRS.from_user_input(grid.crs).name} does not place it on Earth ({reason}); correct it"
         ) from None
     return float(metres[0]), float(metres[1])
 
@@ -130,8 +139,8 @@ def _aligned(length: int) -> int:
 def draw_splits(given: list[Split | None], validation: float, test: float, seed: int) -> list[Split | None]:
     """A split for every scene: the one it came with, else one drawn so that every split has a scene.
 
-    Shares are of all scenes. None is left where the free scenes are fewer than the splits still without a scene:
-    those scenes are to be cut into blocks of `missing_splits(given)`.
+    Shares are of all scenes. None is left where the free scenes are fewer than the splits still without a
+    scene: those scenes are to be cut into blocks of `missing_splits(given)`.
     """
     missing = missing_splits(given)
     free = [i for i, split in enumerate(given) if split is None]
@@ -158,8 +167,8 @@ def strips(
 ) -> dict[Split, Window] | None:
     """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
 
-    Shares are of what the margins leave; the first split takes the rounding. None where a block would be thinner
-    than LEAST_STRIP pixels.
+    Shares are of what the margins leave; the first split takes the rounding. None where a block would be
+    thinner than LEAST_STRIP pixels.
     """
     length = max(grid.shape)
     usable = length - margin * (len(splits) - 1)

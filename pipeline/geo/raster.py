@@ -1,8 +1,8 @@
 """Reading a scene at the ground sample distance asked for: windows of uint8 pixels, validity and labels.
 
 Everything happens in pixel space. Shrinking averages over the area a target pixel covers, enlarging is
-bilinear; both are one sparse matrix along rows and one along columns, so a window gives the same bytes wherever it
-is cut. Nodata pixels weigh 0; a target pixel that nodata covers by half or more is nodata: image 0, label 255.
+bilinear; both are one sparse matrix along rows and one along columns, so a window gives the same bytes
+wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata: image 0, label 255.
 """
 
 import warnings
@@ -63,7 +63,7 @@ def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     except (RasterioError, OSError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
         raise InputError(
-            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch or export it again"
+            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch it again"
         ) from None
 
 
@@ -104,10 +104,11 @@ class Resampler:
 
 
 class Raster:
-    """An image as (height, width, channels) uint8 on the target grid, read by windows or sliced like an array.
+    """An image as (height, width, channels) uint8 on the target grid, read by windows or slices.
 
     gsd: metres on the ground a pixel; native: the same of the image's own pixels, where it carries no CRS;
-    bands: 1-based; range: the values mapped to 0 and 255, None to leave uint8 as it is. See `open_image`.
+    bands: 1-based; range: the values mapped to 0 and 255, None to leave them as they are (uint8). See
+    `open_image`.
     """
 
     dtype = np.dtype(np.uint8)
@@ -116,15 +117,11 @@ class Raster:
     def __init__(self, dataset, bands: list[int], gsd: float, native: float | None, value_range):
         if max(bands) > dataset.count:
             raise InputError(
-                f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band {max(bands)} is "
-                "asked for; list the bands it has in tile.bands or in fetch.overrides.CITY.bands"
+                f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band {max(bands)} "
+                "is asked for; list the bands it has in tile.bands or in fetch.overrides.CITY.bands"
             )
         self.dataset, self.bands, self.range = dataset, list(bands), value_range
         self.source_dtype = np.dtype(dataset.dtypes[bands[0] - 1])
-        if value_range is None and self.source_dtype != np.uint8:
-            raise InputError(
-                f"{dataset.name}: holds {self.source_dtype} values and no range to scale them by"
-            )
         source = grid_of(dataset)
         try:
             stated = dataset.crs is None and native
@@ -152,7 +149,11 @@ class Raster:
         return self.read(Window(top, left, bottom - top, right - left))[0]
 
     def read(self, window: Window, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels (h, w, C) uint8, in `out` where given, and validity (h, w) bool, None where all are valid."""
+        """Pixels (h, w, C) uint8, in `out` where given, and validity (h, w) bool, None where all are."""
+        if self.range is None and self.source_dtype != np.uint8:
+            raise InputError(
+                f"{self.dataset.name}: holds {self.source_dtype}, and no range to scale it to 8 bits"
+            )
         if out is None:
             out = np.empty((window.height, window.width, len(self.bands)), np.uint8)
         reach = self._resample.source_window(window)
@@ -189,8 +190,8 @@ class Raster:
     def _validity(self, raw: np.ndarray, window: Window) -> np.ndarray | None:
         """Where source pixels (C, h, w) hold data: not NaN, not nodata, not masked, not transparent.
 
-        In 8-bit images a nodata value is also a colour (black, white): a pixel is nodata where every band says
-        so. In wider types one band's word is enough.
+        In 8-bit images a nodata value is also a colour (black, white): a pixel is nodata where every band
+        says so. In wider types one band's word is enough.
         """
         dataset = self.dataset
         invalid = np.zeros(raw.shape[1:], bool)
@@ -244,25 +245,14 @@ def open_image(path: str | Path, bands: list[int], gsd: float, native: float | N
         yield Raster(dataset, bands, gsd, native, value_range)
 
 
-def is_uint8(path: str | Path) -> bool:
-    with open_raster(path) as dataset:
-        return dataset.dtypes[0] == "uint8"
+def robust_range(samples: list[np.ndarray]) -> tuple[float, float] | None:
+    """The values to map to 0 and 255, from samples of every image of a city, so that all are scaled alike.
 
-
-def estimate_range(paths: list[str | Path], bands: list[int]) -> tuple[float, float]:
-    """The values to map to 0 and 255: percentiles over every image of a city, so that all are scaled alike.
-
-    Raises InputError where not one sampled pixel holds data.
+    None where no sample holds data.
     """
-    found = []
-    for path in paths:
-        with open_raster(path) as dataset:
-            found.append(Raster(dataset, bands, gsd=1, native=1, value_range=(0, 1)).sample())
-    values = np.concatenate(found)
+    values = np.concatenate(samples)
     if not len(values):
-        raise InputError(
-            f"{paths[0]}: no data to estimate a value range from; state fetch.overrides.CITY.range"
-        )
+        return None
     low, high = (float(v) for v in np.percentile(values, PERCENTILES))
     return (low, high) if high > low else (low, low + 1)
 

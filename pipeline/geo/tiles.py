@@ -1,14 +1,15 @@
-"""Tiles on disk: a city's scenes at one ground sample distance, memory-mapped, plus a table of tile footprints.
+"""Tiles on disk: a city's scenes at one ground sample distance, memory-mapped, plus a table of tiles.
 
 data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
-    tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels from
-                    the region's corner), building (share of its valid pixels), valid (share of the tile), scene
+    tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels
+                    from the region's corner), building (share of its valid pixels), valid (share of the
+                    tile), scene
 
-A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split. Regions are
-stored unbroken, so a training crop may start at any pixel and a metric is a metric over scenes, not over tiles.
+A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split.
+Regions are stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not over tiles.
 """
 
 import json
@@ -53,7 +54,7 @@ class Region:
 
 
 class CityTiles:
-    """One city's tiles, opened read-only. `image` and `label` return views into the mapped file, not copies."""
+    """One city's tiles, opened read-only. `image` and `label` return views into the mapped files."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -109,8 +110,8 @@ class CityTiles:
     def sample(self, split: Split, count: int, size: int | None = None, seed: int = 0):
         """`count` tiles of a split, without replacement, those with buildings first.
 
-        Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or the tile
-        size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255.
+        Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or
+        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255.
         """
         table, size = self.table, size or self.size
         rows = np.flatnonzero((table["split"] == split) & (table["valid"] > 0))
@@ -151,20 +152,20 @@ class CityTiles:
 
 
 def allocate(folder: Path, regions: list[Region], channels: int) -> None:
-    """Lay out images.npy and labels.npy, to be filled through `writable`. Raises InputError where the disk is too small."""
+    """Lay out both arrays for `writable` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
     free = shutil.disk_usage(folder).free
     if pixels * (channels + 1) > free:  # a memory map on a full disk would die without a word
         raise InputError(
-            f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the {free / 1e9:.1f} GB "
-            "free; raise tile.gsd or make room"
+            f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the "
+            f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
     for name, length in (("images", pixels * channels), ("labels", pixels)):
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(length,))
 
 
 def writable(folder: Path, region: Region, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A region's (H, W, C) image and (H, W) label, mapped for writing. Several processes may hold different windows."""
+    """A region's (H, W, C) image and (H, W) label, mapped for writing, by several processes if need be."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
     start, stop = region.offset, region.offset + region.pixels
@@ -186,7 +187,7 @@ def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
 
 
 def write_index(folder: Path, about: dict, regions: list[Region], counts: list[np.ndarray]) -> dict:
-    """Write regions.json (returned) and tiles.parquet. counts: what `count_tiles` says of each region's label.
+    """Write regions.json (returned) and tiles.parquet. counts: of each region's label by `count_tiles`.
 
     The footprint of a tile is its part inside the region; it is missing where the image carries no CRS.
     """

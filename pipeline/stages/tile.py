@@ -1,8 +1,8 @@
 """Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
 
-A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker processes, shard
-by shard and window by window, each writing straight into its slice of the arrays. A city whose parameters and scenes
-are unchanged is kept.
+A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker
+processes, shard by shard and window by window, each writing straight into its slice of the arrays. A city whose
+parameters and scenes are unchanged is kept.
 """
 
 import os
@@ -21,7 +21,7 @@ import shapely
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips, windows
-from pipeline.geo.raster import RasterLabels, estimate_range, is_uint8, open_image, open_raster
+from pipeline.geo.raster import RasterLabels, open_image, open_raster, robust_range
 from pipeline.geo.rasterize import VectorLabels
 from pipeline.geo.scene import IGNORE, City, Scene, Split, read_city
 from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, writable, write_index
@@ -82,13 +82,13 @@ def run(
     scenes_root: Path = Path("data/scenes"),
     out_root: Path = Path("data/tiles"),
 ) -> None:
-    """Tile one city, or every city of fetch.cities. Raises InputError on scenes that cannot be tiled as asked."""
+    """Tile one city, or every city of fetch.cities. Raises InputError on scenes that cannot be tiled."""
     summaries = []
     for name in [city] if city else params.fetch.cities:
         about = tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name)
         summaries.append(_summary(about))
-    columns = ["city", "scenes", *SPLITS, "Mpx", "building %", "ignored %", "gsd (m)"]
-    table("Tiles (regions per split)", columns, summaries)
+    columns = ["city", "scenes", "train", "val.", "test", "Mpx", "building %", "ignored %", "gsd from", "to"]
+    table("Tiles: regions per split, shares of pixels, metres a pixel", columns, summaries)
 
 
 def tile_city(params: Params, city: City, folder: Path) -> dict:
@@ -112,7 +112,7 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
         counts = [np.concatenate([part[row] for row in sorted(part)], axis=1) for part in parts]
         if blank := [name for name, pixels in seen.items() if not pixels]:
             raise InputError(
-                f"{city.city}: every pixel is nodata in scene {', '.join(blank)}; remove it or correct its nodata value"
+                f"{city.city}: scene {', '.join(blank)} is nodata everywhere; remove it or correct its nodata"
             )
         about = write_index(partial, _about(params, city, plans, counts, mark), regions, counts)
     if not about["statistics"]["building"]:
@@ -131,23 +131,28 @@ def plan_city(params: Params, city: City) -> list[Planned]:
         raise InputError(
             f"{city.city}: reads {len(bands)} bands where tile.bands asks for {len(tile.bands)}; agree on one"
         )
-    value_range = city.range
-    estimated = [] if value_range else [s.image for s in scenes if not is_uint8(s.image)]
-    if estimated:
-        value_range = estimate_range(estimated, bands)
-    sources, grids, natives, densities = [], [], [], []
-    for scene in scenes:
-        scaled = city.range or (value_range if scene.image in estimated else None)
-        source = Source(scene.name, scene.image, bands, tile.gsd, city.gsd, scaled, classes, tile.all_touched)
-        with _named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd, scaled) as image:
-            sources.append(source)
+    grids, natives, densities, samples = [], [], [], {}
+    for i, scene in enumerate(scenes):
+        with _named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd) as image:
             grids.append(image.grid)
             natives.append(max(image.native))
             densities.append(image.density)
+            if image.source_dtype != np.uint8 and not city.range:
+                samples[i] = image.sample()
+    estimate = robust_range(list(samples.values())) if samples else None
+    if samples and estimate is None:
+        raise InputError(
+            f"{city.city}: no data to estimate a value range from; state fetch.overrides.{city.city}.range"
+        )
+    ranges = [city.range or (estimate if i in samples else None) for i in range(len(scenes))]
+    sources = [
+        Source(scene.name, scene.image, bands, tile.gsd, city.gsd, scale, classes, tile.all_touched)
+        for scene, scale in zip(scenes, ranges, strict=True)
+    ]
     enlarged = sum(native / tile.gsd > tile.max_upsampling for native in natives)
     if enlarged:
         _warn(
-            f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged up to {max(natives) / tile.gsd:.1f} times: "
+            f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged {max(natives) / tile.gsd:.1f} times: "
             f"their pixels are {max(natives):.2f} m and tile.gsd asks for {tile.gsd:g} m"
         )
     sources = _with_labels(city, scenes, sources, grids)
@@ -181,8 +186,9 @@ def _cut(
     if blocks and not any(blocks.values()):
         i = max(blocks, key=lambda i: max(grids[i].shape))
         raise InputError(
-            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too few for blocks of "
-            f"{', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, or add scenes"
+            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too few "
+            f"for blocks of {', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, or add "
+            "scenes"
         )
     for i, split in enumerate(splits):
         whole = {
@@ -193,7 +199,7 @@ def _cut(
 
 
 def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: list[Grid]) -> list[Source]:
-    """Sources that know their labels. A file of footprints is read once for all scenes of one CRS that share it."""
+    """Sources that know their labels; a file of footprints is read once for all scenes in its reach."""
     sharing: dict[tuple, list[int]] = {}
     labelled = list(sources)
     for i, (scene, grid) in enumerate(zip(scenes, grids, strict=True)):
@@ -253,7 +259,7 @@ def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple
 
 
 def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
-    """Write a shard's pixels and labels; returns what `count_tiles` says of them and the number of pixels with data."""
+    """Write a shard's pixels and labels; returns its tiles' counts and its number of pixels with data."""
     plan, (top, bottom) = shard.plan, shard.rows
     source, region, channels = plan.source, plan.region, len(plan.source.bands)
     seen = 0
@@ -339,12 +345,20 @@ def _summary(about: dict) -> list:
     low, high = (f"{gsd:.3g}" for gsd in found["native_gsd"])
     regions = [sum(region["split"] == split for region in about["regions"]) for split in SPLITS]
     shares = [f"{100 * found[key]:.1f}" for key in ("building", "ignored")]
-    step = f"{low if low == high else f'{low}–{high}'} → {about['gsd']:g}"
-    return [about["city"], found["scenes"], *regions, f"{found['pixels'] / 1e6:.2f}", *shares, step]
+    native = low if low == high else f"{low}–{high}"
+    return [
+        about["city"],
+        found["scenes"],
+        *regions,
+        f"{found['pixels'] / 1e6:.2f}",
+        *shares,
+        native,
+        f"{about['gsd']:g}",
+    ]
 
 
 def _warn_shared_ground(city: City, regions: list[Region]) -> None:
-    """Scenes that overlap on the ground leak from one split to another, whatever the split by scenes promises."""
+    """Warn of scenes that overlap on the ground: they leak from one split to another."""
     placed = [region for region in regions if region.crs is not None]
     outlines = np.array([shapely.Polygon(region.grid.degrees()[0]) for region in placed], object)
     first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
@@ -354,8 +368,8 @@ def _warn_shared_ground(city: City, regions: list[Region]) -> None:
             shared = outlines[i].intersection(outlines[j]).area / min(outlines[i].area, outlines[j].area)
             if shared > SAME_GROUND:
                 _warn(
-                    f"{city.city}: {a.name} ({a.split}) and {b.name} ({b.split}) share {100 * shared:.0f} % of their "
-                    "ground; scores of this city are flattered"
+                    f"{city.city}: {a.name} ({a.split}) and {b.name} ({b.split}) share {100 * shared:.0f} % "
+                    "of their ground; scores of this city are flattered"
                 )
                 return
 
