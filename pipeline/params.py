@@ -39,6 +39,7 @@ class Fetch(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     archive: str | None = None  # inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset folder
     keep_archive: bool = True  # inria: keep the verified archive for the next city
+    official_split: bool = True  # inria: scenes 1-5 of a city are its test split; false = tile draws every split
     precision: Literal[80, 85, 90] = 90  # open_buildings: per-cell confidence threshold, % precision
     overrides: dict[str, CityOverride] = {}
 

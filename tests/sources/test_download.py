@@ -1,5 +1,6 @@
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -194,6 +195,13 @@ def test_a_wrong_answer_does_not_cost_the_part_that_is_here(fetch, served, fault
     served.fail("a.bin")
     assert fetch().read_bytes() == BODY
     assert served.asked("a.bin")[-1]["Range"] == "bytes=1000-"
+
+
+def test_two_that_want_the_same_file_fetch_it_once(fetch, served):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: fetch(md5=MD5), range(4)))
+    assert {path.read_bytes() for path in paths} == {BODY}
+    assert len(served.asked("a.bin")) == 1
 
 
 def test_a_disk_too_small_is_noticed_before_the_first_byte(fetch, tmp_path, monkeypatch):
