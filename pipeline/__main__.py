@@ -75,11 +75,12 @@ def pretrain(
 
     Example: `python -m pipeline pretrain --out models/pretrained`
     """
+    from pipeline.geo.tiles import open_cities
     from pipeline.learning.pretraining import pretrain as learn
-    from pipeline.stages.train import WORK, open_cities
+    from pipeline.stages.train import WORK
 
     parameters = load(params)
-    learn(parameters, open_cities(parameters), out, work=WORK)
+    learn(parameters, open_cities(parameters.fetch.cities), out, work=WORK)
 
 
 @app.command()

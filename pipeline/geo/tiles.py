@@ -222,3 +222,8 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
     about = {**about, "regions": [asdict(region) for region in regions]}
     write_json(folder / "regions.json", about)
     return about
+
+
+def open_cities(cities: list[str], root: str | Path = "data/tiles") -> list[CityTiles]:
+    """The tiles of each named city under `root`. Raises InputError where the tile stage has not run."""
+    return [CityTiles(Path(root) / city) for city in cities]

@@ -49,12 +49,6 @@ class Segmenter(nn.Module):
             x = F.pad(x, (0, right, 0, down), mode="replicate")
         return self.network(x)[..., :height, :width]
 
-    def predict(self, image, **options):
-        """Building map of an array (H, W, C) uint8 or of a raster's path; see pipeline.stages.predict.predict."""
-        from pipeline.stages.predict import predict
-
-        return predict(self, image, **options)
-
 
 class WindowCNN(nn.Module):
     """A LeNet-like classifier of a 32² window's centre pixel, and the same network over a whole image at once.

@@ -7,10 +7,9 @@ import numpy as np
 from pipeline.console import progress, table
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning import metrics
 from pipeline.params import Params
-from pipeline.stages.train import open_cities
 from pipeline.storage import atomic_folder, write_json
 
 # Okabe-Ito colours, apart for every kind of colour vision
@@ -31,7 +30,7 @@ def run(
     from pipeline.learning.precision import device
 
     segmenter = load_model(model, device())
-    cities, e = open_cities(params, tiles), params.evaluate
+    cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
     results = []
     with atomic_folder(figures) as folder:
         for city in cities:

@@ -5,20 +5,16 @@ from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import open_cities
 from pipeline.params import Params
 from pipeline.storage import atomic_file, write_json
 
 WORK = Path(".work")
 
 
-def open_cities(params: Params, tiles: Path = Path("data/tiles")) -> list[CityTiles]:
-    return [CityTiles(tiles / city) for city in params.fetch.cities]
-
-
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
     """Train models/all, or models/without-CITY for the leave-one-city-out folds. Raises InputError on bad tiles."""
-    cities = open_cities(params, tiles)
+    cities = open_cities(params.fetch.cities, tiles)
     if without is None:
         name, folder = "all", Path("models/all")
     else:

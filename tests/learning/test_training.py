@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning.crops import RandomCrops, StepSampler
 from pipeline.params import parse_params
-from pipeline.stages.train import open_cities
 
 # A process that trains as the stage does, on tiles and parameters given as JSON.
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import parse_params
 from pipeline.learning.training import fit
 job = json.loads(sys.argv[1])
@@ -145,7 +144,7 @@ def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
     from pipeline.learning.training import fit
 
     params = parse_params(settings())
-    cities = open_cities(params, toy_tiles)
+    cities = open_cities(params.fetch.cities, toy_tiles)
     wrong = parse_params(settings(model={"architecture": "unet", "encoder": "resnet99"}))
     with pytest.raises(InputError, match="unknown encoder 'resnet99'; near it are .*resnet"):
         fit(wrong, cities, tmp_path / "m", work=tmp_path / "w")

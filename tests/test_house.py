@@ -1,0 +1,86 @@
+"""The house: imports only go down the floors, never round, and each DVC stage depends on the code it imports."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [
+    {"errors", "storage"}, {"params", "console"}, {"geo"}, {"sources", "learning"},
+    {"robustness", "generalization"}, {"stages"}, {"__init__", "__main__"},
+]  # fmt: skip
+MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
+
+
+@cache
+def imports(module: Path) -> frozenset[Path]:
+    """The project's own files that a module names in an import, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pipeline":
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "pipeline"}
+    files = (ROOT / (name.replace(".", "/") + ".py") for name in names)
+    return frozenset(file for file in files if file.exists())
+
+
+def closure(module: Path) -> set[Path]:
+    seen, todo = set(), [module]
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen.add(file)
+            todo.extend(imports(file))
+    return seen
+
+
+def floor(module: Path) -> int:
+    part = module.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    return next(i for i, names in enumerate(FLOORS) if part in names)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+def test_no_import_goes_up_and_none_goes_round(module):
+    for imported in imports(module):
+        assert floor(imported) <= floor(module), f"{imported.name} lives above {module.name}"
+        assert module not in closure(imported), f"{module.name} and {imported.name} import each other"
+
+
+def test_imagery_knows_no_torch_and_nothing_is_called_utils():
+    for module in MODULES:
+        assert module.stem not in {"utils", "helpers", "common", "misc"}
+        if module.parent.name in {"geo", "sources"}:
+            assert "import torch" not in module.read_text()
+
+
+def test_only_one_module_knows_albumentations():
+    knowing = [m.name for m in MODULES if "\nimport albumentations" in m.read_text()]
+    assert knowing == ["augment.py"]
+
+
+# How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
+PLUMBING = {ROOT / "pipeline" / f"{name}.py" for name in ("console", "errors", "params", "storage")}
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_code_it_imports(name):
+    stage = STAGES[name]
+    verb = stage["cmd"].split()[3]
+    deps = [ROOT / dep for dep in stage["deps"] if "$" not in dep]
+    assert all(dep.exists() for dep in deps if "pipeline" in dep.parts)
+    for file in closure(ROOT / "pipeline" / "stages" / f"{verb}.py"):
+        covered = any(file == dep or dep in file.parents for dep in deps)
+        assert covered or file in PLUMBING, f"{name} does not depend on {file.relative_to(ROOT)}"
+
+
+def test_every_stage_has_its_verb_section_and_module():
+    for name, stage in STAGES.items():
+        verb = stage["cmd"].split()[3]
+        assert (ROOT / "pipeline" / "stages" / f"{verb}.py").exists(), name
+        sections = {p.split(".")[0] for p in stage.get("params", [])}
+        assert verb in sections, f"{name} does not watch its own parameters"
