@@ -209,6 +209,13 @@ class Raster:
             invalid |= dataset.read_masks(self.bands[0], window=where) == 0
         return ~invalid if invalid.any() else None
 
+    def source_validity(self, window: Window) -> np.ndarray | None:
+        """(h, w) bool of a window of the image's own grid: where it holds data, None where it does everywhere."""
+        flags = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
+        if self.source_dtype.kind != "f" and all(flag == [MaskFlags.all_valid] for flag in flags):
+            return None  # nothing could say otherwise: spare the reading
+        return self._validity(self._read(self.bands, window), window)
+
     @cached_property
     def _alpha(self) -> int | None:
         """The transparency band. Files call any fourth band alpha; near infrared shows by its values."""
