@@ -226,7 +226,11 @@ class Predict(Section):
     window: Annotated[int, Field(ge=32, multiple_of=32)] = 512
     overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25
     batch_size: Count = 4
+    augment: bool = False  # average over the eight flips and turns
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None  # null = the model card's, from validation
+    probability: bool = False  # also write calibrated probabilities
+    uncertainty: bool = False  # also write the deviation over the eight flips and turns; implies augment
+    polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = "gpkg"
     min_area: Annotated[float, Field(ge=0)] = 10  # m², smaller polygons are dropped
     simplify: Annotated[float, Field(ge=0)] = 0  # metres
     square: bool = False  # right angles
