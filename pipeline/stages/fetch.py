@@ -60,7 +60,7 @@ def _source(name: str):
 
 
 def _check(city: City, tile: Tile) -> tuple[int, int]:
-    """Pixels of a city's images, and how many are smaller than a tile. Raises InputError on a missing band."""
+    """Pixels of a city's images, and how many are smaller than a tile. Raises InputError: band missing."""
     pixels = small = 0
     for scene in city.scenes:
         with open_image(scene.image, city.bands or tile.bands, tile.gsd, city.gsd, (0, 1)) as image:
