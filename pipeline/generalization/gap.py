@@ -15,7 +15,6 @@ from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.bootstrap import interval, iou_of, resample
 
-
 SPLITS = ("train", "validation", "test")
 
 

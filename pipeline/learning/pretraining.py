@@ -19,8 +19,9 @@ from pipeline import params
 from pipeline.console import progress
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.crops import to_float
-from pipeline.learning.models import Segmenter, build_model, save_model
+from pipeline.learning.models import Segmenter, build_model, read_card, save_model
 from pipeline.learning.precision import autocast, device
+from pipeline.storage import fingerprint
 
 
 def hide(images: torch.Tensor, square: int, share: float, generator: torch.Generator):
@@ -36,17 +37,18 @@ def hide(images: torch.Tensor, square: int, share: float, generator: torch.Gener
 def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
     """Train train.model on the training scenes' images as `pretrain` says; write `folder`, return its card.
 
-    No label is read: crops come from CityTiles.unlabelled. The card's history holds the mean loss of each
-    tenth.
+    The same call again returns what is there. No label is read: crops come from CityTiles.unlabelled. The
+    card's history holds the mean loss of each tenth.
     """
     options, model, channels = p.pretrain, p.train.model, cities[0].channels
+    key = fingerprint(options.model_dump(), model.model_dump(), [c.about for c in cities])
+    if (Path(folder) / "model.json").exists() and (done := read_card(folder)).get("fingerprint") == key:
+        return done
     torch.manual_seed(options.seed)
     pool = np.concatenate([c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities])
     painter = build_model(model.model_copy(update={"classes": max(1, channels - 1)}), channels)
-    pixels = pool.reshape(-1, channels) / 255
-    if (
-        model.encoder_weights != "imagenet" or channels != 3
-    ):  # ImageNet's weights come with their normalisation
+    if model.encoder_weights != "imagenet" or channels != 3:  # those come with a normalisation of their own
+        pixels = pool.reshape(-1, channels) / 255
         painter.set_normalisation(pixels.mean(0), pixels.std(0))
     on = device()
     painter.to(on, memory_format=torch.channels_last).train()
@@ -70,6 +72,7 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
             "first_loss": float(np.mean(losses[:tenth])),
             "last_loss": float(np.mean(losses[-tenth:])),
         },
+        "fingerprint": key,
         "history": [float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
     }
     save_model(folder, segmenter, card)

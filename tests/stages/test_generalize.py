@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.generalization.corruptions import NAMES
+from pipeline.generalization.gap import Fold
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.models import build_model
+from pipeline.params import parse_params
+
+METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
+PARAMS = {
+    "fetch": {"source": "demo", "path": "x", "cities": ["toyton", "dimham"]},
+    "tile": {"gsd": 0.5, "size": 64},
+    "train": {"model": {"architecture": "small_unet", "width": 8}, "loss": {"cross_entropy": 1}, "epochs": 2,
+              "steps_per_epoch": 20, "batch_size": 4, "crop": 64, "augment": "none", "learning_rate": 0.01},
+    "evaluate": {"window": 128},
+    "certify": {"crop": 32, "smoothing": {"n": 64}},
+    "generalize": {"corruption_tiles": 2, "adaptation": METHODS, "adaptation_tiles": 8, "adaptation_steps": 2,
+                   "attack_steps": 2, "bootstrap": 200},
+}  # fmt: skip
+
+
+@pytest.fixture
+def params():
+    return parse_params(PARAMS)
+
+
+@pytest.fixture
+def workplace(toy_tiles, monkeypatch):
+    monkeypatch.chdir(toy_tiles.parent)
+    return toy_tiles
+
+
+def test_the_stage_writes_the_schema(params, workplace):
+    from pipeline.stages import generalize, train
+
+    for city in (None, "toyton", "dimham"):
+        train.run(params, city, tiles=workplace)
+    generalize.run(params, tiles=workplace)
+    metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
+    cities = {"toyton", "dimham"}
+    assert set(metrics["city"]) == cities
+    for row in metrics["city"].values():
+        assert row["gap"] == pytest.approx(row["seen"] - row["unseen"])
+        assert row["gap_low"] <= row["gap"] <= row["gap_high"]
+    assert set(metrics["matrix"]) == {"all", "without-toyton", "without-dimham"}
+    for city in cities:
+        assert metrics["matrix"]["all"][city] == pytest.approx(metrics["city"][city]["seen"])
+        assert metrics["matrix"][f"without-{city}"][city] == pytest.approx(metrics["city"][city]["unseen"])
+        assert metrics["adaptation"]["none"][city] == metrics["matrix"][f"without-{city}"][city]
+        oracle = metrics["adaptation_choice"][city]["oracle"]
+        assert oracle["iou"] == max(metrics["adaptation"][m][city] for m in METHODS)
+        assert metrics["adaptation_choice"][city]["iou"] <= oracle["iou"]
+        for side in metrics["robustness"]["city"][city].values():
+            assert side["certified"] <= side["clean"] + 0.02 and side["attacked"] <= side["clean"]
+        estimate = metrics["label_free"]["city"][city]
+        assert (
+            0 <= estimate["corrected"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
+        )
+    assert set(metrics["corruption"]) == set(NAMES)
+    assert set(metrics["corruption"]["haze"]) == {"1", "2", "3", "4", "5"}
+    assert set(metrics["corruption"]["haze"]["3"]) == cities
+    worst, mean = metrics["worst_city"]["unseen"], metrics["mean_city"]["unseen"]
+    assert worst <= mean <= max(row["unseen"] for row in metrics["city"].values())
+    drawn = {path.stem for path in (workplace.parent / "figures" / "generalize").glob("*.svg")}
+    assert drawn == {"gap", "matrix", "corruption", "adaptation", "label_free"}
+
+
+def test_seeds_single_cities_and_shares(params, workplace):
+    """Everything that is off by default, with the smallest trainings."""
+    from pipeline.stages import generalize, train
+
+    small = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
+    options = {
+        "seeds": [0, 1], "single_city": True, "fractions": [0.3, 1.0], "corruptions": False, "adaptation": [],
+        "attack_steps": 0, "initialisations": ["random", "other_cities", "self_supervised"],
+    }  # fmt: skip
+    brief = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
+    params = params.model_copy(update={
+        "train": small, "pretrain": brief, "generalize": params.generalize.model_copy(update=options),
+    })  # fmt: skip
+    for city in (None, "toyton", "dimham"):
+        train.run(params, city, tiles=workplace)
+    generalize.run(params, tiles=workplace)
+    metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
+    assert metrics["seeds"] == [0, 1]
+    assert metrics["city"]["toyton"]["unseen_spread"] is not None
+    assert {"only-toyton", "only-dimham"} <= set(metrics["matrix"])
+    assert metrics["frugal"] == metrics["frugal_by_initialisation"]["random"]
+    assert metrics["frugal_scenes"] == {"0.3": {"dimham": 1, "toyton": 1}, "1": {"dimham": 3, "toyton": 3}}
+    assert set(metrics["frugal_by_initialisation"]) == {"random", "other_cities", "self_supervised"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_replaced_by_noise_give_the_same_adapted_model(params, workplace, method):
+    from pipeline.stages.generalize import adapt_to
+
+    torch.manual_seed(0)
+    resnet = params.train.model.model_copy(update={"architecture": "unet", "decoder_channels": [32, 16]})
+    segmenter = build_model(resnet, 3).eval()
+
+    def adapted():
+        cities = {name: CityTiles(workplace / name) for name in ("toyton", "dimham")}
+        return adapt_to(params, cities, Fold("dimham", ("toyton",)), method, segmenter)
+
+    probe = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = adapted()(probe)
+    for name in ("toyton", "dimham"):
+        labels = np.load(workplace / name / "labels.npy")
+        noise = np.random.default_rng(0).integers(0, 2, labels.shape).astype(np.uint8)
+        np.save(workplace / name / "labels.npy", noise)
+        (workplace / name / "tiles.parquet").unlink()
+    after = adapted()(probe)
+    assert torch.equal(before, after)
+    assert method == "none" or not torch.equal(before, segmenter(probe))
+
+
+def test_folds_are_compared_at_equal_training(params, workplace):
+    """Where folds train for fewer epochs than models/all, the reference on all cities does too."""
+    from pipeline.stages import generalize
+
+    short = params.generalize.model_copy(update={"epochs": 1})
+    cheap = params.train.model_copy(update={"steps_per_epoch": 1})
+    params = params.model_copy(update={"generalize": short, "train": cheap})
+    cities = {name: CityTiles(workplace / name) for name in ("toyton", "dimham")}
+    folders = generalize.models_of_seed(
+        params, cities, generalize.folds(cities), workplace.parent / "models", 0
+    )
+    card = json.loads((folders["all"] / "model.json").read_text())
+    assert card["params"]["train"]["epochs"] == 1 and set(card["cities"]) == {"toyton", "dimham"}
+    assert folders["without-dimham"] == workplace.parent / "models" / "without-dimham"
+
+
+def test_the_honest_choice_does_not_read_its_own_city():
+    from pipeline.stages.generalize import choose
+
+    ladder = {"none": {"a": 0.5, "b": 0.5, "c": 0.1}, "adabn": {"a": 0.7, "b": 0.7, "c": 0.1},
+              "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip
+    unadapted = {city: {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]} for city in "abc"}
+    found = choose(ladder, unadapted)
+    assert {city: row["method"] for city, row in found["adaptation_choice"].items()} == dict.fromkeys(
+        "abc", "adabn"
+    )
+    assert found["adaptation_choice"]["c"]["oracle"]["method"] == "fda"
+    assert found["beyond_adaptation"] == ["c"]
