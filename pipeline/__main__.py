@@ -77,10 +77,9 @@ def pretrain(
     """
     from pipeline.geo.tiles import open_cities
     from pipeline.learning.pretraining import pretrain as learn
-    from pipeline.stages.train import WORK
 
     parameters = load(params)
-    learn(parameters, open_cities(parameters.fetch.cities), out, work=WORK)
+    learn(parameters, open_cities(parameters.fetch.cities), out)
 
 
 @app.command()
