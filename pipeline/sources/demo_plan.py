@@ -1,0 +1,183 @@
+"""What a demo scene's plan is made of: surfaces, solids, trees; blocks and lots; and the frame they are laid out in.
+
+Ground coordinates (x, y) count metres from the scene's upper left corner, x to the east, y to the south.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from shapely import Polygon
+
+PATTERNS = ("none", "courses", "sheets", "furrows")
+FORMS = ("flat", "shed", "gable", "hip", "vault", "decal")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How something is painted: a material as one object has it."""
+
+    colour: np.ndarray  # (3,) as displayed, 0-1
+    alt: np.ndarray
+    grain: float = 0.05
+    pattern: str = "none"
+    period: float = 1.0  # metres
+    angle: float = 0.0  # radians, direction of ground patterns
+
+
+@dataclass(frozen=True)
+class Solid:
+    """A box with a roof: a building's wing, a car, a container. The ridge runs along its own second axis."""
+
+    x: float
+    y: float
+    angle: float  # radians from x to the ridge
+    half_width: float  # metres across the ridge
+    half_length: float  # metres along it
+    form: str  # flat, shed, gable, hip, vault, or decal: painted on what lies below
+    eaves: float  # metres above the ground
+    slope: float  # rise over run
+    surface: Surface
+    layer: int = 0  # later layers may overlap earlier ones; the higher roof is seen
+    building: bool = False
+
+    @property
+    def corners(self) -> np.ndarray:
+        """(4, 2) ground metres."""
+        ridge = np.array([np.cos(self.angle), np.sin(self.angle)])
+        across = np.array([-ridge[1], ridge[0]])
+        signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        return (
+            (self.x, self.y)
+            + signs[:, :1] * self.half_width * across
+            + signs[:, 1:] * self.half_length * ridge
+        )
+
+
+@dataclass(frozen=True)
+class Tree:
+    x: float
+    y: float
+    radius: float
+    height: float
+    conifer: bool
+    colour: np.ndarray  # (3,) as displayed, 0-1
+
+
+@dataclass
+class Plan:
+    side: float  # metres
+    ground: list[tuple[Polygon, Surface]] = field(default_factory=list)  # later ones on top
+    solids: list[Solid] = field(default_factory=list)
+    trees: list[Tree] = field(default_factory=list)
+    footprints: list[Polygon] = field(default_factory=list)  # of buildings, cut at the scene's edge
+
+
+class Frame:
+    """The street frame (u, v) laid onto the ground: turned by an angle and bent by two waves."""
+
+    def __init__(self, centre: float, curve: float, rng: np.random.Generator):
+        self.centre = centre
+        self.turn = rng.uniform(-np.pi / 4, np.pi / 4)
+        self.length = rng.uniform(240, 380, 2).tolist()  # metres
+        self.phase = rng.uniform(0, 2 * np.pi, 2).tolist()
+        self.swing = (curve * rng.uniform(0.6, 1.0, 2)).tolist()  # metres
+
+    def to_ground(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) street frame to (N, 2) ground."""
+        u, v = np.asarray(points, float).reshape(-1, 2).T
+        bent_u = u + self.swing[0] * np.sin(2 * np.pi * v / self.length[0] + self.phase[0])
+        bent_v = v + self.swing[1] * np.sin(2 * np.pi * u / self.length[1] + self.phase[1])
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        return np.stack([cos * bent_u - sin * bent_v, sin * bent_u + cos * bent_v], 1) + self.centre
+
+    def point(self, u: float, v: float) -> tuple[float, float]:
+        """`to_ground` of one point."""
+        bent_u = u + self.swing[0] * math.sin(2 * math.pi * v / self.length[0] + self.phase[0])
+        bent_v = v + self.swing[1] * math.sin(2 * math.pi * u / self.length[1] + self.phase[1])
+        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        return self.centre + cos * bent_u - sin * bent_v, self.centre + sin * bent_u + cos * bent_v
+
+    def heading(self, u: float, v: float, angle: float) -> float:
+        """The ground direction, at (u, v), of a direction in the frame; radians. The Jacobian of `point`."""
+        cos, sin = math.cos(angle), math.sin(angle)
+        wave_v, wave_u = (2 * math.pi / length for length in self.length)
+        bent_u = cos + self.swing[0] * wave_v * math.cos(wave_v * v + self.phase[0]) * sin
+        bent_v = sin + self.swing[1] * wave_u * math.cos(wave_u * u + self.phase[1]) * cos
+        return self.turn + math.atan2(bent_v, bent_u)
+
+
+@dataclass(frozen=True)
+class Rect:
+    """An upright rectangle of the street frame."""
+
+    u0: float
+    v0: float
+    u1: float
+    v1: float
+
+    @property
+    def width(self) -> float:
+        return self.u1 - self.u0
+
+    @property
+    def height(self) -> float:
+        return self.v1 - self.v0
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return (self.u0 + self.u1) / 2, (self.v0 + self.v1) / 2
+
+    def inset(self, d: float) -> "Rect":
+        return Rect(self.u0 + d, self.v0 + d, self.u1 - d, self.v1 - d)
+
+    def outline(self, step: float = 6.0) -> np.ndarray:
+        """(N, 2) points along the border, close enough to follow a bend."""
+        if max(self.width, self.height) < step:
+            return np.array([(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)])
+        u = np.linspace(self.u0, self.u1, max(2, int(self.width / step) + 2))
+        v = np.linspace(self.v0, self.v1, max(2, int(self.height / step) + 2))
+        sides = [(u, self.v0), (self.u1, v), (u[::-1], self.v1), (self.u0, v[::-1])]
+        return np.concatenate([np.stack(np.broadcast_arrays(a, b), 1)[:-1] for a, b in sides])
+
+
+@dataclass(frozen=True)
+class Lot:
+    """A piece of a block with a front on a street: `at(along, inward)` counts metres from the middle of the front."""
+
+    front: tuple[float, float]
+    along: float  # radians, frame direction of the front
+    width: float
+    depth: float
+
+    def at(self, along: float, inward: float) -> tuple[float, float]:
+        cos, sin = math.cos(self.along), math.sin(self.along)
+        return self.front[0] + along * cos - inward * sin, self.front[1] + along * sin + inward * cos
+
+    def rect(self, along: tuple[float, float], inward: tuple[float, float]) -> Rect:
+        (u0, v0), (u1, v1) = self.at(along[0], inward[0]), self.at(along[1], inward[1])
+        return Rect(min(u0, u1), min(v0, v1), max(u0, u1), max(v0, v1))
+
+
+def lots(block: Rect, frontage: tuple[float, float], rng: np.random.Generator) -> list[Lot]:
+    """Two rows of lots back to back, fronting the block's long sides; one row where it is too shallow for two."""
+    upright = block.height > block.width
+    length, across = (block.height, block.width) if upright else (block.width, block.height)
+    rows = 2 if across > 34 else 1
+    found = []
+    for row in range(rows):
+        count = max(1, round(length / rng.uniform(*frontage)))
+        shares = rng.uniform(0.85, 1.15, count)
+        edges = np.concatenate([[0], np.cumsum(shares / shares.sum())]) * length - length / 2
+        for start, stop in zip(edges, edges[1:], strict=False):
+            middle, side = (start + stop) / 2, -across / 2 if row == 0 else across / 2
+            (cu, cv), near = block.centre, row == 0
+            front = (cu - side, cv + middle) if upright else (cu + middle, cv + side)
+            along = {
+                (False, True): 0,
+                (False, False): np.pi,
+                (True, True): np.pi / 2,
+                (True, False): -np.pi / 2,
+            }
+            found.append(Lot(front, along[upright, near], stop - start, across / rows))
+    return found
