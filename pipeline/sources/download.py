@@ -72,7 +72,7 @@ def download(
         try:
             if scheme == "file":
                 _copy(part, size)
-            elif part.size != size:  # else: killed between the last byte and the rename
+            else:
                 _receive_all(part, size, retries, progress)
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -161,7 +161,7 @@ class _Retry(Exception):
 
 def _receive_all(part: _Part, size: int | None, retries: int, progress: bool) -> None:
     failures, furthest = 0, part.size
-    while not part.complete:
+    while not part.complete:  # it is at once, after a kill between the last byte and the rename
         try:
             return _receive(part, size, progress)
         except requests.exceptions.SSLError as error:
@@ -196,23 +196,22 @@ def _receive(part: _Part, size: int | None, progress: bool) -> None:
                 f"{part.url}: the server answered with a web page instead of the file (a login, a proxy, an "
                 "outage); open the address in a browser, then run again"
             )
-        if response.status_code == 206:
-            total = part.version.total
-        else:
-            total = int(length) if length else None
-            if size is not None and total not in (None, size):
-                raise InputError(f"{part.url}: {total} bytes offered, {size} expected; check the URL")
-            part.begin(_Version(part.url, _validator(response), total))
-        if total or size:
-            ensure_free(part.path.parent, (total or size) - part.size, f"downloading {part.url}")
+        if response.status_code == 200:
+            offered = int(length) if length else size
+            if size is not None and offered != size:
+                raise InputError(f"{part.url}: {offered} bytes offered, {size} expected; check the URL")
+            part.begin(_Version(part.url, _validator(response), offered))
+        total = part.version.total
+        if total:
+            ensure_free(part.path.parent, total - part.size, f"downloading {part.url}")
         name = part.path.name.removesuffix(".part")
-        with part.path.open("ab") as file, byte_bar(name, total or size, part.size, progress) as advance:
+        with part.path.open("ab") as file, byte_bar(name, total, part.size, progress) as advance:
             while first:
                 file.write(first)
                 advance(len(first))
                 first = response.raw.read1(CHUNK, decode_content=False)
-        if part.size < (total or size or 0):
-            raise _Retry(f"the connection ended at byte {part.size} of {total or size}")
+        if total and part.size < total:
+            raise _Retry(f"the connection ended at byte {part.size} of {total}")
 
 
 def _check_status(response: requests.Response, part: _Part) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = b"<!DOCTYPE html>\n<html><head><title>Maintenance</title></head><body>Back soon.</body></html>\n"
+PAGE = b"<h1>Maintenance</h1> Back soon.\n"  # HTML by its Content-Type alone
 
 
 @dataclass

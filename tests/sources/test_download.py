@@ -122,6 +122,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued(fetch, served, ignore_if_ran
     (served.root / "a.bin").write_bytes(changed)
     served.fail("a.bin", ignore_if_range=ignore_if_range)
     assert fetch().read_bytes() == changed
+    assert served.asked("a.bin")[1]["If-Range"] == f'"{MD5}"'
 
 
 def test_a_file_that_became_shorter_than_the_part_starts_again(fetch, served):
