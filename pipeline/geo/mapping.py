@@ -1,0 +1,149 @@
+"""Class probabilities on a model's grid, band of rows by band of rows, into a map on the scene's own grid.
+
+A map is a mask (0 background, 1..k classes, 255 no data), optional layers of probability and uncertainty, and
+polygons. Memory is that of a band.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+
+from pipeline.geo import vectorize
+from pipeline.geo.grid import Grid, Window
+from pipeline.geo.raster import Resampler
+from pipeline.geo.scene import IGNORE
+from pipeline.geo.vectorize import Buildings, Polygoniser
+from pipeline.geo.writer import WriteFootprints, WriteRows
+from pipeline.params import Predict
+
+CHUNK = 2**22  # pixels of the scene's grid mapped at a time
+STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no data
+LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
+RASTER_STEPS = 1.5  # pixels: what the steps of a slanted wall deviate from it by
+
+
+@dataclass
+class Totals:
+    """What a map holds, summed over its pixels with data."""
+
+    area: float = 0.0  # m² on the ground
+    buildings: int = 0
+    built_area: float = 0.0  # m²
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))  # of building probability
+
+
+class Mapper:
+    """Push bands of probabilities, from the top, into `add`; call `finish` after the last one.
+
+    model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a column);
+    layers: where the rows of LAYERS go; footprints: where polygons go, None = none are made; validity: where the
+    scene holds data (see Raster.source_validity).
+    """
+
+    def __init__(
+        self,
+        model: Grid,
+        scene: Grid,
+        native: tuple[float, float],
+        settings: Predict,
+        threshold: float,
+        layers: dict[str, WriteRows],
+        footprints: WriteFootprints | None = None,
+        validity: Callable[[Window], np.ndarray | None] = lambda window: None,
+        name: str = "",
+    ):
+        self.scene, self.native, self.settings, self.threshold = scene, native, settings, threshold
+        self.layers, self.footprints, self.validity, self.name = layers, footprints, validity, name
+        self.resample = Resampler(model.shape, scene.shape)
+        self.band = np.empty((0, model.width, 0), np.float32)  # model rows still needed
+        self.top = 0  # the first of them
+        self.row = 0  # the scene's next row
+        self.polygoniser = Polygoniser(scene.width)
+        self.totals = Totals()
+
+    def add(self, probabilities: np.ndarray) -> None:
+        """The next model rows (rows, W, k) float32: k classes of building, then the uncertainty where it is mapped."""
+        self.band = np.concatenate([self.band, probabilities]) if len(self.band) else probabilities
+        height, width = self.scene.shape
+        while self.row < height:
+            window = Window(self.row, 0, min(max(1, CHUNK // width), height - self.row), width)
+            reach = self.resample.source_window(window)
+            if reach.top + reach.height > self.top + len(self.band):
+                return
+            rows = self.band[reach.top - self.top : reach.top - self.top + reach.height]
+            if not self.resample.same:
+                channels = [self.resample(rows[..., k], window) for k in range(rows.shape[-1])]
+                rows = np.stack(channels, axis=-1)
+            self._map(rows, window)
+            self.row += window.height
+            self.band, self.top = self.band[reach.top - self.top :], reach.top
+
+    def finish(self) -> Totals:
+        if self.footprints:
+            self._emit(self.polygoniser.finish())
+        return self.totals
+
+    def _map(self, rows: np.ndarray, window: Window) -> None:
+        """Scene rows (h, W, k or k + 1): threshold, write, trace."""
+        uncertainty = rows[..., -1] if "uncertainty" in self.layers else None
+        classes = rows if uncertainty is None else rows[..., :-1]
+        single = classes.shape[-1] == 1
+        building = classes[..., 0] if single else classes.sum(-1)
+        mask = (building >= self.threshold).astype(np.uint8)
+        if not single:
+            mask *= classes.argmax(-1).astype(np.uint8) + 1
+        valid = self.validity(window)
+        nowhere = None if valid is None else ~valid
+        if nowhere is not None:
+            mask[nowhere] = IGNORE
+        self.layers["mask"](window.top, mask[None])
+        if "probability" in self.layers:
+            self._write("probability", np.moveaxis(classes, -1, 0), nowhere, window)
+        if uncertainty is not None:
+            self._write("uncertainty", uncertainty[None], nowhere, window)
+        if self.footprints:
+            self._emit(self.polygoniser.add(mask, building if single else classes.max(-1)))
+        self._count(building, valid, window)
+
+    def _write(self, layer: str, values: np.ndarray, nowhere: np.ndarray | None, window: Window) -> None:
+        stored = np.rint(np.clip(values * (STEPS / LAYERS[layer]), 0, STEPS)).astype(np.uint8)
+        if nowhere is not None:
+            stored[:, nowhere] = IGNORE
+        self.layers[layer](window.top, stored)
+
+    def _count(self, building: np.ndarray, valid: np.ndarray | None, window: Window) -> None:
+        rows = np.arange(window.top, window.top + window.height)
+        pixels = np.full(window.height, window.width) if valid is None else np.count_nonzero(valid, axis=1)
+        centres = np.stack([np.full(len(rows), window.width / 2), rows + 0.5], axis=1)
+        self.totals.area += float(pixels @ vectorize.pixel_areas(self.scene, centres, self.native))
+        sample = np.s_[::4, ::4]  # plenty for a histogram
+        steps = np.rint(building[sample] * STEPS).astype(np.uint8)
+        steps = steps.ravel() if valid is None else steps[valid[sample]]
+        self.totals.histogram += np.bincount(steps, minlength=STEPS + 1)[: STEPS + 1]
+
+    def _emit(self, buildings: Buildings) -> None:
+        """Drop what is too small, give the rest its shape, area and id, and write it in the scene's CRS."""
+        if not len(buildings):
+            return
+        ground = vectorize.pixel_areas(
+            self.scene, shapely.get_coordinates(shapely.centroid(buildings.geometry)), self.native
+        )
+        kept = buildings.pixels * ground >= self.settings.min_area
+        buildings, ground = buildings.where(kept), ground[kept]
+        if not len(buildings):
+            return
+        ids = vectorize.identifiers(buildings, self.scene, self.name)
+        polygons = buildings.geometry
+        if self.settings.simplify or self.settings.square:
+            least = RASTER_STEPS * max(self.native) if self.settings.square else 0
+            polygons = vectorize.simplify(polygons, self.native, max(self.settings.simplify, least))
+        if self.settings.square:
+            polygons = vectorize.square(polygons, self.native)
+        areas = shapely.area(polygons) * ground
+        columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": buildings.confidence}
+        place = self.scene.transform
+        self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place * (xy[:, 0], xy[:, 1]), 1)))
+        self.totals.buildings += len(buildings)
+        self.totals.built_area += float(areas.sum())

@@ -1,0 +1,62 @@
+"""Which scenes a command line means: files, folders, globs, lists and URLs, each with a name of its own."""
+
+import glob
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import InputError
+
+SCHEMES = ("http", "https", "file", "s3", "gs")
+IMAGES = {".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".img"}
+LISTS = {".txt", ".lst"}  # one scene a line; blank lines and those that begin with # are skipped
+
+
+def list_scenes(arguments: list[str]) -> dict[str, str]:
+    """Names to paths or URLs, in the order given and without doubles.
+
+    Raises InputError where nothing is found, a URL's scheme is not one of SCHEMES, or two scenes share a name.
+    """
+    paths = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, Path())))
+    return dict(zip(_names(paths), paths, strict=True))
+
+
+def _expand(argument: str, base: Path) -> list[str]:
+    scheme = re.match(r"([A-Za-z][\w+.-]+)://", argument)
+    if scheme:
+        if scheme[1].lower() not in SCHEMES:
+            raise InputError(f"{argument}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
+        return [argument]
+    if argument.startswith("/vsi"):
+        raise InputError(f"{argument}: GDAL's own paths are not taken; give the file or its URL")
+    path = base / argument
+    if path.is_dir():
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+        if not found:
+            raise InputError(f"{path}: no images in this folder ({', '.join(sorted(IMAGES))})")
+        return found
+    if path.suffix.lower() in LISTS and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        return [p for line in lines if line and not line.startswith("#") for p in _expand(line, path.parent)]
+    if not path.exists() and glob.has_magic(argument):
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise InputError(f"{argument}: matches no file")
+        return [p for p in found if Path(p).is_file()]
+    return [str(path)]
+
+
+def _names(paths: list[str]) -> list[str]:
+    """File names without suffix, with as many parent folders before them as it takes to tell all apart."""
+    parts = []
+    for path in paths:
+        whole = Path(unquote(urlsplit(path).path) if "://" in path else path)
+        parts.append([p for p in (*whole.parent.parts, whole.stem) if p not in ("/", "..")])
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["-".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next((path for path, p in zip(paths, parts, strict=True) if parts.count(p) > 1), "")
+    if twice:
+        raise InputError(f"{twice}: another scene has the same name; results would overwrite each other, rename one")
+    return []

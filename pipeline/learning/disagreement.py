@@ -1,0 +1,38 @@
+"""How far a segmenter contradicts itself when the image is turned: a cheap sign of where its map is unsure."""
+
+import torch
+from torch import nn
+
+from pipeline.learning.models import Segmenter
+
+
+class Disagreement(nn.Module):
+    """A segmenter's mean over the eight symmetries of the square, and their standard deviation as one class more.
+
+    It has the interface of a Segmenter of k + 1 classes, so that windows are blended as ever. Its logits are the
+    logarithms of (rest, p₁/2, …, p_k/2, s/2), which softmax leaves as they are: p is the mean probability of a
+    class, s ≤ 1/2 the deviation of the building probability. `split` undoes the halving.
+    """
+
+    def __init__(self, segmenter: Segmenter, temperature: float):
+        super().__init__()
+        self.segmenter, self.temperature, self.classes = segmenter, temperature, segmenter.classes + 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        total, first, second = 0, 0, 0
+        for turns in range(4):
+            for flip in (False, True):
+                view = images.rot90(turns, (2, 3))
+                logits = self.segmenter(view.flip(3) if flip else view)
+                p = (logits.float() / self.temperature).softmax(1)[:, 1:]
+                p = (p.flip(3) if flip else p).rot90(-turns, (2, 3))
+                building = p.sum(1, keepdim=True)
+                total, first, second = total + p / 8, first + building / 8, second + building**2 / 8
+        deviation = (second - first**2).clamp_min(0).sqrt()
+        halves = torch.cat([total, deviation], 1) / 2
+        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+
+    @staticmethod
+    def split(probabilities):
+        """Blended (…, k + 1) halves to class probabilities and, last, the deviation."""
+        return 2 * probabilities
