@@ -54,12 +54,19 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
 @contextmanager
 def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     """Open with rasterio; whatever it finds wrong, on opening or in mid-read, becomes one InputError."""
-    try:
+    with _reading(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
             dataset = rasterio.open(path)
         with dataset:
             yield dataset
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Blame `path`: where two files are open at once, each names its own damage."""
+    try:
+        yield
     except (RasterioError, OSError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
         raise InputError(
@@ -185,7 +192,8 @@ class Raster:
 
     def _read(self, bands, window: Window, out: np.ndarray | None = None) -> np.ndarray:
         where = RasterioWindow(window.left, window.top, window.width, window.height)
-        return self.dataset.read(bands, window=where, out=out)
+        with _reading(self.dataset.name):
+            return self.dataset.read(bands, window=where, out=out)
 
     def _validity(self, raw: np.ndarray, window: Window) -> np.ndarray | None:
         """Where source pixels (C, h, w) hold data: not NaN, not nodata, not masked, not transparent.
