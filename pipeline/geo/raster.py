@@ -2,7 +2,7 @@
 
 Everything happens in pixel space. Shrinking averages over the area a target pixel covers, enlarging is
 bilinear; both are one sparse matrix along rows and one along columns, so a window gives the same bytes
-wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata: image 0, label 255.
+wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata (0, label 255).
 """
 
 import warnings
@@ -218,7 +218,7 @@ class Raster:
         return ~invalid if invalid.any() else None
 
     def source_validity(self, window: Window) -> np.ndarray | None:
-        """(h, w) bool of a window of the image's own grid: where it holds data, None where it does everywhere."""
+        """(h, w) bool of a window of the image's own grid: where it holds data, None if everywhere."""
         flags = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
         if self.source_dtype.kind != "f" and all(flag == [MaskFlags.all_valid] for flag in flags):
             return None  # nothing could say otherwise: spare the reading

@@ -9,7 +9,8 @@ data/tiles/CITY/
                     tile), scene
 
 A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split.
-Regions are stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not over tiles.
+Regions are stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not
+over tiles.
 """
 
 import json
@@ -131,10 +132,10 @@ class CityTiles:
         return images, labels
 
     def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
-        """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and returned without any label.
+        """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and given without any label.
 
-        Neither labels.npy nor the table of tiles (whose building shares are labels too) is opened. Crops that are
-        mostly 0 in every band are nodata and left out, so N ≤ count; regions smaller than S are mirrored.
+        Neither labels.npy nor the table of tiles (whose building shares are labels too) is opened. Crops that
+        are mostly 0 in every band are nodata and left out, so N ≤ count; regions smaller than S are mirrored.
         """
         regions, size, rng = self.of_split(split), size or self.size, np.random.default_rng(seed)
         area = np.array([r.height * r.width for r in regions], float)

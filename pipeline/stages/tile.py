@@ -1,8 +1,8 @@
 """Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
 
 A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker
-processes, shard by shard and window by window, each writing straight into its slice of the arrays. A city whose
-parameters and scenes are unchanged is kept.
+processes, shard by shard and window by window, each writing straight into its slice of the arrays. A city
+whose parameters and scenes are unchanged is kept.
 """
 
 import os
@@ -152,8 +152,8 @@ def plan_city(params: Params, city: City) -> list[Planned]:
     enlarged = sum(native / tile.gsd > tile.max_upsampling for native in natives)
     if enlarged:
         _warn(
-            f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged {max(natives) / tile.gsd:.1f} times: "
-            f"their pixels are {max(natives):.2f} m and tile.gsd asks for {tile.gsd:g} m"
+            f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged {max(natives) / tile.gsd:.1f} "
+            f"times: their pixels are {max(natives):.2f} m and tile.gsd asks for {tile.gsd:g} m"
         )
     sources = _with_labels(city, scenes, sources, grids)
     plans, offset = [], 0
@@ -186,9 +186,9 @@ def _cut(
     if blocks and not any(blocks.values()):
         i = max(blocks, key=lambda i: max(grids[i].shape))
         raise InputError(
-            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too few "
-            f"for blocks of {', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, or add "
-            "scenes"
+            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too "
+            f"few for blocks of {', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, "
+            "or add scenes"
         )
     for i, split in enumerate(splits):
         whole = {

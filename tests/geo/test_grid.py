@@ -102,16 +102,14 @@ def test_a_gsd_within_one_percent_is_kept():
     assert target_grid(grid, (0.304, 0.304), 0.3).width == round(5000 * 0.304 / 0.3)
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 200_000))
+@given(st.integers(1, 1500), st.integers(1, 1500), st.integers(1000, 500_000))
 def test_windows_cover_once_within_the_budget(height, width, pixels):
     area, tops = 0, {}
     for w in windows(height, width, pixels):
-        assert 0 < w.height * w.width <= max(pixels, 1)
+        assert 0 < w.height * w.width <= pixels
         assert w.top + w.height <= height and w.left + w.width <= width
         area += w.height * w.width
         tops.setdefault((w.top, w.height), []).append((w.left, w.width))
-        if area > 50_000_000 or len(tops) > 2000:
-            return
     assert area == height * width
     row = 0
     for (top, rows), columns in tops.items():
@@ -148,7 +146,7 @@ def test_inria_keeps_its_test_scenes_and_draws_validation_from_the_rest():
 
 @given(
     st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 300), st.floats(0.01, 0.49),
-    st.floats(0.01, 0.59), st.sampled_from([list(SPLITS), ["train", "validation"], ["validation", "test"], ["test"]]),
+    st.floats(0.01, 0.59), st.sampled_from([list(SPLITS), ["train", "validation"], ["validation", "test"]]),
 )  # fmt: skip
 def test_strips_are_disjoint_by_the_margin(height, width, margin, validation, test, splits):
     blocks = strips(Grid(height, width, Affine.identity()), splits, validation, test, margin)
