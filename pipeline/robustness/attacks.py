@@ -2,7 +2,7 @@
 
     fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy
     segpgd, cospgd  Gu et al. 2022; Agnihotri et al. 2023: the same steps, pixels weighted
-    sea             Croce, Singh & Hein 2024: APGD (Croce & Hein 2020) with three losses on shrinking radii
+    red_epsilon     Croce, Singh & Hein 2024 (SEA): APGD (Croce & Hein 2020), with each of three losses, on shrinking radii
     universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
 
 Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
@@ -28,13 +28,12 @@ Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Intersection and union (N,) of prediction (N, H, W) and labels, ignored pixels left out.
 
-    Over several classes of building, I counts the foreground pixels given their own class and U the pixels that are
-    foreground in the label or the prediction: the IoU of one class where there is one, and never blind to confusion.
+    Of several classes, any building against background, as in pipeline.learning.metrics: one foreground is what makes
+    the worst case over attacks exact.
     """
-    valid, building = labels != IGNORE, labels > 0
-    intersection = (valid & building & (prediction == labels)).sum((1, 2))
-    union = (valid & (building | (prediction > 0))).sum((1, 2))
-    return intersection, union
+    valid = labels != IGNORE
+    building, found = (labels > 0) & valid, (prediction > 0) & valid
+    return (building & found).sum((1, 2)), (building | found).sum((1, 2))
 
 
 def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +74,16 @@ class Target:
     epsilon: float  # in the unit of the images
     mask: torch.Tensor | None = None  # (N, 1, H, W), true where pixels may change
     score: Score = harm
+
+
+def in_batches(target: Target, size: int, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
+    """The attack on `size` images at a time, put together again."""
+    slices = [slice(start, start + size) for start in range(0, len(target.images), size)]
+    masks = [None if target.mask is None else target.mask[s] for s in slices]
+    return torch.cat([
+        attack(replace(target, images=target.images[s], labels=target.labels[s], mask=mask))
+        for s, mask in zip(slices, masks, strict=True)
+    ])  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -228,15 +237,14 @@ def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.G
     return found.images
 
 
-def sea(target: Target, steps: int, pixels: torch.Tensor, generator: torch.Generator | None = None) -> dict:
-    """Segmentation Ensemble Attack (Croce, Singh & Hein 2024): images by loss, `steps` gradients each. `pixels` (K,)
-    counts the training set's pixels of each class; the worst case over the three is `worst_case`."""
-    losses = {
+def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
+    """The three losses of the Segmentation Ensemble Attack (Croce, Singh & Hein 2024), each to be given to
+    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is `worst_case`."""
+    return {
         "mce": attack_losses.masked_cross_entropy,
         "mce_bal": attack_losses.balanced(pixels),
         "js": attack_losses.jensen_shannon,
     }
-    return {name: red_epsilon(target, loss, steps, generator) for name, loss in losses.items()}
 
 
 def universal(segmenter, batches, norm: str, epsilon: float, steps: int) -> torch.Tensor:

@@ -1,0 +1,62 @@
+"""Is the attack honest? Checks that a weak attack or a model that hides its gradients does not pass.
+
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more iterations help
+less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will leave the map standing.
+"""
+
+from collections.abc import Iterable
+
+from pipeline.errors import InputError
+
+TOLERANCE = 0.005  # IoU: half a point
+ROUNDING = 1e-6  # pixel range [0, 1]
+CHECKS = {
+    "within_budget": "no perturbation is longer than ε + 1e-6 and every pixel is in [0, 1]",
+    "monotone_in_budget": "the worst IoU never rises with ε",
+    "monotone_in_steps": "PGD of more steps is no weaker than PGD of half as many",
+    "white_box_below_transfer": "gradients of the model itself harm no less than those of another",
+    "transfer_below_noise": "gradients of another model harm no less than noise",
+    "noise_below_clean": "noise helps no city",
+    "vanishes": "the IoU at 32/255 is below 0.1 in every city",
+}
+
+
+class AuditFailed(InputError):
+    """An attack that cannot be trusted: its numbers must not be published."""
+
+
+def falls(values: Iterable[float], tolerance: float = 0) -> bool:
+    """Whether no value is above the one before by more than the tolerance."""
+    values = list(values)
+    return all(b <= a + tolerance for a, b in zip(values[:-1], values[1:], strict=True))
+
+
+def audit(*, excess: float, worst: list[list[float]], steps: list[float], white_box: float, transfer: float,
+          noise: float, clean: float, vanishing: list[float]) -> dict[str, bool]:  # fmt: skip
+    """Every check by name.
+
+    excess      the largest ‖δ‖ − ε, or distance of a pixel from [0, 1], of all attacks
+    worst       for each city and norm the worst IoU by growing ε, the clean IoU first
+    steps       pooled IoU under PGD by growing number of steps
+    white_box, transfer, noise, clean   pooled IoU at one budget
+    vanishing   each city's IoU under a white-box attack at 32/255
+    """
+    return {
+        "within_budget": excess <= ROUNDING,
+        "monotone_in_budget": all(falls(values) for values in worst),
+        "monotone_in_steps": falls(steps, TOLERANCE),
+        "white_box_below_transfer": falls([transfer, white_box], TOLERANCE),
+        "transfer_below_noise": falls([noise, transfer], TOLERANCE),
+        "noise_below_clean": falls([clean, noise], TOLERANCE),
+        "vanishes": all(value < 0.1 for value in vanishing),
+    }
+
+
+def demand(checks: dict[str, bool], evidence: str) -> None:
+    """Raise AuditFailed naming every failed check and where the numbers are kept."""
+    failed = [f"{name} ({CHECKS[name]})" for name, passed in checks.items() if not passed]
+    if failed:
+        raise AuditFailed(
+            f"attack: the honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the attack is "
+            f"too weak: raise attack.steps or attack.restarts; the measurements are in {evidence}"
+        )

@@ -1,0 +1,278 @@
+import functools
+import math
+
+import pytest
+import torch
+from robustness import tint
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.geo.scene import IGNORE
+from pipeline.learning.perturb import length, project
+from pipeline.params import Adversarial
+from pipeline.robustness import attack_losses, attacks
+from pipeline.robustness.attacks import Target
+from pipeline.robustness.campaign import smallest_budget
+from pipeline.robustness.patch import receptive_radius
+from pipeline.robustness.worst_case import worst_case
+
+LOSSES = [
+    attack_losses.cross_entropy, attack_losses.segpgd, attack_losses.cospgd, attack_losses.masked_cross_entropy,
+    attack_losses.balanced(torch.tensor([900, 100, 50])), attack_losses.jensen_shannon, attack_losses.erase,
+    attack_losses.invent,
+]  # fmt: skip
+
+
+def linear(classes: int = 1, channels: int = 3) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(channels, classes + 1, 1)
+
+
+def batch(count: int = 3, size: int = 8, classes: int = 1):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, size, size, generator=generator)
+    labels = torch.randint(0, classes + 1, (count, size, size), generator=generator)
+    labels[:, 0] = IGNORE
+    return images, labels
+
+
+def every_attack(target: Target) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = {
+        "noise": attacks.noise(target, generator),
+        "fgsm": attacks.fgsm(target),
+        "pgd": attacks.pgd(target, 4, generator=generator, restarts=2),
+        "segpgd": attacks.segpgd(target, 4, generator=generator),
+        "cospgd": attacks.cospgd(target, 4, generator=generator),
+    }
+    classes = target.segmenter.out_channels
+    for name, loss in attacks.sea_losses(torch.arange(1, classes + 1)).items():
+        found[name] = attacks.red_epsilon(target, loss, 10, generator)
+    return found
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("norm,epsilon", [("linf", 8 / 255), ("l2", 0.5)])
+def test_every_attack_stays_within_budget_and_beats_noise(norm, epsilon, classes):
+    images, labels = batch(classes=classes)
+    target = Target(linear(classes), images, labels, norm, epsilon)
+    found = every_attack(target)
+    for attacked in found.values():
+        assert float(length(attacked - images, norm).max()) <= epsilon + 1e-6
+        assert 0 <= float(attacked.min()) and float(attacked.max()) <= 1
+    harm = {name: attacks.harm(target.segmenter(x), labels)[0].sum() for name, x in found.items()}
+    assert all(value >= harm["noise"] for value in harm.values())
+
+
+def test_pgd_reaches_the_known_worst_point_of_a_linear_model():
+    """The CE of a pixel-wise linear model is greatest where every channel moves by ε against the margin's gradient."""
+    images, labels = batch()
+    images = 0.3 + 0.4 * images
+    model, epsilon = linear(), 4 / 255
+    towards_building = (model.weight[1] - model.weight[0]).sign().view(1, 3, 1, 1)
+    side = torch.where(labels == 1, -1.0, 1.0).unsqueeze(1) * (labels != IGNORE).unsqueeze(1)
+    expected = images + epsilon * side * towards_building
+    target = Target(model, images, labels, "linf", epsilon)
+    found = attacks.ascend(target, attack_losses.cross_entropy, images, steps=1, step=epsilon).top
+    valid = (labels != IGNORE).unsqueeze(1).expand_as(images)
+    assert torch.allclose(found[valid], expected[valid], atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_ignored_pixels_never_count(loss):
+    """Whatever stands on ignored pixels of the logits, gradient and value are those of the other pixels."""
+    images, labels = batch(classes=2)
+    for noise in (0, 100):
+        logits = (linear(2)(images) + noise * (labels == IGNORE).unsqueeze(1)).detach().requires_grad_()
+        from pipeline.learning.perturb import valid_mean
+
+        value = valid_mean(loss(logits, labels), labels)
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert torch.isfinite(gradient).all()
+        assert (gradient.movedim(1, -1)[labels == IGNORE] == 0).all()
+        assert torch.allclose(value, reference) if noise else True
+        reference = value.detach()
+
+
+def test_losses_are_the_papers():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randint(0, 3, (2, 4, 4))
+    p, e = logits.softmax(1), F.one_hot(labels, 3).movedim(-1, 1).double()
+    m = (p + e) / 2
+    js = 0.5 * (p * (p / m).log()).sum(1) + 0.5 * torch.xlogy(e, e / m).sum(1)
+    assert torch.allclose(attack_losses.jensen_shannon(logits, labels), js)
+    ce = F.cross_entropy(logits, labels, reduction="none")
+    right = logits.argmax(1) == labels
+    assert torch.allclose(attack_losses.segpgd(logits, labels, 0.5), torch.where(right, 0.75 * ce, 0.25 * ce))
+    assert torch.allclose(attack_losses.cospgd(logits, labels), F.cosine_similarity(p, e, dim=1) * ce)
+    assert torch.equal(attack_losses.masked_cross_entropy(logits, labels), ce * right)
+    mce_bal = attack_losses.balanced(torch.tensor([10, 20, 40]))(logits, labels)
+    expected = ce * right / torch.tensor([10.0, 20, 40], dtype=torch.float64)[labels]
+    ratio = mce_bal[right] / expected[right]
+    assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-6)
+    assert torch.allclose(attack_losses.invent(logits, labels), torch.where(labels == 0, (1 - p[:, 0]).log(), 0))
+
+
+def test_jensen_shannon_survives_certainty():
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]]).T.reshape(1, 2, 1, 2).requires_grad_()
+    value = attack_losses.jensen_shannon(logits, torch.zeros(1, 1, 2, dtype=torch.long))
+    value.sum().backward()
+    assert torch.allclose(value.detach().flatten(), torch.tensor([0, math.log(2)]), atol=1e-6)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_projection_is_idempotent_and_keeps_masked_pixels():
+    images, _ = batch()
+    mask = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    mask[..., :4] = True
+    for norm, epsilon in (("linf", 0.1), ("l2", 0.7)):
+        moved = project(images + torch.randn_like(images), images, norm, epsilon, mask)
+        assert torch.equal(moved[..., 4:], images[..., 4:]) and not torch.equal(moved, images)
+        assert torch.allclose(project(moved, images, norm, epsilon, mask), moved, atol=1e-6)
+
+
+def test_checkpoints_of_apgd():
+    """Croce & Hein (2020): p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of the iterations."""
+    assert sorted(attacks.checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_the_best_iterate_is_kept_not_the_last():
+    """A step far beyond the ball's centre overshoots: harm goes up, then down; the answer is its maximum."""
+    images, labels = batch(count=2, size=16)
+    target = Target(linear(), images, labels, "linf", 8 / 255)
+    seen = []
+
+    def score(logits, labels):
+        value, done = attacks.harm(logits, labels)
+        seen.append(value)
+        return value, done
+
+    from dataclasses import replace
+
+    found = attacks.ascend(
+        replace(target, score=score), attack_losses.segpgd, images, steps=6, step=0.2, early_stop=False
+    )
+    assert torch.equal(found.score, torch.stack(seen).amax(0))
+    assert torch.equal(attacks.harm(target.segmenter(found.images), labels)[0], found.score)
+
+
+def test_early_stop_changes_only_the_work():
+    """A finished image's answer is as lost as with all iterations; unfinished ones end exactly as without."""
+    images, labels = tint.tiles(6, 3)
+    model = standard()
+    for attack in (attacks.pgd, functools.partial(attacks.pgd, restarts=2)):
+        found = {}
+        for stop in (False, True):
+            target = Target(model, images[:, :, :, :], labels, "linf", 6 / 255)
+            generator = torch.Generator().manual_seed(0)
+            found[stop] = attack(target, 9, early_stop=stop, generator=generator)
+        gone = attacks.harm(model(found[True]), labels)[1]
+        assert torch.equal(gone, attacks.harm(model(found[False]), labels)[1])
+        assert torch.equal(found[True][~gone], found[False][~gone])
+
+
+def test_batches_make_no_difference():
+    images, labels = tint.tiles(5, 4)
+    target = Target(standard(), images, labels, "linf", 2 / 255)
+    whole = attacks.fgsm(target)
+    assert torch.allclose(attacks.in_batches(target, 2, attacks.fgsm), whole, atol=1e-6)
+
+
+def test_counts_of_known_maps():
+    label = torch.tensor([[[0, 1, 1, 255], [0, 2, 1, 255]]])
+    prediction = torch.tensor([[[1, 1, 2, 1], [0, 0, 1, 0]]])
+    intersection, union = attacks.counts(prediction, label)
+    assert (int(intersection), int(union)) == (3, 5)
+
+
+def test_universal_harms_images_it_has_not_seen():
+    model = standard()
+    images, labels = tint.tiles(16, 5)
+    delta = attacks.universal(model, [(images[:8], labels[:8])], "linf", 8 / 255, 10)
+    assert float(delta.abs().max()) <= 8 / 255 + 1e-6 and delta.shape == (1, 3, 32, 32)
+    attacked = tint.pooled(model, attacks.apply_universal(images[8:], delta), labels[8:])
+    noise = attacks.noise(Target(model, images[8:], labels[8:], "linf", 8 / 255), torch.Generator().manual_seed(0))
+    assert attacked < tint.pooled(model, noise, labels[8:])
+
+
+def test_receptive_field_is_measured():
+    """3×3 kernels of dilation 1, 2 and 4: seven pixels to each side."""
+    images, _ = tint.tiles(2, 6)
+    effective, support = receptive_radius(standard(), images)
+    assert support == 7 and 1 <= effective <= 7
+
+
+def test_bisection_finds_a_known_budget():
+    found = smallest_budget(lambda budget: 1 - budget / 10, 0.5, 4.0, 8.0, 20)
+    assert 5 <= found < 5 + 1e-4
+    assert smallest_budget(lambda budget: 1 - budget / 10, 0.5, 0.0, 8.0, 20) == pytest.approx(5, rel=1e-3)
+
+
+# The planted tint: two networks with a known answer.
+
+
+@functools.cache
+def standard() -> nn.Module:
+    return tint.train(Adversarial(), 200, batch=8)
+
+
+@functools.cache
+def adversarial() -> nn.Module:
+    return tint.train(Adversarial(method="pgd", epsilon=8, steps=3), 200, batch=8)
+
+
+def worst(model: nn.Module, epsilon: float, steps: int = 10, names: tuple = ("mce", "mce_bal", "js")) -> float:
+    images, labels = tint.tiles(48, 99)
+    generator = torch.Generator().manual_seed(0)
+    target = Target(model, images, labels, "linf", epsilon / 255)
+    losses = attacks.sea_losses(torch.tensor([800, 200]))
+    found = [attacks.red_epsilon(target, losses[name], steps, generator) for name in names]
+    measured = [[c.numpy() for c in attacks.counts(model(x).argmax(1), labels)] for x in found]
+    return worst_case(*map(list, zip(*measured, strict=True)))[0]
+
+
+def test_planted_tint_standard_training_uses_it_and_adversarial_training_does_not():
+    for tinted, check in ((1, None), (0, None), (-1, None)):
+        images, labels = tint.tiles(48, 99, tinted)
+        check = tint.pooled(standard(), images, labels), tint.pooled(adversarial(), images, labels)
+        if tinted == 1:
+            assert check[0] > check[1] > 0.7  # robustness costs clean IoU
+        elif tinted == 0:
+            assert check[0] < check[1] - 0.2  # the cue was used
+        else:
+            assert check[0] < 0.2 and check[1] > 0.6
+    assert worst(adversarial(), 8) >= worst(standard(), 8) + 0.2
+
+
+@pytest.mark.parametrize("model", [standard, adversarial])
+def test_planted_tint_the_ensemble_is_no_weaker_than_pgd_of_as_many_gradients(model):
+    images, labels = tint.tiles(48, 99)
+    pgd = attacks.pgd(Target(model(), images, labels, "linf", 8 / 255), 30, generator=torch.Generator().manual_seed(0))
+    assert worst(model(), 8) <= tint.pooled(model(), pgd, labels) + 1e-9
+
+
+def test_mixed_precision_finds_no_weaker_attacks():
+    """Crafted in bfloat16, measured in float32."""
+    images, labels = tint.tiles(48, 99)
+    iou = {}
+    for precise in (True, False):
+        target = Target(standard(), images, labels, "linf", 2 / 255)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            found = attacks.pgd(target, 10, generator=torch.Generator().manual_seed(0))
+        iou[precise] = tint.pooled(standard(), found, labels)
+    assert iou[False] <= iou[True] + 0.02
+
+
+def test_erase_and_invent_change_only_what_is_not_scored():
+    images, labels = tint.tiles(16, 7)
+    model = standard()
+    generator = torch.Generator().manual_seed(0)
+    for loss, score, mask in (
+        (attack_losses.erase, attacks.erased, labels == 0),
+        (attack_losses.invent, attacks.invented, labels == 1),
+    ):
+        target = Target(model, images, labels, "linf", 8 / 255, mask.unsqueeze(1), score)
+        found = attacks.pgd(target, 10, loss=loss, generator=generator)
+        still = ~mask.unsqueeze(1).expand_as(images)
+        assert torch.equal(found[still], images[still])
+        assert score(model(found), labels)[0].mean() > score(model(images), labels)[0].mean()
