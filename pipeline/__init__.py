@@ -1,18 +1,14 @@
-"""Map buildings from the air: `load_model(path).predict(image)`. The stages are verbs of `python -m pipeline`."""
+"""Map buildings from the air: `load_model(path).predict(image)`.
+
+The stages are the verbs of `python -m pipeline`.
+"""
 
 
 def load_model(path, device=None):
-    """A model folder, or an ONNX file that `export` wrote, ready to predict.
+    """A model folder, or an ONNX file that `export` wrote, as a Predictor. device: None = a GPU where there is one.
 
-    `load_model(path).predict(image)` maps an array (H, W, C) uint8 or a raster's path: see
-    pipeline.stages.predict.predict. device: None = a GPU where there is one.
+    `load_model(path).predict(image)` maps an array (H, W, C) uint8, or a raster's path or URL.
     """
-    from pathlib import Path
+    from pipeline.stages.predict import Predictor, load
 
-    if Path(path).suffix == ".onnx":
-        from pipeline.learning.export import load_onnx
-
-        return load_onnx(path)
-    from pipeline.learning import models, precision
-
-    return models.load_model(path, device or precision.device())
+    return Predictor(load(path, device))

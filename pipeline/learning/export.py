@@ -50,12 +50,6 @@ class OnnxSegmenter(nn.Module):
         (logits,) = self.session.run(["logits"], {"images": images.detach().float().cpu().numpy()})
         return torch.from_numpy(logits).to(images.device)
 
-    def predict(self, image, **options):
-        """As Segmenter.predict."""
-        from pipeline.stages.predict import predict
-
-        return predict(self, image, **options)
-
 
 def _onnxruntime():
     try:

@@ -33,6 +33,7 @@ from pipeline.geo.grid import Grid
 from pipeline.geo.mapping import LAYERS, STEPS, Mapper, Totals
 from pipeline.geo.raster import Raster, grid_of, open_raster, robust_range
 from pipeline.geo.read_ahead import ReadAhead
+from pipeline.geo.scene import IGNORE
 from pipeline.geo.scene_list import list_scenes
 from pipeline.geo.writer import cloud_optimised, footprints
 from pipeline.learning.disagreement import Disagreement
@@ -117,9 +118,12 @@ def _refuse_overwriting(named: dict[str, str], out: Path) -> None:
             raise InputError(f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name")
 
 
-@lru_cache(maxsize=1)
-def _load(model: str):
-    return load_onnx(model) if model.endswith(".onnx") else load_model(model, device())
+def load(model: str | Path, on=None):
+    """A model folder, or an ONNX file that `export` wrote; `on` None = a GPU where there is one."""
+    return load_onnx(model) if Path(model).suffix == ".onnx" else load_model(model, on or device())
+
+
+_load = lru_cache(maxsize=1)(load)
 
 
 def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
@@ -156,7 +160,7 @@ def _at(task: Task, here: str) -> Task:
     return Task(**{**vars(task), "scene": _absolute(task.scene, here), "out": _absolute(task.out, here)})
 
 
-# ------------------------------------------------------------------------------------------------------- one scene
+# ---------------------------------------- one scene
 
 
 def predict_scene(model: str, task: Task) -> dict:
@@ -248,7 +252,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         if settings.polygons != "none":
             polygons = stack.enter_context(footprints(folder / f"{task.name}.{settings.polygons}", scene.crs))
         mapper = Mapper(
-            image.grid, scene, image.native, settings, settings.threshold or card.get("threshold", 0.5),
+            image.grid, scene, image.native, settings, _threshold(settings, card),
             layers, polygons, twin.source_validity, task.name,
         )  # fmt: skip
         totals = _fill(segmenter, stack.enter_context(ReadAhead(image)), mapper, settings, task.name)
@@ -286,6 +290,10 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
         if scale is None:
             raise InputError(f"{task.scene}: holds no data to estimate a range of values from; state it with --range")
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
+
+
+def _threshold(settings: Predict, card: dict) -> float:
+    return settings.threshold or card.get("threshold", 0.5)
 
 
 def _class_names(card: dict) -> list[str]:
@@ -349,7 +357,7 @@ def _summarise(card: dict, done: list[dict], failed: list[Task], seconds: float)
             )
 
 
-# -------------------------------------------------------------------------------------------------------- from Python
+# ---------------------------------------- from Python
 
 
 @dataclass(frozen=True)
@@ -371,53 +379,65 @@ class Map:
         return geopandas.GeoDataFrame(self.columns, geometry=self.geometry, crs=self.crs)
 
 
-def predict(
-    segmenter,
-    image: np.ndarray | str | Path,
-    *,
-    gsd: float | None = None,
-    bands: list[int] | None = None,
-    value_range: tuple[float, float] | None = None,
-    **settings,
-) -> Map:
-    """The map of an array (H, W, C) uint8, or of a raster's path or URL. `settings` are those of params.predict.
+@dataclass(frozen=True)
+class Predictor:
+    """A model, ready to map: what `pipeline.load_model` answers."""
 
-    An array, or a raster without a CRS, has pixels of `gsd` metres (None: an array has the model's). For scenes that
-    do not fit in memory use `run`. Raises InputError on an image that does not fit the model.
-    """
-    chosen, card = _settings(settings), segmenter.card
-    with ExitStack() as stack:
-        if isinstance(image, np.ndarray):
-            if image.ndim != 3 or image.shape[2] != card["channels"] or image.dtype != np.uint8 or not image.size:
-                raise InputError(
-                    f"predict: an image is (H, W, {card['channels']}) uint8, not {image.shape} {image.dtype}"
-                )
-            if gsd and abs(gsd / card["gsd"] - 1) > 0.01:
-                raise InputError(f"predict: the model reads arrays at {card['gsd']:g} m a pixel; resample this one first")
-            scene = model = Grid(*image.shape[:2], Affine.identity(), None)
-            native, validity = (card["gsd"], card["gsd"]), lambda window: None
-        else:
-            task = Task(str(image), Path(str(image)).stem, "", chosen, gsd, bands and tuple(bands), value_range)
-            raster, twin = (_open(stack, task, card) for _ in range(2))
-            scene, model, native, validity = grid_of(raster.dataset), raster.grid, raster.native, twin.source_validity
-            image = stack.enter_context(ReadAhead(raster))
-        mask = np.zeros((1, *scene.shape), np.uint8)
-        probability = np.zeros((card["classes"], *scene.shape), np.uint8)
-        batches: list[tuple[dict, np.ndarray]] = []
+    segmenter: object  # a Segmenter or an OnnxSegmenter
 
-        def into(array: np.ndarray):
-            return lambda row, pixels: np.copyto(array[:, row : row + pixels.shape[1]], pixels)
+    @property
+    def card(self) -> dict:
+        return self.segmenter.card
 
-        mapper = Mapper(
-            model, scene, native, chosen, chosen.threshold or card.get("threshold", 0.5),
-            {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch), validity,
-        )  # fmt: skip
-        _fill(segmenter, image, mapper, chosen)
-    names = ("id", "label", "area_m2", "confidence")
-    columns = {name: np.concatenate([c[name] for c, _ in batches] or [[]]) for name in names}
-    geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
-    values = np.where(mask == 255, np.nan, probability / np.float32(STEPS))
-    return Map(mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry)
+    def predict(
+        self,
+        image: np.ndarray | str | Path,
+        *,
+        gsd: float | None = None,
+        bands: list[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        **settings,
+    ) -> Map:
+        """The map of an array (H, W, C) uint8, or of a raster's path or URL. `settings` are those of params.Predict.
+
+        An array has the model's bands and ground sample distance; a raster is read as `run` reads it, and as its map
+        is held in memory, larger scenes are for `run`. Raises InputError on an image that does not fit the model.
+        """
+        chosen = _settings(settings)
+        with ExitStack() as stack:
+            if isinstance(image, np.ndarray):
+                scene = model = _check_array(image, self.card)
+                native, validity = (self.card["gsd"], self.card["gsd"]), lambda window: None
+            else:
+                task = Task(str(image), "", "", chosen, gsd, bands and tuple(bands), value_range)
+                raster, twin = (_open(stack, task, self.card) for _ in range(2))
+                scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
+                validity, image = twin.source_validity, stack.enter_context(ReadAhead(raster))
+            mask = np.zeros((1, *scene.shape), np.uint8)
+            probability = np.zeros((self.card["classes"], *scene.shape), np.uint8)
+            batches: list[tuple[dict, np.ndarray]] = []
+
+            def into(array: np.ndarray):
+                return lambda row, pixels: np.copyto(array[:, row : row + pixels.shape[1]], pixels)
+
+            mapper = Mapper(
+                model, scene, native, chosen, _threshold(chosen, self.card),
+                {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch), validity,
+            )  # fmt: skip
+            _fill(self.segmenter, image, mapper, chosen)
+        columns = {
+            name: np.concatenate([c[name] for c, _ in batches] or [[]])
+            for name in ("id", "label", "area_m2", "confidence")
+        }
+        geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
+        values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))
+        return Map(mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry)
+
+
+def _check_array(image: np.ndarray, card: dict) -> Grid:
+    if image.ndim != 3 or image.shape[2] != card["channels"] or image.dtype != np.uint8 or not image.size:
+        raise InputError(f"an image is (H, W, {card['channels']}) uint8 for this model, not {image.shape} {image.dtype}")
+    return Grid(*image.shape[:2], Affine.identity(), None)
 
 
 def _settings(settings: dict) -> Predict:
