@@ -180,18 +180,3 @@ def radii(logits: Tensor) -> Tensor:
     """
     top = logits.topk(2, dim=1).values
     return (top[:, 0] - top[:, 1]) / math.sqrt(2)
-
-
-def margin_hinge(logits: Tensor, label: Tensor, margin: float) -> Tensor:
-    """Mean over valid pixels of max(0, 1 − r / margin), r the signed ℓ2 radius of the true class (N, K, H,
-    W), (N, H, W).
-
-    The hinge of 1-Lipschitz classifiers (Serrurier et al. 2021, without its Wasserstein term): it stops
-    asking where a pixel is certified at `margin`.
-    """
-    valid = label != 255
-    index = torch.where(valid, label, 0).long()[:, None]
-    true = logits.gather(1, index)
-    others = logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
-    signed = ((true - others) / math.sqrt(2))[:, 0]
-    return (F.relu(1 - signed / margin) * valid).sum() / valid.sum().clamp_min(1)

@@ -147,8 +147,9 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
         return Affine(call)
     name = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
     raise InputError(
-        f"certify: no sound bound is known for the layer {name} ({node.name}); use convolutions, transposed "
-        "convolutions, ReLU, pooling, nearest or bilinear upsampling, batch norm in eval mode and concatenation"
+        f"certify: no sound bound is known for layer {name} ({node.name}); use convolutions, "
+        "transposed convolutions, ReLU, pooling, nearest or bilinear upsampling, "
+        "batch norm in eval mode and concatenation"
     )
 
 
@@ -258,7 +259,8 @@ class Bounds:
                 case ReLU():
                     lower, upper = boxes[inputs[0]]
                     chord = upper.clamp_min(0) / (upper.clamp_min(0) - lower.clamp_max(0)).clamp_min(1e-30)
-                    below = chord if relaxation == "parallel" else ((lower >= 0) | (upper > -lower)).to(form.dtype)
+                    identity = ((lower >= 0) | (upper > -lower)).to(form.dtype)  # else 0: the smaller area
+                    below = chord if relaxation == "parallel" else identity
                     positive, negative = form.clamp_min(0), form.clamp_max(0)
                     constant(negative * chord * -lower.clamp_max(0))
                     parts = [positive * below + negative * chord]

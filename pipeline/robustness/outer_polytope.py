@@ -1,13 +1,14 @@
-"""The convex outer adversarial polytope of Wong and Kolter 2018 ("Provable Defenses against Adversarial Examples via
-the Convex Outer Adversarial Polytope", ICML): bounds from the dual of the linear-programming relaxation, ℓ∞.
+"""The convex outer adversarial polytope of Wong and Kolter 2018 ("Provable Defenses against Adversarial
+Examples via the Convex Outer Adversarial Polytope", ICML): bounds from the dual of the linear-programming
+relaxation, ℓ∞.
 
-Replacing each ReLU by its triangle gives a linear program whose dual has the feasible point of their theorem 1: a
-backward network ν that is linear in the objective c, with slope u / (u − l) at every unstable ReLU,
+Replacing each ReLU by its triangle gives a linear program whose dual has the feasible point of their theorem
+1: a backward network ν that is linear in the objective c, with slope u / (u − l) at every unstable ReLU,
 
     J = −Σ_i ν_{i+1}ᵀ b_i − xᵀ ν̂_1 − ε ‖ν̂_1‖₁ + Σ_i Σ_{j unstable} l_ij [ν_ij]₊,
 
-which is a backward linear pass whose lower line is parallel to the chord. Unlike CROWN-IBP, the bounds l, u of every
-hidden layer come from the same dual, layer by layer, and not from intervals: tighter, and dearer.
+which is a backward linear pass whose lower line is parallel to the chord. Unlike CROWN-IBP, the bounds l, u
+of every hidden layer come from the same dual, layer by layer, and not from intervals: tighter, and dearer.
 """
 
 import torch
@@ -16,9 +17,11 @@ from pipeline.robustness.bounds import Bounds, Box, ReLU
 
 
 def outer_polytope_boxes(bounds: Bounds, image: Box, *, chunk: int = 64) -> dict:
-    """Boxes of every node for one image's box (1, C, H, W); hidden bounds as in algorithm 1, never above IBP's.
+    """Boxes of every node for one image's box (1, C, H, W); hidden bounds as in algorithm 1, never above
+    IBP's.
 
-    A network of convolutions and ReLU (the small FCN); a hidden layer costs 2 · channels · receptive field passes.
+    A network of convolutions and ReLU (the small FCN); a hidden layer costs 2 · channels · receptive field
+    passes.
     """
     boxes = bounds.intervals(image)
     affine = bounds.input

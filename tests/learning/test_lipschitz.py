@@ -8,7 +8,6 @@ from pipeline.learning.lipschitz import (
     LipschitzNet,
     MinMax,
     OrthogonalConv,
-    margin_hinge,
     minmax,
     radii,
     replace_relu,
@@ -95,13 +94,6 @@ def test_radius_of_a_signed_output_is_its_absolute_value():
     signed = torch.tensor([[[[-0.3, 0.2]]]])
     logits = torch.einsum("kj,njhw->nkhw", simplex_frame(2), signed)
     assert torch.allclose(radii(logits), torch.tensor([[[0.3, 0.2]]]))
-
-
-def test_hinge_is_zero_exactly_where_the_margin_holds_and_ignores_255():
-    logits = torch.einsum("kj,njhw->nkhw", simplex_frame(2), torch.tensor([[[[0.3, -0.1, 0.0, -5.0]]]]))
-    label = torch.tensor([[[1, 1, 0, 255]]])
-    per_pixel = [0.0, 1 + 0.1 / 0.2, 1.0]
-    assert torch.isclose(margin_hinge(logits, label, 0.2), torch.tensor(sum(per_pixel) / 3))
 
 
 def test_eval_kernel_follows_training_and_loading():

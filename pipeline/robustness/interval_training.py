@@ -1,0 +1,150 @@
+"""Training for a certificate: interval bound propagation (Gowal et al. 2018) and the hinge of Lipschitz
+segmenters.
+
+The IBP loss is κ · CE(logits) + (1 − κ) · CE(worst logits in the ℓ∞ ball of radius ε). After a plain start, ε
+grows from 0 to its target while κ falls from 1 to ½. On a low-contrast task the bound can swallow the signal
+and the network then predicts one class everywhere, which is perfectly certified and worthless: that is a
+collapse, and it is reported.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.geo.scene import IGNORE
+from pipeline.learning.losses import hinge
+from pipeline.robustness.bounds import Bounds, image_box
+from pipeline.robustness.certificates import certified_counts
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # images (N, C, H, W) in [0,1], labels (N, H, W)
+
+
+@contextmanager
+def flush_denormals():
+    """Denormal numbers count as zero: IBP's vanishing gradients are full of them, and a CPU computes them
+    slowly."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    iou: float  # clean, over the last tenth of the steps
+    collapsed: bool
+
+
+@dataclass
+class Collapse:
+    """Watches the training IoU: a collapsed network finds under `floor` of the IoU it once had, or nothing at
+    all."""
+
+    floor: float = 0.25
+    memory: float = 0.9  # of the running averages
+    best: float = 0.0
+    intersection: float = 0.0
+    union: float = 0.0
+
+    def see(self, logits: Tensor, labels: Tensor) -> None:
+        intersection, union = (float(n.sum()) for n in certified_counts(logits.argmax(1), labels))
+        self.intersection = self.memory * self.intersection + intersection
+        self.union = self.memory * self.union + union
+        self.best = max(self.best, self.iou)
+
+    @property
+    def iou(self) -> float:
+        return self.intersection / self.union if self.union else 0.0
+
+    @property
+    def collapsed(self) -> bool:
+        return self.iou < max(0.02, self.floor * self.best)
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with classes weighted by frequency^−½ in the batch: rare buildings are what collapses
+    first."""
+    valid = labels != IGNORE
+    counts = torch.bincount(labels[valid].long(), minlength=logits.shape[1]).float()
+    weight = counts.clamp_min(1).rsqrt() * (counts > 0)
+    return F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE)
+
+
+def schedule(step: int, steps: int, epsilon: float, kappa: float = 0.5) -> tuple[float, float]:
+    """(ε, κ) at a step: plain for the first fifth, linear until 70 % of the steps, then (epsilon, kappa)."""
+    ramp = min(max((step / steps - 0.2) / 0.5, 0.0), 1.0)
+    return epsilon * ramp, 1 - (1 - kappa) * ramp
+
+
+def worst_logits(differences: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N, K, H, W) whose cross-entropy bounds that of every image of the box: minus the lower bounds
+    (N, K, K, H, W) of true − other, 0 for the true class.
+    """
+    index = torch.where(labels == IGNORE, 0, labels).long()[:, None, None]
+    index = index.expand(-1, 1, differences.shape[2], -1, -1)
+    return -differences.gather(1, index)[:, 0]
+
+
+def _optimise(network: nn.Module, batches: Batches, steps: int, rate: float, loss: Callable) -> Trained:
+    """Adam, its rate rising over a twentieth of the steps and falling along a cosine. `loss(step, images,
+    labels)` returns the loss and the clean logits.
+    """
+    optimiser = torch.optim.Adam(network.parameters(), rate)
+    watch = Collapse()
+    network.train()
+    with flush_denormals():
+        for step in range(steps):
+            share = step / steps
+            for group in optimiser.param_groups:
+                group["lr"] = rate * min(share / 0.05 + 1e-2, 0.5 + 0.5 * math.cos(math.pi * share))
+            images, labels = next(batches)
+            value, logits = loss(step, images, labels)
+            optimiser.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 10)
+            optimiser.step()
+            watch.see(logits.detach(), labels)
+    network.eval().requires_grad_(False)
+    return Trained(watch.iou, watch.collapsed)
+
+
+def train_interval(
+    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, rate: float = 5e-3
+) -> Trained:
+    """IBP training of a Segmenter over pipeline.robustness.bounds' layers, at ℓ∞ budget ε (pixel range
+    [0,1])."""
+    bounds = Bounds(segmenter.network)
+
+    def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        now, kappa = schedule(step, steps, epsilon)
+        logits = segmenter(images)
+        value = kappa * balanced_cross_entropy(logits, labels)
+        if kappa < 1:
+            differences = bounds.differences(bounds.intervals(image_box(segmenter, images, now)))
+            value = value + (1 - kappa) * balanced_cross_entropy(worst_logits(differences, labels), labels)
+        return value, logits
+
+    return _optimise(segmenter, batches, steps, rate, loss)
+
+
+def train_margin(
+    segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 1e-2
+) -> Trained:
+    """Hinge training of a 1-Lipschitz Segmenter: each pixel is pushed until its certified ℓ2 radius is
+    `margin`.
+
+    The difference of two logits is √2 times a radius. It stops asking beyond, so that the capacity goes to
+    the pixels that lack it (Béthune et al. 2022, "Pay attention to your loss").
+    """
+
+    def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = segmenter(images)
+        return hinge(logits, labels.long(), math.sqrt(2) * margin) / margin, logits
+
+    return _optimise(segmenter, batches, steps, rate, loss)
