@@ -1,13 +1,15 @@
 """Adversarial training: the loss of a batch whose images an attacker has moved first.
 
-    pgd     cross-entropy ascent of `steps` gradients from a random point (Madry et al. 2018); every image of every
+    pgd     cross-entropy ascent of `steps` gradients from a random point (Madry et al. 2018); every image of
+    every
             batch, as mixing clean images in undoes the effect (Croce, Singh & Hein 2024)
-    trades  loss(clean) + β·KL(clean ‖ moved) per pixel, the moved image maximising that KL (Zhang et al. 2019)
-    fast    one step of 1.25 ε from a random point (Wong, Rice & Kolter 2020)
-    free    no extra gradient: each batch is replayed `steps` times and the pixel gradient of one weight update moves
+    trades  loss(clean) + β·KL(clean ‖ moved) per pixel, the moved image maximising that KL (Zhang et al.
+    2019) fast    one step of 1.25 ε from a random point (Wong, Rice & Kolter 2020) free    no extra gradient:
+    each batch is replayed `steps` times and the pixel gradient of one weight update moves
             the images of the next (Shafahi et al. 2019)
 
-The images are moved in evaluation mode, so that batch statistics see only the batch the weights are updated on.
+The images are moved in evaluation mode, so that batch statistics see only the batch the weights are updated
+on.
 """
 
 from collections.abc import Callable
@@ -39,8 +41,8 @@ _replays: WeakKeyDictionary = WeakKeyDictionary()  # segmenter: Replay
 
 
 def epsilon_at(config: params.Adversarial, progress: float) -> float:
-    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. The budget of ℓ2 is
-    also 1/255 of the pixel range."""
+    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. The budget
+    of ℓ2 is also 1/255 of the pixel range."""
     share = 1.0 if config.warmup == 0 else min(1.0, progress / config.warmup)
     return share * config.epsilon / 255
 
@@ -64,10 +66,19 @@ def _evaluating(segmenter):
         segmenter.train(training)
 
 
-def move(segmenter, images: torch.Tensor, labels: torch.Tensor, *, norm: str, epsilon: float, steps: int,
-         step: float | None = None, pixel_loss=_cross_entropy) -> torch.Tensor:  # fmt: skip
-    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball: the last point, as training wants
-    it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
+def move(
+    segmenter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    step: float | None = None,
+    pixel_loss=_cross_entropy,
+) -> torch.Tensor:
+    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball: the last point, as
+    training wants it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
     step = 2.5 * epsilon / steps if step is None else step
     moved = project(images + epsilon * random_direction(images, norm), images, norm, epsilon)
     with _evaluating(segmenter):
@@ -77,8 +88,14 @@ def move(segmenter, images: torch.Tensor, labels: torch.Tensor, *, norm: str, ep
     return moved
 
 
-def adversarial_loss(segmenter, images: torch.Tensor, labels: torch.Tensor, loss: BatchLoss, config: params.Adversarial,
-                     progress: float) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
+def adversarial_loss(
+    segmenter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: BatchLoss,
+    config: params.Adversarial,
+    progress: float,
+) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss to step on for images (N, C, H, W) in [0, 1] and labels (N, H, W), and what to log.
 
     `loss` is the training loss on logits and labels; `progress` the share of training done, which sets ε.
@@ -111,7 +128,11 @@ def _trades(segmenter, images, labels, loss, config, ball, logs):
     clean, hurt = segmenter(torch.cat([images, moved])).float().chunk(2)
     divergence = valid_mean(_divergence(clean, hurt), labels).mean()
     natural = loss(clean, labels)
-    return natural + config.beta * divergence, {**logs, "clean": natural.detach(), "divergence": divergence.detach()}
+    return natural + config.beta * divergence, {
+        **logs,
+        "clean": natural.detach(),
+        "divergence": divergence.detach(),
+    }
 
 
 def _free(segmenter, images, labels, loss, config, epsilon):
@@ -119,10 +140,14 @@ def _free(segmenter, images, labels, loss, config, epsilon):
     replay = _replays.get(segmenter)
     if replay is None or replay.left == 0 or replay.delta.shape[1:] != images.shape[1:]:
         fits = replay is not None and replay.delta.shape == images.shape
-        delta = replay.delta if fits else torch.zeros_like(images)  # the paper carries δ over to the next batch
+        delta = (
+            replay.delta if fits else torch.zeros_like(images)
+        )  # the paper carries δ over to the next batch
         replay = _replays[segmenter] = Replay(images, labels, delta, config.steps)
     replay.left -= 1
-    moved = project(replay.images + replay.delta, replay.images, config.norm, epsilon).detach().requires_grad_()
+    moved = (
+        project(replay.images + replay.delta, replay.images, config.norm, epsilon).detach().requires_grad_()
+    )
 
     def remember(gradient: torch.Tensor) -> None:
         further = moved.detach() + epsilon * steepest(gradient, config.norm)
@@ -133,10 +158,12 @@ def _free(segmenter, images, labels, loss, config, epsilon):
 
 
 @torch.no_grad()
-def overfitting_gap(segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial,
-                    steps: int = 10) -> dict[str, float]:  # fmt: skip
-    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means that
-    training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
+def overfitting_gap(
+    segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial, steps: int = 10
+) -> dict[str, float]:
+    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means
+    that training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter
+    2020)."""
     ball = {"norm": config.norm, "epsilon": config.epsilon / 255}
 
     def iou(moved: torch.Tensor) -> float:

@@ -1,8 +1,9 @@
-"""What an attack on a segmenter maximises, a value per pixel: logits (N, K, H, W), labels (N, H, W) -> (N, H, W).
+"""What an attack on a segmenter maximises, a value per pixel: logits (N, K, H, W), labels (N, H, W) -> (N, H,
+W).
 
-Ignored pixels (255) get a finite value that never counts: the engine leaves them out of every sum. `progress` is the
-share of the iterations already done; only SegPGD looks at it.
-p is the softmax of the logits, y the label, CE = −log p_y.
+Ignored pixels (255) get a finite value that never counts: the engine leaves them out of every sum. `progress`
+is the share of the iterations already done; only SegPGD looks at it. p is the softmax of the logits, y the
+label, CE = −log p_y.
 """
 
 import math
@@ -52,7 +53,8 @@ def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: f
 
 
 def balanced(pixels: torch.Tensor) -> AttackLoss:
-    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of each class (Croce et al. 2024).
+    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of each class (Croce et al.
+    2024).
 
     The weights are scaled to mean 1, which changes no attack direction.
     """

@@ -1,12 +1,13 @@
 """Attacks on a segmenter: one engine, `ascend`, and the attacks as its settings.
 
-    fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy
-    segpgd, cospgd  Gu et al. 2022; Agnihotri et al. 2023: the same steps, pixels weighted
-    red_epsilon     Croce, Singh & Hein 2024 (SEA): APGD (Croce & Hein 2020), with each of three losses, on shrinking radii
-    universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
+    fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy segpgd, cospgd  Gu et al. 2022;
+    Agnihotri et al. 2023: the same steps, pixels weighted red_epsilon     Croce, Singh & Hein 2024 (SEA):
+    APGD (Croce & Hein 2020), with each of three losses, on shrinking radii universal       Moosavi-Dezfooli
+    et al. 2017: one perturbation for many images
 
-Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
-(N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not the last.
+Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns
+images (N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not
+the last.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,8 @@ Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Intersection and union (N,) of prediction (N, H, W) and labels, ignored pixels left out.
 
-    Of several classes, any building against background, as in pipeline.learning.metrics: one foreground is what makes
-    the worst case over attacks exact.
+    Of several classes, any building against background, as in pipeline.learning.metrics: one foreground is
+    what makes the worst case over attacks exact.
     """
     valid = labels != IGNORE
     building, found = (labels > 0) & valid, (prediction > 0) & valid
@@ -37,10 +38,11 @@ def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much an image loses, and whether nothing is left to lose: missed building pixels, and invented ones at
-    half the weight, per building pixel.
+    """How much an image loses, and whether nothing is left to lose: missed building pixels, and invented ones
+    at half the weight, per building pixel.
 
-    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands for it.
+    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands
+    for it.
     """
     buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2))
     intersection, union = counts(logits.argmax(1), labels)
@@ -80,10 +82,12 @@ def in_batches(target: Target, size: int, attack: Callable[[Target], torch.Tenso
     """The attack on `size` images at a time, put together again."""
     slices = [slice(start, start + size) for start in range(0, len(target.images), size)]
     masks = [None if target.mask is None else target.mask[s] for s in slices]
-    return torch.cat([
-        attack(replace(target, images=target.images[s], labels=target.labels[s], mask=mask))
-        for s, mask in zip(slices, masks, strict=True)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            attack(replace(target, images=target.images[s], labels=target.labels[s], mask=mask))
+            for s, mask in zip(slices, masks, strict=True)
+        ]
+    )
 
 
 class Found(NamedTuple):
@@ -93,8 +97,8 @@ class Found(NamedTuple):
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Where APGD looks back (Croce & Hein 2020, section 3.2, in the constants of its code): first after 0.22 T steps,
-    then at intervals shrinking by 0.03 T down to 0.06 T."""
+    """Where APGD looks back (Croce & Hein 2020, section 3.2, in the constants of its code): first after 0.22
+    T steps, then at intervals shrinking by 0.03 T down to 0.06 T."""
     first, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, mark, interval = set(), first, first
     while mark < steps:
@@ -104,12 +108,23 @@ def checkpoints(steps: int) -> set[int]:
     return marks
 
 
-def ascend(target: Target, loss: AttackLoss, start: torch.Tensor, *, steps: int, step: float, inertia: float = 0,
-           adaptive: bool = False, early_stop: bool = True) -> Found:  # fmt: skip
-    """Projected steepest ascent of the loss; `steps` gradients, one forward and backward pass each, plus a last look.
+def ascend(
+    target: Target,
+    loss: AttackLoss,
+    start: torch.Tensor,
+    *,
+    steps: int,
+    step: float,
+    inertia: float = 0,
+    adaptive: bool = False,
+    early_stop: bool = True,
+) -> Found:
+    """Projected steepest ascent of the loss; `steps` gradients, one forward and backward pass each, plus a
+    last look.
 
-    inertia   share of the last move kept in the next one; APGD's momentum of 0.75 on the new point is inertia 0.25
-    adaptive  APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing changed since the
+    inertia   share of the last move kept in the next one; APGD's momentum of 0.75 on the new point is inertia
+    0.25 adaptive  APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing
+    changed since the
               last one, halve the step and return to the best point
     """
     norm, count = target.norm, len(target.images)
@@ -117,20 +132,35 @@ def ascend(target: Target, loss: AttackLoss, start: torch.Tensor, *, steps: int,
     every = torch.ones(count, 1, 1, 1, **like)
     start = project(start, target.images, norm, target.epsilon, target.mask)
     live = SimpleNamespace(  # all that belongs to the images still attacked, first axis: image
-        index=torch.arange(count, **like), images=target.images, labels=target.labels,
-        mask=every if target.mask is None else target.mask, point=start, previous=start, step=every * step,
-        found=start, score=torch.full((count,), -torch.inf, **like), done=torch.zeros(count, dtype=bool, **like),
-        top=start, top_loss=torch.full((count,), -torch.inf, **like), top_gradient=torch.zeros_like(start),
-        last_loss=torch.full((count,), torch.inf, **like), rises=torch.zeros(count, **like),
-        marked_loss=torch.full((count,), -torch.inf, **like), halved=torch.ones(count, dtype=bool, **like),
-    )  # fmt: skip
+        index=torch.arange(count, **like),
+        images=target.images,
+        labels=target.labels,
+        mask=every if target.mask is None else target.mask,
+        point=start,
+        previous=start,
+        step=every * step,
+        found=start,
+        score=torch.full((count,), -torch.inf, **like),
+        done=torch.zeros(count, dtype=bool, **like),
+        top=start,
+        top_loss=torch.full((count,), -torch.inf, **like),
+        top_gradient=torch.zeros_like(start),
+        last_loss=torch.full((count,), torch.inf, **like),
+        rises=torch.zeros(count, **like),
+        marked_loss=torch.full((count,), -torch.inf, **like),
+        halved=torch.ones(count, dtype=bool, **like),
+    )
     answer = Found(start.clone(), torch.zeros(count, **like), start.clone())
 
     def where(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
 
     def settle() -> None:
-        answer.images[live.index], answer.score[live.index], answer.top[live.index] = live.found, live.score, live.top
+        answer.images[live.index], answer.score[live.index], answer.top[live.index] = (
+            live.found,
+            live.score,
+            live.top,
+        )
 
     marks, mark = checkpoints(steps) if adaptive else set(), 0
     for t in range(steps + 1):
@@ -174,7 +204,9 @@ def ascend(target: Target, loss: AttackLoss, start: torch.Tensor, *, steps: int,
         following = live.point + live.step * steepest(gradient * live.mask, norm)
         following = project(following, live.images, norm, target.epsilon, live.mask)
         if inertia:
-            following = live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
+            following = (
+                live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
+            )
             following = project(following, live.images, norm, target.epsilon, live.mask)
         live.previous, live.point = live.point, following
     settle()
@@ -192,11 +224,18 @@ def fgsm(target: Target, loss: AttackLoss = attack_losses.cross_entropy) -> torc
     return ascend(target, loss, target.images, steps=1, step=target.epsilon).images
 
 
-def pgd(target: Target, steps: int, *, loss: AttackLoss = attack_losses.cross_entropy, restarts: int = 1,
-        step: float | None = None, early_stop: bool = True, generator: torch.Generator | None = None,
-        ) -> torch.Tensor:  # fmt: skip
-    """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by default 2.5 ε / steps
-    (Madry et al. 2018): any point of the ball is within reach."""
+def pgd(
+    target: Target,
+    steps: int,
+    *,
+    loss: AttackLoss = attack_losses.cross_entropy,
+    restarts: int = 1,
+    step: float | None = None,
+    early_stop: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by default 2.5 ε
+    / steps (Madry et al. 2018): any point of the ball is within reach."""
     step = 2.5 * target.epsilon / steps if step is None else step
     best: Found | None = None
     for _ in range(restarts):
@@ -226,9 +265,11 @@ def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> F
     return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
 
 
-def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the one before
-    (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer."""
+def red_epsilon(
+    target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the
+    one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer."""
     point = noise(replace(target, epsilon=2 * target.epsilon), generator)
     phases = [round(0.3 * steps), round(0.3 * steps), steps - 2 * round(0.3 * steps)]
     for radius, share in zip((2, 1.5, 1), phases, strict=True):
@@ -239,7 +280,8 @@ def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.G
 
 def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
     """The three losses of the Segmentation Ensemble Attack (Croce, Singh & Hein 2024), each to be given to
-    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is `worst_case`."""
+    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is
+    `worst_case`."""
     return {
         "mce": attack_losses.masked_cross_entropy,
         "mce_bal": attack_losses.balanced(pixels),
@@ -248,8 +290,9 @@ def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
 
 
 def universal(segmenter, batches, norm: str, epsilon: float, steps: int) -> torch.Tensor:
-    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected steepest
-    ascent of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most is returned."""
+    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected
+    steepest ascent of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most
+    is returned."""
     delta = torch.zeros_like(batches[0][0][:1])
     best, best_score = delta, -torch.inf
     for t in range(steps + 1):

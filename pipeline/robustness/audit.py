@@ -1,7 +1,8 @@
 """Is the attack honest? Checks that a weak attack or a model that hides its gradients does not pass.
 
-After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more iterations help
-less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will leave the map standing.
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more
+iterations help less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will
+leave the map standing.
 """
 
 from collections.abc import Iterable
@@ -31,8 +32,17 @@ def falls(values: Iterable[float], tolerance: float = 0) -> bool:
     return all(b <= a + tolerance for a, b in zip(values[:-1], values[1:], strict=True))
 
 
-def audit(*, excess: float, worst: list[list[float]], steps: list[float], white_box: float, transfer: float,
-          noise: float, clean: float, vanishing: list[float]) -> dict[str, bool]:  # fmt: skip
+def audit(
+    *,
+    excess: float,
+    worst: list[list[float]],
+    steps: list[float],
+    white_box: float,
+    transfer: float,
+    noise: float,
+    clean: float,
+    vanishing: list[float],
+) -> dict[str, bool]:
     """Every check by name.
 
     excess      the largest ‖δ‖ − ε, or distance of a pixel from [0, 1], of all attacks
@@ -57,6 +67,6 @@ def demand(checks: dict[str, bool], evidence: str) -> None:
     failed = [f"{name} ({CHECKS[name]})" for name, passed in checks.items() if not passed]
     if failed:
         raise AuditFailed(
-            f"attack: the honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the attack is "
-            f"too weak: raise attack.steps or attack.restarts; the measurements are in {evidence}"
+            f"attack: the honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the "
+            f"attack is too weak: raise attack.steps or attack.restarts; the measurements are in {evidence}"
         )

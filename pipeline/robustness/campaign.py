@@ -1,7 +1,7 @@
 """Every attack on one city's tiles: what is measured, as plain numbers that can be kept between two runs.
 
-A measurement is a pair of lists, intersection and union of each tile; a ratio comes last. Attacks may run in mixed
-precision; what they found is always measured in float32, by a forward pass of its own.
+A measurement is a pair of lists, intersection and union of each tile; a ratio comes last. Attacks may run in
+mixed precision; what they found is always measured in float32, by a forward pass of its own.
 """
 
 import math
@@ -54,9 +54,11 @@ def excess(found: torch.Tensor, target: Target) -> float:
     return float(torch.stack([over, found.max() - 1, -found.min()]).max().clamp_min(0))
 
 
-def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int) -> float:
-    """The least ε known to bring the IoU to `goal` or below, by bisection of log ε between `low`, which does not, and
-    `high`, which does; from 0 the first step is a quarter of `high`."""
+def smallest_budget(
+    iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int
+) -> float:
+    """The least ε known to bring the IoU to `goal` or below, by bisection of log ε between `low`, which does
+    not, and `high`, which does; from 0 the first step is a quarter of `high`."""
     for _ in range(rounds):
         middle = math.sqrt(low * high) if low else high / 4
         if iou_at(middle) <= goal:
@@ -66,12 +68,17 @@ def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, h
     return high
 
 
-def attack_city(campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, crafting: tuple, gsd: float,
-                ) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:  # fmt: skip
+def attack_city(
+    campaign: Campaign,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    crafting: tuple,
+    gsd: float,
+) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
     """Every measurement the settings ask for, one at a time: its name, numbers (JSON), and arrays to keep.
 
-    images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of training tiles,
-    which the universal perturbation is made on.
+    images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of training
+    tiles, which the universal perturbation is made on.
     """
     settings, segmenter = campaign.settings, campaign.segmenter
     generator = torch.Generator().manual_seed(settings.seed)
@@ -113,12 +120,20 @@ def attack_city(campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, 
     strong = replace(reference, epsilon=STRONG / 255)
     vanishing = measure(pgd(strong, 2 * settings.steps), strong)
     known.append((STRONG, vanishing))
-    yield "checks", {
-        "half_steps": measure(half, reference), "steps": measure(full, reference),
-        "noise": measure(attacks.noise(reference, generator), reference),
-        "transfer": measure(transfer, reference), "vanishing": vanishing,
-        "relative_clean": [c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)],
-    }, {} if settings.reference in settings.linf else _picture(campaign, images, labels, full, clean_map)  # fmt: skip
+    yield (
+        "checks",
+        {
+            "half_steps": measure(half, reference),
+            "steps": measure(full, reference),
+            "noise": measure(attacks.noise(reference, generator), reference),
+            "transfer": measure(transfer, reference),
+            "vanishing": vanishing,
+            "relative_clean": [
+                c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)
+            ],
+        },
+        {} if settings.reference in settings.linf else _picture(campaign, images, labels, full, clean_map),
+    )
 
     if settings.halving:
         yield "halving", {"linf": _halving(known, lambda target: measure(pgd(target), target), reference)}, {}
@@ -127,10 +142,14 @@ def attack_city(campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, 
 
         def by_size(counter, attacked: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
             maps = clean_map, campaign.predict(attacked)
-            return tuple(counter(m.cpu().numpy(), labels.cpu().numpy(), gsd, campaign.size_bins) for m in maps)
+            return tuple(
+                counter(m.cpu().numpy(), labels.cpu().numpy(), gsd, campaign.size_bins) for m in maps
+            )
 
         outside = replace(reference, mask=(labels == 0).unsqueeze(1), score=attacks.erased)
-        inside = replace(reference, mask=((labels > 0) & (labels != 255)).unsqueeze(1), score=attacks.invented)
+        inside = replace(
+            reference, mask=((labels > 0) & (labels != 255)).unsqueeze(1), score=attacks.invented
+        )
         found = pgd(outside, loss=attack_losses.erase)
         measure(found, outside)
         before, after = by_size(recall_by_size, found)
@@ -145,10 +164,17 @@ def attack_city(campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, 
         scored = replace(anything, labels=beyond(labels, settings.patch + effective))
         found = measure(pgd(scored, step=0.1), scored)
         whole = [c.tolist() for c in attacks.counts(clean_map, scored.labels)]
-        yield "patch", {
-            "clean": whole, "attacked": found, "effective_radius": effective, "support_radius": support,
-            "scored_share": float((scored.labels != 255).sum() / (labels != 255).sum().clamp_min(1)),
-        }, {}  # fmt: skip
+        yield (
+            "patch",
+            {
+                "clean": whole,
+                "attacked": found,
+                "effective_radius": effective,
+                "support_radius": support,
+                "scored_share": float((scored.labels != 255).sum() / (labels != 255).sum().clamp_min(1)),
+            },
+            {},
+        )
     if settings.universal:
         batches = list(zip(*(part.split(settings.batch_size) for part in crafting), strict=True))
         with campaign.autocast():
@@ -171,14 +197,20 @@ def _all_attacks(campaign: Campaign, target: Target, generator) -> Iterator[tupl
                 yield method, campaign.run(target, lambda part, a=attack: a(part, settings.steps, **options))
             case "apgd":
                 for name, loss in attacks.sea_losses(campaign.pixels).items():
-                    yield name, campaign.run(
-                        target,
-                        lambda part, loss=loss: attacks.red_epsilon(part, loss, settings.apgd_steps, generator),
+                    yield (
+                        name,
+                        campaign.run(
+                            target,
+                            lambda part, loss=loss: attacks.red_epsilon(
+                                part, loss, settings.apgd_steps, generator
+                            ),
+                        ),
                     )
 
 
 def _halving(known: list, measure: Callable[[Target], Measurement], reference: Target) -> float | None:
-    """The smallest ℓ∞ budget (1/255) that halves the city's IoU, or None where not even the strongest does."""
+    """The smallest ℓ∞ budget (1/255) that halves the city's IoU, or None where not even the strongest
+    does."""
 
     def worst_up_to(budget: float, *more: Measurement) -> float:
         return worst_case(*np.array([*(m for e, m in known if e <= budget), *more]).swapaxes(0, 1))[0]
@@ -230,13 +262,17 @@ def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, 
     attacked_map = campaign.predict(found)
     lost = (attacks.counts(clean_map, labels)[0] - attacks.counts(attacked_map, labels)[0]).argmax()
     return {
-        "image": images[lost].cpu().numpy(), "attacked": found[lost].cpu().numpy(), "label": labels[lost].cpu().numpy(),
-        "before": clean_map[lost].cpu().numpy(), "after": attacked_map[lost].cpu().numpy(),
-    }  # fmt: skip
+        "image": images[lost].cpu().numpy(),
+        "attacked": found[lost].cpu().numpy(),
+        "label": labels[lost].cpu().numpy(),
+        "before": clean_map[lost].cpu().numpy(),
+        "after": attacked_map[lost].cpu().numpy(),
+    }
 
 
 def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation."""
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal
+    perturbation."""
 
     def iou(measurement: Measurement) -> float:
         return pooled_iou(*measurement)
@@ -260,13 +296,15 @@ def city_metrics(measured: dict) -> dict:
     checks = measured["checks"]
     metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
     if "halving" in measured:
-        metrics["halving"] = measured["halving"]
+        metrics["halving"] = measured["halving"]["linf"]
     if "patch" in measured:
         p = measured["patch"]
         scored = p["scored_share"] > 0
         metrics["patch"] = {
-            **p, "clean": iou(p["clean"]) if scored else None, "attacked": iou(p["attacked"]) if scored else None,
-        }  # fmt: skip
+            **p,
+            "clean": iou(p["clean"]) if scored else None,
+            "attacked": iou(p["attacked"]) if scored else None,
+        }
     return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
 
 
@@ -275,7 +313,8 @@ def _worst(measurements: list[Measurement]) -> float:
 
 
 def _image_iou(measurements: list[Measurement]) -> float:
-    """The mean over tiles of each tile's least IoU: pooled IoU hides losses on small buildings (Halmosi et al. 2024)."""
+    """The mean over tiles of each tile's least IoU: pooled IoU hides losses on small buildings (Halmosi et
+    al. 2024)."""
     intersection, union = np.array(measurements, float).swapaxes(0, 1)
     return float(np.where(union > 0, intersection / np.maximum(union, 1), 1).min(0).mean())
 
@@ -289,12 +328,15 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
     cities = list(measured.values())
     worst = [
         [pooled_iou(*city["clean"]["tiles"]), *(row["worst"] for row in city_metrics(city)[norm].values())]
-        for city in cities for norm in ("linf", "l2")
-    ]  # fmt: skip
+        for city in cities
+        for norm in ("linf", "l2")
+    ]
     white_box = []
     for city in cities:
         at_reference = {**city.get(f"linf {reference}", {}), "steps": city["checks"]["steps"]}
-        candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
+        candidates = np.array(
+            [city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")]
+        )
         choice = worst_case(*candidates.swapaxes(0, 1))[1]
         white_box.append(candidates[choice, :, np.arange(len(choice))].T)
     return {

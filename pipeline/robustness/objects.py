@@ -15,8 +15,8 @@ def size_names(edges: list[float]) -> list[str]:
 def recall_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]) -> np.ndarray:
     """(2, bins): true buildings found and true buildings, by area in m².
 
-    predictions, labels: (N, H, W). A building is a 4-connected component of label > 0; it is found when at least half
-    of its pixels are predicted as building, of whatever class.
+    predictions, labels: (N, H, W). A building is a 4-connected component of label > 0; it is found when at
+    least half of its pixels are predicted as building, of whatever class.
     """
     counts = np.zeros((2, len(edges) + 1), int)
     for prediction, label in zip(predictions, labels, strict=True):
@@ -30,8 +30,8 @@ def recall_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edge
 
 
 def false_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]) -> np.ndarray:
-    """(bins,): predicted buildings by area in m² of which less than half stands on true ones. Ignored pixels count as
-    neither predicted nor true."""
+    """(bins,): predicted buildings by area in m² of which less than half stands on true ones. Ignored pixels
+    count as neither predicted nor true."""
     counts = np.zeros(len(edges) + 1, int)
     for prediction, label in zip(predictions, labels, strict=True):
         components, number = ndimage.label((prediction > 0) & (label != IGNORE))

@@ -6,9 +6,10 @@ import torch
 def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tuple[int, int | None]:
     """How far a pixel's decision reaches, measured: gradients of the logits at the images' centre.
 
-    images: (N, C, H, W). Returns two Chebyshev radii in pixels: the least square around the centre that holds `share`
-    of the gradient's absolute sum (Luo et al. 2016, the effective receptive field), and the support, outside which
-    the gradient is zero; None where the support reaches the images' edge, so that it is not seen whole.
+    images: (N, C, H, W). Returns two Chebyshev radii in pixels: the least square around the centre that holds
+    `share` of the gradient's absolute sum (Luo et al. 2016, the effective receptive field), and the support,
+    outside which the gradient is zero; None where the support reaches the images' edge, so that it is not
+    seen whole.
     """
     height, width = images.shape[-2:]
     row, column = height // 2, width // 2
@@ -17,7 +18,9 @@ def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tu
         logits = segmenter(leaf).float()[:, :, row, column]
         (gradient,) = torch.autograd.grad((logits[:, 1:].logsumexp(1) - logits[:, 0]).sum(), leaf)
     mass = gradient.abs().double().sum((0, 1)).cpu()
-    distance = torch.maximum((torch.arange(height) - row).abs()[:, None], (torch.arange(width) - column).abs())
+    distance = torch.maximum(
+        (torch.arange(height) - row).abs()[:, None], (torch.arange(width) - column).abs()
+    )
     by_radius = torch.bincount(distance.flatten(), mass.flatten())
     effective = int((by_radius.cumsum(0) < share * by_radius.sum()).sum())
     support = int(by_radius.nonzero().max()) if by_radius.any() else 0
@@ -25,7 +28,8 @@ def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tu
 
 
 def corner_patch(images: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, 1, H, W), true in the upper left square: the place that leaves the most of a tile out of its reach."""
+    """(N, 1, H, W), true in the upper left square: the place that leaves the most of a tile out of its
+    reach."""
     mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
     mask[..., :side, :side] = True
     return mask

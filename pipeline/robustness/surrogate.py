@@ -8,13 +8,21 @@ from torch.nn import functional as F
 from pipeline.geo.scene import IGNORE
 
 
-def surrogate(segmenter, images: torch.Tensor, labels: torch.Tensor, *, steps: int = 24, batch_size: int = 4,
-              noise: float = 0.2, seed: int = 0) -> torch.nn.Module:  # fmt: skip
+def surrogate(
+    segmenter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    steps: int = 24,
+    batch_size: int = 4,
+    noise: float = 0.2,
+    seed: int = 0,
+) -> torch.nn.Module:
     """A relative of the model: its weights moved by `noise` of each tensor's own deviation, then fine-tuned.
 
-    It is nearer to the model than one trained from another seed, so its attacks transfer better: the harder, more
-    cautious comparison for the audit's white-box ≤ transfer. images: (N, C, H, W) in [0, 1], labels: (N, H, W), of
-    the training split. Batch statistics stay the model's.
+    It is nearer to the model than one trained from another seed, so its attacks transfer better: the harder,
+    more cautious comparison for the audit's white-box ≤ transfer. images: (N, C, H, W) in [0, 1], labels: (N,
+    H, W), of the training split. Batch statistics stay the model's.
     """
     generator = torch.Generator().manual_seed(seed)
     relative = copy.deepcopy(segmenter).eval().requires_grad_(True)

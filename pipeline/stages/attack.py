@@ -1,4 +1,5 @@
-"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their honesty.
+"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their
+honesty.
 
 Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is.
 """
@@ -22,9 +23,14 @@ from pipeline.storage import atomic_file, atomic_folder, fingerprint, write_json
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
 AMPLIFIED = 0.5  # the grey level a perturbation of the whole budget reaches above or below ½ in the figure
 COLOURS = {
-    "noise": "#999999", "fgsm": "#E69F00", "pgd": "#56B4E9", "segpgd": "#009E73", "cospgd": "#F0E442",
-    "apgd": "#0072B2", "worst": "#D55E00",
-}  # fmt: skip
+    "noise": "#999999",
+    "fgsm": "#E69F00",
+    "pgd": "#56B4E9",
+    "segpgd": "#009E73",
+    "cospgd": "#F0E442",
+    "apgd": "#0072B2",
+    "worst": "#D55E00",
+}
 
 
 @dataclass
@@ -54,7 +60,9 @@ def run(
     samples = {city.city: _sample(city, settings.tiles, settings.seed) for city in cities}
     folder = work / _key(params, samples)
     campaign = _campaign(params, cities, model)
-    results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
+    results = {
+        city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities
+    }
 
     measured = {city: result.measured for city, result in results.items()}
     checks = audit(**evidence(measured, f"{settings.reference:g}"))
@@ -79,7 +87,9 @@ def run(
 def _sample(city: CityTiles, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = city.sample("test", count, seed=seed)
     if not len(images):
-        raise InputError(f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again")
+        raise InputError(
+            f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again"
+        )
     return images, labels
 
 
@@ -125,12 +135,17 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
         relative = surrogate(segmenter, images, labels, seed=settings.seed)
     pixels = sum(
         np.bincount(city.label(region).ravel(), minlength=IGNORE + 1)[: segmenter.classes + 1]
-        for city in cities for region in city.of_split("train")
-    )  # fmt: skip
+        for city in cities
+        for region in city.of_split("train")
+    )
     return Campaign(
-        segmenter, relative, settings, torch.from_numpy(np.asarray(pixels)), params.evaluate.size_bins,
+        segmenter,
+        relative,
+        settings,
+        torch.from_numpy(np.asarray(pixels)),
+        params.evaluate.size_bins,
         lambda: autocast(on, settings.precision),
-    )  # fmt: skip
+    )
 
 
 def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> CityResult:
@@ -168,12 +183,14 @@ def _universal(campaign, results: dict[str, CityResult], samples: dict) -> dict[
     for city, sample in samples.items():
         images, labels = _tensors(sample, device)
         iou = {
-            source: pooled_iou(*(
-                c.cpu().numpy()
-                for c in attacks.counts(campaign.predict(attacks.apply_universal(images, delta)), labels)
-            ))
+            source: pooled_iou(
+                *(
+                    c.cpu().numpy()
+                    for c in attacks.counts(campaign.predict(attacks.apply_universal(images, delta)), labels)
+                )
+            )
             for source, delta in deltas.items()
-        }  # fmt: skip
+        }
         rows[city] = {"iou": iou.pop(city), "from": iou}
     return rows
 
@@ -211,13 +228,16 @@ def draw_curves(cities: dict[str, dict], path: Path) -> None:
     for axis in axes[len(cities) :]:
         axis.set_visible(False)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
+    figure.legend(
+        handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small"
+    )
     with atomic_file(path) as partial:
         figure.savefig(partial)
 
 
 def draw_example(arrays: dict[str, np.ndarray], path: Path, city: str, epsilon: float) -> None:
-    """The tile that loses most: image, perturbation (amplified), and the map before and after, errors in colour."""
+    """The tile that loses most: image, perturbation (amplified), and the map before and after, errors in
+    colour."""
     from matplotlib.figure import Figure
 
     from pipeline.stages.evaluate import overlay

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from robustness import tint
+from torch import nn
+
+from pipeline.learning import adversarial
+from pipeline.learning.adversarial import adversarial_loss, epsilon_at, move, overfitting_gap
+from pipeline.learning.losses import cross_entropy
+from pipeline.learning.perturb import length
+from pipeline.params import Adversarial
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return tint.tiles(4, 0)
+
+
+class Seen(nn.Module):
+    """A network that remembers what it was shown while training."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.batches = tint.network(4), []
+
+    def forward(self, images):
+        self.batches.append((self.training, torch.is_grad_enabled(), images.detach().clone()))
+        return self.network(images)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("method,evaluations", [("pgd", 3), ("trades", 4), ("fast", 1), ("free", 0)])
+def test_every_batch_is_moved_within_the_budget(batch, method, evaluations, norm):
+    """And moving it costs the forward passes the method promises, in evaluation mode."""
+    torch.manual_seed(0)
+    model = Seen().train()
+    config = Adversarial(method=method, norm=norm, epsilon=8, steps=3)
+    for _ in range(2):  # free begins with the image itself
+        model.batches.clear()
+        loss, _ = adversarial_loss(model, *batch, cross_entropy, config, 1.0)
+        loss.backward()
+    assert model.training and [b[0] for b in model.batches] == [False] * evaluations + [True]
+    moved = model.batches[-1][2][-4:]
+    longest = length(moved - batch[0], norm).max()
+    assert 0.2 * 8 / 255 < float(longest) <= 8 / 255 + 1e-6
+    assert float(moved.min()) >= 0 and float(moved.max()) <= 1
+
+
+def test_moving_raises_the_loss(batch):
+    torch.manual_seed(0)
+    model = tint.network(4)
+    moved = move(model, *batch, norm="linf", epsilon=8 / 255, steps=5)
+    assert cross_entropy(model(moved), batch[1]) > cross_entropy(model(batch[0]), batch[1])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_budget_grows_from_nothing(batch):
+    config = Adversarial(method="pgd", epsilon=4, warmup=0.5)
+    assert [255 * epsilon_at(config, p) for p in (0, 0.25, 0.5, 1)] == pytest.approx([0, 2, 4, 4])
+    model = tint.network(4)
+    loss, logs = adversarial_loss(model, *batch, cross_entropy, config, 0.0)
+    assert torch.equal(loss, cross_entropy(model(batch[0]), batch[1])) and logs["epsilon"] == 0
+
+
+def test_trades_of_unmoved_images_is_the_clean_loss(batch, monkeypatch):
+    monkeypatch.setattr(adversarial, "move", lambda segmenter, images, *_, **__: images)
+    model = tint.network(4)
+    config = Adversarial(method="trades", epsilon=8)
+    loss, logs = adversarial_loss(model, *batch, cross_entropy, config, 1.0)
+    assert torch.allclose(loss, cross_entropy(model(batch[0]), batch[1]), atol=1e-6)
+    assert abs(float(logs["divergence"])) < 1e-6
+
+
+def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_update(batch):
+    torch.manual_seed(0)
+    model, config = Seen(), Adversarial(method="free", epsilon=8, steps=2)
+    other = tint.tiles(4, 1)
+    losses = [adversarial_loss(model, *b, cross_entropy, config, 1.0)[0] for b in (batch,)]
+    losses[0].backward()
+    loss, _ = adversarial_loss(
+        model, *other, cross_entropy, config, 1.0
+    )  # dropped: the first is still replayed
+    loss.backward()
+    first, second = (b[2] for b in model.batches)
+    assert torch.equal(first, batch[0])
+    assert 0 < float((second - batch[0]).abs().max()) <= 8 / 255 + 1e-6
+    adversarial_loss(model, *other, cross_entropy, config, 1.0)
+    assert float((model.batches[-1][2] - other[0]).abs().max()) <= 8 / 255 + 1e-6
+
+
+def test_ignored_pixels_do_not_move_weights(batch):
+    images, labels = batch[0], batch[1].clone()
+    labels[:, :16] = 255
+    for method in ("pgd", "trades", "fast"):
+        gradients = []
+        for fill in (0.0, 1.0):
+            torch.manual_seed(0)
+            model = nn.Conv2d(3, 2, 1)
+            changed = images.clone()
+            changed[:, :, :16] = fill
+            loss, _ = adversarial_loss(
+                model, changed, labels, cross_entropy, Adversarial(method=method, steps=2), 1.0
+            )
+            gradients.append(torch.autograd.grad(loss, model.weight)[0])
+        assert torch.allclose(*gradients, atol=1e-6), method
+
+
+def test_gap_of_one_step_and_many(batch):
+    config = Adversarial(method="fast", epsilon=4)
+    model = tint.train(Adversarial(), 40)
+    gap = overfitting_gap(model, *batch, config)
+    assert gap["gap"] == gap["fgsm"] - gap["pgd"] and 0 <= gap["pgd"] <= 1
+    masked = nn.Sequential(nn.Identity(), model)
+    assert masked.training and overfitting_gap(masked, *batch, config) and masked.training

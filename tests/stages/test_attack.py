@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from toy import toy_scene, write_city
+
+from pipeline import params
+from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.models import build_model, save_model
+from pipeline.params import parse_params
+from pipeline.robustness import campaign
+from pipeline.robustness.audit import CHECKS, AuditFailed
+from pipeline.stages import attack
+
+CITIES = ["toyton", "dimham"]
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A small network that knows two toy cities, and the stage's arguments.
+
+    Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255 nothing can be known for
+    sure.
+    """
+    for c, contrast in enumerate((40, 30)):
+        splits = ["train", "train", "train", "test", "test"]
+        scenes = [(split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)]
+        write_city(tmp_path / "tiles", scenes, CITIES[c])
+    toy_tiles = tmp_path / "tiles"
+    torch.manual_seed(0)
+    segmenter = build_model(params.Model(architecture="small_fcn", width=8), 3)
+    images, labels = (
+        torch.cat(parts)
+        for parts in zip(
+            *(attack._tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES),
+            strict=True,
+        )
+    )
+    optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(segmenter(images - 0.5), labels, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    segmenter.mean.fill_(0.5)
+    model = {"architecture": "small_fcn", "width": 8}
+    save_model(tmp_path / "model", segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1})
+    settings = parse_params(
+        {
+            "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
+            "tile": {"gsd": 0.5, "size": 64},
+            "train": {
+                "model": model,
+                "loss": {"cross_entropy": 1.0},
+                "epochs": 1,
+                "steps_per_epoch": 1,
+                "batch_size": 1,
+                "crop": 64,
+            },
+            "attack": {
+                "model": str(tmp_path / "model"),
+                "tiles": 3,
+                "linf": [0.5, 4, 16],
+                "l2": [1],
+                "steps": 6,
+                "apgd_steps": 4,
+                "reference": 16,
+                "patch": 8,
+                "precision": "fp32",
+            },
+        }
+    )
+    return settings, {
+        "tiles": toy_tiles,
+        "out": tmp_path / "metrics.json",
+        "figures": tmp_path / "figures",
+        "work": tmp_path / "work",
+    }
+
+
+def test_every_city_in_the_schema(stage):
+    settings, paths = stage
+    attack.run(settings, **paths)
+    metrics = json.loads(paths["out"].read_text())
+    assert set(metrics["audit"]) == set(CHECKS) and all(metrics["audit"].values())
+    assert list(metrics["city"]) == CITIES
+    for city in metrics["city"].values():
+        assert list(city["linf"]) == ["0.5", "4", "16"] and list(city["l2"]) == ["1"]
+        for row in [*city["linf"].values(), *city["l2"].values()]:
+            names = {"clean", "noise", "fgsm", "pgd", "segpgd", "cospgd", "apgd", "worst"}
+            assert names <= set(row)
+            assert row["worst"] <= min(row[name] for name in names)
+        assert {"transfer", "erase", "invent", "patch", "halving", "universal"} <= set(city)
+    assert list(metrics["city"]["toyton"]["universal"]["from"]) == ["dimham"]
+    assert {f.name for f in paths["figures"].iterdir()} == {"iou.svg", "toyton.png", "dimham.png"}
+    assert not list(paths["work"].iterdir())
+
+
+def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
+    settings, paths = stage
+    attacked = []
+
+    def stopping(*args, measure=campaign.attack_city):
+        attacked.append(None)
+        if len(attacked) == 2:
+            raise KeyboardInterrupt
+        yield from measure(*args)
+
+    monkeypatch.setattr(campaign, "attack_city", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        attack.run(settings, **paths)
+    assert not paths["out"].exists()
+    attack.run(settings, **paths)
+    assert len(attacked) == 3
+    resumed = paths["out"].read_bytes()
+    attack.run(settings, **paths)
+    assert len(attacked) == 5 and paths["out"].read_bytes() == resumed
+
+
+def test_a_failed_check_fails_the_stage_and_leaves_no_metrics(stage, monkeypatch):
+    settings, paths = stage
+    paths["out"].write_text("{}")  # of an earlier, honest run
+    monkeypatch.setattr(campaign, "STRONG", 0.01)  # no attack can succeed: as if gradients were hidden
+    with pytest.raises(AuditFailed, match="vanishes"):
+        attack.run(settings, **paths)
+    assert not paths["out"].exists()
+    (failed,) = paths["work"].glob("*/failed.json")
+    assert json.loads(failed.read_text())["audit"]["vanishes"] is False
+
+
+def test_a_model_of_other_tiles_is_refused(stage):
+    settings, paths = stage
+    card = json.loads((paths["tiles"].parent / "model" / "model.json").read_text())
+    (paths["tiles"].parent / "model" / "model.json").write_text(json.dumps({**card, "gsd": 0.3}))
+    with pytest.raises(InputError, match="ground sample distance"):
+        attack.run(settings, **paths)
