@@ -1,0 +1,51 @@
+"""Scene inference / bare forward passes over the same windows: what reading, blending and writing out cost.
+
+    python benchmarks/inference.py           (goal ≥ 0.95)
+"""
+
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+
+from pipeline.learning.crops import to_float
+from pipeline.learning.inference import infer, window_starts
+from pipeline.learning.models import build_model
+from pipeline.learning.precision import autocast, device
+from pipeline.params import Model
+
+SIDE, WINDOW, OVERLAP, BATCH, ROUNDS = 2048, 512, 0.25, 4, 3
+
+
+@torch.inference_mode()
+def forward_passes(model, count: int) -> float:
+    """Seconds of `count` windows through the network and its softmax, from one batch in memory."""
+    batch = to_float(torch.randint(0, 256, (BATCH, WINDOW, WINDOW, 3), dtype=torch.uint8)).to(device())
+    start = time.perf_counter()
+    for _ in range(0, count, BATCH):
+        with autocast(device()):
+            p = model(batch).float().softmax(1)
+    p.sum().item()
+    return time.perf_counter() - start
+
+
+def scene(model, image: np.ndarray) -> float:
+    start = time.perf_counter()
+    for _, p in infer(model, image, window=WINDOW, overlap=OVERLAP, batch_size=BATCH):
+        p.argmax(-1)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    side = int(sys.argv[1]) if len(sys.argv) > 1 else SIDE
+    model = build_model(Model(architecture="unet", encoder="resnet18"), 3)
+    model = model.to(device(), memory_format=torch.channels_last).eval()
+    image = np.random.default_rng(0).integers(1, 256, (side, side, 3), np.uint8)
+    windows = len(window_starts(side, WINDOW, OVERLAP)) ** 2
+    forward_passes(model, BATCH)
+    pairs = [(forward_passes(model, windows), scene(model, image)) for _ in range(ROUNDS)]
+    bare, whole = (statistics.median(t) for t in zip(*pairs, strict=True))
+    print(f"{windows} windows of {WINDOW}²: bare {bare:.1f} s, scene {whole:.1f} s, {side * side / whole / 1e6:.2f} Mpx/s")
+    print(f"bare forward passes / scene inference: {statistics.median(a / b for a, b in pairs):.2f} (goal ≥ 0.95)")
