@@ -87,18 +87,18 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     manifest = read_manifest(fetch.path)
     names = _scene_names(fetch, city, manifest)
     members = {name: _members(name, labelled=city in manifest.training) for name in names}
-    if fetch.archive and Path(fetch.archive).is_dir():
-        scenes = _in_place(Path(fetch.archive), members)
+    given = fetch.archive and Path(fetch.archive)
+    if given and given.is_dir():
+        archive, scenes = given, _in_place(given, members)
     else:
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(work / "inria.lock"):
-            archive = _zip(fetch.archive, manifest, work)
+            archive = _zip(given, manifest, work)
             scenes = _unpack(archive, members, folder, manifest)
-            given = archive == Path(fetch.archive or "")
-            if not (given or fetch.keep_archive) and _others_done(fetch, city, folder, manifest):
-                shutil.rmtree(archive.parent)
     for scene in progress(scenes, f"checking {city}"):
         check_scene(folder / scene.image, scene.labels and folder / scene.labels, manifest.side)
+    if archive != given and not fetch.keep_archive and _others_done(fetch, city, folder, manifest):
+        shutil.rmtree(archive.parent)
     if fetch.official_split and city in manifest.training:
         held_out = {f"{city}{number}" for number in manifest.validation}
         scenes = [replace(scene, split="test") if scene.name in held_out else scene for scene in scenes]
@@ -234,19 +234,19 @@ def _unpack(
     ]
 
 
-def _zip(given: str | None, manifest: Manifest, work: Path) -> Path:
+def _zip(given: Path | None, manifest: Manifest, work: Path) -> Path:
     """The zip of scenes: the user's own, or the verified one out of volumes that are the user's or ours."""
-    if given and given.endswith(".zip"):
-        if not Path(given).is_file():
+    if given and given.suffix == ".zip":
+        if not given.is_file():
             raise InputError(f"{given}: not found; correct fetch.archive")
-        return Path(given)
+        return given
     folder = work / f"inria-{manifest.zip.md5[:8]}"
     path = folder / manifest.zip.name
     ours = [folder / PurePosixPath(urlsplit(volume.url).path).name for volume in manifest.volumes]
     if not path.exists():
         for left in folder.glob(f".{path.name}.*"):  # an unpacking that was killed
             shutil.rmtree(left, ignore_errors=True)
-        volumes = _given_volumes(Path(given), manifest) if given else _download_volumes(ours, manifest)
+        volumes = _given_volumes(given, manifest) if given else _download_volumes(ours, manifest)
         limit = MAX_RATIO * sum(volume.size for volume in manifest.volumes) + 2**20
         extract_7z(volumes, path.name, path, limit=limit, md5=manifest.zip.md5)
     for volume in ours:  # the zip holds all that they held

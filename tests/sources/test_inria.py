@@ -183,6 +183,14 @@ def test_the_archive_goes_after_the_last_city_unless_kept(fetch, tmp_path):
     assert on_disk(tmp_path / "work") == set()
 
 
+def test_the_archive_stays_while_a_scene_is_wrong(fetch, published, tmp_path):
+    manifest = yaml.safe_load(published.read_text())
+    published.write_text(yaml.safe_dump({**manifest, "side": SIDE + 1}))
+    with pytest.raises(InputError, match="is 64×64 pixels of 3 uint8 where 65×65"):
+        fetch(keep_archive=False)
+    assert on_disk(tmp_path / "work") == {ZIP}
+
+
 def test_a_download_that_was_cut_everywhere_completes(fetch, server, dataset):
     sizes = {path.name: path.stat().st_size for path in server.root.iterdir()}
     for name, size in sizes.items():
