@@ -1,7 +1,7 @@
 """Source `demo`: invented cities seen from the air, drawn rather than downloaded.
 
-data/sources/demo.yaml says what each city is like; demo_town lays a scene out, demo_render looks at it from above.
-A scene depends on the seed, its city and its number alone, whatever else is drawn and in whatever order.
+data/sources/demo.yaml says what each city is like; demo_town lays a scene out, demo_render looks at it
+from above. A scene depends on the seed, its city and its number alone, whatever else is drawn.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import pyogrio.raw
 import rasterio
 import shapely
-from rasterio.transform import Affine, from_origin
+from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
@@ -45,19 +45,25 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         image = f"images/{city}-{number:02d}.tif"
         plan = draw_scene(about, manifest.materials, fetch.scene_size, entropy, folder / image)
         outlines.append(footprints(plan, about, place(about, number, fetch.scene_size)))
-        stamp = hashlib.sha256((folder / image).read_bytes() + shapely.to_wkb(outlines[-1]).tobytes())
+        stamp = hashlib.sha256((folder / image).read_bytes() + b"".join(shapely.to_wkb(outlines[-1])))
         scenes.append(Scene(f"{city}-{number:02d}", image, "footprints.fgb", stamp=stamp.hexdigest()[:16]))
     buildings = np.concatenate(outlines)
     pyogrio.raw.write(folder / "footprints.fgb", shapely.to_wkb(buildings), [], [], geometry_type="Polygon",
                       driver="FlatGeobuf", crs=f"EPSG:{about.labels_epsg}", layer=city)  # fmt: skip
-    return City(city=city, source="demo", scenes=scenes, rights="CC0-1.0", attribution="generated, no real place",
-                notes={"footprints": len(buildings)})  # fmt: skip
+    return City(
+        city=city,
+        source="demo",
+        scenes=scenes,
+        rights="CC0-1.0",
+        attribution="generated, no real place",
+        notes={"footprints": len(buildings)},
+    )
 
 
 def place(city: DemoCity, number: int, size: int) -> Affine:
     """Where scene `number` lies: the transform from its pixels to the city's CRS.
 
-    Web Mercator stretches by 1/cos(latitude), so its pixel is that much larger than the ground sample distance.
+    Web Mercator stretches by 1/cos(latitude), so its pixel is that much larger than on the ground.
     """
     x, y = city.origin
     stretch = 1.0
@@ -66,7 +72,8 @@ def place(city: DemoCity, number: int, size: int) -> Affine:
         stretch = 1 / math.cos(math.radians(latitude))
     pixel = city.gsd * stretch
     row, column = divmod(number - 1, COLUMNS)
-    return from_origin(x + column * APART * size * pixel, y - row * APART * size * pixel, pixel, pixel)
+    step = APART * size * pixel
+    return Affine(pixel, 0, x + column * step, 0, -pixel, y - row * step)
 
 
 def draw_scene(
@@ -92,7 +99,7 @@ def draw_scene(
 
 
 def unflown(seed: int, size: int):
-    """A test of (rows, columns): beyond the edge of the flown strip, a slanted line that cuts off one side."""
+    """A test of (rows, columns): do they lie beyond the flown strip, whose edge slants across one side?"""
     rng = np.random.default_rng(seed)
     turn = rng.integers(4) * np.pi / 2 + rng.uniform(-0.25, 0.25)
     reach = rng.uniform(0.36, 0.44) * size  # from the centre to the line

@@ -1,10 +1,10 @@
-"""What a demo scene's plan is made of: surfaces, solids, trees; blocks and lots; and the frame they are laid out in.
+"""What a demo scene's plan is made of: surfaces, solids, trees, blocks and lots in their frame.
 
 Ground coordinates (x, y) count metres from the scene's upper left corner, x to the east, y to the south.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from shapely import Polygon
@@ -131,6 +131,14 @@ class Rect:
     def inset(self, d: float) -> "Rect":
         return Rect(self.u0 + d, self.v0 + d, self.u1 - d, self.v1 - d)
 
+    def split(self, share: float, gap: float = 0.0) -> tuple["Rect", "Rect"]:
+        """Two parts of the longer side, with a gap between them."""
+        if self.width >= self.height:
+            cut = self.u0 + share * self.width
+            return replace(self, u1=cut - gap / 2), replace(self, u0=cut + gap / 2)
+        cut = self.v0 + share * self.height
+        return replace(self, v1=cut - gap / 2), replace(self, v0=cut + gap / 2)
+
     def outline(self, step: float = 6.0) -> np.ndarray:
         """(N, 2) points along the border, close enough to follow a bend."""
         if max(self.width, self.height) < step:
@@ -143,7 +151,7 @@ class Rect:
 
 @dataclass(frozen=True)
 class Lot:
-    """A piece of a block with a front on a street: `at(along, inward)` counts metres from the middle of the front."""
+    """A piece of a block with a front on a street; `at` counts metres from the middle of that front."""
 
     front: tuple[float, float]
     along: float  # radians, frame direction of the front
@@ -160,7 +168,7 @@ class Lot:
 
 
 def lots(block: Rect, frontage: tuple[float, float], rng: np.random.Generator) -> list[Lot]:
-    """Two rows of lots back to back, fronting the block's long sides; one row where it is too shallow for two."""
+    """Two rows of lots back to back along the block's long sides; one row where it is too shallow for two."""
     upright = block.height > block.width
     length, across = (block.height, block.width) if upright else (block.width, block.height)
     rows = 2 if across > 34 else 1

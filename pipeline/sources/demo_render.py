@@ -1,9 +1,10 @@
 """A demo plan seen from an aeroplane: deferred shading of height, slope and colour, at twice the resolution.
 
-Geometry first (which surface, how high, how steep at every pixel), light second: the sun as a direction, the sky as a
-share, shadows marched through the height field, haze, lens and sensor. Roofs are drawn where they stand (no relief
-displacement), so footprints match them. Every texture is a function of place (hashed lattices, Perlin's value noise),
-so a scene of any size is rendered window by window without seams, and equal seeds give equal bytes.
+Geometry first (which surface, how high, how steep at every pixel), light second: the sun as a direction, the
+sky as a share, shadows marched through the height field, haze, lens and sensor. Roofs are drawn where they
+stand (no relief displacement), so footprints match them. Every texture is a function of place (value noise
+over hashed lattices), so a scene of any size is rendered window by window without seams, and equal seeds give
+equal bytes.
 """
 
 import math
@@ -22,12 +23,13 @@ from pipeline.sources.demo_plan import FORMS, PATTERNS, Plan, Solid, Surface, Tr
 OVER = 2  # samples along a pixel's side
 REACH = 14.0  # metres beyond a window from which things still throw shadows into it
 WINDOW = 1024  # pixels along a window's side: bounds the memory of large scenes
+LAYERS = 3  # of solids
 SHADES = 32  # steps between a material's colour and its alternative
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A window of the fine grid: its first row and column (may be negative), its shape and its pixel's side."""
+    """A window of the fine grid: first row and column (may be negative), shape, and a pixel's side."""
 
     row: int
     col: int
@@ -42,7 +44,7 @@ class Grid:
         return x.astype(np.float32)[None], y.astype(np.float32)[:, None]
 
     def rasterize(self, polygons: np.ndarray) -> np.ndarray:
-        """(rows, cols) int32: number (from 1) of the last polygon over each pixel's centre, 0 where there is none."""
+        """(rows, cols) int32: number, from 1, of the last polygon over each pixel's centre; 0 = none."""
         here = np.array([self.col, self.row])
         polygons = shapely.transform(polygons, lambda xy: xy / self.pixel - here)
         left, top, right, bottom = shapely.bounds(polygons).reshape(-1, 4).T
@@ -54,13 +56,11 @@ class Grid:
         return rasterize(numbered, shape, transform=Affine.identity(), dtype="int32")
 
 
-def _hash(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
-    """uint32 (len(rows), len(cols)): well-mixed bits of integer places (Ellis's lowbias32 finaliser)."""
+def _mix(a: np.ndarray, b: np.ndarray, key: np.ndarray | int) -> np.ndarray:
+    """uint32, shapes broadcast: well-mixed bits of integer places (Wellons's lowbias32 finaliser)."""
     with np.errstate(over="ignore"):
-        h = rows.astype(np.uint32)[:, None] * np.uint32(0x9E3779B1) ^ cols.astype(np.uint32) * np.uint32(
-            0x85EBCA77
-        )
-        h += np.uint32(seed * 0x27D4EB2F & 0xFFFFFFFF)
+        h = a.astype(np.uint32) * np.uint32(0x9E3779B1) ^ b.astype(np.uint32) * np.uint32(0x85EBCA77)
+        h = h + np.asarray(key).astype(np.uint32) * np.uint32(0x27D4EB2F)
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
             h ^= h >> np.uint32(shift)
             h *= np.uint32(factor)
@@ -70,7 +70,7 @@ def _hash(rows: np.ndarray, cols: np.ndarray, seed: int) -> np.ndarray:
 
 def white(row: int, col: int, rows: int, cols: int, seed: int) -> np.ndarray:
     """(rows, cols) float32, nearly normal: the four bytes of a hash added up (Irwin-Hall)."""
-    bits = _hash(np.arange(row, row + rows), np.arange(col, col + cols), seed)
+    bits = _mix(np.arange(row, row + rows)[:, None], np.arange(col, col + cols), seed)
     total = (bits & 0xFF) + (bits >> 8 & 0xFF) + (bits >> 16 & 0xFF) + (bits >> 24)
     return (total.astype(np.float32) - 510) / 147.8
 
@@ -95,25 +95,24 @@ def _linear(colour: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Scenery:
-    """What the light falls on: (rows, cols) float32 heights and slopes in metres, (3, rows, cols) linear colour."""
+    """What the light falls on, pixel by pixel (rows, cols)."""
 
-    height: np.ndarray
-    slope_x: np.ndarray
+    height: np.ndarray  # float32, metres
+    slope_x: np.ndarray  # float32, rise over run
     slope_y: np.ndarray
-    albedo: np.ndarray
+    albedo: np.ndarray  # float32 (3, rows, cols), linear
     building: np.ndarray  # bool: a building's roof, trees above it or not
     canopy: np.ndarray  # bool: a tree is what one sees
 
 
 class Painter:
+    """Fills a window's scenery: the land, then roofs layer by layer, then trees."""
+
     def __init__(self, plan: Plan, city: DemoCity, seed: int, grid: Grid):
         self.plan, self.city, self.seed, self.grid = plan, city, seed, grid
         self.fine = 0.75 * noise(grid, grid.pixel, seed) + 0.55 * noise(grid, 0.7, seed + 1)
-        patches = (
-            0.5 * noise(grid, 2.3, seed + 2)
-            + 0.8 * noise(grid, 7, seed + 3)
-            + 0.7 * noise(grid, 26, seed + 4)
-        )
+        octaves = (0.5, 2.3), (0.8, 7), (0.7, 26)  # amplitude, metres
+        patches = sum(a * noise(grid, metres, seed + 2 + i) for i, (a, metres) in enumerate(octaves))
         self.patches = np.clip(0.5 + 0.42 * patches, 0, 1)
         self.shade = np.rint(self.patches * (SHADES - 1)).astype(np.int32)
 
@@ -137,111 +136,61 @@ class Painter:
         row, col = np.nonzero(np.array([s.pattern == "furrows" for s in surfaces])[which])
         if len(row):
             x, y = self.grid.xy()
-            field = which[row, col]
-            angle, period = (
-                np.array([getattr(s, k) for s in surfaces], np.float32)[field] for k in ("angle", "period")
-            )
-            across = (y[row, 0] * np.cos(angle) - x[0, col] * np.sin(angle)) / period + 0.25 * self.patches[
-                row, col
-            ]
+            angle = np.array([s.angle for s in surfaces], np.float32)[which[row, col]]
+            period = np.array([s.period for s in surfaces], np.float32)[which[row, col]]
+            across = (y[row, 0] * np.cos(angle) - x[0, col] * np.sin(angle)) / period
+            across += 0.25 * self.patches[row, col]
             albedo[:, row, col] *= 1 + 0.13 * np.sin(2 * np.pi * across)
         return albedo
 
     def roofs(self, scenery: Scenery) -> None:
         """Lay every solid's roof over what is there; where two overlap the higher one is seen."""
         x, y = self.grid.xy()
-        for layer in range(3):
+        for layer in range(LAYERS):
             solids = [s for s in self.plan.solids if s.layer == layer]
-            ids = self.grid.rasterize(
-                shapely.polygons(np.array([s.corners for s in solids]).reshape(-1, 4, 2))
-            )
+            outlines = shapely.polygons(np.array([s.corners for s in solids]).reshape(-1, 4, 2))
+            ids = self.grid.rasterize(outlines)
             row, col = np.nonzero(ids)
             which = ids[row, col] - 1
-            one = _columns(solids, which)
-            dx, dy = x[0, col] - one["x"], y[row, 0] - one["y"]
-            u, v = dy * one["cos"] - dx * one["sin"], dx * one["cos"] + dy * one["sin"]
-            du, dv, form = one["half_width"] - np.abs(u), one["half_length"] - np.abs(v), one["form"]
-            hipped = (form == FORMS.index("hip")) & (dv < du)
-            run = np.select([form == i for i in (1, 2, 3, 4)],
-                            [u + one["half_width"], du, np.minimum(du, dv), du * (2 - du / one["half_width"])], 0.0)  # fmt: skip
-            rise = np.where(form == 1, 1, -np.sign(u)) * one["slope"] * (form > 0)
-            rise = np.where(form == 4, rise * 2 * np.abs(u) / one["half_width"], rise)
-            along_u, along_v = np.where(hipped, 0, rise), np.where(hipped, -np.sign(v) * one["slope"], 0)
-            edge = np.minimum(du, dv)
-            parapet = (form == 0) & one["building"] & (edge < 0.45)
-            z = one["eaves"] + one["slope"] * run + 0.5 * parapet
-            decal = form == FORMS.index("decal")
-            seen = decal | (z > scenery.height[row, col])
-            scenery.building[row, col] |= one["building"]
+            roof = RoofPixels(solids, which, x[0, col], y[row, 0])
+            albedo = self.textured((row, col), [s.surface for s in solids], which) * roof.tone()
+            scenery.building[row, col] |= roof.building
 
-            albedo = self.textured((row, col), [s.surface for s in solids], which)
-            albedo *= self.roof_tone(one, form, u, v, np.where(hipped, dv, du), du, dv, edge, parapet)
-            row, col = row[seen], col[seen]
-            scenery.albedo[:, row, col] = albedo[:, seen]
-            raised = ~decal[seen]
+            seen = roof.decal | (roof.height > scenery.height[row, col])
+            scenery.albedo[:, row[seen], col[seen]] = albedo[:, seen]
+            raised = seen & ~roof.decal
             row, col = row[raised], col[raised]
-            scenery.height[row, col] = z[seen][raised]
-            scenery.slope_x[row, col] = (along_v * one["cos"] - along_u * one["sin"])[seen][raised]
-            scenery.slope_y[row, col] = (along_v * one["sin"] + along_u * one["cos"])[seen][raised]
-
-    def roof_tone(self, one, form, u, v, down, du, dv, edge, parapet) -> np.ndarray:
-        """Relative brightness of a roof's courses, sheets, ridge, gutter and parapet."""
-        tone = np.ones_like(u)
-        pattern, period = one["pattern"], one["period"]
-        courses = pattern == PATTERNS.index("courses")
-        tone += courses * 0.07 * np.sin(2 * np.pi * down / period)
-        sheets = pattern == PATTERNS.index("sheets")
-        column, piece = np.floor(v / period).astype(np.int64), np.floor(u / 3.1).astype(np.int64)
-        with np.errstate(over="ignore"):
-            bits = (column.astype(np.uint32) * np.uint32(0x9E3779B1)) ^ (
-                piece.astype(np.uint32) * np.uint32(0x85EBCA77)
-            )
-            bits = (bits ^ one["key"].astype(np.uint32)) * np.uint32(0x7FEB352D)
-        tone += sheets * (
-            ((bits >> 20).astype(np.float32) / 4096 - 0.5) * 0.16 + 0.05 * np.sin(2 * np.pi * v / period)
-        )
-        pitched = (form == 2) | (form == 3)
-        ridge = pitched & (np.abs(u) < 0.28) & ((form == 2) | (dv > one["half_width"]))
-        hip = (form == 3) & (np.abs(du - dv) < 0.3) & (dv < one["half_width"])
-        tone += 0.16 * (ridge | hip) - 0.14 * (pitched & (edge < 0.3)) + 0.28 * parapet
-        worn = one["building"] & (form == 0)
-        tone -= worn * 0.10 * np.exp(-np.square((edge - 1.2) / 1.0))
-        return tone.astype(np.float32)
+            scenery.height[row, col] = roof.height[raised]
+            scenery.slope_x[row, col] = roof.slope_x[raised]
+            scenery.slope_y[row, col] = roof.slope_y[raised]
 
     def trees(self, scenery: Scenery) -> None:
         """Crowns with ragged outlines and lumps of leaves, over whatever stands below."""
-        grid, ragged = (
-            self.grid,
-            noise(self.grid, 1.1, self.seed + 7) + 0.6 * noise(self.grid, 0.45, self.seed + 8),
-        )
+        grid, near = self.grid, list(_near(self.plan.trees, self.grid))
+        if not near:
+            return
         x, y = grid.xy()
-        crown = np.zeros((grid.rows, grid.cols), np.float32)
-        tree = np.zeros((grid.rows, grid.cols), np.int32)
-        for number, (t, part) in enumerate(_near(self.plan.trees, grid)):
+        ragged = noise(grid, 1.1, self.seed + 7) + 0.6 * noise(grid, 0.45, self.seed + 8)
+        crown, tree = np.zeros((grid.rows, grid.cols), np.float32), np.zeros((grid.rows, grid.cols), np.int32)
+        for number, (t, part) in enumerate(near):
             away = np.square((x[:, part[1]] - t.x) / t.radius) + np.square((y[part[0]] - t.y) / t.radius)
             inside = 1 - away + 0.22 * ragged[part]
             if t.conifer:
                 z = t.height * (0.3 + 0.7 * np.clip(1 - np.sqrt(away), 0, 1)) + 0.25 * ragged[part]
             else:
-                z = (
-                    t.height
-                    - t.radius * (1 - np.sqrt(np.clip(inside, 0, 1)))
-                    + 0.42 * ragged[part] * min(t.radius / 2.5, 1)
-                )
+                z = t.height - t.radius * (1 - np.sqrt(np.clip(inside, 0, 1)))
+                z += 0.42 * min(t.radius / 2.5, 1) * ragged[part]
             taller = (inside > 0) & (z > crown[part])
             crown[part][taller] = z[taller]
             tree[part][taller] = number
-        near = [t for t, _ in _near(self.plan.trees, grid)]
         canopy = (crown > 0.3) & (crown > scenery.height)
-        if not near:
-            return
         row, col = np.nonzero(canopy)
         scenery.canopy[:] = canopy
         scenery.height[row, col] = crown[row, col]
         slope_x = np.clip(cv2.Sobel(crown, cv2.CV_32F, 1, 0, scale=1 / (8 * grid.pixel)), -1.6, 1.6)
         slope_y = np.clip(cv2.Sobel(crown, cv2.CV_32F, 0, 1, scale=1 / (8 * grid.pixel)), -1.6, 1.6)
         scenery.slope_x[row, col], scenery.slope_y[row, col] = slope_x[row, col], slope_y[row, col]
-        leaf = _linear(np.array([t.colour for t in near]))[tree[row, col]].T
+        leaf = _linear(np.array([t.colour for t, _ in near]))[tree[row, col]].T
         scenery.albedo[:, row, col] = leaf * (1 + 0.22 * self.fine[row, col] + 0.12 * ragged[row, col])
 
     def scenery(self) -> Scenery:
@@ -253,23 +202,60 @@ class Painter:
         return scenery
 
 
-def _columns(solids: list[Solid], which: np.ndarray) -> dict[str, np.ndarray]:
-    """Attributes of solids[which], each an array as long as `which`."""
-    table = {
-        **{
-            k: [getattr(s, k) for s in solids]
-            for k in ("x", "y", "half_width", "half_length", "eaves", "slope")
-        },
-        "cos": [np.cos(s.angle) for s in solids],
-        "sin": [np.sin(s.angle) for s in solids],
-        "period": [s.surface.period for s in solids],
-    }
-    columns = {k: np.array(v, np.float32)[which] for k, v in table.items()}
-    columns["form"] = np.array([FORMS.index(s.form) for s in solids], np.int8)[which]
-    columns["pattern"] = np.array([PATTERNS.index(s.surface.pattern) for s in solids], np.int8)[which]
-    columns["building"] = np.array([s.building for s in solids], bool)[which]
-    columns["key"] = np.array([int(s.x * 977 + s.y * 7919) & 0xFFFFFFFF for s in solids], np.int64)[which]
-    return columns
+class RoofPixels:
+    """The shape of roofs where they are: (N,) arrays, pixel i on solids[which[i]] at ground x[i], y[i]."""
+
+    def __init__(self, solids: list[Solid], which: np.ndarray, x: np.ndarray, y: np.ndarray):
+        def column(values, dtype=np.float32) -> np.ndarray:
+            return np.array(list(values), dtype)[which]
+
+        cos, sin = column(math.cos(s.angle) for s in solids), column(math.sin(s.angle) for s in solids)
+        dx, dy = x - column(s.x for s in solids), y - column(s.y for s in solids)
+        self.u, self.v = dy * cos - dx * sin, dx * cos + dy * sin  # metres from the centre, across and along
+        half_width = column(s.half_width for s in solids)
+        form = column((FORMS.index(s.form) for s in solids), np.int8)
+        flat, shed, gable, hip, vault, self.decal = (form == i for i in range(len(FORMS)))
+        self.building = column((s.building for s in solids), bool)
+        self.pattern = column((PATTERNS.index(s.surface.pattern) for s in solids), np.int8)
+        self.period = column(s.surface.period for s in solids)
+        self.key = column((int(s.x * 977 + s.y * 7919) & 0xFFFFFFFF for s in solids), np.uint32)
+
+        du = half_width - np.abs(self.u)  # metres from the eaves
+        dv = column(s.half_length for s in solids) - np.abs(self.v)
+        self.edge = np.minimum(du, dv)
+        end = hip & (dv < du)  # a hip's two triangles
+        self.down = np.where(end, dv, du)
+        self.parapet = flat & self.building & (self.edge < 0.45)
+        run = np.select(
+            [shed, gable | hip, vault], [self.u + half_width, self.down, du * (2 - du / half_width)]
+        )
+        slope = column(s.slope for s in solids)
+        self.height = column(s.eaves for s in solids) + slope * run + np.float32(0.5) * self.parapet
+
+        bend = np.select([shed, gable | hip, vault], [1, -np.sign(self.u), -2 * self.u / half_width])
+        along_u = np.where(end, 0, slope * bend)
+        along_v = np.where(end, -slope * np.sign(self.v), 0)
+        self.slope_x, self.slope_y = along_v * cos - along_u * sin, along_v * sin + along_u * cos
+
+        ridge = (np.abs(self.u) < 0.28) & (gable | (hip & ~end))
+        self.crest = ridge | (hip & (np.abs(du - dv) < 0.3) & (dv < half_width))
+        self.gutter = (gable | hip) & (self.edge < 0.3)
+        self.worn = flat & self.building
+
+    def tone(self) -> np.ndarray:
+        """(N,) float32 relative brightness of courses, sheets, crest, gutter and parapet."""
+        tone = 1 + 0.16 * self.crest - 0.14 * self.gutter + 0.28 * self.parapet
+        tone -= self.worn * 0.10 * np.exp(-np.square(self.edge - 1.2))
+        tone += (
+            (self.pattern == PATTERNS.index("courses")) * 0.07 * np.sin(2 * np.pi * self.down / self.period)
+        )
+        sheet = np.floor(self.v / self.period).astype(np.int32), np.floor(self.u / 3.1).astype(np.int32)
+        own = (
+            _mix(sheet[0], sheet[1], self.key) >> np.uint32(16)
+        ) / 65536 - 0.5  # each sheet has its own shade
+        ribs = 0.05 * np.sin(2 * np.pi * self.v / self.period)
+        tone += (self.pattern == PATTERNS.index("sheets")) * (0.16 * own + ribs)
+        return tone.astype(np.float32)
 
 
 def _near(trees: list[Tree], grid: Grid) -> Iterator[tuple[Tree, tuple[slice, slice]]]:
@@ -284,7 +270,7 @@ def _near(trees: list[Tree], grid: Grid) -> Iterator[tuple[Tree, tuple[slice, sl
 def shadow_height(height: np.ndarray, toward: tuple[float, float], drop: float) -> np.ndarray:
     """Height up to which each place lies in shadow: max over t > 0 of height(p + t·toward) - t·drop.
 
-    height: (H, W) metres; toward: unit step in pixels towards the sun (columns, rows); drop: metres the sunbeam
+    height: (H, W) metres; toward: unit step in pixels towards the sun (columns, rows); drop: metres the beam
     falls a pixel. The maximum over 2ⁿ steps takes n shifts: the reach doubles each time.
     """
     reach, shadow = 1.0, None
@@ -328,7 +314,7 @@ def illuminate(scenery: Scenery, city: DemoCity, pixel: float, azimuth: float) -
 
 
 def expose(radiance: np.ndarray, city: DemoCity, seed: int, row: int, col: int, size: int) -> np.ndarray:
-    """Haze, lens and sensor: the linear (3, H, W) window at row, col of a scene of `size` to (H, W, 3) uint8, 1 to 255."""
+    """Haze, lens and sensor: linear (3, H, W) at row, col of a scene of `size` to (H, W, 3) uint8, from 1."""
     camera, light = city.camera, city.light
     rows, cols = radiance.shape[1:]
     y = (np.arange(row, row + rows, dtype=np.float32) - size / 2)[:, None] / size
@@ -367,9 +353,8 @@ def render(plan: Plan, city: DemoCity, size: int, seed: int) -> Iterator[Picture
             scenery = Painter(plan, city, seed, grid).scenery()
 
             def pooled(field: np.ndarray, high=high, wide=wide) -> np.ndarray:
-                return cv2.resize(
-                    field.astype(np.float32, copy=False), (wide, high), interpolation=cv2.INTER_AREA
-                )
+                field = field.astype(np.float32, copy=False)
+                return cv2.resize(field, (wide, high), interpolation=cv2.INTER_AREA)
 
             inner = np.s_[margin : high - margin, margin : wide - margin]
             roofs, canopy = pooled(scenery.building)[inner], pooled(scenery.canopy)[inner]

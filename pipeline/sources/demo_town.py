@@ -1,8 +1,8 @@
-"""How a demo town is laid out: land into blocks by streets, blocks into lots, lots into what their use asks for.
+"""How a demo town is laid out: land into blocks by streets, blocks into lots, lots into what their use asks.
 
-Streets halve the land recursively (after Vanegas et al., Procedural Generation of Parcels in Urban Modeling, 2012). All
-of that happens in the street frame, where a block is an upright rectangle; `Frame` turns and bends it onto the ground,
-while buildings stay rigid.
+Streets halve the land recursively (after Vanegas et al., Procedural Generation of Parcels in Urban Modeling,
+2012). All of that happens in the street frame, where a block is an upright rectangle; `Frame` turns and bends
+it onto the ground, while buildings stay rigid.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ from pipeline.sources.demo_plan import Frame, Lot, Plan, Rect, Solid, Surface, T
 MARGIN = 60.0  # metres of land planned beyond the scene, so that nothing stops at its edge
 BUILT = (0.12, 0.34)  # least and most share of a scene that buildings may cover
 CAR_PAINTS = [
-    (196, 198, 200), (44, 46, 50), (120, 124, 128), (150, 154, 158), (48, 58, 80), (104, 48, 44), (158, 150, 134),
-    (222, 222, 220), (70, 74, 78), (60, 72, 66),
+    (196, 198, 200), (44, 46, 50), (120, 124, 128), (150, 154, 158), (48, 58, 80),
+    (104, 48, 44), (158, 150, 134), (222, 222, 220), (70, 74, 78), (60, 72, 66),
 ]  # fmt: skip
 
 
@@ -65,12 +65,11 @@ class Planner:
         return Polygon(self.frame.to_ground(points + (u, v)))
 
     def solid(self, u: float, v: float, ridge: float, width: float, length: float, form: str, eaves: float,
-              slope: float, surface: Surface, **more) -> Solid:  # fmt: skip
+              slope: float, surface: Surface, **more) -> None:  # fmt: skip
         x, y = self.frame.point(u, v)
         heading = self.frame.heading(u, v, ridge)
-        made = Solid(x, y, heading, width / 2, length / 2, form, eaves, slope, surface, **more)
-        self.plan.solids.append(made)
-        return made
+        half = width / 2, length / 2
+        self.plan.solids.append(Solid(x, y, heading, *half, form, eaves, slope, surface, **more))
 
     def tree(self, u: float, v: float, scale: float = 1.0) -> None:
         self.roots.append((u, v, scale))
@@ -98,41 +97,43 @@ class Planner:
         return roofs[self.rng.choice(len(roofs), p=shares / shares.sum())]
 
     def building(self, u: float, v: float, along: float, length: float, depth: float, roofs: list[Roof], *,
-                 height: tuple[float, float] | None = None, compound: float | None = None) -> bool:  # fmt: skip
-        """A rectangle, L or T, its longer side `along`; refused where it meets water. Says whether it stands."""
-        rng, buildings, roof = self.rng, self.city.buildings, self.roof(roofs)
+                 height: tuple[float, float] | None = None, compound: float | None = None):  # fmt: skip
+        """A rectangle, L or T, its longer side `along` (or across, where it is deeper than long)."""
+        rng, roof = self.rng, self.roof(roofs)
         if depth > length:
             length, depth, along = depth, length, along + np.pi / 2
         wings = [(0.0, 0.0, along, depth, length)]  # offset along, offset across, ridge, width, length
-        if self.chance(buildings.compound if compound is None else compound) and length > 1.15 * depth:
+        if (
+            self.chance(self.city.buildings.compound if compound is None else compound)
+            and length > 1.15 * depth
+        ):
             width = rng.uniform(0.42, 0.6) * length
             out = rng.uniform(0.35, 0.7) * depth
             side = rng.choice([-1, 1])
             slide = 0.0 if self.chance(0.3) else rng.choice([-1, 1]) * (length - width) / 2
             wings.append((slide, side * (depth / 2 + out) / 2, along + np.pi / 2, width, depth / 2 + out))
-        return self.raise_wings(u, v, along, wings, roof, rng.uniform(*(height or buildings.height)))
+        self.raise_wings(u, v, along, wings, roof, rng.uniform(*(height or self.city.buildings.height)))
 
-    def raise_wings(self, u: float, v: float, along: float, wings: list, roof: Roof, eaves: float) -> bool:
+    def raise_wings(self, u: float, v: float, along: float, wings: list, roof: Roof, eaves: float) -> None:
+        """Put up a building's wings under one roof; where they would meet water, nothing is built."""
         rng = self.rng
         x, y = self.frame.point(u, v)
         heading = self.frame.heading(u, v, along)
-        ahead, across = (
-            np.array([np.cos(heading), np.sin(heading)]),
-            np.array([-np.sin(heading), np.cos(heading)]),
-        )
+        ahead = np.array([np.cos(heading), np.sin(heading)])
+        across = np.array([-ahead[1], ahead[0]])
         surface, slope = self.paint(roof.material), np.tan(np.radians(rng.uniform(*roof.pitch)))
         solids = []
         for du, dv, ridge, width, length in wings:
             cx, cy = (x, y) + du * ahead + dv * across
-            solids.append(Solid(cx, cy, heading + ridge - along, width / 2, length / 2, roof.form, eaves, slope,
-                                surface, layer=int(ridge != along), building=True))  # fmt: skip
+            turn, half = heading + ridge - along, (width / 2, length / 2)
+            layer = int(ridge != along)  # only wings at right angles overlap
+            solids.append(Solid(cx, cy, turn, *half, roof.form, eaves, slope, surface, layer, building=True))
         outline = shapely.union_all([Polygon(s.corners) for s in solids])
         if not self.water.is_empty and outline.distance(self.water) < 3:
-            return False
+            return
         self.plan.footprints.append(outline)
         self.plan.solids += solids
         self.furnish(solids[0], eaves)
-        return True
 
     def furnish(self, wing: Solid, eaves: float) -> None:
         """Chimneys, skylights and panels on a pitched roof; machines and hatches on a flat one."""
@@ -140,14 +141,10 @@ class Planner:
         ridge = np.array([np.cos(wing.angle), np.sin(wing.angle)])
         across = np.array([-ridge[1], ridge[0]])
 
-        def put(
-            a: float, b: float, width: float, length: float, form: str, top: float, material: str
-        ) -> None:
+        def put(a: float, b: float, width: float, length: float, form: str, top: float, name: str) -> None:
             x, y = (wing.x, wing.y) + a * across + b * ridge
-            surface = self.paint(material)
-            self.plan.solids.append(
-                Solid(x, y, wing.angle, width / 2, length / 2, form, top, 0, surface, layer=2)
-            )
+            half, surface = (width / 2, length / 2), self.paint(name)
+            self.plan.solids.append(Solid(x, y, wing.angle, *half, form, top, 0, surface, layer=2))
 
         if wing.form == "flat":
             for _ in range(rng.poisson(min(hw * hl / 45, 9))):
@@ -160,15 +157,8 @@ class Planner:
             put(rng.uniform(-0.25, 0.25) * hw, b, 0.8, 1.1, "flat", eaves + wing.slope * hw + 0.9, "brick")
         side = rng.choice([-1, 1])
         if wing.form in ("gable", "hip") and hl > 4 and self.chance(0.16):
-            put(
-                side * hw * 0.5,
-                rng.uniform(-0.25, 0.25) * hl,
-                hw * 0.55,
-                min(hl * 0.8, 6.5),
-                "decal",
-                0,
-                "panel",
-            )
+            b = rng.uniform(-0.25, 0.25) * hl
+            put(side * hw * 0.5, b, hw * 0.55, min(hl * 0.8, 6.5), "decal", 0, "panel")
         elif wing.form == "gable" and wing.surface.pattern == "courses" and self.chance(0.3):
             for b in rng.uniform(-0.7, 0.7, rng.integers(1, 4)) * hl:
                 put(side * hw * rng.uniform(0.35, 0.6), b, 1.1, 0.9, "decal", 0, "glass")
@@ -178,35 +168,23 @@ class Planner:
     def subdivide(self, land: Rect, level: int) -> None:
         streets, rng = self.city.streets, self.rng
         longest, limit = max(land.width, land.height), rng.uniform(*streets.block)
-        if longest < 2.3 * streets.block[1] and self.chance(
-            self.city.rural * (0.45 if longest > limit * 1.4 else 0)
-        ):
-            self.blocks.append((land, True))
-            return
         if longest <= limit * 1.35:
             self.blocks.append((land, False))
+            return
+        if longest < 2.3 * streets.block[1] and self.chance(0.45 * self.city.rural):
+            self.blocks.append((land, True))
             return
         width = streets.width[1] if level < 2 else rng.uniform(streets.width[0], np.mean(streets.width))
         share = rng.uniform(0.4, 0.6)
         if land.width >= land.height:
-            cut = land.u0 + share * land.width
-            self.cuts.append(("v", cut, land.v0, land.v1, width))
-            halves = (
-                Rect(land.u0, land.v0, cut - width / 2, land.v1),
-                Rect(cut + width / 2, land.v0, land.u1, land.v1),
-            )
+            self.cuts.append(("v", land.u0 + share * land.width, land.v0, land.v1, width))
         else:
-            cut = land.v0 + share * land.height
-            self.cuts.append(("u", cut, land.u0, land.u1, width))
-            halves = (
-                Rect(land.u0, land.v0, land.u1, cut - width / 2),
-                Rect(land.u0, cut + width / 2, land.u1, land.v1),
-            )
-        for half in halves:
+            self.cuts.append(("u", land.v0 + share * land.height, land.u0, land.u1, width))
+        for half in land.split(share, width):
             self.subdivide(half, level + 1)
 
     def draw(self) -> Plan:
-        plan, rng, city = self.plan, self.rng, self.city
+        plan, city = self.plan, self.city
         reach = plan.side * 0.72 + MARGIN
         everything = Rect(-reach, -reach, reach, reach)
         self.subdivide(everything, 0)
@@ -284,18 +262,16 @@ class Planner:
 
     def bridges(self) -> None:
         for axis, where, start, stop, width in self.cuts[:3]:
-            lo, hi = where - width / 2 - 1.2, where + width / 2 + 1.2
-            deck = Rect(lo, start, hi, stop) if axis == "v" else Rect(start, lo, stop, hi)
-            for name, inset in (("concrete", 0.0), (self.city.streets.surface, 1.2)):
-                grown = Rect(deck.u0 + inset * (axis == "v"), deck.v0 + inset * (axis == "u"),
-                             deck.u1 - inset * (axis == "v"), deck.v1 - inset * (axis == "u"))  # fmt: skip
-                shape = Polygon(self.frame.to_ground(grown.outline())).intersection(self.water.buffer(5))
+            for name, half in (("concrete", width / 2 + 1.2), (self.city.streets.surface, width / 2)):
+                lo, hi = where - half, where + half
+                deck = Rect(lo, start, hi, stop) if axis == "v" else Rect(start, lo, stop, hi)
+                shape = Polygon(self.frame.to_ground(deck.outline())).intersection(self.water.buffer(5))
                 for part in shapely.get_parts(shape):
                     if part.geom_type == "Polygon":
                         self.land.append((part, self.paint(name)))
 
     def tidy(self) -> None:
-        """Lay the land on the ground; plant the trees; nothing stands in water; footprints end at the scene's edge."""
+        """Lay the land on the ground, plant trees, clear the water, end footprints at the scene's edge."""
         plan = self.plan
         bent = [i for i, (shape, _) in enumerate(self.land) if isinstance(shape, np.ndarray)]
         points = self.frame.to_ground(np.concatenate([self.land[i][0] for i in bent]))
@@ -334,8 +310,9 @@ class Planner:
         trunks = shapely.buffer(shapely.points(x, y), 0.62 * radius, quad_segs=2)
         near[shapely.STRtree(self.plan.footprints).query(trunks, predicate="intersects")[0]] = False
         near &= ~shapely.intersects_xy(self.water, x, y)
-        self.plan.trees = [Tree(float(x[i]), float(y[i]), float(radius[i]), float(height[i]), bool(conifer[i]), leaf[i])
-                           for i in np.flatnonzero(near)]  # fmt: skip
+        for i in np.flatnonzero(near):
+            size = float(radius[i]), float(height[i])
+            self.plan.trees.append(Tree(float(x[i]), float(y[i]), *size, bool(conifer[i]), leaf[i]))
 
     # Uses of a block
 
@@ -398,7 +375,7 @@ class Planner:
         for lot in lots(block, (7, 11), rng):
             own = lot.rect((-lot.width / 2, lot.width / 2), (setback + depth, lot.depth))
             self.area(lot.rect((-lot.width / 2, lot.width / 2), (0, setback)), self.paint("paving"))
-            self.area(own, self.paint(self.pick({plants.grass: 3, "paving": 0.6, "dirt": 0.3})))
+            self.area(own, self.paint(self.pick({plants.grass: 4, "paving": 0.4, "dirt": 0.2})))
             if self.chance(0.07):
                 continue
             eaves = rng.uniform(*b.height)
@@ -428,8 +405,12 @@ class Planner:
             along = np.pi / 2 if upright else 0.0
             wide, tall = piece, across - 1.0
             ends = (wide - deep) / 2, (tall - deep) / 2
-            wings = [(0, -ends[1], along, deep, wide), (-ends[0], 0, along + np.pi / 2, deep, tall),
-                     (0, ends[1], along, deep, wide), (ends[0], 0, along + np.pi / 2, deep, tall)]  # fmt: skip
+            wings = [
+                (0, -ends[1], along, deep, wide),
+                (-ends[0], 0, along + np.pi / 2, deep, tall),
+                (0, ends[1], along, deep, wide),
+                (ends[0], 0, along + np.pi / 2, deep, tall),
+            ]
             if min(wide, tall) < 2.6 * deep:
                 wings = [wings[0], wings[1]]
             elif self.chance(0.35):
@@ -483,16 +464,8 @@ class Planner:
     def commercial(self, block: Rect) -> None:
         """One or two halls, their parking, a yard of containers."""
         rng, b = self.rng, self.city.buildings
-        self.area(
-            block, self.paint(self.pick({"old_asphalt": 2, "concrete": 1, "asphalt": 2, "gravel": 0.5}))
-        )
-        split = rng.uniform(0.45, 0.62)
-        if block.width >= block.height:
-            cut = block.u0 + split * block.width
-            one, two = Rect(block.u0, block.v0, cut, block.v1), Rect(cut, block.v0, block.u1, block.v1)
-        else:
-            cut = block.v0 + split * block.height
-            one, two = Rect(block.u0, block.v0, block.u1, cut), Rect(block.u0, cut, block.u1, block.v1)
+        self.area(block, self.paint(self.pick({"old_asphalt": 3, "concrete": 2, "gravel": 1})))
+        one, two = block.split(rng.uniform(0.45, 0.62))
         if self.chance(0.5):
             one, two = two, one
         hall = one.inset(rng.uniform(3, 5))
