@@ -67,6 +67,6 @@ def demand(checks: dict[str, bool], evidence: str) -> None:
     failed = [f"{name} ({CHECKS[name]})" for name, passed in checks.items() if not passed]
     if failed:
         raise AuditFailed(
-            f"attack: the honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the "
+            f"attack: honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the "
             f"attack is too weak: raise attack.steps or attack.restarts; the measurements are in {evidence}"
         )

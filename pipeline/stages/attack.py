@@ -103,7 +103,7 @@ def _key(params: Params, samples: dict) -> str:
     return fingerprint(*parts)
 
 
-def _tensors(pair: tuple[np.ndarray, np.ndarray], device):
+def to_tensors(pair: tuple[np.ndarray, np.ndarray], device):
     """uint8 tiles to images (N, C, H, W) float in [0, 1] and labels (N, H, W)."""
     import torch
 
@@ -130,7 +130,7 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
         for city in cities:
             check_fit(relative.card, city, Path(settings.transfer))
     else:
-        pairs = [_tensors(city.sample("train", CRAFTING_TILES, seed=settings.seed), on) for city in cities]
+        pairs = [to_tensors(city.sample("train", CRAFTING_TILES, seed=settings.seed), on) for city in cities]
         images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         relative = surrogate(segmenter, images, labels, seed=settings.seed)
     pixels = sum(
@@ -157,8 +157,8 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> CityResul
             return CityResult(json.loads((kept / "measured.json").read_text(encoding="utf-8")), dict(file))
     result = CityResult({}, {})
     device = next(campaign.segmenter.parameters()).device
-    crafting = _tensors(city.sample("train", CRAFTING_TILES, seed=campaign.settings.seed), device)
-    steps = attack_city(campaign, *_tensors(sample, device), crafting, city.gsd)
+    crafting = to_tensors(city.sample("train", CRAFTING_TILES, seed=campaign.settings.seed), device)
+    steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
     total = 4 + len(s.linf) + len(s.l2) + s.halving + 2 * s.targeted + bool(s.patch) + s.universal
     for name, numbers, arrays in progress(steps, f"attacking {city.city}", total):
@@ -181,7 +181,7 @@ def _universal(campaign, results: dict[str, CityResult], samples: dict) -> dict[
     deltas = {city: torch.from_numpy(r.arrays["universal"]).to(device) for city, r in results.items()}
     rows = {}
     for city, sample in samples.items():
-        images, labels = _tensors(sample, device)
+        images, labels = to_tensors(sample, device)
         iou = {
             source: pooled_iou(
                 *(

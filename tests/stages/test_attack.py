@@ -34,7 +34,7 @@ def stage(tmp_path):
     images, labels = (
         torch.cat(parts)
         for parts in zip(
-            *(attack._tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES),
+            *(attack.to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES),
             strict=True,
         )
     )

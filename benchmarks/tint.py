@@ -1,0 +1,82 @@
+"""Adversarial training on a task with a known answer: the planted tint (tests/robustness/tint.py).
+
+    python benchmarks/tint.py [--steps 200] [--tiles 64]
+
+Prints the IoU of each training method with the tint as planted, removed and flipped, under PGD and under the
+APGD ensemble at equal numbers of gradients, the FGSM − PGD gap, and the time of a step relative to a clean
+one.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "robustness"))
+import tint  # noqa: E402
+
+from pipeline.console import table  # noqa: E402
+from pipeline.learning.adversarial import overfitting_gap  # noqa: E402
+from pipeline.params import Adversarial  # noqa: E402
+from pipeline.robustness import attacks  # noqa: E402
+from pipeline.robustness.worst_case import worst_case  # noqa: E402
+
+METHODS = {
+    "standard": Adversarial(),
+    "pgd-3, 8/255": Adversarial(method="pgd", epsilon=8, steps=3),
+    "pgd-3, warm-up": Adversarial(method="pgd", epsilon=8, steps=3, warmup=0.3),
+    "trades-3, 8/255": Adversarial(method="trades", epsilon=8, steps=3),
+    "fast, 8/255": Adversarial(method="fast", epsilon=8),
+    "free-3, 8/255": Adversarial(method="free", epsilon=8, steps=3),
+}
+PIXELS = torch.tensor([800, 200])  # of each class, roughly
+
+
+def ensemble(model, images, labels, epsilon: float, steps: int) -> float:
+    """The exact worst case over the three losses, `steps` gradients each."""
+    generator = torch.Generator().manual_seed(0)
+    target = attacks.Target(model, images, labels, "linf", epsilon)
+    found = [attacks.red_epsilon(target, f, steps, generator) for f in attacks.sea_losses(PIXELS).values()]
+    with torch.no_grad():
+        counts = [attacks.counts(model(x).argmax(1), labels) for x in found]
+    return worst_case([i.numpy() for i, _ in counts], [u.numpy() for _, u in counts])[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200, help="training steps")
+    parser.add_argument("--tiles", type=int, default=64, help="test tiles")
+    arguments = parser.parse_args()
+    images, labels = tint.tiles(arguments.tiles, 99)
+    rows, clean_step = [], None
+    for name, config in METHODS.items():
+        start = time.perf_counter()
+        model = tint.train(config, arguments.steps)
+        step = time.perf_counter() - start
+        clean_step = clean_step or step
+        row = [name, *(tint.pooled(model, *tint.tiles(arguments.tiles, 99, sign)) for sign in (1, 0, -1))]
+        for epsilon in (4 / 255, 8 / 255):
+            target = attacks.Target(model, images, labels, "linf", epsilon)
+            found = attacks.pgd(target, 30, generator=torch.Generator().manual_seed(0))
+            row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
+        gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["gap"]
+        rows.append([*row, gap, step / clean_step])
+    columns = [
+        "training",
+        "planted",
+        "removed",
+        "flipped",
+        "PGD-30 4/255",
+        "APGD 3×10",
+        "PGD-30 8/255",
+        "APGD 3×10",
+    ]
+    table(
+        f"IoU, {arguments.steps} steps of batch 8", [*columns, "FGSM−PGD 8/255", "step time / standard"], rows
+    )
+
+
+if __name__ == "__main__":
+    main()
