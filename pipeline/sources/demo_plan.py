@@ -128,6 +128,24 @@ class Rect:
     def centre(self) -> tuple[float, float]:
         return (self.u0 + self.u1) / 2, (self.v0 + self.v1) / 2
 
+    @property
+    def heading(self) -> float:
+        """The frame direction of the longer side, radians."""
+        return math.pi / 2 if self.height > self.width else 0.0
+
+    @property
+    def length(self) -> float:
+        return max(self.width, self.height)
+
+    @property
+    def breadth(self) -> float:
+        return min(self.width, self.height)
+
+    def at(self, along: float, across: float = 0.0) -> tuple[float, float]:
+        """A place counted in metres from the centre, along the longer side and a quarter turn from it."""
+        u, v = self.centre
+        return (u - across, v + along) if self.heading else (u + along, v + across)
+
     def inset(self, d: float) -> "Rect":
         return Rect(self.u0 + d, self.v0 + d, self.u1 - d, self.v1 - d)
 
@@ -169,23 +187,14 @@ class Lot:
 
 def lots(block: Rect, frontage: tuple[float, float], rng: np.random.Generator) -> list[Lot]:
     """Two rows of lots back to back along the block's long sides; one row where it is too shallow for two."""
-    upright = block.height > block.width
-    length, across = (block.height, block.width) if upright else (block.width, block.height)
-    rows = 2 if across > 34 else 1
+    rows = 2 if block.breadth > 34 else 1
     found = []
     for row in range(rows):
-        count = max(1, round(length / rng.uniform(*frontage)))
+        count = max(1, round(block.length / rng.uniform(*frontage)))
         shares = rng.uniform(0.85, 1.15, count)
-        edges = np.concatenate([[0], np.cumsum(shares / shares.sum())]) * length - length / 2
+        edges = (np.concatenate([[0], np.cumsum(shares / shares.sum())]) - 0.5) * block.length
+        along, across = block.heading + row * math.pi, (row - 0.5) * block.breadth
         for start, stop in zip(edges, edges[1:], strict=False):
-            middle, side = (start + stop) / 2, -across / 2 if row == 0 else across / 2
-            (cu, cv), near = block.centre, row == 0
-            front = (cu - side, cv + middle) if upright else (cu + middle, cv + side)
-            along = {
-                (False, True): 0,
-                (False, False): np.pi,
-                (True, True): np.pi / 2,
-                (True, False): -np.pi / 2,
-            }
-            found.append(Lot(front, along[upright, near], stop - start, across / rows))
+            front = block.at((start + stop) / 2, across)
+            found.append(Lot(front, along, stop - start, block.breadth / rows))
     return found

@@ -394,16 +394,11 @@ class Planner:
         """Perimeter wings around a court."""
         rng, b = self.rng, self.city.buildings
         self.area(block, self.paint(self.pick({"paving": 1, self.city.plants.grass: 1})))
-        upright = block.height > block.width
-        length, across = (block.height, block.width) if upright else (block.width, block.height)
-        count = max(1, round(length / rng.uniform(34, 52)))
+        count, along = max(1, round(block.length / rng.uniform(34, 52))), block.heading
         for i in range(count):
-            piece, deep = length / count - 0.6, rng.uniform(10, 13)
-            middle = (i + 0.5) * length / count - length / 2
-            cu, cv = block.centre
-            u, v = (cu, cv + middle) if upright else (cu + middle, cv)
-            along = np.pi / 2 if upright else 0.0
-            wide, tall = piece, across - 1.0
+            deep = rng.uniform(10, 13)
+            u, v = block.at(((i + 0.5) / count - 0.5) * block.length)
+            wide, tall = block.length / count - 0.6, block.breadth - 1.0
             ends = (wide - deep) / 2, (tall - deep) / 2
             wings = [
                 (0, -ends[1], along, deep, wide),
@@ -417,7 +412,8 @@ class Planner:
                 wings.pop(rng.integers(4))
             roofs = [r for r in b.halls + b.houses if r.form in ("hip", "flat", "gable")]
             self.raise_wings(u, v, along, wings, self.roof(roofs), rng.uniform(9, 14))
-            inner = Rect(u - wide / 2, v - tall / 2, u + wide / 2, v + tall / 2).inset(deep + 2)
+            half = (tall / 2, wide / 2) if block.heading else (wide / 2, tall / 2)
+            inner = Rect(u - half[0], v - half[1], u + half[0], v + half[1]).inset(deep + 2)
             if inner.width > 0 and inner.height > 0:
                 self.trees(inner, 2.5)
 
@@ -438,28 +434,24 @@ class Planner:
         """Blocks of flats on grass, with parking between."""
         rng, b = self.rng, self.city.buildings
         self.area(block, self.paint(self.city.plants.grass))
-        upright = block.height > block.width
-        length, across = (block.height, block.width) if upright else (block.width, block.height)
         depth, pitch = rng.uniform(11, 15), rng.uniform(27, 36)
-        count = max(1, int(length / pitch))
-        roofs = [self.roof(b.halls)]  # an estate has one kind
+        count = max(1, int(block.length / pitch))
+        step, roofs = block.length / count, [self.roof(b.halls)]  # an estate has one kind
         for i in range(count):
-            middle = (i + 0.5) * length / count - length / 2
-            cu, cv = block.centre
-            long = min(across - 6, rng.uniform(26, 44))
-            u, v = (cu, cv + middle) if upright else (cu + middle, cv)
+            middle = (i + 0.5) * step - block.length / 2
+            long = min(block.breadth - 6, rng.uniform(26, 44))
             if long > 12:
-                self.building(
-                    u, v, 0.0 if upright else np.pi / 2, long, depth, roofs, height=(8, 15), compound=0.2
-                )
-            gap = middle + length / count / 2
-            u, v = (cu, cv + gap) if upright else (cu + gap, cv)
+                across = block.heading + np.pi / 2
+                self.building(*block.at(middle), across, long, depth, roofs, height=(8, 15), compound=0.2)
             if i < count - 1:
-                half = ((across - 10) / 2, 6.0) if upright else (6.0, (across - 10) / 2)
+                (u0, v0), (u1, v1) = (
+                    block.at(middle + step / 2 + 6 * s, s * (block.breadth - 10) / 2) for s in (-1, 1)
+                )
+                gap = Rect(min(u0, u1), min(v0, v1), max(u0, u1), max(v0, v1))
                 if self.chance(0.5):
-                    self.parking(Rect(u - half[0], v - half[1], u + half[0], v + half[1]))
+                    self.parking(gap)
                 else:
-                    self.trees(Rect(u - half[0], v - half[1], u + half[0], v + half[1]), 5)
+                    self.trees(gap, 5)
 
     def commercial(self, block: Rect) -> None:
         """One or two halls, their parking, a yard of containers."""
