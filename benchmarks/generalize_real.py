@@ -1,7 +1,6 @@
 """Five real cities, each left out once: how well is a city mapped that training has never seen?
 
-    python benchmarks/generalize_real.py                 (an hour or two on 2 cores; --epochs 3 for a first
-    look)
+    python benchmarks/generalize_real.py        (an hour or two on 2 cores; --epochs 3 for a first look)
 
 Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but each, and
 writes benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the city × city matrix, the
@@ -52,9 +51,9 @@ def report(m: dict, params: Params, command: str) -> str:
     parts = [
         "# A real city never seen",
         f"`{command}`",
-        f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} steps a model at "
-        f"{params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % intervals by paired "
-        "bootstrap over scenes, or over blocks where a city has one test scene.",
+        f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} steps a "
+        f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % "
+        "intervals by paired bootstrap over scenes, or over blocks where a city has one test scene.",
         table(
             ["city", *(key.replace("_", " ") for key in keys)], [[c, *(r[k] for k in keys)] for c, r in gaps]
         ),
