@@ -161,7 +161,8 @@ def frugal(metrics: dict) -> Figure:
     for i, (start, table) in enumerate(metrics["frugal_by_initialisation"].items()):
         shares = sorted(table, key=float)
         mean = [_mean(list(table[share].values())) for share in shares]
-        axes.plot([float(s) for s in shares], mean, marker="o", color=CITIES[i], label=start.replace("_", " "))
+        name = start.replace("_", " ")
+        axes.plot([float(s) for s in shares], mean, marker="o", color=CITIES[i], label=name)
     axes.set(xscale="log", ylim=(0, 1), xlabel="share of its training scenes", ylabel="IoU, mean of cities")
     axes.minorticks_off()
     axes.set_xticks([float(s) for s in shares], [f"{100 * float(s):g} %" for s in shares])
