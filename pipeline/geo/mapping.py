@@ -141,8 +141,9 @@ class Mapper:
             polygons = vectorize.simplify(polygons, self.native, max(self.settings.simplify, least))
         if self.settings.square:
             polygons = vectorize.square(polygons, self.native)
-        areas = shapely.area(polygons) * ground
-        columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": buildings.confidence}
+        areas = np.round(shapely.area(polygons) * ground, 3)
+        confidence = np.round(buildings.confidence, 4)  # blending windows leaves noise in the eighth digit
+        columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence}
         place = self.scene.transform
         self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place * (xy[:, 0], xy[:, 1]), 1)))
         self.totals.buildings += len(buildings)

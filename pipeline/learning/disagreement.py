@@ -19,17 +19,16 @@ class Disagreement(nn.Module):
         self.segmenter, self.temperature, self.classes = segmenter, temperature, segmenter.classes + 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        total, first, second = 0, 0, 0
+        views = []
         for turns in range(4):
             for flip in (False, True):
                 view = images.rot90(turns, (2, 3))
                 logits = self.segmenter(view.flip(3) if flip else view)
                 p = (logits.float() / self.temperature).softmax(1)[:, 1:]
-                p = (p.flip(3) if flip else p).rot90(-turns, (2, 3))
-                building = p.sum(1, keepdim=True)
-                total, first, second = total + p / 8, first + building / 8, second + building**2 / 8
-        deviation = (second - first**2).clamp_min(0).sqrt()
-        halves = torch.cat([total, deviation], 1) / 2
+                views.append((p.flip(3) if flip else p).rot90(-turns, (2, 3)))
+        p = torch.stack(views)
+        deviation = p.sum(2, keepdim=True).std(0, correction=0)
+        halves = torch.cat([p.mean(0), deviation], 1) / 2
         return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
 
     @staticmethod

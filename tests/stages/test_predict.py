@@ -1,0 +1,482 @@
+import json
+import multiprocessing
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from affine import Affine
+from pyproj import Geod
+from rasterio.features import rasterize
+from scipy import ndimage
+
+from pipeline import load_model
+from pipeline.errors import InputError
+from pipeline.geo.scene_list import list_scenes
+from pipeline.learning.disagreement import Disagreement
+from pipeline.learning.models import build_model, save_model
+from pipeline.params import Model, Predict
+from pipeline.stages.predict import STEPS, expected_iou, run
+
+UTM = Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000), "EPSG:32632"
+PLACES = {
+    "utm": UTM,
+    "finer": (Affine(0.3, 0, 500_000, 0, -0.3, 6_650_000), "EPSG:32632"),
+    "coarser": (Affine(0.8, 0, 500_000, 0, -0.8, 6_650_000), "EPSG:32632"),
+    "web mercator at 60°": (Affine(1, 0, 1e6, 0, -1, 8_399_737.9), "EPSG:3857"),
+    "degrees at 60°": (Affine(9e-6, 0, 10, 0, -4.5e-6, 60), "EPSG:4326"),
+    "rotated": (Affine(0.4, 0.3, 500_000, 0.3, -0.4, 6_650_000), "EPSG:32632"),
+    "south up": (Affine(0.5, 0, 500_000, 0, 0.5, 6_650_000), "EPSG:32632"),
+}
+SETTINGS = Predict(window=128, min_area=0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A pointwise model at half a metre: red roofs are buildings."""
+    folder, description = tmp_path_factory.mktemp("models") / "red", Model(architecture="linear")
+    segmenter = build_model(description, 3)
+    with torch.no_grad():
+        segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
+        segmenter.network.bias[:] = torch.tensor([0.0, -4])
+    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5,
+            "threshold": 0.5, "temperature": 2.0, "metrics": {"validation_iou": 0.7}}  # fmt: skip
+    save_model(folder, segmenter, card)
+    return folder
+
+
+def town(height: int = 300, width: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 grey noise with red roofs, some with a yard; and where they are, (H, W) uint8."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((height, width), np.uint8)
+    for _ in range(height * width // 3000):
+        top, left = rng.integers(0, height - 30), rng.integers(0, width - 30)
+        truth[top : top + rng.integers(10, 30), left : left + rng.integers(10, 30)] = 1
+        if rng.random() < 0.2:
+            truth[top + 4 : top + 7, left + 4 : left + 7] = 0
+    image = np.repeat(rng.integers(60, 180, (height, width, 1), dtype=np.uint8), 3, axis=2)
+    image[truth == 1] = (220, 40, 40)
+    return image, truth
+
+
+def write_scene(path: Path, image: np.ndarray, place=UTM, **profile) -> Path:
+    height, width, count = image.shape
+    transform, crs = place
+    with rasterio.open(path, "w", driver=profile.pop("driver", "GTiff"), height=height, width=width, count=count,
+                       dtype=image.dtype, transform=transform, crs=crs, **profile) as file:  # fmt: skip
+        file.write(np.moveaxis(image, -1, 0))
+    return path
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return np.count_nonzero((a == 1) & (b == 1)) / max(1, np.count_nonzero((a == 1) | (b == 1)))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones and folders too."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+
+
+def check_round_trip(source: Path, mask_path: Path, polygons: gpd.GeoDataFrame, threshold: float = 0.5):
+    """The mask lies on the scene, the polygons on the mask, and areas are those on the ellipsoid."""
+    with rasterio.open(source) as scene, rasterio.open(mask_path) as map_:
+        assert (map_.shape, map_.transform, map_.crs) == (scene.shape, scene.transform, scene.crs)
+        assert map_.nodata == 255 and map_.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        mask = map_.read(1)
+        drawn = rasterize(polygons.geometry, mask.shape, transform=scene.transform)
+    assert iou(drawn, mask) >= 0.98
+    degrees = polygons.to_crs(4326).geometry
+    on_ground = [abs(Geod(ellps="WGS84").geometry_area_perimeter(g)[0]) for g in degrees]
+    np.testing.assert_allclose(polygons.area_m2, on_ground, rtol=1e-4, atol=1e-3)
+    assert polygons.id.is_unique and polygons.confidence.between(threshold, 1).all()
+    return mask
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_round_trip_of_any_grid(model, tmp_path, name):
+    image, truth = town()
+    scene = write_scene(tmp_path / "town.tif", image, PLACES[name])
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS)
+    polygons = gpd.read_file(tmp_path / "out" / "town.gpkg")
+    mask = check_round_trip(scene, tmp_path / "out" / "town.tif", polygons)
+    if name in ("finer", "coarser"):
+        assert iou(mask, truth) > 0.8  # through a coarser or finer grid and back
+    else:
+        np.testing.assert_array_equal(mask, truth)
+        assert len(polygons) == ndimage.label(truth)[1]
+        assert any(len(p.interiors) for p in polygons.geometry)
+
+
+@pytest.mark.parametrize("city", ["austin", "montenegro", "ohio", "zanzibar"])
+def test_round_trip_of_real_scenes(model, tmp_path, shared_cities, city):
+    scene = sorted((shared_cities / city / "images").iterdir())[-1]
+    run(model, [str(scene)], tmp_path / "out", settings=Predict(min_area=0, threshold=0.15))
+    polygons = gpd.read_file(tmp_path / "out" / f"{scene.stem}.gpkg")
+    check_round_trip(scene, tmp_path / "out" / f"{scene.stem}.tif", polygons, 0.15)
+    assert len(polygons)
+
+
+def test_a_pointwise_model_shows_no_seams(model, tmp_path):
+    image, _ = town(500, 333)
+    scene = write_scene(tmp_path / "town.tif", image, PLACES["finer"])
+    outputs = []
+    for window, overlap in ((64, 0.25), (160, 0.5), (512, 0.0)):
+        out = tmp_path / str(window)
+        settings = SETTINGS.model_copy(update={"window": window, "overlap": overlap, "probability": True})
+        run(model, [str(scene)], out, settings=settings)
+        outputs.append({k: v for k, v in snapshot(out).items() if k != "town.json"})
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("kind", ["nodata", "alpha", "mask", "nan"])
+def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
+    image, truth = town()
+    empty = np.zeros_like(truth, bool)
+    empty[100:250, 50:300] = True
+    path = tmp_path / "town.tif"
+    if kind == "nan":
+        values = image.astype(np.float32) / 1000
+        values[empty, 1] = np.nan
+        write_scene(path, values)
+    else:
+        image[empty] = 0
+        if kind == "alpha":
+            write_scene(path, np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8), alpha="yes", photometric="rgb")
+        else:
+            write_scene(path, image, **({"nodata": 0} if kind == "nodata" else {}))
+        if kind == "mask":
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+                file.write_mask(~empty)
+    options = {"value_range": (0, 0.255)} if kind == "nan" else {}
+    run(model, [str(path)], tmp_path / "out", settings=SETTINGS.model_copy(update={"probability": True}), **options)
+    with rasterio.open(tmp_path / "out" / "town.tif") as map_, rasterio.open(tmp_path / "out" / "town.probability.tif") as p:
+        np.testing.assert_array_equal(map_.read(1), np.where(empty, 255, truth))
+        np.testing.assert_array_equal(p.read(1) == 255, empty)
+    found = json.loads((tmp_path / "out" / "town.json").read_text())
+    assert found["area_km2"] == pytest.approx((~empty).sum() * 0.25e-6, rel=2e-3)
+
+
+def test_sixteen_bit_scenes_are_scaled_as_a_whole(model, tmp_path):
+    image, truth = town()
+    scene = write_scene(tmp_path / "town.tif", image.astype(np.uint16) * 16 + 3000)
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS)
+    with rasterio.open(tmp_path / "out" / "town.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), truth)
+
+
+def test_layers_are_calibrated_and_symmetric_models_do_not_disagree(model, tmp_path):
+    image, truth = town()
+    scene = write_scene(tmp_path / "town.tif", image)
+    settings = SETTINGS.model_copy(update={"probability": True, "uncertainty": True})
+    run(model, [str(scene)], tmp_path / "out", settings=settings)
+    logit = ((20 * 220 - 20 * 40) / 255 - 4) / 2  # of a red roof, over the card's temperature
+    with rasterio.open(tmp_path / "out" / "town.probability.tif") as file:
+        values = file.read(1) * file.scales[0]
+    assert np.abs(values[truth == 1] - 1 / (1 + np.exp(-logit))).max() < 0.01
+    with rasterio.open(tmp_path / "out" / "town.uncertainty.tif") as file:
+        assert file.read(1).max() <= 1 and file.scales[0] == pytest.approx(0.5 / STEPS)
+
+
+def test_disagreement_is_the_deviation_over_the_eight_symmetries():
+    torch.manual_seed(0)
+    segmenter = build_model(Model(architecture="small_fcn", classes=2, width=4), 3).eval()
+    images = torch.rand(2, 3, 24, 24)
+    with torch.inference_mode():
+        halves = Disagreement(segmenter, 1.5)(images).softmax(1)[:, 1:]
+        views = [(images.rot90(t, (2, 3)), t) for t in range(4)] + [(images.rot90(t, (2, 3)).flip(3), t) for t in range(4)]
+        p = [(segmenter(v) / 1.5).softmax(1)[:, 1:] for v, _ in views]
+    p = torch.stack([(q.flip(3) if i >= 4 else q).rot90(-t, (2, 3)) for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))])
+    split = Disagreement.split(halves)
+    torch.testing.assert_close(split[:, :2], p.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(split[:, 2], p.sum(2).std(0, correction=0), atol=1e-5, rtol=1e-3)
+    assert split[:, 2].max() > 1e-3
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
+def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
+    image, truth = town(200, 200)
+    scene = write_scene(tmp_path / "town.tif", image, PLACES["web mercator at 60°"])
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"polygons": suffix}))
+    path = tmp_path / "out" / f"town.{suffix}"
+    polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
+    assert polygons.crs == (4326 if suffix == "geojson" else 3857)
+    with rasterio.open(scene) as file:
+        drawn = rasterize(polygons.to_crs(3857).geometry, file.shape, transform=file.transform)
+    assert iou(drawn, truth) > 0.999
+    assert set(polygons.columns) == {"id", "label", "area_m2", "confidence", "geometry"}
+
+
+def test_small_polygons_are_dropped_and_outlines_squared(model, tmp_path):
+    image, truth = town()
+    image[0:3, 0:3] = (220, 40, 40)
+    scene = write_scene(tmp_path / "town.tif", image)
+    settings = SETTINGS.model_copy(update={"min_area": 5, "square": True, "polygons": "parquet"})
+    run(model, [str(scene)], tmp_path / "out", settings=settings)
+    polygons = gpd.read_parquet(tmp_path / "out" / "town.parquet")
+    assert len(polygons) == ndimage.label(truth)[1] and polygons.area_m2.min() >= 5
+    assert shapely.is_valid(polygons.geometry.values).all()
+
+
+def test_thresholds_come_from_the_card_unless_stated(model, tmp_path):
+    image, _ = town()
+    predictor = load_model(model, "cpu")
+    shares = [predictor.predict(image, threshold=t).mask.mean() for t in (0.01, None, 0.999)]
+    assert shares[0] > shares[1] > shares[2] == 0
+
+
+def test_python_maps_arrays_and_paths_alike(model, tmp_path):
+    image, truth = town()
+    scene = write_scene(tmp_path / "town.tif", image)
+    predictor = load_model(model, "cpu")
+    one, two = predictor.predict(image, min_area=0), predictor.predict(scene, min_area=0)
+    np.testing.assert_array_equal(one.mask, truth)
+    np.testing.assert_array_equal(two.mask, truth)
+    np.testing.assert_array_equal(one.probability, two.probability)
+    assert two.polygons.crs == 32632 and one.polygons.crs is None
+    np.testing.assert_allclose(one.polygons.area_m2.sum(), truth.sum() * 0.25)
+    assert one.transform == Affine.identity() and two.transform == UTM[0]
+    with pytest.raises(InputError, match="an image is"):
+        predictor.predict(image[..., :2])
+    with pytest.raises(InputError, match="polygon"):
+        predictor.predict(image, polygons="shp")
+
+
+def test_import_is_instant():
+    code = "import sys, pipeline; assert not {'torch', 'rasterio', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+# ---------------------------------------- which scenes, again and elsewhere
+
+
+def test_lists_of_scenes(tmp_path):
+    for name in ("a/one.tif", "a/two.TIF", "b/one.tif", "b/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("# mine\na/one.tif\n\nhttps://example.org/x/three.tif?key=1\n")
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert list(list_scenes([str(a)])) == ["one", "two"]
+    assert list(list_scenes([f"{tmp_path}/**/*.tif"])) == ["a-one", "b-one"]
+    assert list_scenes([str(tmp_path / "list.txt")]) == {
+        "one": str(a / "one.tif"), "three": "https://example.org/x/three.tif?key=1"
+    }  # fmt: skip
+    assert list_scenes([str(a / "one.tif"), str(a / "one.tif")]) == {"one": str(a / "one.tif")}
+    for wrong, reason in (
+        ("ftp://example.org/x.tif", "begins with one of"),
+        ("/vsicurl/https://example.org/x.tif", "GDAL's own paths"),
+        (str(tmp_path), "no images in this folder"),
+        (f"{b}/*.jp2", "matches no file"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            list_scenes([wrong])
+
+
+def test_urls_of_files(model, tmp_path):
+    image, truth = town(64, 64)
+    scene = write_scene(tmp_path / "town.tif", image)
+    run(model, [f"file://{scene}"], tmp_path / "out", settings=SETTINGS)
+    with rasterio.open(tmp_path / "out" / "town.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), truth)
+
+
+def test_finished_scenes_are_skipped_and_changed_ones_are_not(model, tmp_path, capsys):
+    scene = write_scene(tmp_path / "town.tif", town(100, 100)[0])
+    out = tmp_path / "out"
+    rich = SETTINGS.model_copy(update={"probability": True})
+    run(model, [str(scene)], out, settings=rich)
+    first = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    run(model, [str(scene)], out, settings=rich)
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == first
+    run(model, [str(scene)], out, settings=SETTINGS)  # other outputs: the old ones do not stay
+    assert sorted(p.name for p in out.iterdir()) == ["town.gpkg", "town.json", "town.tif"]
+    write_scene(scene, town(100, 100, seed=1)[0])
+    run(model, [str(scene)], out, settings=SETTINGS)
+    with rasterio.open(out / "town.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), town(100, 100, seed=1)[1])
+
+
+def test_results_never_overwrite_scenes(model, tmp_path):
+    scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
+    before = scene.read_bytes()
+    with pytest.raises(InputError, match="choose another --out"):
+        run(model, [str(scene)], tmp_path)
+    assert scene.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def workers():
+    """Processes that start with everything imported, and nothing ever run, before them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.stages.predict", "geopandas"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def towns(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("towns")
+    for i in range(5):
+        write_scene(folder / f"town{i}.tif", town(600, 800, seed=i)[0], PLACES["finer"])
+    return folder
+
+
+EVERYTHING = SETTINGS.model_copy(update={"probability": True, "polygons": "gpkg"})
+
+
+def start(workers, model, towns, out, **options):
+    process = workers.Process(target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options})
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def reference(model, towns, tmp_path_factory, workers) -> tuple[dict[str, bytes], float]:
+    """What a run that nobody disturbs leaves, and the seconds it takes."""
+    start(workers, model, towns, tmp_path_factory.mktemp("warm")).join()
+    out, begun = tmp_path_factory.mktemp("reference"), time.monotonic()
+    start(workers, model, towns, out).join()
+    return snapshot(out), time.monotonic() - begun
+
+
+def test_killed_at_any_moment_and_run_again_it_gives_the_same(model, towns, tmp_path, workers, reference):
+    (expected, seconds), interrupted = reference, 0
+    assert len(expected) == 5 * 4
+    for i, share in enumerate(np.random.default_rng(0).uniform(0.1, 0.9, 5)):
+        out = tmp_path / str(i)
+        process = start(workers, model, towns, out)
+        process.join(share * seconds)
+        interrupted += process.is_alive()
+        process.kill()
+        process.join()
+        for name, content in snapshot(out).items() if out.exists() else ():
+            assert name.startswith(".") or content == expected[name]  # whole, or not there
+        process = start(workers, model, towns, out)
+        process.join()
+        assert process.exitcode == 0 and snapshot(out) == expected
+    assert interrupted
+
+
+def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, workers, reference):
+    processes = [start(workers, model, towns, tmp_path / "out", shard=f"{i}/2") for i in (1, 2)]
+    for process in processes:
+        process.join()
+    assert snapshot(tmp_path / "out") == reference[0]
+    for shard in ("0/2", "3/2", "x", "1"):
+        with pytest.raises(InputError, match="write i/n"):
+            run(model, [str(towns)], tmp_path / "out", shard=shard)
+
+
+def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference):
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    run(model, [str(towns)], tmp_path / "out", settings=EVERYTHING, ray="local")
+    assert snapshot(tmp_path / "out") == reference[0]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def jpeg(path: Path) -> None:
+    write_scene(path, town(64, 64)[0], (Affine.identity(), None), driver="JPEG")
+
+
+BAD = {
+    "one-band.tif": (lambda p: write_scene(p, town(64, 64)[0][..., :1]), "has 1 band, but the model reads bands 1, 2, 3"),
+    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "has no CRS.*--gsd"),
+    "photo.jpg": (jpeg, "has no CRS.*--gsd"),
+    "empty.tif": (lambda p: p.touch(), "cannot be read"),
+    "absent.tif": (lambda p: None, "No such file"),
+    "words.tif": (lambda p: p.write_text("not a picture"), "cannot be read"),
+    "nothing.tif": (lambda p: write_scene(p, np.full((64, 64, 3), np.nan, np.float32)), "no data.*--range"),
+}
+
+
+def truncated(path: Path) -> None:
+    write_scene(path, town(400, 400)[0], compress="deflate", tiled=True, blockxsize=128, blockysize=128)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+BAD["truncated.tif"] = (truncated, "cannot be read")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_bad_scenes_are_reported_each_in_a_sentence_and_the_good_one_is_mapped(model, tmp_path, capsys):
+    for name, (write, _) in BAD.items():
+        write(tmp_path / name)
+    write_scene(tmp_path / "good.tif", town(64, 64)[0])
+    scenes = [str(tmp_path / name) for name in (*BAD, "good.tif")]
+    with pytest.raises(InputError, match=f"{len(BAD)} of {len(BAD) + 1} scenes failed"):
+        run(model, scenes, tmp_path / "out", settings=SETTINGS)
+    said = capsys.readouterr().out.splitlines()
+    for name, (_, reason) in BAD.items():
+        (line,) = [line for line in said if line.startswith(f"failed {Path(name).stem}:")]
+        assert name in line and re.search(reason, line), line
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.gpkg", "good.json", "good.tif"]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_without_a_crs_the_gsd_may_be_stated(model, tmp_path):
+    image, truth = town(100, 120)
+    scene = write_scene(tmp_path / "photo.png", image, (Affine.identity(), None), driver="PNG")
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, gsd=0.5)
+    with rasterio.open(tmp_path / "out" / "photo.tif") as map_:
+        assert map_.crs is None
+        np.testing.assert_array_equal(map_.read(1), truth)
+    polygons = gpd.read_file(tmp_path / "out" / "photo.gpkg")
+    assert iou(rasterize(polygons.geometry, truth.shape), truth) == 1  # in pixel coordinates
+    np.testing.assert_allclose(polygons.area_m2.sum(), truth.sum() * 0.25)
+
+
+def test_other_bands_may_be_read(model, tmp_path):
+    image, truth = town(100, 120)
+    scene = write_scene(tmp_path / "town.tif", np.dstack([np.full_like(truth, 9), image[..., ::-1]]))
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, bands=[4, 3, 2])
+    with rasterio.open(tmp_path / "out" / "town.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), truth)
+    with pytest.raises(InputError, match="1 of 1 scenes failed"):
+        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, bands=[1, 2])
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, limit):
+    rng = np.random.default_rng(0)
+    speckle = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    scene = write_scene(tmp_path / "town.tif", speckle)
+    settings = SETTINGS.model_copy(update={"probability": True})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(InputError, match="1 of 1 scenes failed"):
+            run(model, [str(scene)], tmp_path / "out", settings=settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "free some space" in capsys.readouterr().out
+    assert snapshot(tmp_path / "out") == {}
+    run(model, [str(scene)], tmp_path / "out", settings=settings)
+    with sqlite3.connect(tmp_path / "out" / "town.gpkg") as file:
+        assert file.execute("pragma integrity_check").fetchone() == ("ok",)
+
+
+def test_expected_iou_is_that_of_true_probabilities():
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.3, 0.5, 400_000)
+    truth = rng.random(len(p)) < p
+    found = p > 0.5
+    histogram = np.bincount(np.rint(p * STEPS).astype(int), minlength=STEPS + 1)
+    real = (found & truth).sum() / (found | truth).sum()
+    assert expected_iou(histogram) == pytest.approx(real, abs=0.01)
+    thresholds = {
+        "building": np.quantile(p[found], 1 - truth[found].mean()),
+        "background": np.quantile(1 - p[~found], truth[~found].mean()),
+    }
+    assert expected_iou(histogram, thresholds) == pytest.approx(real, abs=0.02)
+    assert expected_iou(np.eye(STEPS + 1, dtype=int)[0]) is None
