@@ -1,9 +1,8 @@
-"""What an attack on a segmenter maximises, a value per pixel: logits (N, K, H, W), labels (N, H, W) -> (N, H,
-W).
+"""What an attack on a segmenter maximises, per pixel: logits (N, K, H, W), labels (N, H, W) to (N, H, W).
 
-Ignored pixels (255) get a finite value that never counts: the engine leaves them out of every sum. `progress`
-is the share of the iterations already done; only SegPGD looks at it. p is the softmax of the logits, y the
-label, CE = −log p_y.
+p is the softmax of the logits, y the label, CE = −log p_y. Ignored pixels (255) get a finite value that never
+counts: the engine leaves them out of every sum. `progress` is the share of the iterations already done; only
+SegPGD looks at it.
 """
 
 import math

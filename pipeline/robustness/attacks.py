@@ -1,9 +1,9 @@
 """Attacks on a segmenter: one engine, `ascend`, and the attacks as its settings.
 
-    fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy segpgd, cospgd  Gu et al. 2022;
-    Agnihotri et al. 2023: the same steps, pixels weighted red_epsilon     Croce, Singh & Hein 2024 (SEA):
-    APGD (Croce & Hein 2020), with each of three losses, on shrinking radii universal       Moosavi-Dezfooli
-    et al. 2017: one perturbation for many images
+    fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy
+    segpgd, cospgd  Gu et al. 2022; Agnihotri et al. 2023: the same steps, pixels weighted
+    red_epsilon     Croce, Singh & Hein 2024 (SEA): APGD (Croce & Hein 2020) with each of three losses
+    universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
 
 Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns
 images (N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not
@@ -97,8 +97,8 @@ class Found(NamedTuple):
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Where APGD looks back (Croce & Hein 2020, section 3.2, in the constants of its code): first after 0.22
-    T steps, then at intervals shrinking by 0.03 T down to 0.06 T."""
+    """Where APGD looks back (Croce & Hein 2020, section 3.2, with the constants of its code): first after 0.22 T
+    steps, then at intervals shrinking by 0.03 T down to 0.06 T."""
     first, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, mark, interval = set(), first, first
     while mark < steps:
@@ -119,13 +119,12 @@ def ascend(
     adaptive: bool = False,
     early_stop: bool = True,
 ) -> Found:
-    """Projected steepest ascent of the loss; `steps` gradients, one forward and backward pass each, plus a
-    last look.
+    """Projected steepest ascent of the loss: `steps` gradients, and one last look.
 
-    inertia   share of the last move kept in the next one; APGD's momentum of 0.75 on the new point is inertia
-    0.25 adaptive  APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing
-    changed since the
-              last one, halve the step and return to the best point
+    inertia     share of the last move kept in the next one; APGD's momentum, 0.75 on the new point, is 0.25 here
+    adaptive    APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing changed
+                since the last one, halve the step and return to the best point
+    early_stop  leave the images out that have nothing left to lose
     """
     norm, count = target.norm, len(target.images)
     like = {"device": target.images.device}
