@@ -159,12 +159,12 @@ class Rect:
 
     def outline(self, step: float = 6.0) -> np.ndarray:
         """(N, 2) points along the border, close enough to follow a bend."""
-        if max(self.width, self.height) < step:
-            return np.array([(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)])
-        u = np.linspace(self.u0, self.u1, max(2, int(self.width / step) + 2))
-        v = np.linspace(self.v0, self.v1, max(2, int(self.height / step) + 2))
-        sides = [(u, self.v0), (self.u1, v), (u[::-1], self.v1), (self.u0, v[::-1])]
-        return np.concatenate([np.stack(np.broadcast_arrays(a, b), 1)[:-1] for a, b in sides])
+        corners = np.array([(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)])
+        count = int(self.length / step) + 1
+        if count == 1:
+            return corners
+        share = np.arange(count)[None, :, None] / count
+        return (corners[:, None] * (1 - share) + np.roll(corners, -1, 0)[:, None] * share).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
