@@ -2,8 +2,8 @@
 
 An outline and an image edge agree where they lie at the same place *and* in the same direction. What is
 correlated is therefore the squared projection of the image's gradient g on the outline's normal n,
-(g·n)² = Σᵢⱼ gᵢgⱼ nᵢnⱼ: three correlations of structure tensors, each by FFT, for all translations at once. The
-sign of the contrast does not enter: a roof may be darker or brighter than the ground around it.
+(g·n)² = Σᵢⱼ gᵢgⱼ nᵢnⱼ: three correlations of structure tensors, each by FFT, for all translations at once.
+The sign of the contrast does not enter: a roof may be darker or brighter than the ground around it.
 """
 
 from dataclasses import dataclass

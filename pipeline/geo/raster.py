@@ -7,7 +7,7 @@ wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,14 @@ from pipeline.geo.grid import Grid, Window, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
 
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
+REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with the network but not without end
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MAX_RETRY": 4,
+    "GDAL_HTTP_RETRY_DELAY": 1,  # seconds
+    "GDAL_HTTP_CONNECTTIMEOUT": 15,  # seconds
+    "GDAL_HTTP_LOW_SPEED_TIME": 60,  # seconds below
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
+}
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
 ALPHA_BETWEEN = 0.1  # with more of a fourth band between its extremes it is near infrared, not alpha
 
@@ -54,7 +62,7 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
 @contextmanager
 def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     """Open with rasterio; whatever it finds wrong, on opening or in mid-read, becomes one InputError."""
-    with _reading(path):
+    with _reading(path), rasterio.Env(**REMOTE) if "://" in str(path) else nullcontext():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
             dataset = rasterio.open(path)

@@ -68,7 +68,7 @@ def test_nodata_has_no_edges():
 
 @pytest.mark.parametrize("crs", ["EPSG:32636", "EPSG:3857", "EPSG:4326"])
 def test_metres_east_and_north_in_any_crs(tmp_path, crs):
-    """A pixel of EPSG:3857 at 60° north is half a metre of ground, one of EPSG:4326 is half as wide as high."""
+    """A pixel of EPSG:3857 at 60° north is half a metre of ground, of EPSG:4326 half as wide as high."""
     step = 1e-5 if crs == "EPSG:4326" else 1.0
     corners = {"EPSG:32636": (500_000, 6_651_000), "EPSG:3857": (3_673_000, 8_399_000), "EPSG:4326": (33, 60)}
     corner = corners[crs]
