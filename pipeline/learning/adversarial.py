@@ -1,11 +1,11 @@
 """Adversarial training: the loss of a batch whose images an attacker has moved first.
 
-    pgd     cross-entropy ascent of `steps` gradients from a random point (Madry et al. 2018), of every image of
+    pgd     cross-entropy ascent of `steps` gradients from a random point (Madry et al. 2018), every image of
             every batch: mixing clean images in undoes the effect (Croce, Singh & Hein 2024)
     trades  loss(clean) + β·KL(clean ‖ moved) per pixel, the image moved to raise that KL (Zhang et al. 2019)
     fast    one step of 1.25 ε from a random point (Wong, Rice & Kolter 2020)
-    free    no extra gradient: each batch is replayed `steps` times, and the pixel gradient of one weight update
-            moves the images of the next (Shafahi et al. 2019)
+    free    no extra gradient: each batch is replayed `steps` times, and the pixel gradient of one weight
+            update moves the images of the next (Shafahi et al. 2019)
 
 Images are moved in evaluation mode: batch statistics see only the batch the weights are updated on.
 """

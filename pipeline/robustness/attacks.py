@@ -97,7 +97,7 @@ class Found(NamedTuple):
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Where APGD looks back (Croce & Hein 2020, section 3.2, with the constants of its code): first after 0.22 T
+    """Where APGD looks back (Croce & Hein 2020, section 3.2, with its code's constants): first after 0.22 T
     steps, then at intervals shrinking by 0.03 T down to 0.06 T."""
     first, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, mark, interval = set(), first, first
@@ -121,7 +121,7 @@ def ascend(
 ) -> Found:
     """Projected steepest ascent of the loss: `steps` gradients, and one last look.
 
-    inertia     share of the last move kept in the next one; APGD's momentum, 0.75 on the new point, is 0.25 here
+    inertia     share of the last move kept in the next; APGD's momentum, 0.75 on the new point, is 0.25 here
     adaptive    APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing changed
                 since the last one, halve the step and return to the best point
     early_stop  leave the images out that have nothing left to lose
