@@ -200,7 +200,7 @@ class Bounds:
         relaxation: Literal["crown", "parallel"] = "crown",
         where: Tensor | None = None,
         chunk: int = 64,
-        spacing: int | None = None,
+        alone: bool = False,
     ) -> Tensor:
         """Lower bounds (H, W) of Σ_c spec[c, y, x] · node[c, y, x] for one image, given `boxes` of the nodes
         before.
@@ -208,13 +208,14 @@ class Bounds:
         One backward pass substitutes linear bounds from `node` to the image, where the box concretises them.
         relaxation: "crown" takes the lower line of a ReLU from {0, x}, whichever leaves the smaller area;
         "parallel" gives it the chord's slope (Wong and Kolter 2018). `where` (H, W) limits the pixels (others
-        are −inf), `chunk` the passes held at once: memory is chunk × the widest feature map. `spacing` is the
-        distance of pixels that share a pass, by default just beyond their receptive fields.
+        are −inf), `chunk` the passes held at once: memory is chunk × the widest feature map. `alone` gives
+        each pixel a pass of its own.
         """
         height, width = spec.shape[-2:]
         extent = boxes[self.input].lower.shape[-2:]
         step = extent[0] // height  # image pixels a pixel of `node`
-        spacing = spacing or math.ceil((2 * self._reach(boxes, node) + 1) / step)
+        reach = max(extent) if alone else self._reach(boxes, node)
+        spacing = math.ceil((2 * reach + 1) / step)  # pixels that share a pass: receptive fields are disjoint
         rows, columns = min(spacing, height), min(spacing, width)
         result = spec.new_full((height, width), -torch.inf)
         offsets = [
@@ -276,8 +277,10 @@ class Bounds:
         return total - SLACK * size
 
     def _reach(self, boxes, node) -> int:
-        """How far, in image pixels, a pixel of `node` looks: measured by sending ones back from its central
-        pixels."""
+        """How far, in image pixels, a pixel of `node` looks: measured by sending ones back from its centre.
+
+        Where they reach the border, a pixel elsewhere may look further: the answer is then the image's size.
+        """
         height, width = boxes[node].lower.shape[-2:]
         extent = boxes[self.input].lower.shape[-2]
         step = extent // height
@@ -295,7 +298,10 @@ class Bounds:
                 continue
             mark, scale = (marks.pop(current) > 0).float(), extent // boxes[current].lower.shape[-2]
             for place, seed in zip(mark, places, strict=True):
-                away = place.any(0).nonzero().cpu() * scale - torch.tensor(seed) * step
+                touched = place.any(0)
+                if touched[[0, -1]].any() or touched[:, [0, -1]].any():
+                    return max(boxes[self.input].lower.shape[-2:])
+                away = touched.nonzero().cpu() * scale - torch.tensor(seed) * step
                 reach = max(reach, int(away.abs().max()))
             if current is self.input:
                 continue

@@ -1,0 +1,216 @@
+"""Bounds against random points, adversarial points, a net computed by hand, and themselves."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import InputError
+from pipeline.learning.models import Segmenter
+from pipeline.learning.small_nets import SmallFCN, SmallUNet
+from pipeline.robustness.attacks import Target, pgd
+from pipeline.robustness.bounds import (
+    Bounds,
+    Box,
+    certified_classes,
+    crown_ibp_margins,
+    image_box,
+    interval_margins,
+    worst_margins,
+)
+
+
+def every_layer() -> nn.Module:
+    """One of each kind of layer that the small nets lack."""
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean, norm.running_var = torch.randn(6), torch.rand(6) + 0.5
+    norm.weight.data, norm.bias.data = torch.randn(6), torch.randn(6)  # negative scales swap the ends
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), norm, nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2),
+        nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.ReLU(), nn.MaxPool2d(3, 1, 1),
+        nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(4, 3, 3, padding=1),
+    )  # fmt: skip
+
+
+NETS = {
+    "fcn": lambda: SmallFCN(3, 2, 8),
+    "unet": lambda: SmallUNet(3, 2, 4),
+    "every-layer": every_layer,
+    "linear": lambda: nn.Conv2d(3, 4, 1),
+}
+
+
+@pytest.fixture(params=NETS, scope="module")
+def case(request):
+    torch.manual_seed(0)
+    network = NETS[request.param]().eval().requires_grad_(False)
+    segmenter = Segmenter(network, 3, 1)
+    segmenter.set_normalisation([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+    return segmenter.eval(), Bounds(network), torch.rand(1, 3, 16, 16)
+
+
+def linear_boxes(segmenter, bounds, images, epsilon):
+    """CROWN lower bounds (K, K, H, W) of logit k − logit j, and the intervals they stand on."""
+    boxes = bounds.intervals(image_box(segmenter, images, epsilon))
+    classes = boxes[bounds.logits].lower.shape[1]
+    lower = torch.zeros(classes, classes, *images.shape[-2:])
+    for k in range(classes):
+        for j in set(range(classes)) - {k}:
+            spec = torch.zeros(classes, *images.shape[-2:])
+            spec[k], spec[j] = 1, -1
+            lower[k, j] = bounds.linear_lower(boxes, bounds.logits, spec)
+    return boxes, lower
+
+
+def random_points(images, epsilon, count=1000):
+    """Points of the box, half of them corners, inside [0, 1]."""
+    delta = torch.rand(count, *images.shape[1:]) * 2 - 1
+    delta[::2] = delta[::2].sign()
+    return (images + epsilon * delta).clamp(0, 1)
+
+
+def assert_inside(logits, boxes, bounds, lower):
+    box = boxes[bounds.logits]
+    assert (logits >= box.lower).all() and (logits <= box.upper).all()
+    pairs = logits[:, :, None] - logits[:, None]
+    assert (pairs >= bounds.differences(boxes)).all()
+    assert (pairs >= lower).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.5 / 255, 8 / 255])
+def test_no_point_of_the_box_escapes(case, epsilon):
+    segmenter, bounds, images = case
+    boxes, lower = linear_boxes(segmenter, bounds, images, epsilon)
+    assert_inside(segmenter(random_points(images, epsilon)), boxes, bounds, lower)
+    clean = segmenter(images).argmax(1)
+    for truth in (clean, 1 - clean.clamp_max(1)):  # away from the prediction, and towards it
+        found = pgd(Target(segmenter, images, truth, "linf", epsilon), 20, early_stop=False)
+        assert_inside(segmenter(found), boxes, bounds, lower)
+
+
+def test_a_shrunk_bound_would_be_caught(case):
+    """The check above has teeth: bounds for half the radius do not hold on the whole box."""
+    segmenter, bounds, images = case
+    boxes, lower = linear_boxes(segmenter, bounds, images, 1e-4)
+    with pytest.raises(AssertionError):
+        assert_inside(segmenter(random_points(images, 8 / 255)), boxes, bounds, lower)
+
+
+def test_bounds_nest_as_epsilon_shrinks(case):
+    segmenter, bounds, images = case
+    narrower = None
+    for epsilon in (4 / 255, 1 / 255, 0.25 / 255, 0.0):
+        boxes = bounds.intervals(image_box(segmenter, images, epsilon))
+        if narrower is not None:
+            assert all((boxes[n].lower >= narrower[n].lower).all() for n in boxes)
+            assert all((boxes[n].upper <= narrower[n].upper).all() for n in boxes)
+        narrower = boxes
+    rounding = narrower[bounds.logits].upper - narrower[bounds.logits].lower  # ε = 0
+    assert rounding.max() < 1e-2
+
+
+def test_ibp_below_crown_ibp_below_pgd_below_clean(case):
+    segmenter, bounds, images = case
+    clean = segmenter(images).argmax(1)
+    for epsilon in (0.1 / 255, 0.5 / 255, 2 / 255):
+        box = image_box(segmenter, images, epsilon)
+        ibp, crown = interval_margins(bounds, box), crown_ibp_margins(bounds, box)
+        assert (crown >= ibp).all()
+        found = pgd(Target(segmenter, images, clean, "linf", epsilon), 20, early_stop=False)
+        kept = segmenter(found).argmax(1) == clean
+        for certified in (certified_classes(ibp), certified_classes(crown)):
+            assert (certified[certified >= 0] == clean[certified >= 0]).all()
+            assert kept[certified >= 0].all()
+
+
+@pytest.mark.parametrize(("make", "size"), [(SmallFCN, 24), (SmallFCN, 7), (SmallUNet, 40), (SmallUNet, 16)])
+def test_pixels_that_share_a_pass_get_what_they_get_alone(make, size):
+    torch.manual_seed(1)
+    network = make(2, 2, 4).double().eval().requires_grad_(False)
+    bounds, image = Bounds(network), torch.rand(1, 2, size, size, dtype=torch.float64)
+    boxes = bounds.intervals(Box(image - 0.01, image + 0.01))
+    spec, where = torch.randn(2, size, size, dtype=torch.float64), torch.rand(size, size) < 50 / size**2
+    shared = bounds.linear_lower(boxes, bounds.logits, spec, where=where)
+    alone = bounds.linear_lower(boxes, bounds.logits, spec, where=where, alone=True, chunk=7)
+    assert torch.allclose(shared[where], alone[where], atol=1e-12, rtol=0)
+
+
+def test_float32_agrees_with_float64_within_its_slack():
+    torch.manual_seed(2)
+    network = SmallFCN(3, 2, 8).eval().requires_grad_(False)
+    image, spec = torch.rand(1, 3, 16, 16), torch.randn(2, 16, 16)
+
+    def lower(dtype):
+        own = Bounds(network.to(dtype))
+        boxes = own.intervals(Box(image.to(dtype) - 0.01, image.to(dtype) + 0.01))
+        return own.linear_lower(boxes, own.logits, spec.to(dtype)).double()
+
+    single, double = lower(torch.float32), lower(torch.float64)
+    assert (single - double).abs().max() < 1e-6
+
+
+def two_neurons() -> nn.Module:
+    """One pixel, x ∈ ℝ²: hidden h = relu(x₀ + x₁, x₀ − x₁), logits (0, h₀ − h₁ + 1)."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    net[0].weight.data = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).view(2, 2, 1, 1)
+    net[2].weight.data = torch.tensor([[0.0, 0.0], [1.0, -1.0]]).view(2, 2, 1, 1)
+    net[2].bias.data = torch.tensor([0.0, 1.0])
+    return net.eval().requires_grad_(False)
+
+
+def test_two_neurons_by_hand():
+    """x = (1, 0.9) ± 0.2: h₀ in [1.5, 2.3] is stable; a = x₀ − x₁ in [−0.3, 0.5] is not.
+
+    IBP: h₁ in [0, 0.5], so l₁ − l₀ in [1.5 − 0.5 + 1, 2.3 − 0 + 1] = [2, 3.3].
+    CROWN, lower: h₁ ≤ (0.5 / 0.8)(a + 0.3) and the form is
+    x₀ + x₁ − 0.625 (x₀ − x₁) − 0.1875 + 1 = 0.375 x₀ + 1.625 x₁ + 0.8125, least at x = (0.8, 0.7): 2.25.
+    CROWN, upper: h₁ ≥ a, since 0.5 > 0.3, so x₀ + x₁ − a + 1 = 2 x₁ + 1, greatest at x₁ = 1.1: 3.2.
+    """
+    bounds, x = Bounds(two_neurons()), torch.tensor([1.0, 0.9]).view(1, 2, 1, 1)
+    boxes = bounds.intervals(Box(x - 0.2, x + 0.2))
+    differences = bounds.differences(boxes).flatten(3)[0, ..., 0]
+    assert differences[1, 0].item() == pytest.approx(2, abs=1e-4)
+    assert differences[0, 1].item() == pytest.approx(-3.3, abs=1e-4)
+    exact = Bounds(two_neurons().double())
+    boxes = exact.intervals(Box(x.double() - 0.2, x.double() + 0.2))
+    spec = torch.tensor([-1.0, 1.0], dtype=torch.float64).view(2, 1, 1)
+    slack = 1e-5 * 8  # SLACK · Σ|term|
+    assert exact.linear_lower(boxes, exact.logits, spec).item() == pytest.approx(2.25, abs=slack)
+    assert -exact.linear_lower(boxes, exact.logits, -spec).item() == pytest.approx(3.2, abs=slack)
+
+
+def test_worst_margin_is_the_least_difference():
+    differences = torch.tensor([[0.0, 2.0, -1.0], [-3.0, 0.0, -2.0], [0.5, 0.1, 0.0]]).view(1, 3, 3, 1, 1)
+    margins = worst_margins(differences)
+    assert margins.flatten().tolist() == pytest.approx([-1, -3, 0.1])
+    assert certified_classes(margins).item() == 2
+    assert certified_classes(torch.tensor([[-1.0, -0.1]]).view(1, 2, 1, 1)).item() == -1
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Sigmoid(), nn.BatchNorm2d(3).train(), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+              nn.Upsample(scale_factor=2, mode="bicubic")],
+)  # fmt: skip
+def test_a_layer_without_a_sound_rule_is_refused_by_name(layer):
+    with pytest.raises(InputError, match=type(layer).__name__):
+        Bounds(nn.Sequential(nn.Conv2d(3, 3, 1), layer))
+
+
+def test_adding_a_constant_is_refused_and_adding_a_skip_is_bounded():
+    class Skip(nn.Module):
+        def __init__(self, constant):
+            super().__init__()
+            self.conv, self.constant = nn.Conv2d(2, 2, 1), constant
+
+        def forward(self, x):
+            return self.conv(x) + (self.constant if self.constant else x)
+
+    with pytest.raises(InputError, match="add"):
+        Bounds(Skip(1.5))
+    torch.manual_seed(0)
+    net = Skip(None).requires_grad_(False)
+    x = torch.rand(1, 2, 4, 4)
+    bounds = Bounds(net)
+    box = bounds.intervals(Box(x - 0.1, x + 0.1))[bounds.logits]
+    seen = net(x + (torch.rand(200, 2, 4, 4) * 2 - 1).sign() * 0.1)
+    assert (seen >= box.lower).all() and (seen <= box.upper).all()

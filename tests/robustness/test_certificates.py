@@ -1,0 +1,154 @@
+"""Certified IoU against every prediction it allows; the collective certificate against brute force."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from pipeline.learning.lipschitz import LipschitzNet
+from pipeline.robustness.attacks import Target, pgd
+from pipeline.robustness.bounds import ABSTAIN
+from pipeline.robustness.certificates import (
+    at_radius,
+    certified_counts,
+    certified_iou,
+    collective_iou,
+    lipschitz_radii,
+    literature_iou,
+    refuted,
+)
+
+
+def iou(prediction, labels) -> float:
+    """By sets of pixels, for one building class."""
+    valid = labels != 255
+    truth, found = (labels == 1) & valid, (prediction == 1) & valid
+    union = (truth | found).sum().item()
+    return (truth & found).sum().item() / union if union else 1.0
+
+
+def test_sound_iou_is_the_least_over_all_that_abstention_allows():
+    random = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        labels = torch.randint(0, 2, (1, 2, 5), generator=random)
+        labels[0, 0, 0] = 255
+        prediction = torch.randint(0, 2, (1, 2, 5), generator=random)
+        open_pixels = torch.rand(1, 2, 5, generator=random) < 0.5
+        certified = torch.where(open_pixels, ABSTAIN, prediction)
+        worst = 2.0
+        for choice in itertools.product((0, 1), repeat=int(open_pixels.sum())):
+            possible = prediction.clone()
+            possible[open_pixels] = torch.tensor(choice, dtype=possible.dtype)
+            worst = min(worst, iou(possible, labels))
+        assert certified_iou(certified, labels) == pytest.approx(worst)
+        assert literature_iou(certified, labels) >= certified_iou(certified, labels)
+        assert certified_iou(prediction, labels) == pytest.approx(iou(prediction, labels))
+
+
+def test_literature_is_not_a_lower_bound():
+    labels, certified = torch.tensor([[[1, 0, 0]]]), torch.tensor([[[1, -1, -1]]])
+    assert literature_iou(certified, labels) == 1
+    assert certified_iou(certified, labels) == pytest.approx(1 / 3)
+
+
+def test_counts_of_several_classes_never_overlook_confusion():
+    labels = torch.tensor([[[1, 2, 2, 0, 255]]], dtype=torch.uint8)
+    prediction = torch.tensor([[[1, 1, 2, 0, 2]]])
+    assert [int(n) for n in certified_counts(prediction, labels)] == [2, 3]
+
+
+def test_collective_equals_brute_force_on_a_dozen_pixels():
+    random = torch.Generator().manual_seed(1)
+    below = 0
+    for trial in range(20):
+        labels = torch.randint(0, 2, (1, 3, 4), generator=random)
+        prediction = torch.where(torch.rand(1, 3, 4, generator=random) < 0.8, labels, 1 - labels)
+        labels[0, 0, 0] = 255
+        radius = torch.rand(1, 3, 4, generator=random) * 0.5
+        epsilon = 0.1 + 0.05 * trial
+        worst = 2.0
+        for flips in itertools.product((False, True), repeat=12):
+            flipped = torch.tensor(flips).view(1, 3, 4)
+            if radius[flipped].double().square().sum() <= epsilon**2:
+                worst = min(worst, iou(torch.where(flipped, 1 - prediction, prediction), labels))
+        together = collective_iou(radius, prediction, labels, epsilon)
+        assert together == pytest.approx(worst, abs=1e-9)
+        single = certified_iou(at_radius(prediction, radius * (1 - 1e-6), epsilon), labels)
+        assert single <= together <= iou(prediction, labels)
+        below += together < iou(prediction, labels)
+    assert below > 10
+
+
+def test_collective_over_tiles_gives_each_tile_its_own_budget():
+    random = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 2, (2, 2, 3), generator=random)
+    radius = torch.rand(2, 2, 3, generator=random)
+    worst = 2.0
+    choices = list(itertools.product((False, True), repeat=6))
+    allowed = [
+        [f for f in choices if r.flatten()[torch.tensor(f)].double().square().sum() <= 0.36] for r in radius
+    ]
+    for flips in itertools.product(*allowed):
+        flipped = torch.tensor(flips).view(2, 2, 3)
+        worst = min(worst, iou(torch.where(flipped, 1 - labels, labels), labels))
+    assert collective_iou(radius, labels, labels, 0.6) == pytest.approx(worst, abs=1e-9)
+
+
+def test_lipschitz_radius_is_the_distance_to_a_linear_boundary():
+    """Logits W x of one pixel: ‖W‖ = 1 bounds the radius; with two opposite rows of norm 1/√2 it is exact."""
+    x = torch.tensor([0.3, -0.4])
+    w = torch.tensor([[0.6, 0.8], [-0.6, -0.8]]) / math.sqrt(2)
+    assert torch.linalg.matrix_norm(w, 2) == pytest.approx(1)
+    exact = abs(0.6 * 0.3 - 0.8 * 0.4)
+    certified = lipschitz_radii((w @ x).view(1, 2, 1, 1)).item()
+    assert exact * (1 - 1e-3) <= certified <= exact
+    assert lipschitz_radii((w @ x).view(1, 2, 1, 1), 4.4).item() == pytest.approx(certified / 4.4)
+
+
+def test_per_pixel_below_collective_below_pgd_below_clean():
+    torch.manual_seed(0)
+    net = LipschitzNet(3, 2, 8).eval().requires_grad_(False)
+    images = torch.rand(3, 3, 16, 16)
+    logits = net(images)
+    radius, prediction = lipschitz_radii(logits), logits.argmax(1)
+    labels = torch.where(torch.rand(3, 16, 16) < 0.9, prediction, 1 - prediction)
+    clean, moved = certified_iou(prediction, labels), False
+    for epsilon in (0.02, 0.1, 0.5):
+        found = pgd(Target(net, images, labels, "l2", epsilon), 30)
+        answer = net(found).argmax(1)
+        single = certified_iou(at_radius(prediction, radius, epsilon), labels)
+        together = collective_iou(radius, prediction, labels, epsilon)
+        assert single <= together <= certified_iou(answer, labels) <= clean
+        norms = (found - images).flatten(1).norm(dim=1)
+        assert not refuted(prediction, radius, answer, norms, labels).any()
+        # Σ r² of the flipped pixels is what the collective certificate stands on
+        flipped = (answer != prediction).float()
+        assert ((radius.square() * flipped).sum((1, 2)) <= norms.square() * (1 + 1e-4)).all()
+        moved |= bool(flipped.any())
+    assert moved
+
+
+def test_an_unsound_radius_is_refuted():
+    """Per-pixel radii a hundred times too long are found out by the same attack."""
+    torch.manual_seed(0)
+    net = LipschitzNet(3, 2, 8).eval().requires_grad_(False)
+    images = torch.rand(3, 3, 16, 16)
+    logits = net(images)
+    radius, prediction = lipschitz_radii(logits), logits.argmax(1)
+    weakest = radius.flatten(1).argsort(1)[:, :20]
+    labels = torch.full_like(prediction, 255)
+    labels.flatten(1).scatter_(1, weakest, prediction.flatten(1).gather(1, weakest))
+    found = pgd(Target(net, images, labels, "l2", 0.02), 100)
+    answer, norms = net(found).argmax(1), (found - images).flatten(1).norm(dim=1)
+    assert not refuted(prediction, radius, answer, norms, labels).any()
+    assert refuted(prediction, 100 * radius, answer, norms, labels).any()
+
+
+def test_refuted_needs_a_change_of_a_certified_pixel_within_its_radius():
+    certified = torch.tensor([[[1, 1, -1, 1, 1]]])
+    attacked = torch.tensor([[[0, 0, 0, 1, 0]]])
+    radius = torch.tensor([[[0.5, 0.1, 0.5, 0.5, 0.5]]])
+    labels = torch.tensor([[[1, 1, 1, 1, 255]]])
+    seen = refuted(certified, radius, attacked, torch.tensor([0.2]), labels)
+    assert seen.flatten().tolist() == [True, False, False, False, False]
