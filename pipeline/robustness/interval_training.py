@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.geo.scene import IGNORE
-from pipeline.learning.losses import hinge
+from pipeline.learning.losses import cross_entropy, hinge
 from pipeline.robustness.bounds import Bounds, image_box
 from pipeline.robustness.certificates import certified_counts
 
@@ -67,15 +66,6 @@ class Collapse:
         return self.iou < max(0.02, self.floor * self.best)
 
 
-def balanced_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with classes weighted by frequency^−½ in the batch: rare buildings are what collapses
-    first."""
-    valid = labels != IGNORE
-    counts = torch.bincount(labels[valid].long(), minlength=logits.shape[1]).float()
-    weight = counts.clamp_min(1).rsqrt() * (counts > 0)
-    return F.cross_entropy(logits, labels.long(), weight, ignore_index=IGNORE)
-
-
 def schedule(step: int, steps: int, epsilon: float, kappa: float = 0.5) -> tuple[float, float]:
     """(ε, κ) at a step: plain for the first fifth, linear until 70 % of the steps, then (epsilon, kappa)."""
     ramp = min(max((step / steps - 0.2) / 0.5, 0.0), 1.0)
@@ -115,7 +105,7 @@ def _optimise(network: nn.Module, batches: Batches, steps: int, rate: float, los
 
 
 def train_interval(
-    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, rate: float = 5e-3
+    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, rate: float = 1e-2
 ) -> Trained:
     """IBP training of a Segmenter over pipeline.robustness.bounds' layers, at ℓ∞ budget ε (pixel range
     [0,1])."""
@@ -124,10 +114,10 @@ def train_interval(
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         now, kappa = schedule(step, steps, epsilon)
         logits = segmenter(images)
-        value = kappa * balanced_cross_entropy(logits, labels)
+        value = kappa * cross_entropy(logits, labels)
         if kappa < 1:
             differences = bounds.differences(bounds.intervals(image_box(segmenter, images, now)))
-            value = value + (1 - kappa) * balanced_cross_entropy(worst_logits(differences, labels), labels)
+            value = value + (1 - kappa) * cross_entropy(worst_logits(differences, labels), labels)
         return value, logits
 
     return _optimise(segmenter, batches, steps, rate, loss)

@@ -1,0 +1,203 @@
+"""certified IoU ≤ attacked IoU ≤ clean IoU, for three roads to a certificate, on the same images.
+
+Each road answers, for every radius, with a row {"clean", "attacked", "certified", ...}. The attack knows the
+model it attacks, its norm and its radius; what it finds at a smaller radius stays a candidate at a larger
+one. A row in which the order fails, or a pixel that changes class within its certified radius, is a proof
+that a certificate is wrong: SandwichBroken names it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from pipeline.errors import InputError
+from pipeline.learning.perturb import length
+from pipeline.params import Convex, LipschitzNet, Smoothing
+from pipeline.robustness import attack_losses, smoothing
+from pipeline.robustness.attacks import Target, pgd
+from pipeline.robustness.bounds import (
+    ABSTAIN,
+    Bounds,
+    certified_classes,
+    crown_ibp_margins,
+    image_box,
+    interval_margins,
+)
+from pipeline.robustness.certificates import (
+    at_radius,
+    certified_counts,
+    certified_iou,
+    collective_iou,
+    lipschitz_radii,
+    literature_iou,
+    refuted,
+)
+from pipeline.robustness.worst_case import worst_case
+
+Pair = tuple[Tensor, Tensor]  # images (N, C, H, W) in [0,1], labels (N, H, W)
+DRAWS = 8  # of noise, in each gradient of an attack on the smoothed model
+LOSSES = (attack_losses.cross_entropy, attack_losses.masked_cross_entropy)
+
+
+class SandwichBroken(InputError):
+    """A certificate that an attack or an ordering refutes: its numbers must not be published."""
+
+
+@dataclass
+class Attempts:
+    """Successful or not, what was tried on the images: predictions (N, H, W) and the perturbations' norms
+    (N,)."""
+
+    labels: Tensor
+    predictions: list[Tensor]
+    norms: list[Tensor] = field(default_factory=list)
+
+    def iou(self) -> float:
+        """The exact worst pooled IoU over one attempt an image."""
+        counts = [torch.stack(certified_counts(p, self.labels)) for p in self.predictions]
+        intersections, unions = torch.stack(counts, dim=1).cpu().numpy()
+        return worst_case(intersections, unions)[0]
+
+
+def rising(where: str, row: dict[str, float], *names: str) -> None:
+    """Raise SandwichBroken unless the named entries of a row stand in rising order."""
+    for low, high in zip(names[:-1], names[1:], strict=True):
+        if row[low] > row[high] + 1e-9:
+            raise SandwichBroken(
+                f"certify: {where}: {low} IoU {row[low]:.4f} is above {high} IoU {row[high]:.4f}, so that a "
+                "certificate is unsound; no metrics are written; please report it with params.yaml"
+            )
+
+
+def unrefuted(where: str, broken: Tensor) -> None:
+    """Raise SandwichBroken if an attack changed any pixel within its certified radius."""
+    if broken.any():
+        raise SandwichBroken(
+            f"certify: {where}: an attack changes {int(broken.sum())} pixels inside their certified radius, "
+            "so that the certificate is unsound; no metrics are written; please report it with params.yaml"
+        )
+
+
+def attack(target: Target, steps: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (N, C, H, W) within ε for each of LOSSES, and the norms (N,) of their perturbations."""
+    for loss in LOSSES:
+        found = pgd(target, steps, loss=loss, generator=generator)
+        yield found, length(found - target.images, target.norm).flatten()
+
+
+def smoothing_rows(
+    segmenter: nn.Module, data: Pair, settings: Smoothing, steps: int, seed: int, where: str
+) -> dict[str, dict]:
+    """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by majority
+    vote of n.
+
+    A vote is a sample too: an attack refutes a pixel only where the votes reject, at α over all pixels, that
+    the certified class keeps a probability of ½.
+    """
+    images, labels = data
+    noise = torch.Generator(images.device).manual_seed(seed)
+    start = torch.Generator().manual_seed(seed)
+    options = {"batch_size": settings.batch_size, "generator": noise}
+    with torch.no_grad():
+        base = certified_iou(segmenter(images).argmax(1), labels)
+    rows = {}
+    for sigma in sorted(settings.sigma):
+        radius = smoothing.radius(sigma, settings.tau)
+        place = f"{where}, σ {sigma:g}"
+        seen = smoothing.smooth(segmenter, images, sigma, settings.n0, settings.n, **options)
+        chosen, strict = (
+            seen.certified(settings.tau, settings.alpha, c) for c in (settings.correction, "bonferroni")
+        )
+        attempts = Attempts(labels, [seen.majority])
+        draws = sigma * torch.randn(DRAWS, *images.shape[1:], generator=noise, device=images.device)
+        smoothed = smoothing.ExpectedSegmenter(segmenter, draws)
+        for found, norms in attack(Target(smoothed, *data, "l2", radius), steps, start):
+            counts = smoothing.votes(segmenter, found, sigma, settings.n, **options)
+            attempts.predictions.append(counts.argmax(1))
+            kept = counts.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
+            lost = binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept] <= settings.alpha / kept.size
+            changed = torch.where(torch.from_numpy(lost).to(labels.device), counts.argmax(1), chosen)
+            reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
+            unrefuted(place, refuted(chosen, reach, changed, norms, labels))
+        row = {
+            "clean": certified_iou(seen.majority, labels),
+            "attacked": attempts.iou(),
+            "certified": certified_iou(chosen, labels),
+            "bonferroni": certified_iou(strict, labels),
+            "literature": literature_iou(chosen, labels),
+            "abstained": float((chosen == ABSTAIN)[labels != 255].float().mean()),
+            "base_clean": base,
+        }
+        rising(place, row, "bonferroni", "certified", "attacked", "clean")
+        rising(place, row, "certified", "literature")
+        rows[f"{radius:.4g}"] = row
+    return rows
+
+
+def convex_rows(
+    segmenter: nn.Module, data: Pair, settings: Convex, steps: int, seed: int, where: str
+) -> dict[str, dict]:
+    """Rows by ℓ∞ radius in 1/255: IBP, and IBP improved by CROWN-IBP ("certified")."""
+    images, labels = data
+    bounds, start = Bounds(segmenter.network), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        prediction = segmenter(images).argmax(1)
+        reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
+        certified = torch.full_like(prediction, ABSTAIN)
+        for r in sorted(settings.radii, reverse=True):  # what holds at a radius holds at every smaller one
+            box = image_box(segmenter, images, r / 255)
+            single[r] = certified_classes(interval_margins(bounds, box))
+            now = certified_classes(crown_ibp_margins(bounds, box, chunk=settings.chunk))
+            certified = torch.where(certified == ABSTAIN, now, certified)
+            classes[r] = certified.clone()
+            reached = torch.where((reached == 0) & (now != ABSTAIN), r / 255, reached)
+    attempts, rows = Attempts(labels, [prediction]), {}
+    for r in sorted(settings.radii):
+        place = f"{where}, ℓ∞ {r:g}/255"
+        for found, norms in attack(Target(segmenter, *data, "linf", r / 255), steps, start):
+            with torch.no_grad():
+                attempts.predictions.append(segmenter(found).argmax(1))
+            attempts.norms.append(norms)
+        for answer, norms in zip(attempts.predictions[1:], attempts.norms, strict=True):
+            unrefuted(place, refuted(classes[r], reached + 1e-6, answer, norms, labels))
+        row = {
+            "clean": certified_iou(prediction, labels),
+            "attacked": attempts.iou(),
+            "certified": certified_iou(classes[r], labels),
+            "ibp": certified_iou(single[r], labels),
+        }
+        rising(place, row, "ibp", "certified", "attacked", "clean")
+        rows[f"{r:g}"] = row
+    return rows
+
+
+def lipschitz_rows(
+    segmenter: nn.Module, data: Pair, settings: LipschitzNet, steps: int, seed: int, where: str
+) -> dict[str, dict]:
+    """Rows by ℓ2 radius, pixel range [0,1]: per pixel, and collective ("certified")."""
+    images, labels = data
+    start = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        logits = segmenter(images)
+    prediction, radius = logits.argmax(1), lipschitz_radii(logits, float(1 / segmenter.std.min()))
+    attempts, rows = Attempts(labels, [prediction]), {}
+    for r in sorted(settings.radii):
+        place = f"{where}, ℓ2 {r:g}"
+        for found, norms in attack(Target(segmenter, *data, "l2", r), steps, start):
+            with torch.no_grad():
+                answer = segmenter(found).argmax(1)
+            attempts.predictions.append(answer)
+            unrefuted(place, refuted(prediction, radius, answer, norms, labels))
+        row = {
+            "clean": certified_iou(prediction, labels),
+            "attacked": attempts.iou(),
+            "certified": collective_iou(radius, prediction, labels, r),
+            "per_pixel": certified_iou(at_radius(prediction, radius, r), labels),
+        }
+        rising(place, row, "per_pixel", "certified", "attacked", "clean")
+        rows[f"{r:g}"] = row
+    return rows

@@ -1,0 +1,231 @@
+"""Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
+
+Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a
+small one each, trained here on the same cities' training tiles and kept in models/certify-convex and
+models/certify-lipschitz.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.console import console, progress, table
+from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles, open_cities
+from pipeline.params import Certify, Params
+from pipeline.stages.evaluate import check_fit
+from pipeline.storage import atomic_file, fingerprint, write_json
+
+BATCH = 8  # crops a step of training
+HALVINGS = 2  # of the training budget, after a collapse
+COLOURS = {"clean": "#0072B2", "attacked": "#D55E00", "certified": "#009E73"}
+METHOD_COLOURS = {"smoothing": "#0072B2", "convex": "#D55E00", "lipschitz": "#009E73"}
+UNIT = {"smoothing": "ℓ2, pixel range [0,1]", "convex": "ℓ∞, 1/255", "lipschitz": "ℓ2, pixel range [0,1]"}
+
+
+def run(
+    params: Params,
+    tiles: Path = Path("data/tiles"),
+    models: Path = Path("models"),
+    out: Path = Path("metrics/certify.json"),
+    figures: Path = Path("figures/certify"),
+) -> None:
+    """Certify test crops of each city by certify.methods.
+
+    Raises InputError on bad tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind,
+    where an attack or an ordering refutes a certificate.
+    """
+    from pipeline.robustness.smoothing import check_samples
+
+    settings, out = params.certify, Path(out)
+    out.unlink(missing_ok=True)  # numbers that must not be believed beside a failure
+    if "smoothing" in settings.methods:
+        s = settings.smoothing
+        check_samples(s.n, settings.crop**2, s.tau, s.alpha)
+    cities = open_cities(params.fetch.cities, tiles)
+    samples = {city.city: _sample(city, settings) for city in cities}
+    metrics = {method: _method(params, method, cities, samples, models) for method in settings.methods}
+    values = settings.crop**2 * cities[0].channels
+    for method, result in metrics.items():
+        draw_sandwich(method, result["city"], figures / f"{method}.svg")
+    draw_comparison(metrics, values, figures / "comparison.svg")
+    write_json(out, metrics)
+    print_table(metrics)
+
+
+def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = city.sample("test", settings.tiles, size=settings.crop, seed=settings.seed)
+    if not len(images):
+        raise InputError(
+            f"{city.folder}: no test tiles to certify; raise tile.test and run the tile stage again"
+        )
+    return images, labels
+
+
+def _tensors(pair, device):
+    """uint8 crops to images (N, C, H, W) float in [0, 1] and labels (N, H, W)."""
+    import torch
+
+    images, labels = (torch.from_numpy(array).to(device) for array in pair)
+    return (images.movedim(-1, 1).float() / 255).contiguous(), labels.long()
+
+
+def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
+    """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
+    import torch
+
+    from pipeline.learning.models import load_model
+    from pipeline.learning.precision import device
+    from pipeline.robustness import sandwich
+
+    settings, on, result = params.certify, device(), {}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the bounds know float32
+    if method == "smoothing":
+        segmenter = load_model(settings.model, on)
+        for city in cities:
+            check_fit(segmenter.card, city, Path(settings.model))
+    else:
+        segmenter = certifiable(params, method, cities, Path(models) / f"certify-{method}")
+        result = segmenter.card["metrics"]
+    rows = getattr(sandwich, f"{method}_rows")
+    answer = {}
+    for city in progress(cities, f"certify: {method}"):
+        data, where = _tensors(samples[city.city], on), f"{method}, {city.city}"
+        answer[city.city] = rows(
+            segmenter, data, getattr(settings, method), settings.attack_steps, settings.seed, where
+        )
+    return {**result, "city": answer}
+
+
+def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Path):
+    """The small network of a road, trained or, where nothing has changed, read back from `folder`.
+
+    A collapsed convex network is trained again with half the budget, HALVINGS times; the card's metrics say
+    so.
+    """
+    import torch
+
+    from pipeline.learning.models import build_model, load_model, read_card, save_model
+    from pipeline.learning.precision import device
+    from pipeline.params import Model
+    from pipeline.robustness.interval_training import train_interval, train_margin
+
+    settings, on = getattr(params.certify, method), device()
+    shared = params.certify.crop, params.certify.seed
+    key = fingerprint(settings.model_dump(), shared, [c.about for c in cities])
+    if (folder / "model.json").exists() and read_card(folder).get("fingerprint") == key:
+        return load_model(folder, on)
+    architecture = settings.architecture if method == "convex" else "lipschitz"
+    model = Model(architecture=architecture, width=settings.width, classes=cities[0].classes)
+    epsilon = settings.train_epsilon if method == "convex" else settings.margin
+    for halving in range(HALVINGS + 1):
+        torch.manual_seed(params.certify.seed)
+        segmenter = build_model(model, cities[0].channels).to(on)
+        batches = _batches(params, cities, on, f"certify: training for {method}", settings.steps)
+        if method == "lipschitz":
+            trained = train_margin(segmenter, batches, settings.steps, epsilon)
+            break
+        segmenter.set_normalisation([0.5] * cities[0].channels, [0.25] * cities[0].channels)
+        trained = train_interval(segmenter, batches, settings.steps, epsilon / 255)
+        if not trained.collapsed or halving == HALVINGS:
+            break
+        epsilon /= 2
+        console.print(f"certify: IBP training collapsed to one class; once more with ε {epsilon:g}/255")
+    if trained.collapsed:
+        console.print(f"certify: the {method} network collapsed: its certificates are worth nothing here")
+    metrics = {"train_iou": trained.iou, "collapsed": trained.collapsed, "train_budget": epsilon}
+    first = cities[0]
+    card = {
+        "model": model.model_dump(), "channels": first.channels, "classes": first.classes, "gsd": first.gsd,
+        "bands": params.tile.bands, "cities": [c.city for c in cities], "threshold": 0.5, "temperature": 1.0,
+        "params": {"certify": params.certify.model_dump()}, "metrics": metrics, "fingerprint": key,
+    }  # fmt: skip
+    save_model(folder, segmenter, card)
+    return load_model(folder, on)
+
+
+def _batches(params: Params, cities: list[CityTiles], device, description: str, steps: int):
+    """`steps` batches of random training crops, cities drawn evenly, turned and flipped."""
+    import torch
+
+    from pipeline.learning.crops import RandomCrops
+
+    crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
+    for step in progress(range(steps), description):
+        pairs = [crops[step * BATCH + i] for i in range(BATCH)]
+        yield _tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
+
+
+def print_table(metrics: dict) -> None:
+    rows = [
+        [method, UNIT[method], city, radius, row["certified"], row["attacked"], row["clean"]]
+        for method, result in metrics.items() for city, by_radius in result["city"].items()
+        for radius, row in by_radius.items()
+    ]  # fmt: skip
+    table("Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", *reversed(COLOURS)], rows)
+    for method, result in metrics.items():
+        if result.get("collapsed"):
+            console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
+
+
+def _curve(by_radius: dict, name: str) -> tuple[list[float], list[float]]:
+    """Radii and IoU from radius 0 on, where every IoU is the clean one."""
+    clean = next(iter(by_radius.values()))["clean"]
+    return [0.0, *map(float, by_radius)], [clean, *(row[name] for row in by_radius.values())]
+
+
+def draw_sandwich(method: str, cities: dict, path: Path) -> None:
+    """Clean, attacked and certified IoU against the radius, one panel a city."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(cities))
+    rows = -(-len(cities) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (city, by_radius) in zip(axes, cities.items(), strict=False):
+        for name, colour in COLOURS.items():
+            axis.plot(*_curve(by_radius, name), color=colour, marker="o", markersize=3, label=name)
+        x, low = _curve(by_radius, "certified")
+        axis.fill_between(x, low, _curve(by_radius, "attacked")[1], color="#999999", alpha=0.25, linewidth=0)
+        axis.set_title(city, fontsize="medium")
+        axis.set(ylim=(0, 1), xlabel=f"radius ({UNIT[method]})", ylabel="IoU")
+        axis.label_outer()
+    for axis in axes[len(cities) :]:
+        axis.set_visible(False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize="small")
+    with atomic_file(path) as partial:
+        figure.savefig(partial)
+
+
+def draw_comparison(metrics: dict, values: int, path: Path) -> None:
+    """Mean certified IoU of the cities by method, in either norm. `values` = channels × pixels of a crop.
+
+    A certificate moves between norms by the largest ball that fits inside: the ℓ2 ball of radius r contains
+    the ℓ∞ ball of radius r/√values, and the ℓ∞ ball of radius ε contains the ℓ2 ball of radius ε. Both lose
+    much.
+    """
+    from matplotlib.figure import Figure
+
+    to_linf = {"smoothing": 255 / values**0.5, "lipschitz": 255 / values**0.5, "convex": 1}
+    to_l2 = {"smoothing": 1, "lipschitz": 1, "convex": 1 / 255}
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = ((to_linf, "ℓ∞ radius in 1/255"), (to_l2, "ℓ2 radius, pixel range [0,1]"))
+    for axis, (scale, name) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        for method, result in metrics.items():
+            curves = [_curve(by_radius, "certified") for by_radius in result["city"].values()]
+            x, y = [r * scale[method] for r in curves[0][0]], np.mean([c[1] for c in curves], axis=0)
+            own = scale[method] == 1
+            style = {"linestyle": "-" if own else "--", "marker": "o" if own else "s", "markersize": 3}
+            label = method if own else f"{method}, converted"
+            axis.plot(x, y, color=METHOD_COLOURS[method], label=label, **style)
+        axis.set_xscale("symlog", linthresh=1e-3)
+        axis.set(ylim=(0, 1), xlabel=name, ylabel="mean certified IoU")
+        axis.legend(frameon=False, fontsize="small")
+        axis.label_outer()
+    figure.suptitle(
+        f"Converted by the largest ball inside: ℓ2 ball r ⊃ ℓ∞ ball r/√{values}; ℓ∞ ball ε ⊃ ℓ2 ball ε",
+        fontsize="small",
+    )
+    with atomic_file(path) as partial:
+        figure.savefig(partial)

@@ -1,0 +1,134 @@
+"""The stage on two toy cities: the schema, the sandwich, and the refusal to publish what an attack refutes."""
+
+import json
+
+import pytest
+import torch
+from toy import toy_scene, write_city
+from torch.nn import functional as F
+
+from pipeline import params
+from pipeline.errors import InputError
+from pipeline.geo.tiles import open_cities
+from pipeline.learning.models import build_model, load_model, save_model
+from pipeline.params import parse_params
+from pipeline.robustness import sandwich
+from pipeline.robustness.bounds import interval_margins
+from pipeline.robustness.sandwich import SandwichBroken
+from pipeline.stages import certify
+
+CITIES = ["toyton", "dimham"]
+MODEL = {"architecture": "small_fcn", "width": 8}
+
+
+def settings(model, **changes):
+    return parse_params({
+        "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
+        "tile": {"gsd": 0.5, "size": 64},
+        "train": {"model": MODEL, "loss": {"cross_entropy": 1.0}, "epochs": 1, "steps_per_epoch": 1,
+                  "batch_size": 1, "crop": 64},
+        "certify": {
+            "model": str(model), "tiles": 2, "crop": 32, "attack_steps": 4,
+            "smoothing": {"sigma": [0.02, 0.05], "n0": 4, "n": 60, "batch_size": 30},
+            "convex": {"radii": [0.5, 2], "steps": 60, "width": 8},
+            "lipschitz": {"radii": [0.05, 0.3], "steps": 40, "width": 8},
+            **changes,
+        },
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Toy tiles and a small network that knows them."""
+    folder = tmp_path_factory.mktemp("certify")
+    for c, contrast in enumerate((110, 80)):
+        splits = ["train", "train", "test"]
+        scenes = [(split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)]
+        write_city(folder / "tiles", scenes, CITIES[c])
+    torch.manual_seed(0)
+    segmenter = build_model(params.Model(**MODEL), 3)
+    pairs = [certify._tensors(c.sample("train", 8), "cpu") for c in open_cities(CITIES, folder / "tiles")]
+    images, labels = (torch.cat(side) for side in zip(*pairs, strict=True))
+    optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
+    for _ in range(60):
+        loss = F.cross_entropy(segmenter(images), labels, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_model(folder / "model", segmenter, {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1})
+    return folder
+
+
+def run(place, **changes):
+    out = place / "metrics.json"
+    certify.run(settings(place / "model", **changes), place / "tiles", place / "models", out, place / "figures")
+    return json.loads(out.read_text())
+
+
+def test_sandwich_of_every_method_and_city(place):
+    metrics = run(place)
+    assert set(metrics) == {"smoothing", "convex", "lipschitz"}
+    radii = {"smoothing": ["0.01349", "0.03372"], "convex": ["0.5", "2"], "lipschitz": ["0.05", "0.3"]}
+    for method, keys in radii.items():
+        assert set(metrics[method]["city"]) == set(CITIES)
+        for city, rows in metrics[method]["city"].items():
+            assert list(rows) == keys, (method, city)
+            for row in rows.values():
+                assert 0 <= row["certified"] <= row["attacked"] <= row["clean"] <= 1
+    assert all(row["certified"] > 0.2 for row in metrics["smoothing"]["city"]["toyton"].values())
+    assert metrics["convex"]["city"]["toyton"]["0.5"]["certified"] > 0.2
+    assert metrics["lipschitz"]["city"]["toyton"]["0.05"]["certified"] > 0.2
+    for name in ("smoothing", "convex", "lipschitz", "comparison"):
+        assert (place / "figures" / f"{name}.svg").stat().st_size > 1000
+    for name in ("convex", "lipschitz"):
+        card = load_model(place / "models" / f"certify-{name}").card
+        assert card["cities"] == CITIES and card["metrics"]["collapsed"] is False
+
+
+def test_trained_networks_are_read_back(place, monkeypatch):
+    before = run(place, methods=["lipschitz"])
+
+    def never(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("pipeline.robustness.interval_training.train_margin", never)
+    assert run(place, methods=["lipschitz"]) == before
+
+
+@pytest.mark.parametrize("method", ["convex", "lipschitz", "smoothing"])
+def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monkeypatch, method):
+    run(place, methods=[method])  # what must not survive
+    match method:
+        case "lipschitz":  # radii of a network believed to be 0.001-Lipschitz
+            sound = sandwich.lipschitz_radii
+            monkeypatch.setattr(sandwich, "lipschitz_radii", lambda u, constant: sound(u, constant / 1000))
+        case "convex":  # bounds of the centre alone
+
+            def centre(bounds, box, **_):
+                middle = (box.lower + box.upper) / 2
+                return interval_margins(bounds, type(box)(middle, middle))
+
+            monkeypatch.setattr(sandwich, "interval_margins", centre)
+            monkeypatch.setattr(sandwich, "crown_ibp_margins", centre)
+        case "smoothing":  # every pixel certified
+            monkeypatch.setattr(sandwich.smoothing.Smoothed, "certified", lambda self, *_: self.chosen)
+    strong = {
+        "convex": {"radii": [8], "steps": 60, "width": 8},
+        "lipschitz": {"radii": [2], "steps": 40, "width": 8},
+        "smoothing": {"sigma": [1.0], "n0": 4, "n": 60},
+    }
+    with pytest.raises(SandwichBroken, match=f"{method}, (toyton|dimham)"):
+        run(place, methods=[method], attack_steps=10, **{method: strong[method]})
+    assert not (place / "metrics.json").exists()
+
+
+def test_samples_that_can_never_certify_are_refused_before_any_work(place):
+    with pytest.raises(InputError, match="set n to at least 49"):
+        run(place, smoothing={"n": 48})
+
+
+def test_a_collapse_is_seen_and_reported(place):
+    """A budget of 100/255 swallows any signal: the network gives up, thrice, and the metrics say so."""
+    metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 100})
+    assert metrics["convex"]["collapsed"] is True
+    assert metrics["convex"]["train_budget"] == 25
