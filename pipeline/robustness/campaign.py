@@ -101,15 +101,12 @@ def attack_city(
     for norm, budgets, unit in (("linf", settings.linf, 255), ("l2", settings.l2, 1)):
         for budget in sorted(budgets):
             target = Target(segmenter, images, labels, norm, budget / unit)
-            results, strongest = {}, None
+            results = {}
             for name, found in _all_attacks(campaign, target, generator):
                 results[name] = measure(found, target)
                 if norm == "linf":
                     known.append((budget, results[name]))
-                    if name == "pgd" and budget == settings.reference:
-                        strongest = found
-            arrays = {} if strongest is None else _picture(campaign, images, labels, strongest, clean_map)
-            yield f"{norm} {budget:g}", results, arrays
+            yield f"{norm} {budget:g}", results, {}
 
     half = pgd(reference, max(1, settings.steps // 2))
     full = pgd(reference)
@@ -132,7 +129,7 @@ def attack_city(
                 c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)
             ],
         },
-        {} if settings.reference in settings.linf else _picture(campaign, images, labels, full, clean_map),
+        _picture(campaign, images, labels, full, clean_map),
     )
 
     if settings.halving:
