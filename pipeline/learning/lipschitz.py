@@ -91,8 +91,9 @@ class OrthogonalConv(NonExpansiveConv):
         super().__init__(outputs)
         widest = max(inputs, outputs)
         self.inputs, self.outputs, self.size = inputs, outputs, size
-        self.mix = nn.Parameter(torch.randn(outputs, inputs))
-        self.frames = nn.Parameter(torch.randn(4 if size == 3 else 0, widest, max(widest // 2, 1)))
+        # kernels do not feel the scale of these; a small one lets Adam's steps turn them
+        self.mix = nn.Parameter(0.1 * torch.randn(outputs, inputs))
+        self.frames = nn.Parameter(0.1 * torch.randn(4 if size == 3 else 0, widest, max(widest // 2, 1)))
 
     def kernel(self) -> Tensor:
         mix = orthonormal(self.mix)

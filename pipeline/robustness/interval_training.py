@@ -124,7 +124,7 @@ def train_interval(
 
 
 def train_margin(
-    segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 1e-2
+    segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 2e-2
 ) -> Trained:
     """Hinge training of a 1-Lipschitz Segmenter: each pixel is pushed until its certified ℓ2 radius is
     `margin`.

@@ -1,11 +1,11 @@
-"""The stage on two toy cities: the schema, the sandwich, and the refusal to publish what an attack refutes."""
+"""The stage on two toy cities: the schema, the sandwich, and no metrics where an attack refutes it."""
 
 import json
 
 import pytest
 import torch
-from toy import toy_scene, write_city
 from torch.nn import functional as F
+from toy import toy_scene, write_city
 
 from pipeline import params
 from pipeline.errors import InputError
@@ -31,7 +31,7 @@ def settings(model, **changes):
             "model": str(model), "tiles": 2, "crop": 32, "attack_steps": 4,
             "smoothing": {"sigma": [0.02, 0.05], "n0": 4, "n": 60, "batch_size": 30},
             "convex": {"radii": [0.5, 2], "steps": 60, "width": 8},
-            "lipschitz": {"radii": [0.05, 0.3], "steps": 40, "width": 8},
+            "lipschitz": {"radii": [0.05, 0.3], "steps": 60, "width": 8, "margin": 0.1},
             **changes,
         },
     })  # fmt: skip
@@ -61,7 +61,8 @@ def place(tmp_path_factory):
 
 def run(place, **changes):
     out = place / "metrics.json"
-    certify.run(settings(place / "model", **changes), place / "tiles", place / "models", out, place / "figures")
+    parameters = settings(place / "model", **changes)
+    certify.run(parameters, place / "tiles", place / "models", out, place / "figures")
     return json.loads(out.read_text())
 
 
@@ -114,7 +115,7 @@ def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monke
             monkeypatch.setattr(sandwich.smoothing.Smoothed, "certified", lambda self, *_: self.chosen)
     strong = {
         "convex": {"radii": [8], "steps": 60, "width": 8},
-        "lipschitz": {"radii": [2], "steps": 40, "width": 8},
+        "lipschitz": {"radii": [2], "steps": 60, "width": 8, "margin": 0.1},
         "smoothing": {"sigma": [1.0], "n0": 4, "n": 60},
     }
     with pytest.raises(SandwichBroken, match=f"{method}, (toyton|dimham)"):
@@ -129,6 +130,7 @@ def test_samples_that_can_never_certify_are_refused_before_any_work(place):
 
 def test_a_collapse_is_seen_and_reported(place):
     """A budget of 100/255 swallows any signal: the network gives up, thrice, and the metrics say so."""
-    metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 100})
+    hopeless = {"radii": [1], "steps": 30, "width": 4, "train_epsilon": 100}
+    metrics = run(place, methods=["convex"], convex=hopeless)
     assert metrics["convex"]["collapsed"] is True
     assert metrics["convex"]["train_budget"] == 25
