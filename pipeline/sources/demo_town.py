@@ -13,7 +13,7 @@ from pipeline.sources.demo_city import DemoCity, Material, Roof
 from pipeline.sources.demo_plan import Frame, Lot, Plan, Rect, Solid, Surface, Tree, lots
 
 MARGIN = 60.0  # metres of land planned beyond the scene, so that nothing stops at its edge
-BUILT = (0.11, 0.34)  # least and most share of a scene that buildings may cover
+BUILT = (0.14, 0.34)  # least and most share of a scene that buildings may cover
 CAR_PAINTS = [
     (196, 198, 200), (44, 46, 50), (120, 124, 128), (150, 154, 158), (48, 58, 80),
     (104, 48, 44), (158, 150, 134), (222, 222, 220), (70, 74, 78), (60, 72, 66),
@@ -206,7 +206,7 @@ class Planner:
 
     def fill(self, block: Rect, rural: bool) -> None:
         uses = self.city.uses
-        open_land = {"field": 1.0, "forest": uses.get("forest", 0.3), "park": 0.4, "commercial": 0.7}
+        open_land = {"field": 1.0, "forest": uses.get("forest", 0.3), "park": 0.4, "commercial": 0.15}
         built = {use: w for use, w in uses.items() if use != "field"}
         use = self.pick(open_land if rural else built)
         if self.city.streets.kerb:
