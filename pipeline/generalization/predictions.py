@@ -32,4 +32,4 @@ def tile_iou(probability: np.ndarray, labels: np.ndarray) -> float | None:
     valid = labels != IGNORE
     found, truth = (probability > 0.5) & valid, (labels > 0) & valid
     union = np.count_nonzero(found | truth)
-    return np.count_nonzero(found & truth) / union if union else None
+    return float(np.count_nonzero(found & truth) / union) if union else None
