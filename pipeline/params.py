@@ -165,7 +165,7 @@ class Convex(Section):
     steps: Count = 300
     width: Count = 16
     architecture: Literal["small_fcn", "small_unet"] = "small_fcn"
-    chunk: Count = 256  # output pixels a backward CROWN pass
+    chunk: Count = 256  # backward CROWN passes held at once: bounds the memory
 
 
 class LipschitzNet(Section):
