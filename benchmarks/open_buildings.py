@@ -1,0 +1,64 @@
+"""Rows a second kept from a cell of Open Buildings, against plain decompression of the same file.
+
+python -m benchmarks.open_buildings [ROWS]
+
+A cell of 1 million buildings (default) is written once to a temporary folder. The ratio is the time gzip
+alone takes to that of `keep_near`, which also parses every centroid and the polygons near the scene.
+"""
+
+import gzip
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.console import table
+from pipeline.sources.open_buildings import CHUNK, COLUMNS, keep_near
+
+SCENE = (32.59, 0.30, 32.61, 0.32)  # degrees: 2.2 km of a city
+
+
+def write_cell(path: Path, rows: int) -> None:
+    """Rectangles, half of them even over 5 degrees, half in a city of 0.3 degrees around the scene."""
+    random = np.random.default_rng(0)
+    anywhere = random.uniform((30, -2), (35, 2), (rows // 2, 2))
+    city = random.uniform((32.45, 0.15), (32.75, 0.45), (rows - rows // 2, 2))
+    middle = np.concatenate([anywhere, city])
+    half = random.uniform(3e-5, 1e-4, (rows, 2))
+    confidence = random.uniform(0.65, 1, rows)
+    with gzip.open(path, "wt", compresslevel=6) as file:
+        file.write(COLUMNS + "\n")
+        for (x, y), (w, h), sure in zip(middle.tolist(), half.tolist(), confidence.tolist(), strict=True):
+            corners = [(x - w, y - h), (x + w, y - h), (x + w, y + h), (x - w, y + h), (x - w, y - h)]
+            ring = ", ".join(f"{a:.14f} {b:.14f}" for a, b in corners)
+            area = 4 * w * h * 111_320**2
+            file.write(f'{y:.8f},{x:.8f},{area:.4f},{sure:.4f},"POLYGON(({ring}))",6GCRPR67+XXXX\n')
+
+
+def decompress(path: Path) -> int:
+    with gzip.open(path) as file:
+        return sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))
+
+
+def main(rows: int = 1_000_000) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.csv.gz"
+        write_cell(path, rows)
+        times: dict[str, list[float]] = {"plain decompression": [], "filter": []}
+        for _ in range(2):
+            start = time.perf_counter()
+            size = decompress(path)
+            middle = time.perf_counter()
+            kept = len(keep_near(path, [SCENE]))
+            times["plain decompression"].append(middle - start)
+            times["filter"].append(time.perf_counter() - middle)
+    best = {name: min(seconds) for name, seconds in times.items()}
+    lines = [[name, seconds, int(rows / seconds), size / seconds / 1e6] for name, seconds in best.items()]
+    table(f"{rows} rows, {kept} kept", ["", "s", "rows/s", "MB/s"], lines)
+    print(f"filter / plain decompression: {best['plain decompression'] / best['filter']:.2f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
