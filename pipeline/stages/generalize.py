@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.console import progress, table
+from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.generalization import corruptions, figures, label_free
 from pipeline.generalization.adaptation import adapt
@@ -66,9 +66,7 @@ def run(
     held_out = folds(list(cities))
     for city in cities.values():
         if not city.of_split("test"):
-            raise InputError(
-                f"{city.folder}: no test scenes; raise tile.test or drop the city from fetch.cities"
-            )
+            raise InputError(f"{city.folder}: no test scenes; raise tile.test or drop the city from fetch.cities")
 
     of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
     loaded = {name: load_model(folder, device()) for name, folder in of_seed[0].items()}
@@ -96,9 +94,7 @@ def run(
     print_tables(metrics)
 
 
-def models_of_seed(
-    params: Params, cities: Tiles, held_out: list[Fold], models: Path, seed: int
-) -> dict[str, Path]:
+def models_of_seed(params: Params, cities: Tiles, held_out: list[Fold], models: Path, seed: int) -> dict[str, Path]:
     """Folders of the models to compare: "all", "without-CITY", and "only-CITY" where asked for.
 
     The training seed's own folds are those of the train stage. Other seeds, one-city models, and a reference
@@ -124,9 +120,7 @@ def models_of_seed(
     return found
 
 
-def evaluate_all(
-    params: Params, cities: Tiles, loaded: dict[str, Segmenter]
-) -> dict[str, dict[str, CityResult]]:
+def evaluate_all(params: Params, cities: Tiles, loaded: dict[str, Segmenter]) -> dict[str, dict[str, CityResult]]:
     jobs = [(model, city) for model in loaded for city in sorted(cities)]
     results: dict[str, dict[str, CityResult]] = {model: {} for model in loaded}
     for model, city in progress(jobs, "city × city"):
@@ -138,9 +132,7 @@ def pair(params: Params, cities: Tiles, city: str, results: dict, other_seeds: l
     """The test units of a city under the seen and the unseen model, one row a seed."""
     counts = []
     for name in ("all", f"without-{city}"):
-        more = [
-            evaluate_city(load_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds
-        ]
+        more = [evaluate_city(load_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
         units = [result.units for result in (results[name][city], *more)]
         counts += [np.stack([u.intersection for u in units]), np.stack([u.union for u in units])]
     return Pair(*counts)
@@ -186,9 +178,7 @@ def unlabelled(params: Params, city: CityTiles, count: float, side: int, split: 
     raise InputError(f"{city.folder}: no scenes; run the tile stage again")
 
 
-def adapted(
-    params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict
-) -> dict:
+def adapted(params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict) -> dict:
     """The adaptation ladder on each held-out city: fitted on its unlabelled training scenes, tested on its
     test ones."""
     g = params.generalize
@@ -215,9 +205,7 @@ def adapt_to(params: Params, cities: Tiles, fold: Fold, method: str, segmenter: 
     count = max(4, g.adaptation_tiles * size**2 / side**2)
     batch = max(2, round(params.train.batch_size * params.train.crop**2 / side**2))
     target = unlabelled(params, cities[fold.held_out], count, side)
-    source = np.concatenate(
-        [unlabelled(params, cities[c], count / len(fold.training), side) for c in fold.training]
-    )
+    source = np.concatenate([unlabelled(params, cities[c], count / len(fold.training), side) for c in fold.training])
     return adapt(method, segmenter, source, target, steps=g.adaptation_steps, batch_size=batch, seed=g.seed)
 
 
@@ -245,9 +233,7 @@ def choose(ladder: dict[str, dict[str, float | None]], unadapted: dict) -> dict:
     return {"adaptation_choice": choice, "beyond_adaptation": beyond}
 
 
-def estimated(
-    params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict
-) -> dict:
+def estimated(params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict) -> dict:
     """Label-free estimates of each held-out city's IoU, and their mean absolute error over the folds.
 
     Two naive guesses stand beside them: the model's IoU on its own cities' test scenes ("no_gap"), and that
@@ -303,10 +289,7 @@ def robustness(params: Params, cities: Tiles, seen: Segmenter, unseen: dict[str,
         generator = torch.Generator(on).manual_seed(g.seed)
         target = Target(segmenter, x, y, "linf", epsilon / 255)
         attacked = pgd(target, g.attack_steps, generator=generator)
-        shaken = [
-            corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed)
-            for name in corruptions.NAMES
-        ]
+        shaken = [corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed) for name in corruptions.NAMES]
         scores = [tile_iou(building_probability(segmenter, i), t) for i, t in shaken]
         row = {
             "clean": tile_iou(building_probability(segmenter, images), labels),
@@ -347,12 +330,7 @@ def frugal(params: Params, cities: Tiles, models: Path) -> dict:
     epochs = g.epochs or params.train.epochs
     found: dict = {start: {f"{share:g}": {} for share in g.fractions} for start in g.initialisations}
     scenes: dict = {f"{share:g}": {} for share in g.fractions}
-    jobs = [
-        (start, share, city)
-        for start in g.initialisations
-        for share in g.fractions
-        for city in sorted(cities)
-    ]
+    jobs = [(start, share, city) for start in g.initialisations for share in g.fractions for city in sorted(cities)]
     for start, share, city in progress(jobs, "frugal learning"):
         init, weights = start_of(params, cities, models, start, city)
         model = params.train.model.model_copy(update={"encoder_weights": weights})
@@ -362,17 +340,13 @@ def frugal(params: Params, cities: Tiles, models: Path) -> dict:
         name = f"frugal-{start}-{share:g}-{city}"
         folder = WORK / "generalize" / name
         fit(fair, [smaller], folder, work=WORK, name=name)
-        found[start][f"{share:g}"][city] = evaluate_city(
-            load_model(folder, device()), smaller, params.evaluate
-        ).iou
+        found[start][f"{share:g}"][city] = evaluate_city(load_model(folder, device()), smaller, params.evaluate).iou
         scenes[f"{share:g}"][city] = len(nested_scenes(cities[city], "train", [share], g.seed)[share])
     first = next(iter(found.values()))
     return {"frugal": first, "frugal_by_initialisation": found, "frugal_scenes": scenes}
 
 
-def start_of(
-    params: Params, cities: Tiles, models: Path, start: str, city: str
-) -> tuple[str | None, str | None]:
+def start_of(params: Params, cities: Tiles, models: Path, start: str, city: str) -> tuple[str | None, str | None]:
     """(train.init, train.model.encoder_weights) of an initialisation."""
     match start:
         case "imagenet":
@@ -398,6 +372,8 @@ def print_tables(metrics: dict) -> None:
     if "adaptation" in metrics:
         table("IoU of the held-out city after adaptation without labels", ["method", *columns],
               [[m, *(row[c] for c in columns)] for m, row in metrics["adaptation"].items()])  # fmt: skip
+        for city in metrics["beyond_adaptation"]:
+            console.print(f"no adaptation repairs {city}: it needs labels of its own", markup=False)
     if "robustness" in metrics:
         sides = [(c, s, r) for c, city in metrics["robustness"]["city"].items() for s, r in city.items() if r]
         kinds = ("clean", "corrupted", "attacked", "certified")
