@@ -265,7 +265,7 @@ def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
     seen = 0
     with (
         _named(source.name),
-        rasterio.Env(GDAL_CACHEMAX=max(16, shard.memory // 4)),
+        rasterio.Env(GDAL_CACHEMAX=shard.memory * 2**20 // 4),  # in bytes: rasterize takes MB for bytes
         open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
         _open_labels(source, image) as labels,
     ):
