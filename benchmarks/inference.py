@@ -47,5 +47,6 @@ if __name__ == "__main__":
     forward_passes(model, BATCH)
     pairs = [(forward_passes(model, windows), scene(model, image)) for _ in range(ROUNDS)]
     bare, whole = (statistics.median(t) for t in zip(*pairs, strict=True))
-    print(f"{windows} windows of {WINDOW}²: bare {bare:.1f} s, scene {whole:.1f} s, {side * side / whole / 1e6:.2f} Mpx/s")
+    speed = side * side / whole / 1e6
+    print(f"{windows} windows of {WINDOW}²: bare {bare:.1f} s, scene {whole:.1f} s, {speed:.2f} Mpx/s")
     print(f"bare forward passes / scene inference: {statistics.median(a / b for a, b in pairs):.2f} (goal ≥ 0.95)")

@@ -1,4 +1,4 @@
-"""Training crops from memory-mapped tiles: crop i is a function of (seed, i), so that any run can be resumed exactly."""
+"""Training crops from memory-mapped tiles: crop i is a function of (seed, i), so any run can be resumed exactly."""
 
 import numpy as np
 import torch

@@ -21,15 +21,15 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
-def blend_weights(window: int) -> np.ndarray:
-    """(window, window) float32: a raised cosine from the centre to the edge, nowhere zero."""
-    ramp = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2 + 1e-3
-    return np.outer(ramp, ramp).astype(np.float32)
+def blend_weights(height: int, width: int) -> np.ndarray:
+    """(height, width) float32: a raised cosine from the centre to the edge, nowhere zero."""
+    down, across = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 + 1e-3 for n in (height, width))
+    return np.outer(down, across).astype(np.float32)
 
 
 @torch.inference_mode()
 def probabilities(segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W) float32; `augment`: mean of eight symmetries."""
+    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries."""
     if not augment:
         return (segmenter(images).float() / temperature).softmax(1)
     total = 0
@@ -62,8 +62,7 @@ def infer(
     on = next(segmenter.buffers()).device
     tall, wide = min(window, height), min(window, width)
     rows, columns = window_starts(height, tall, overlap), window_starts(width, wide, overlap)
-    weight = torch.from_numpy(blend_weights(window)[:tall, :wide] if tall < window or wide < window else blend_weights(window))
-    weight = weight.to(on)
+    weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes
     total = torch.zeros(foreground, tall, width, device=on)  # Σ weight · probability of each foreground class
     norm = torch.zeros(tall, width, device=on)

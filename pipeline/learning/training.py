@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import lightning
+import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
@@ -27,7 +28,7 @@ from pipeline.learning.calibration import calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
 from pipeline.learning.models import IMAGENET_MEAN, Segmenter, build_model, load_model, read_card, save_model
-from pipeline.learning.precision import autocast, choose, device
+from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
 from pipeline.storage import fingerprint
 
@@ -169,14 +170,17 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     for key in ("channels", "gsd"):
         if len({getattr(city, key) for city in cities}) > 1:
             raise InputError(f"the cities' tiles differ in {key}; run the tile stage for all of them again")
-    if not any(city.of_split("train") for city in cities):
-        raise InputError(f"no training scenes in {', '.join(c.city for c in cities)}; lower tile.validation and test")
+    for split in ("train", "validation"):
+        if not any(city.of_split(split) for city in cities):
+            names = ", ".join(city.city for city in cities)
+            raise InputError(f"no {split} scenes in {names}; change tile.validation and tile.test, or add scenes")
     distributed = TorchElasticEnvironment.detect()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) if distributed else 1
     if train.batch_size % world:
         raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
 
-    key = fingerprint(params.train.model_dump(), [c.about for c in cities], _code(), train.init and read_card(train.init))
+    start = train.init and read_card(train.init)
+    key = fingerprint(train.model_dump(), [city.about for city in cities], _code(), start)
     done = Path(folder) / "model.json"
     if done.exists() and read_card(folder).get("fingerprint") == key:
         return read_card(folder)
@@ -201,8 +205,9 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
-    local = [list(range(i, min(i + train.batch_size, len(windows)))) for i in range(0, len(windows), train.batch_size)]
-    loaders = loader(crops, steps, workers, on.type == "cuda"), loader(windows, local[rank::world], 0, on.type == "cuda")
+    looks = [list(batch) for batch in np.array_split(range(len(windows)), -(-len(windows) // train.batch_size))]
+    cuda = on.type == "cuda"
+    loaders = loader(crops, steps, workers, cuda), loader(windows, looks[rank::world], 0, cuda)
 
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
     callbacks: list[Callback] = [checkpoint, Bar()]

@@ -39,7 +39,7 @@ def run(
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
             scenes = evaluate_scenes(segmenter, city, e, e.split)
-            for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):
+            for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
                 draw(folder / city.city, city, scene)
             results.append(result)
         draw_curves(folder, results)
@@ -94,11 +94,12 @@ def draw(folder: Path, city: CityTiles, scene) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        Image.fromarray(np.ascontiguousarray(picture)).save(folder / f"{region.name.replace('/', '-')}.{name}.jpg", quality=88)
+        file = folder / f"{region.name.replace('/', '-')}.{name}.jpg"
+        Image.fromarray(np.ascontiguousarray(picture)).save(file, quality=88)
 
 
 def draw_curves(folder: Path, results: list) -> None:
-    """Reliability diagram and precision–recall curve, pooled and per city, as CSV-free SVG and as JSON for `dvc plots`."""
+    """Reliability diagram and precision–recall curves, as SVG for the report and as JSON for `dvc plots`."""
     from matplotlib.figure import Figure
 
     before, after = sum(r.confidence for r in results), sum(r.calibrated for r in results)

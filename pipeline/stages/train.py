@@ -34,7 +34,8 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
         write_curve(card["history"])
     epochs = card["history"][-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
-    console.print(f"best validation IoU {card['metrics']['validation_iou']:.3f}; weights in {folder}/weights.safetensors")
+    iou = card["metrics"]["validation_iou"]
+    console.print(f"best validation IoU {iou:.3f}; weights in {folder}/weights.safetensors")
 
 
 def write_curve(history: list[dict], folder: Path = Path("figures/train")) -> None:

@@ -26,7 +26,7 @@ def test_windows_cover_every_pixel_and_share_the_overlap(length, window, overlap
 
 
 def test_blend_weights_are_nowhere_zero():
-    assert blend_weights(512).min() > 0
+    assert blend_weights(512, 300).min() > 0
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (64, 64), (200, 130), (65, 300)])
