@@ -31,15 +31,17 @@ class Totals:
     area: float = 0.0  # m² on the ground
     buildings: int = 0
     built_area: float = 0.0  # m²
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))  # of building probability
+    histogram: np.ndarray = field(
+        default_factory=lambda: np.zeros(STEPS + 1, np.int64)
+    )  # of building probability
 
 
 class Mapper:
     """Push bands of probabilities, from the top, into `add`; call `finish` after the last one.
 
-    model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a column);
-    layers: where the rows of LAYERS go; footprints: where polygons go, None = none are made; validity: where the
-    scene holds data (see Raster.source_validity).
+    model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a
+    column); layers: where the rows of LAYERS go; footprints: where polygons go, None = none are made;
+    validity: where the scene holds data (see Raster.source_validity).
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Mapper:
         self.totals = Totals()
 
     def add(self, probabilities: np.ndarray) -> None:
-        """The next model rows (rows, W, k) float32: k classes of building, then the uncertainty where it is mapped."""
+        """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped."""
         self.band = np.concatenate([self.band, probabilities]) if len(self.band) else probabilities
         height, width = self.scene.shape
         while self.row < height:
@@ -145,6 +147,8 @@ class Mapper:
         confidence = np.round(buildings.confidence, 4)  # blending windows leaves noise in the eighth digit
         columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence}
         place = self.scene.transform
-        self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place * (xy[:, 0], xy[:, 1]), 1)))
+        self.footprints(
+            columns, shapely.transform(polygons, lambda xy: np.stack(place * (xy[:, 0], xy[:, 1]), 1))
+        )
         self.totals.buildings += len(buildings)
         self.totals.built_area += float(areas.sum())

@@ -11,7 +11,7 @@ STRIP = 2**22  # pixels read at a time
 
 
 class ReadAhead:
-    """`raster` as an array (H, W, C) uint8 of which `image[a:b]` may be asked with a and b never decreasing."""
+    """`raster` as an array (H, W, C) uint8 whose `image[a:b]` is asked with a and b never decreasing."""
 
     def __init__(self, raster: Raster):
         self.raster, self.shape = raster, raster.shape

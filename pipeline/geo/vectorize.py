@@ -1,9 +1,9 @@
 """Buildings from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
 
-Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is matched,
-pixel against pixel, with the components of the next band's first row; when nothing below continues it, its pieces are
-united. Memory is that of one band and of the open components, never of the scene, and the polygons do not depend on
-where the bands were cut.
+Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is
+matched, pixel against pixel, with the components of the next band's first row; when nothing below continues
+it, its pieces are united. Memory is that of one band and of the open components, never of the scene, and the
+polygons do not depend on where the bands were cut.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pipeline.geo.scene import IGNORE
 
 @dataclass
 class Buildings:
-    """n polygons: geometry (n,), class (n,), area in pixels (n,) and mean confidence over those pixels (n,)."""
+    """n polygons: geometry, class, area in pixels and mean confidence over those pixels, (n,) each."""
 
     geometry: np.ndarray
     label: np.ndarray
@@ -52,7 +52,7 @@ class _Component:
 
 
 class Polygoniser:
-    """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of a mask's classes 1..254.
+    """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of classes 1..254.
 
     >>> for mask, confidence in bands:
     ...     buildings = polygoniser.add(mask, confidence)  # those that ended above the band's last row
@@ -62,10 +62,12 @@ class Polygoniser:
     def __init__(self, width: int):
         self.row = 0
         self.open: list[_Component] = []
-        self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
+        self.seam = np.zeros(
+            width, np.int32
+        )  # 1 + index into `open` under each column, 0 where there is none
 
     def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
-        """The next rows: mask (rows, W) uint8, 0 and 255 not being buildings; confidence (rows, W), of each class."""
+        """The next rows: mask (rows, W) uint8, 0 and 255 being no building; confidence (rows, W)."""
         labels, components = _trace(mask, confidence, self.row)
         self.row += len(mask)
         return self._join(labels[0], labels[-1], components)
@@ -75,7 +77,7 @@ class Polygoniser:
         return self._join(none, none, [])
 
     def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Buildings:
-        """Unite open components with new ones that continue them; those absent from the row `last` are done."""
+        """Unite open components with new ones that continue them; those not in the row `last` are done."""
         nodes, count = self.open + components, len(self.open)
         touching = (self.seam > 0) & (first > 0)
         above, below = np.unique(np.stack([self.seam[touching] - 1, first[touching] - 1 + count]), axis=1)
@@ -92,7 +94,9 @@ class Polygoniser:
         still_open = np.zeros(groups, np.int32)
         present = np.unique(group[last[last > 0] - 1 + count])
         still_open[present] = np.arange(1, len(present) + 1)
-        self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
+        self.seam = (
+            np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
+        )
         self.open = [merged[g] for g in present]
         return _buildings([c for c, stays in zip(merged, still_open, strict=True) if not stays])
 
@@ -112,9 +116,12 @@ def _trace(mask: np.ndarray, confidence: np.ndarray, row: int) -> tuple[np.ndarr
     totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
     polygons = np.empty(count + 1, object)
     traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
-    polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
+    polygons[[int(value) for _, value in traced]] = _polygons(
+        [geometry["coordinates"] for geometry, _ in traced]
+    )
     return labels, [
-        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
+        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i]))
+        for i in range(1, count + 1)
     ]
 
 
@@ -151,7 +158,7 @@ def _corners(ring: shapely.LinearRing) -> np.ndarray:
 
 
 def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float) -> np.ndarray:
-    """Drop vertices that move the outline by less than `tolerance` metres (Douglas & Peucker 1973); topology stays.
+    """Drop vertices that move the outline by less than `tolerance` metres (Douglas, Peucker 1973).
 
     pixel: metres on the ground of a pixel (along a row, along a column).
     """
@@ -162,9 +169,10 @@ def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float)
 def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 0.7) -> np.ndarray:
     """Outlines with right angles only, along each building's own main direction.
 
-    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and likewise
-    the vertical ones; corners are where walls meet. A polygon that this changes too much (`least_iou` with itself: a
-    round tank, a merged block) is kept as it is. Simplify first: the steps of a raster are no walls.
+    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and
+    likewise the vertical ones; corners are where walls meet. A polygon that this changes too much
+    (`least_iou` with itself: a round tank, a merged block) is kept as it is. Simplify first: the steps of a
+    raster are no walls.
     """
     squared = [_squared(polygon) for polygon in shapely.transform(polygons, lambda xy: xy * pixel)]
     squared = shapely.transform(np.array(squared, object), lambda xy: xy / pixel)
@@ -178,7 +186,9 @@ def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 
 def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
     edges = np.diff(shapely.get_coordinates(polygon.exterior), axis=0)
     direction = edges[:, 0] + 1j * edges[:, 1]
-    fourfold = np.sum(np.abs(direction) * (direction / np.abs(direction)) ** 4)  # angles modulo 90°, by length
+    fourfold = np.sum(
+        np.abs(direction) * (direction / np.abs(direction)) ** 4
+    )  # angles modulo 90°, by length
     angle = np.angle(fourfold) / 4
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     rings = [_walls(shapely.get_coordinates(r) @ turn) for r in (polygon.exterior, *polygon.interiors)]
@@ -188,7 +198,7 @@ def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
 
 
 def _walls(points: np.ndarray) -> np.ndarray | None:
-    """A closed ring (n, 2) as alternating horizontal and vertical walls, None where fewer than four are left."""
+    """A closed ring (n, 2) as alternating horizontal and vertical walls, None where there are not four."""
     edges = np.diff(points, axis=0)
     horizontal = np.abs(edges[:, 0]) > np.abs(edges[:, 1])
     begins = np.flatnonzero(horizontal != np.roll(horizontal, 1))
@@ -198,21 +208,28 @@ def _walls(points: np.ndarray) -> np.ndarray | None:
     order = np.roll(np.arange(len(edges)), -begins[0])  # the ring may start amid a wall
     runs = np.split(order, begins[1:] - begins[0])
     across = [1 if horizontal[run[0]] else 0 for run in runs]  # a horizontal wall is a y, a vertical one an x
-    wall = [np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)]
-    return np.array([(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)])
+    wall = [
+        np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)
+    ]
+    return np.array(
+        [(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)]
+    )
 
 
 def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
     """(n,) m² on the ground of a pixel at each of `points` (n, 2), in pixel coordinates.
 
-    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from north to
-    south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a column).
+    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from
+    north to south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a
+    column).
     """
     if grid.crs is None:
         return np.full(len(points), native[0] * native[1])
     half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
     longitude, latitude = to_degrees(grid, points + half)
-    azimuth, _, metres = Geod(ellps="WGS84").inv(longitude[::2], latitude[::2], longitude[1::2], latitude[1::2])
+    azimuth, _, metres = Geod(ellps="WGS84").inv(
+        longitude[::2], latitude[::2], longitude[1::2], latitude[1::2]
+    )
     return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
 
 
@@ -233,6 +250,8 @@ def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
     if grid.crs is None:
         where = [f"{name} {x:.1f} {y:.1f}" for x, y in first]
     else:
-        where = [f"{x:.7f} {y:.7f}" for x, y in np.transpose(to_degrees(grid, first))]  # 7 digits are a centimetre
+        where = [
+            f"{x:.7f} {y:.7f}" for x, y in np.transpose(to_degrees(grid, first))
+        ]  # 7 digits are a centimetre
     keys = [f"{place} {label}" for place, label in zip(where, buildings.label, strict=True)]
     return [hashlib.sha256(key.encode()).hexdigest()[:12] for key in keys]

@@ -1,7 +1,8 @@
 """Results on disk, written while they arrive: cloud-optimised GeoTIFFs by rows, footprints by batches.
 
-Rows go to a tiled GeoTIFF, batches to GeoParquet; both become the asked format at the end, streaming, so that memory
-never grows with the scene. Everything is written to the path given; giving it its final name is the caller's.
+Rows go to a tiled GeoTIFF, batches to GeoParquet; both become the asked format at the end, streaming, so that
+memory never grows with the scene. Everything is written to the path given; giving it its final name is the
+caller's.
 """
 
 import json
@@ -31,14 +32,17 @@ BLOCK = 512  # pixels along a tile's side
 DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
 BATCH = 4096  # footprints converted at a time
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
-WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
+WriteFootprints = Callable[
+    [dict[str, np.ndarray], np.ndarray], None
+]  # (columns (n,), polygons (n,) in the CRS)
 
 
 @contextmanager
 def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) -> Iterator[WriteRows]:
     """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
 
-    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not take it.
+    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not
+    take it.
     """
     rows = path.with_suffix(".rows.tif")
     profile = {
@@ -77,7 +81,14 @@ def _disk(path: Path) -> Iterator[None]:
     """What a full disk does to GDAL and Arrow, as a sentence."""
     try:
         yield
-    except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
+    except (
+        RasterioError,
+        CPLE_BaseError,
+        DataSourceError,
+        DataLayerError,
+        pa.ArrowException,
+        OSError,
+    ) as error:
         detail = " ".join(str(error.__cause__ or error).split())
         raise InputError(
             f"{path.name}: the disk did not take it whole ({detail}); free some space or choose another --out"
@@ -104,10 +115,11 @@ def _refuse_holes(path: Path) -> None:
 
 @contextmanager
 def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
-    """Yield a function that writes batches of footprints; afterwards PATH holds them all, in the format of its suffix.
+    """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
-    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`;
-    None (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
+    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in
+    `crs`; None (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not
+    take it.
     """
     driver = DRIVERS[path.suffix[1:]]
     batches = path if driver is None else path.with_suffix(".rows.parquet")
@@ -145,7 +157,9 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
 
 
 def _convert(batches: Path, path: Path, driver: str, crs: CRS | None) -> None:
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})  # the same run, the same bytes
+    pyogrio.set_gdal_config_options(
+        {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
+    )  # the same run, the same bytes
     options = {}
     if driver == "GeoJSON":
         options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}

@@ -1,7 +1,7 @@
-"""A model folder for other tools: model.onnx, and item.json, a STAC item with the Machine Learning Model extension.
+"""A model folder for other tools: model.onnx, and item.json, a STAC item of the Machine Learning Model kind.
 
-The ONNX graph holds the normalisation and the padding to the network's stride, so it takes images of any size in
-[0, 1] and answers logits. The model card travels inside the file: `load_onnx` needs nothing else.
+The ONNX graph holds the normalisation and the padding to the network's stride, so it takes images of any size
+in [0, 1] and answers logits. The model card travels inside the file: `load_onnx` needs nothing else.
 """
 
 import json
@@ -39,7 +39,7 @@ class _Graph(nn.Module):
 
 
 class OnnxSegmenter(nn.Module):
-    """An ONNX file behind the interface of a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
+    """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
 
     def __init__(self, session, card: dict):
         super().__init__()
@@ -55,12 +55,14 @@ def _onnxruntime():
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("ONNX models need onnxruntime; install the extra: pip install 'building-pipeline[onnx]'") from None
+        raise InputError(
+            "ONNX models need onnxruntime; install the extra: pip install 'building-pipeline[onnx]'"
+        ) from None
     return onnxruntime
 
 
 def load_onnx(path: str | Path) -> OnnxSegmenter:
-    """Read a model that `export` wrote. Raises InputError where it is absent, damaged, or carries no model card."""
+    """Read a model that `export` wrote. Raises InputError where it is absent, damaged or without a card."""
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -71,15 +73,17 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
         raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
     card = session.get_modelmeta().custom_metadata_map.get("card")
     if card is None:
-        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
+        raise InputError(
+            f"{path}: an ONNX file without this pipeline's model card; write it with the export command"
+        )
     return OnnxSegmenter(session, json.loads(card)).eval()
 
 
 def export(folder: str | Path) -> Path:
     """Write FOLDER/model.onnx and FOLDER/item.json; returns the ONNX file's path.
 
-    The file is read back and compared with torch on two image sizes before it takes its name. Raises InputError where
-    an architecture cannot be exported or a logit differs by more than TOLERANCE.
+    The file is read back and compared with torch on two image sizes before it takes its name. Raises
+    InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
     """
     folder, runtime = Path(folder), _onnxruntime()
     segmenter = load_model(folder)
@@ -88,7 +92,9 @@ def export(folder: str | Path) -> Path:
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         difference = max(_difference(segmenter, session, *size) for size in ((96, 128), (161, 75)))
         if not difference <= TOLERANCE:
-            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported")
+            raise InputError(
+                f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported"
+            )
     parameters = sum(w.numel() for w in segmenter.parameters())
     write_json(folder / "item.json", stac_item(folder, parameters))
     return folder / "model.onnx"
@@ -99,7 +105,9 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter stands on it
     except ImportError:
-        raise InputError("export needs onnx and onnxscript; install the extra: pip install 'building-pipeline[onnx]'") from None
+        raise InputError(
+            "export needs onnx and onnxscript; install the extra: pip install 'building-pipeline[onnx]'"
+        ) from None
     dynamic = torch.export.Dim.DYNAMIC
     try:
         program = torch.onnx.export(
@@ -121,7 +129,9 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
 
 
 def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
-    images = torch.rand(1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         expected = segmenter(images).numpy()
     try:
@@ -132,14 +142,15 @@ def _difference(segmenter: Segmenter, session, height: int, width: int) -> float
 
 
 def stac_item(folder: str | Path, parameters: int) -> dict:
-    """The model card as a STAC 1.1 item, https://github.com/stac-extensions/mlm. A model lies nowhere: no geometry."""
+    """The card as a STAC 1.1 item, https://github.com/stac-extensions/mlm; a model has no geometry."""
     folder = Path(folder)
     card = read_card(folder)
     weights = folder / "weights.safetensors"
     names = [f"B{band}" for band in card["bands"]]
     bands = [{"name": name, "gsd": card["gsd"]} for name in names]
     classes = [{"value": 0, "name": "background"}] + [
-        {"value": k, "name": "building" if card["classes"] == 1 else f"class-{k}"} for k in range(1, card["classes"] + 1)
+        {"value": k, "name": "building" if card["classes"] == 1 else f"class-{k}"}
+        for k in range(1, card["classes"] + 1)
     ]
 
     def tensor(channels: int, axis: str) -> dict:
@@ -183,7 +194,10 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                     "tasks": ["semantic-segmentation"],
                     "result": tensor(card["classes"] + 1, "class"),
                     "classification:classes": classes,
-                    "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
+                    "post_processing_function": {
+                        "format": "text",
+                        "expression": "softmax over the class axis",
+                    },
                 }
             ],
             "mlm:hyperparameters": {
@@ -201,7 +215,12 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "mlm:artifact_type": "safetensors.torch.save_file",
                 "bands": bands,
             },
-            "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
+            "card": {
+                "href": "./model.json",
+                "type": "application/json",
+                "title": "Model card",
+                "roles": ["metadata"],
+            },
             "onnx": {
                 "href": "./model.onnx",
                 "type": "application/octet-stream; framework=onnx",

@@ -1,13 +1,13 @@
 """Stage predict: from any scene to a building map, on one machine or many.
 
-OUT/NAME.tif                the mask on the scene's own grid: 0, classes 1..k, 255 no data (cloud-optimised GeoTIFF)
-OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1                        (on request)
-OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2             (on request)
+OUT/NAME.tif                the mask on the scene's own grid, a COG: 0, classes 1..k, 255 no data
+OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on request)
+OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
 OUT/NAME.gpkg               polygons: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
 OUT/NAME.json               written last: what was found, and from which model, scene and settings
 
-A scene is a pure function of the model, the scene and the settings: a finished one is skipped, a killed one is done
-again, and shards of a list may run anywhere as long as they share OUT.
+A scene is a pure function of the model, the scene and the settings: a finished one is skipped, a killed one
+is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
 import hashlib
@@ -59,7 +59,9 @@ class Task:
     settings: Predict = Predict()
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
-    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    range: tuple[float, float] | None = (
+        None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    )
 
 
 def run(
@@ -74,10 +76,10 @@ def run(
     value_range: tuple[float, float] | None = None,
     ray: str | None = None,
 ) -> None:
-    """Map scenes (files, folders, globs, lists, URLs) with a model folder or an ONNX file; results go to `out`.
+    """Map scenes (files, folders, globs, lists, URLs) with a model folder or an ONNX file, into `out`.
 
-    shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster. Raises
-    InputError at the end where a scene failed; the others are done.
+    shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster.
+    Raises InputError at the end where a scene failed; the others are done.
     """
     settings, out, begun = settings or Predict(), Path(out), time.perf_counter()
     options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range)}
@@ -88,7 +90,9 @@ def run(
     segmenter = _load(str(model))  # fails before any scene is read
     out.mkdir(parents=True, exist_ok=True)
     done, failed = [], []
-    results = _on_ray(str(model), tasks, ray) if ray else ((task, *_attempt(str(model), task)) for task in tasks)
+    results = (
+        _on_ray(str(model), tasks, ray) if ray else ((task, *_attempt(str(model), task)) for task in tasks)
+    )
     for task, record, error in results:
         if error:
             failed.append(task)
@@ -99,7 +103,7 @@ def run(
     if failed:
         names = ", ".join(task.name for task in failed[:5]) + (" …" if len(failed) > 5 else "")
         raise InputError(
-            f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the same command again"
+            f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the command again"
         )
 
 
@@ -115,7 +119,9 @@ def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
 def _refuse_overwriting(named: dict[str, str], out: Path) -> None:
     for scene in named.values():
         if "://" not in scene and Path(scene).resolve().parent == out.resolve():
-            raise InputError(f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name")
+            raise InputError(
+                f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name"
+            )
 
 
 def load(model: str | Path, on=None):
@@ -135,7 +141,7 @@ def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
 
 
 def _on_ray(model: str, tasks: list[Task], address: str) -> Iterator[tuple[Task, dict | None, str | None]]:
-    """The same function on an engine that exists already: `address` of a cluster, or "local" for this machine's."""
+    """The same function on an engine that exists already: `address` of a cluster, or "local"."""
     try:
         import ray
     except ImportError:
@@ -166,7 +172,8 @@ def _at(task: Task, here: str) -> Task:
 def predict_scene(model: str, task: Task) -> dict:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
-    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a full disk. Nothing is left then.
+    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a full disk. Nothing is left
+    then.
     """
     out, record = Path(task.out), Path(task.out) / f"{task.name}.json"
     segmenter = _load(model)
@@ -277,18 +284,20 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
     if max(bands) > dataset.count:
         asked = ", ".join(map(str, bands))
         raise InputError(
-            f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands {asked}; "
-            "say which of the scene's bands to read with --bands"
+            f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands "
+            f"{asked}; say which of the scene's bands to read with --bands"
         )
     if dataset.crs is None and task.gsd is None:
         raise InputError(
-            f"{task.scene}: has no CRS, so that its ground sample distance is unknown; state it in metres with --gsd"
+            f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd"
         )
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
         scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()])
         if scale is None:
-            raise InputError(f"{task.scene}: holds no data to estimate a range of values from; state it with --range")
+            raise InputError(
+                f"{task.scene}: holds no data to estimate a range of values from; state it with --range"
+            )
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
 
 
@@ -301,7 +310,7 @@ def _class_names(card: dict) -> list[str]:
 
 
 def _fill(segmenter, image, mapper: Mapper, settings: Predict, name: str = "") -> Totals:
-    """Run every window of `image` through the segmenter and push its bands into `mapper`, which works in a thread."""
+    """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread."""
     temperature, augment = segmenter.card.get("temperature", 1.0), settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
@@ -326,8 +335,9 @@ def _fill(segmenter, image, mapper: Mapper, settings: Predict, name: str = "") -
 def expected_iou(histogram: np.ndarray, thresholds: dict | None = None) -> float | None:
     """The IoU to expect of a scene without labels, from the histogram (255,) of its building probability.
 
-    E[I] / E[U] if the probabilities are true; with the card's thresholds of `building` and `background` confidence,
-    fitted on validation, average thresholded confidence (Garg et al., ICLR 2022). None where nothing is built.
+    E[I] / E[U] if the probabilities are true; with the card's thresholds of `building` and `background`
+    confidence, fitted on validation, average thresholded confidence (Garg et al., ICLR 2022). None where
+    nothing is built.
     """
     p = np.arange(len(histogram)) / STEPS
     found = p > 0.5
@@ -353,7 +363,7 @@ def _summarise(card: dict, done: list[dict], failed: list[Task], seconds: float)
         if usual and expected is not None and expected < UNLIKE * usual:
             console.print(
                 f"[yellow]caution[/yellow] {record['scene']}: looks unlike the training cities: expected IoU "
-                f"{expected:.2f} (no labels were used), {usual:.2f} on validation; look before you trust the map"
+                f"{expected:.2f} (no labels were used), {usual:.2f} on validation; look before you trust it"
             )
 
 
@@ -398,10 +408,11 @@ class Predictor:
         value_range: tuple[float, float] | None = None,
         **settings,
     ) -> Map:
-        """The map of an array (H, W, C) uint8, or of a raster's path or URL. `settings` are those of params.Predict.
+        """The map of an array (H, W, C) uint8 or of a raster's path or URL; `settings` as params.Predict.
 
-        An array has the model's bands and ground sample distance; a raster is read as `run` reads it, and as its map
-        is held in memory, larger scenes are for `run`. Raises InputError on an image that does not fit the model.
+        An array has the model's bands and ground sample distance; a raster is read as `run` reads it, and as
+        its map is held in memory, larger scenes are for `run`. Raises InputError on an image that does not
+        fit the model.
         """
         chosen = _settings(settings)
         with ExitStack() as stack:
@@ -436,7 +447,8 @@ class Predictor:
 
 def _check_array(image: np.ndarray, card: dict) -> Grid:
     if image.ndim != 3 or image.shape[2] != card["channels"] or image.dtype != np.uint8 or not image.size:
-        raise InputError(f"an image is (H, W, {card['channels']}) uint8 for this model, not {image.shape} {image.dtype}")
+        wanted = f"(H, W, {card['channels']}) uint8"
+        raise InputError(f"an image is {wanted} for this model, not {image.shape} {image.dtype}")
     return Grid(*image.shape[:2], Affine.identity(), None)
 
 

@@ -23,7 +23,9 @@ def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int) -> Building
     """Pushed in bands of `step` rows, sorted."""
     polygoniser = Polygoniser(mask.shape[1])
     bands = range(0, len(mask), step)
-    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [polygoniser.finish()]
+    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [
+        polygoniser.finish()
+    ]
     whole = Buildings(*(np.concatenate([getattr(p, key) for p in parts]) for key in vars(parts[0])))
     return whole.where(np.argsort(shapely.to_wkb(whole.geometry)))
 
@@ -119,7 +121,9 @@ def test_identifiers_are_unique_and_of_the_place():
     grid = GRIDS["utm"]
     ids = identifiers(polygons_of(mask, confidence, 7), grid, "scene")
     assert len(set(ids)) == len(ids) and all(len(i) == 12 for i in ids)
-    around = [np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)]  # another scene of the same ground
+    around = [
+        np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)
+    ]  # another scene of the same ground
     wider = grid.window(Window(-10, -20, 200, 200))
     assert set(identifiers(polygons_of(*around, 100), wider, "another")) == set(ids)
     elsewhere = grid.window(Window(500, 500, 100, 100))
@@ -129,7 +133,9 @@ def test_identifiers_are_unique_and_of_the_place():
 def drawn_house(angle: float, hole: bool = True) -> tuple[shapely.Polygon, Buildings]:
     """An L of 4 000 pixels with a yard, turned, and its raster's polygon."""
     yard = [(70, 70), (90, 70), (90, 90), (70, 90)]
-    house = shapely.Polygon([(60, 60), (140, 60), (140, 100), (100, 100), (100, 150), (60, 150)], [yard] * hole)
+    house = shapely.Polygon(
+        [(60, 60), (140, 60), (140, 100), (100, 100), (100, 150), (60, 150)], [yard] * hole
+    )
     house = shapely.affinity.rotate(house, angle, "centroid")
     mask = rasterize([house], (200, 200)).astype(np.uint8)
     return house, polygons_of(mask, mask, 64)

@@ -83,7 +83,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones and folders too."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))
+    }
 
 
 def check_round_trip(source: Path, mask_path: Path, polygons: gpd.GeoDataFrame, threshold: float = 0.5):
@@ -150,15 +152,29 @@ def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
     else:
         image[empty] = 0
         if kind == "alpha":
-            write_scene(path, np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8), alpha="yes", photometric="rgb")
+            write_scene(
+                path,
+                np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8),
+                alpha="yes",
+                photometric="rgb",
+            )
         else:
             write_scene(path, image, **({"nodata": 0} if kind == "nodata" else {}))
         if kind == "mask":
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
                 file.write_mask(~empty)
     options = {"value_range": (0, 0.255)} if kind == "nan" else {}
-    run(model, [str(path)], tmp_path / "out", settings=SETTINGS.model_copy(update={"probability": True}), **options)
-    with rasterio.open(tmp_path / "out" / "town.tif") as map_, rasterio.open(tmp_path / "out" / "town.probability.tif") as p:
+    run(
+        model,
+        [str(path)],
+        tmp_path / "out",
+        settings=SETTINGS.model_copy(update={"probability": True}),
+        **options,
+    )
+    with (
+        rasterio.open(tmp_path / "out" / "town.tif") as map_,
+        rasterio.open(tmp_path / "out" / "town.probability.tif") as p,
+    ):
         np.testing.assert_array_equal(map_.read(1), np.where(empty, 255, truth))
         np.testing.assert_array_equal(p.read(1) == 255, empty)
     found = json.loads((tmp_path / "out" / "town.json").read_text())
@@ -192,9 +208,16 @@ def test_disagreement_is_the_deviation_over_the_eight_symmetries():
     images = torch.rand(2, 3, 24, 24)
     with torch.inference_mode():
         halves = Disagreement(segmenter, 1.5)(images).softmax(1)[:, 1:]
-        views = [(images.rot90(t, (2, 3)), t) for t in range(4)] + [(images.rot90(t, (2, 3)).flip(3), t) for t in range(4)]
+        views = [(images.rot90(t, (2, 3)), t) for t in range(4)] + [
+            (images.rot90(t, (2, 3)).flip(3), t) for t in range(4)
+        ]
         p = [(segmenter(v) / 1.5).softmax(1)[:, 1:] for v, _ in views]
-    p = torch.stack([(q.flip(3) if i >= 4 else q).rot90(-t, (2, 3)) for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))])
+    p = torch.stack(
+        [
+            (q.flip(3) if i >= 4 else q).rot90(-t, (2, 3))
+            for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))
+        ]
+    )
     split = Disagreement.split(halves)
     torch.testing.assert_close(split[:, :2], p.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(split[:, 2], p.sum(2).std(0, correction=0), atol=1e-5, rtol=1e-3)
@@ -332,7 +355,9 @@ EVERYTHING = SETTINGS.model_copy(update={"probability": True, "polygons": "gpkg"
 
 
 def start(workers, model, towns, out, **options):
-    process = workers.Process(target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options})
+    process = workers.Process(
+        target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options}
+    )
     process.start()
     return process
 
@@ -388,8 +413,14 @@ def jpeg(path: Path) -> None:
 
 
 BAD = {
-    "one-band.tif": (lambda p: write_scene(p, town(64, 64)[0][..., :1]), "has 1 band, but the model reads bands 1, 2, 3"),
-    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "has no CRS.*--gsd"),
+    "one-band.tif": (
+        lambda p: write_scene(p, town(64, 64)[0][..., :1]),
+        "has 1 band, but the model reads bands 1, 2, 3",
+    ),
+    "placeless.tif": (
+        lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)),
+        "has no CRS.*--gsd",
+    ),
     "photo.jpg": (jpeg, "has no CRS.*--gsd"),
     "empty.tif": (lambda p: p.touch(), "cannot be read"),
     "absent.tif": (lambda p: None, "No such file"),

@@ -1,0 +1,188 @@
+"""Predict against its limits, as ratios measured in one run.
+
+    python benchmarks/predict.py [throughput] [memory] [shards]
+
+throughput   the whole command / bare forward passes of the same windows (goal ≥ 0.9), U-Net ResNet-18
+memory       peak memory of a cheap model as the scene grows 1× → 16× at one width (goal: flat), and of
+             a virtual scene 100 000 pixels wide (goal: < 2 GB)
+shards       two processes over one, a thread each (goal ≥ 1.8 where two cores are free)
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+
+GSD = 0.5
+CARD = {"bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD, "threshold": 0.5, "temperature": 1.0}
+
+
+def write_town(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    image = np.repeat(rng.integers(60, 180, (1, height, width), dtype=np.uint8), 3, axis=0)
+    for top, left in rng.integers(0, (height - 40, width - 40), (height * width // 4000, 2)):
+        image[:, top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = [
+            [[220]],
+            [[40]],
+            [[40]],
+        ]
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", tiled=True,
+                       compress="deflate", crs="EPSG:32632", transform=Affine(GSD, 0, 5e5, 0, -GSD, 5e6)) as file:  # fmt: skip
+        file.write(image)
+    return path
+
+
+def write_virtual(path: Path, tile: Path, down: int, across: int) -> Path:
+    """A VRT that repeats `tile`: as large as wanted, nothing on disk."""
+    with rasterio.open(tile) as file:
+        (height, width), transform, crs = file.shape, file.transform, file.crs.to_wkt()
+    bands = ""
+    for band in (1, 2, 3):
+        sources = "".join(
+            f'<SimpleSource><SourceFilename relativeToVRT="0">{tile}</SourceFilename><SourceBand>{band}</SourceBand>'
+            f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
+            f'<DstRect xOff="{x * width}" yOff="{y * height}" xSize="{width}" ySize="{height}"/></SimpleSource>'
+            for y in range(down) for x in range(across)
+        )  # fmt: skip
+        bands += f'<VRTRasterBand dataType="Byte" band="{band}">{sources}</VRTRasterBand>'
+    path.write_text(
+        f'<VRTDataset rasterXSize="{across * width}" rasterYSize="{down * height}"><SRS>{crs}</SRS>'
+        f"<GeoTransform>{', '.join(map(str, transform.to_gdal()))}</GeoTransform>{bands}</VRTDataset>"
+    )
+    return path
+
+
+def write_model(folder: Path, architecture: str) -> Path:
+    import torch
+
+    from pipeline.learning.models import build_model, save_model
+    from pipeline.params import Model
+
+    torch.manual_seed(0)
+    description = Model(architecture=architecture)
+    segmenter = build_model(description, 3)
+    if architecture == "linear":  # red roofs
+        with torch.no_grad():
+            segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
+            segmenter.network.bias[:] = torch.tensor([0.0, -4])
+    save_model(folder, segmenter, {**CARD, "model": description.model_dump()})
+    return folder
+
+
+def apart(function, *arguments) -> dict:
+    """`function`'s answer and peak memory, MB, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    answer = ours.recv()
+    process.join()
+    return answer
+
+
+def _answer(pipe, function, arguments) -> None:
+    value = function(*arguments)
+    pipe.send({"value": value, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
+
+
+def command(model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0) -> float:
+    """Seconds of the whole command, imports left out."""
+    import torch
+
+    from pipeline.stages.predict import run
+
+    if threads:
+        torch.set_num_threads(threads)
+    begun = time.perf_counter()
+    run(model, scenes, out, shard=shard)
+    return time.perf_counter() - begun
+
+
+def forward_only(model: Path, scene: str) -> float:
+    """Seconds of the same forward passes over pixels that are already in memory, nothing blended or written."""
+    import torch
+
+    from pipeline.geo.raster import open_image
+    from pipeline.learning.crops import to_float
+    from pipeline.learning.inference import window_starts
+    from pipeline.learning.models import load_model
+    from pipeline.learning.precision import autocast, device
+    from pipeline.params import Predict
+
+    settings, segmenter = Predict(), load_model(model, device())
+    with open_image(scene, [1, 2, 3], GSD) as raster:
+        image = torch.from_numpy(raster[:])
+    rows, columns = (window_starts(side, settings.window, settings.overlap) for side in image.shape[:2])
+    on, size = next(segmenter.buffers()).device, settings.window
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        for top in rows:
+            for start in range(0, len(columns), settings.batch_size):
+                lefts = columns[start : start + settings.batch_size]
+                batch = torch.stack([image[top : top + size, left : left + size] for left in lefts]).to(on)
+                with autocast(on):
+                    segmenter(to_float(batch)).float().softmax(1)
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def throughput(folder: Path, side: int = 3072) -> dict:
+    import torch
+
+    side = 20_000 if torch.cuda.is_available() else side
+    model = write_model(folder / "unet", "unet")
+    tile = write_town(folder / "town.tif", side // 4, side // 4)
+    scene = write_virtual(folder / "scene.vrt", tile, 4, 4)
+    with torch.inference_mode():
+        command(model, [str(tile)], folder / "warm")
+    pairs = [
+        (forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}")) for i in range(2)
+    ]
+    bare, whole = (min(seconds) for seconds in zip(*pairs, strict=True))
+    return {
+        "Mpx": side**2 / 1e6,
+        "bare_s": bare,
+        "whole_s": whole,
+        "Mpx_per_s": side**2 / 1e6 / whole,
+        "ratio": bare / whole,
+    }
+
+
+def memory(folder: Path) -> dict:
+    model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 2000, 2000)
+    found = {}
+    for name, down, across in (("1x", 1, 4), ("4x", 4, 4), ("16x", 16, 4), ("100000 wide", 2, 50)):
+        scene = write_virtual(folder / f"{name}.vrt", tile, down, across)
+        answer = apart(command, model, [str(scene)], folder / "out")
+        found[name] = {"peak_mb": answer["peak_mb"], "seconds": round(answer["value"], 1)}
+    found["ratio_16x_over_1x"] = found["16x"]["peak_mb"] / found["1x"]["peak_mb"]
+    return found
+
+
+def shards(folder: Path, scenes: int = 4) -> dict:
+    model = write_model(folder / "unet", "unet")
+    for i in range(scenes):
+        write_town(folder / f"town{i}.tif", 1500, 1500, i)
+    names = [str(folder / f"town{i}.tif") for i in range(scenes)]
+    one = apart(command, model, names, folder / "one", None, 1)["value"]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        halves = [pool.submit(apart, command, model, names, folder / "two", f"{i}/2", 1) for i in (1, 2)]
+        two = max(half.result()["value"] for half in halves)
+    same = all((folder / "two" / p.name).read_bytes() == p.read_bytes() for p in (folder / "one").iterdir())
+    return {"one_s": one, "two_s": two, "ratio": one / two, "identical": same}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ["throughput", "memory", "shards"]:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps({name: globals()[name](Path(folder))}, indent=2), flush=True)
