@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.learning.perturb import length
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.robustness import attack_losses, smoothing
-from pipeline.robustness.attacks import Target, pgd
+from pipeline.robustness.attacks import Target, in_batches, pgd
 from pipeline.robustness.bounds import (
     ABSTAIN,
     Bounds,
@@ -40,6 +40,7 @@ from pipeline.robustness.worst_case import worst_case
 
 Pair = tuple[Tensor, Tensor]  # images (N, C, H, W) in [0,1], labels (N, H, W)
 DRAWS = 8  # of noise, in each gradient of an attack on the smoothed model
+BATCH = 8  # images attacked, or passed forward, at once
 LOSSES = (attack_losses.cross_entropy, attack_losses.masked_cross_entropy)
 
 
@@ -82,10 +83,19 @@ def unrefuted(where: str, broken: Tensor) -> None:
         )
 
 
+@torch.no_grad()
+def logits_of(segmenter: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([segmenter(part) for part in images.split(BATCH)])
+
+
 def attack(target: Target, steps: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (N, C, H, W) within ε for each of LOSSES, and the norms (N,) of their perturbations."""
     for loss in LOSSES:
-        found = pgd(target, steps, loss=loss, generator=generator)
+
+        def run(part: Target, loss=loss) -> Tensor:
+            return pgd(part, steps, loss=loss, generator=generator)
+
+        found = in_batches(target, BATCH, run)
         yield found, length(found - target.images, target.norm).flatten()
 
 
@@ -102,8 +112,7 @@ def smoothing_rows(
     noise = torch.Generator(images.device).manual_seed(seed)
     start = torch.Generator().manual_seed(seed)
     options = {"batch_size": settings.batch_size, "generator": noise}
-    with torch.no_grad():
-        base = certified_iou(segmenter(images).argmax(1), labels)
+    base = certified_iou(logits_of(segmenter, images).argmax(1), labels)
     rows = {}
     for sigma in sorted(settings.sigma):
         radius = smoothing.radius(sigma, settings.tau)
@@ -144,8 +153,8 @@ def convex_rows(
     """Rows by ℓ∞ radius in 1/255: IBP, and IBP improved by CROWN-IBP ("certified")."""
     images, labels = data
     bounds, start = Bounds(segmenter.network), torch.Generator().manual_seed(seed)
+    prediction = logits_of(segmenter, images).argmax(1)
     with torch.no_grad():
-        prediction = segmenter(images).argmax(1)
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
         certified = torch.full_like(prediction, ABSTAIN)
         for r in sorted(settings.radii, reverse=True):  # what holds at a radius holds at every smaller one
@@ -159,8 +168,7 @@ def convex_rows(
     for r in sorted(settings.radii):
         place = f"{where}, ℓ∞ {r:g}/255"
         for found, norms in attack(Target(segmenter, *data, "linf", r / 255), steps, start):
-            with torch.no_grad():
-                attempts.predictions.append(segmenter(found).argmax(1))
+            attempts.predictions.append(logits_of(segmenter, found).argmax(1))
             attempts.norms.append(norms)
         for answer, norms in zip(attempts.predictions[1:], attempts.norms, strict=True):
             unrefuted(place, refuted(classes[r], reached + 1e-6, answer, norms, labels))
@@ -181,15 +189,13 @@ def lipschitz_rows(
     """Rows by ℓ2 radius, pixel range [0,1]: per pixel, and collective ("certified")."""
     images, labels = data
     start = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        logits = segmenter(images)
+    logits = logits_of(segmenter, images)
     prediction, radius = logits.argmax(1), lipschitz_radii(logits, float(1 / segmenter.std.min()))
     attempts, rows = Attempts(labels, [prediction]), {}
     for r in sorted(settings.radii):
         place = f"{where}, ℓ2 {r:g}"
         for found, norms in attack(Target(segmenter, *data, "l2", r), steps, start):
-            with torch.no_grad():
-                answer = segmenter(found).argmax(1)
+            answer = logits_of(segmenter, found).argmax(1)
             attempts.predictions.append(answer)
             unrefuted(place, refuted(prediction, radius, answer, norms, labels))
         row = {

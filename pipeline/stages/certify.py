@@ -13,6 +13,7 @@ from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import Certify, Params
+from pipeline.stages.attack import to_tensors
 from pipeline.stages.evaluate import check_fit
 from pipeline.storage import atomic_file, fingerprint, write_json
 
@@ -62,14 +63,6 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
     return images, labels
 
 
-def _tensors(pair, device):
-    """uint8 crops to images (N, C, H, W) float in [0, 1] and labels (N, H, W)."""
-    import torch
-
-    images, labels = (torch.from_numpy(array).to(device) for array in pair)
-    return (images.movedim(-1, 1).float() / 255).contiguous(), labels.long()
-
-
 def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
     import torch
@@ -90,7 +83,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     rows = getattr(sandwich, f"{method}_rows")
     answer = {}
     for city in progress(cities, f"certify: {method}"):
-        data, where = _tensors(samples[city.city], on), f"{method}, {city.city}"
+        data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
         answer[city.city] = rows(
             segmenter, data, getattr(settings, method), settings.attack_steps, settings.seed, where
         )
@@ -153,7 +146,7 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
     crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
     for step in progress(range(steps), description):
         pairs = [crops[step * BATCH + i] for i in range(BATCH)]
-        yield _tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
+        yield to_tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
 
 
 def print_table(metrics: dict) -> None:

@@ -47,7 +47,7 @@ def place(tmp_path_factory):
         write_city(folder / "tiles", scenes, CITIES[c])
     torch.manual_seed(0)
     segmenter = build_model(params.Model(**MODEL), 3)
-    pairs = [certify._tensors(c.sample("train", 8), "cpu") for c in open_cities(CITIES, folder / "tiles")]
+    pairs = [certify.to_tensors(c.sample("train", 8), "cpu") for c in open_cities(CITIES, folder / "tiles")]
     images, labels = (torch.cat(side) for side in zip(*pairs, strict=True))
     optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
     for _ in range(60):

@@ -1,0 +1,62 @@
+"""Samples of randomised smoothing a second against bare forward passes of the same model, batch and number format.
+
+Run: python -m benchmarks.smoothing [--size 512 --samples 300 --batch 16] (on a GPU where there is one). The ratio is
+what drawing noise and counting votes leave of the network's own speed.
+"""
+
+import argparse
+import time
+
+import torch
+
+from pipeline.learning.models import build_model
+from pipeline.learning.precision import autocast, choose, device
+from pipeline.params import Model
+from pipeline.robustness.smoothing import votes
+
+
+def seconds(work, on: torch.device, repeats: int = 3) -> float:
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first warms up
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def main() -> None:
+    on = device()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=512 if on.type == "cuda" else 128)
+    parser.add_argument("--samples", type=int, default=300 if on.type == "cuda" else 32)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tiles", type=int, default=4 if on.type == "cuda" else 1)
+    options = parser.parse_args()
+    segmenter = build_model(Model(architecture="unet", encoder="resnet18"), 3).eval().requires_grad_(False)
+    segmenter = segmenter.to(on, memory_format=torch.channels_last)
+    images = torch.rand(options.tiles, 3, options.size, options.size, device=on)
+    batch = images[:1].expand(options.batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    passes = options.tiles * -(-options.samples // options.batch)
+
+    @torch.inference_mode()
+    def bare():
+        for _ in range(passes):
+            with autocast(on):
+                segmenter(batch)
+
+    def smoothed():
+        votes(segmenter, images, 0.25, options.samples, batch_size=options.batch)
+
+    pixels = options.tiles * options.size**2 / 1e6
+    bare_rate = passes * options.batch * options.size**2 / 1e6 / seconds(bare, on)
+    rate = options.samples * pixels / seconds(smoothed, on)
+    print(f"{options.tiles} tiles of {options.size}², {options.samples} samples, {choose('auto', on)} on {on.type}")
+    print(f"Mpx·samples a second, smoothing {rate:.1f} / bare forward {bare_rate:.1f} = {rate / bare_rate:.2f}")
+
+
+if __name__ == "__main__":
+    main()
