@@ -143,6 +143,63 @@ def report(params: ParamsFile = PARAMS) -> None:
     stage.run(load(params))
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder or an exported ONNX file.")],
+    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("predictions"),
+    polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
+    min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
+    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
+    gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
+    bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
+    value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: every n-th scene from the i-th.")] = None,
+    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
+    params: Annotated[Path | None, typer.Option(help="File with other defaults: its section predict.")] = None,
+) -> None:
+    """Map any scene: a mask on its own grid, and polygons; memory grows with a band of rows only.
+
+    Example: `python -m pipeline predict models/all scenes/*.tif --out maps --polygons gpkg`
+    """
+    from pipeline.params import Predict, parse_section
+    from pipeline.stages import predict as stage
+
+    given = {
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
+        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+    }  # fmt: skip
+    defaults = load(params).predict.model_dump() if params else {}
+    settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
+    stage.run(
+        model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
+        value_range=numbers(value_range, float, "--range"), ray=ray,
+    )  # fmt: skip
+
+
+def numbers(text: str | None, kind: type, option: str) -> list | None:
+    try:
+        return [kind(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise InputError(f"{option} {text}: write numbers with commas between them") from None
+
+
+@app.command()
+def export(model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all")) -> None:
+    """ONNX (checked against torch) and a STAC item with the machine-learning-model extension, beside the weights.
+
+    Example: `python -m pipeline export models/all`
+    """
+    from pipeline.console import console
+    from pipeline.learning.export import export as write
+
+    console.print(f"wrote {write(model)}")
+
+
 @app.command("pack-submission")
 def pack(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks of Inria's test scenes.")],

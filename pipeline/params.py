@@ -280,6 +280,14 @@ def parse_params(data: object, path: Path = Path("params.yaml")) -> Params:
         raise InputError("\n".join(_sentence(e, path) for e in error.errors())) from None
 
 
+def parse_section(section: type[Section], values: dict) -> Section:
+    """Check one section's values as given on the command line. Raises InputError with one sentence a mistake."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_sentence(e, Path(section.__name__.lower())) for e in error.errors())) from None
+
+
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check a params.yaml. Raises InputError when it is absent, is not YAML, or breaks the schema."""
     path = Path(path)
