@@ -167,15 +167,15 @@ def strips(
 ) -> dict[Split, Window] | None:
     """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
 
-    Shares are of what the margins leave; the first split takes the rounding. None where a block would be
+    Shares are of what the margins leave; the largest block takes the rounding. None where a block would be
     thinner than LEAST_STRIP pixels.
     """
     length = max(grid.shape)
     usable = length - margin * (len(splits) - 1)
     weights = {"train": max(0.1, 1 - validation - test), "validation": validation, "test": test}
     total = sum(weights[split] for split in splits)
-    sizes = [max(LEAST_STRIP, round(usable * weights[split] / total)) for split in splits[1:]]
-    sizes = [usable - sum(sizes), *sizes]
+    sizes = [max(LEAST_STRIP, round(usable * weights[split] / total)) for split in splits]
+    sizes[sizes.index(max(sizes))] += usable - sum(sizes)
     if min(sizes) < LEAST_STRIP:
         return None
     blocks, start = {}, 0

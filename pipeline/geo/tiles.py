@@ -181,7 +181,8 @@ def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
     rows, columns = (np.arange(0, length, size) for length in label.shape)
 
     def count(mask: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(np.add.reduceat(mask, columns, axis=1, dtype=np.int64), rows, axis=0)
+        down = np.add.reduceat(mask, rows, axis=0, dtype=np.uint16)  # rows first: the sum runs along memory
+        return np.add.reduceat(down, columns, axis=1, dtype=np.int64)
 
     valid = label != IGNORE
     return np.stack([count(valid & (label > 0)), count(valid)])
