@@ -32,8 +32,7 @@ PIXEL_SLACK = 2e-6  # of the pixel range: rounding of x ± ε and of the normali
 UNIT = 2.0**-24  # float32's unit roundoff: a sum of n products is off by at most n · UNIT · Σ|product|
 SLACK = 1e-5  # of Σ|term| of a linear bound: a hundred times what float64 shows
 
-PASSED_ON = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
-AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+REARRANGED = (nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 SUMS = {torch.add, operator.add}
 
 
@@ -64,6 +63,7 @@ class Affine:
     weight: Tensor | None = None
     bias: Tensor | None = None  # (C, 1, 1)
     terms: int = 16  # products an output sums
+    dense: bool = False  # the weight's first axis is the output channel, and every input channel reaches it
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         out = self.linear(self.weight, *inputs)
@@ -116,7 +116,7 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
         case nn.Conv2d(padding_mode="zeros") as m:
             return Affine(
                 lambda w, x: F.conv2d(x, w, None, m.stride, m.padding, m.dilation, m.groups),
-                m.weight, None if m.bias is None else m.bias[:, None, None], m.weight[0].numel(),
+                m.weight, None if m.bias is None else m.bias[:, None, None], m.weight[0].numel(), m.groups == 1,
             )  # fmt: skip
         case nn.ConvTranspose2d(output_padding=extra) as m:
             return Affine(
@@ -131,10 +131,13 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
             return ReLU()
         case nn.MaxPool2d() as m if m.dilation in (1, (1, 1)):
             return MaxPool(m)
-        case nn.Upsample(mode="nearest" | "bilinear"):
-            return Affine(lambda _, x: module(x))
-        case m if isinstance(m, PASSED_ON + AVERAGES):
-            return Affine(lambda _, x: m(x), terms=64)
+        case nn.Upsample(mode="nearest" | "bilinear", align_corners=None | False) as m:
+            return Affine(lambda _, x: m(x))
+        case nn.AvgPool2d() as m:
+            side = m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)
+            return Affine(lambda _, x: m(x), terms=side**2)
+        case m if isinstance(m, REARRANGED):
+            return Affine(lambda _, x: m(x))
     if node.op == "call_function" and node.target in {F.relu, torch.relu}:
         return ReLU()
     of_nodes = all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs  # not x + 1, not x + 2 · y
@@ -179,7 +182,7 @@ class Bounds:
         rule, classes = self.rules[self.logits], boxes[self.logits].lower.shape[1]
         unit = torch.eye(classes, device=boxes[self.logits].lower.device)
         pairs = (unit[:, None] - unit[None, :]).flatten(0, 1)
-        if isinstance(rule, Affine) and rule.weight is not None and rule.weight.shape[0] == classes:
+        if isinstance(rule, Affine) and rule.dense:
             bias = None if rule.bias is None else (pairs @ rule.bias.flatten())[:, None, None]
             weight = torch.einsum("pk,k...->p...", pairs, rule.weight)
             last = Affine(rule.linear, weight, bias, rule.terms)
@@ -214,7 +217,9 @@ class Bounds:
         height, width = spec.shape[-2:]
         extent = boxes[self.input].lower.shape[-2:]
         step = extent[0] // height  # image pixels a pixel of `node`
-        reach = max(extent) if alone else self._reach(boxes, node)
+        sizes = torch.tensor([boxes[n].lower.shape[-2:] for n in self.nodes])
+        even = not (torch.tensor(extent) % sizes).any()  # else no layer's pixels have one size in image pixels
+        reach = self._reach(boxes, node) if even and not alone else max(extent)
         spacing = math.ceil((2 * reach + 1) / step)  # pixels that share a pass: receptive fields are disjoint
         rows, columns = min(spacing, height), min(spacing, width)
         result = spec.new_full((height, width), -torch.inf)

@@ -37,6 +37,9 @@ NETS = {
     "unet": lambda: SmallUNet(3, 2, 4),
     "every-layer": every_layer,
     "linear": lambda: nn.Conv2d(3, 4, 1),
+    "grouped-end": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, groups=2)),
+    "transposed-end": lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), nn.ReLU(),
+                                            nn.ConvTranspose2d(2, 2, 2, stride=2)),
 }
 
 
@@ -123,13 +126,23 @@ def test_ibp_below_crown_ibp_below_pgd_below_clean(case):
             assert kept[certified >= 0].all()
 
 
-@pytest.mark.parametrize(("make", "size"), [(SmallFCN, 24), (SmallFCN, 7), (SmallUNet, 40), (SmallUNet, 16)])
+def halved(channels, outputs, width) -> nn.Module:
+    """An odd image does not halve evenly: 21 pixels become 11."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "size"), [(SmallFCN, 24), (SmallFCN, 7), (SmallUNet, 40), (SmallUNet, 16), (halved, 21)]
+)
 def test_pixels_that_share_a_pass_get_what_they_get_alone(make, size):
     torch.manual_seed(1)
     network = make(2, 2, 4).double().eval().requires_grad_(False)
     bounds, image = Bounds(network), torch.rand(1, 2, size, size, dtype=torch.float64)
     boxes = bounds.intervals(Box(image - 0.01, image + 0.01))
-    spec, where = torch.randn(2, size, size, dtype=torch.float64), torch.rand(size, size) < 50 / size**2
+    spec = torch.randn_like(boxes[bounds.logits].lower[0])
+    where = torch.rand(spec.shape[1:]) < 50 / spec[0].numel()
     shared = bounds.linear_lower(boxes, bounds.logits, spec, where=where)
     alone = bounds.linear_lower(boxes, bounds.logits, spec, where=where, alone=True, chunk=7)
     assert torch.allclose(shared[where], alone[where], atol=1e-12, rtol=0)
@@ -189,7 +202,8 @@ def test_worst_margin_is_the_least_difference():
 
 @pytest.mark.parametrize(
     "layer", [nn.Sigmoid(), nn.BatchNorm2d(3).train(), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
-              nn.Upsample(scale_factor=2, mode="bicubic")],
+              nn.Upsample(scale_factor=2, mode="bicubic"), nn.Dropout(0.5),
+              nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)],
 )  # fmt: skip
 def test_a_layer_without_a_sound_rule_is_refused_by_name(layer):
     with pytest.raises(InputError, match=type(layer).__name__):
