@@ -33,8 +33,11 @@ def write_town(path: Path, height: int, width: int, seed: int = 0) -> Path:
             [[40]],
             [[40]],
         ]
-    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", tiled=True,
-                       compress="deflate", crs="EPSG:32632", transform=Affine(GSD, 0, 5e5, 0, -GSD, 5e6)) as file:  # fmt: skip
+    profile = {
+        "driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8", "tiled": True,
+        "compress": "deflate", "crs": "EPSG:32632", "transform": Affine(GSD, 0, 5e5, 0, -GSD, 5e6),
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
         file.write(image)
     return path
 
@@ -46,9 +49,11 @@ def write_virtual(path: Path, tile: Path, down: int, across: int) -> Path:
     bands = ""
     for band in (1, 2, 3):
         sources = "".join(
-            f'<SimpleSource><SourceFilename relativeToVRT="0">{tile}</SourceFilename><SourceBand>{band}</SourceBand>'
+            f'<SimpleSource><SourceFilename relativeToVRT="0">{tile}</SourceFilename>'
+            f"<SourceBand>{band}</SourceBand>"
             f'<SrcRect xOff="0" yOff="0" xSize="{width}" ySize="{height}"/>'
-            f'<DstRect xOff="{x * width}" yOff="{y * height}" xSize="{width}" ySize="{height}"/></SimpleSource>'
+            f'<DstRect xOff="{x * width}" yOff="{y * height}" xSize="{width}" ySize="{height}"/>'
+            "</SimpleSource>"
             for y in range(down) for x in range(across)
         )  # fmt: skip
         bands += f'<VRTRasterBand dataType="Byte" band="{band}">{sources}</VRTRasterBand>'
@@ -106,7 +111,7 @@ def command(model: Path, scenes: list[str], out: Path, shard: str | None = None,
 
 
 def forward_only(model: Path, scene: str) -> float:
-    """Seconds of the same forward passes over pixels that are already in memory, nothing blended or written."""
+    """Seconds of the same forward passes over pixels in memory, nothing blended or written."""
     import torch
 
     from pipeline.geo.raster import open_image

@@ -67,7 +67,14 @@ class Mapper:
 
     def add(self, probabilities: np.ndarray) -> None:
         """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped."""
-        self.band = np.concatenate([self.band, probabilities]) if len(self.band) else probabilities
+        step = max(1, CHUNK // self.scene.width)
+        for start in range(0, len(probabilities), step):
+            piece = probabilities[start : start + step]
+            self.band = np.concatenate([self.band, piece]) if len(self.band) else piece
+            self._advance()
+
+    def _advance(self) -> None:
+        """Map the scene's rows that the model's rows so far decide."""
         height, width = self.scene.shape
         while self.row < height:
             window = Window(self.row, 0, min(max(1, CHUNK // width), height - self.row), width)

@@ -11,12 +11,15 @@ STRIP = 2**22  # pixels read at a time
 
 
 class ReadAhead:
-    """`raster` as an array (H, W, C) uint8 whose `image[a:b]` is asked with a and b never decreasing."""
+    """`raster` as an array (H, W, C) uint8 whose `image[a:b]` is asked with a and b never decreasing.
+
+    An answer lives until the next question: it is a view of one buffer, which is the only one there is.
+    """
 
     def __init__(self, raster: Raster):
         self.raster, self.shape = raster, raster.shape
-        self.rows = np.empty((0, *self.shape[1:]), np.uint8)  # read and still needed
-        self.top = 0  # the first of them
+        self.rows = np.empty((0, *self.shape[1:]), np.uint8)  # read and still needed, then room for more
+        self.top = self.end = 0  # the first and the last of them
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self.next = self._submit(0)
 
@@ -33,11 +36,27 @@ class ReadAhead:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(self.shape[0])
-        parts, end = [self.rows[first - self.top :]], self.top + len(self.rows)
-        while end < last:
+        self._keep_from(first)
+        while self.end < last:
             strip, _ = self.next.result()
-            parts.append(strip[max(0, first - end) :])
-            end += len(strip)
-            self.next = self._submit(end)
-        self.rows, self.top = np.concatenate(parts) if len(parts) > 1 else parts[0], first
+            self.next = self._submit(self.end + len(strip))
+            self._append(strip, last)
         return self.rows[: last - first]
+
+    def _keep_from(self, first: int) -> None:
+        """Move the rows from `first` on to the buffer's beginning, a strip at a time."""
+        gone, count = first - self.top, self.end - first
+        step = max(1, STRIP // self.shape[1])
+        for row in range(0, max(0, count) if gone else 0, step):
+            part = slice(row, min(row + step, count))
+            self.rows[part] = self.rows[part.start + gone : part.stop + gone]
+        self.top, self.end = first, max(first, self.end)
+
+    def _append(self, strip: np.ndarray, last: int) -> None:
+        begin, end = self.end - self.top, self.end - self.top + len(strip)
+        if end > len(self.rows):
+            grown = np.empty((max(end, last - self.top + len(strip)), *self.shape[1:]), np.uint8)
+            grown[:begin] = self.rows[:begin]
+            self.rows = grown
+        self.rows[begin:end] = strip
+        self.end += len(strip)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import shapely
 from affine import Affine
-from pyproj import CRS, Geod, Transformer
+from pyproj import Geod
 from rasterio.features import shapes
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.geo.grid import Grid
+from pipeline.geo.grid import Grid, to_degrees
 from pipeline.geo.scene import IGNORE
 
 
@@ -226,17 +226,16 @@ def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> 
     if grid.crs is None:
         return np.full(len(points), native[0] * native[1])
     half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
-    longitude, latitude = to_degrees(grid, points + half)
+    longitude, latitude = longitude_latitude(grid, points + half)
     azimuth, _, metres = Geod(ellps="WGS84").inv(
         longitude[::2], latitude[::2], longitude[1::2], latitude[1::2]
     )
     return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
 
 
-def to_degrees(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def longitude_latitude(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude (…) of pixel coordinates (…, 2)."""
-    x, y = grid.transform * (points[..., 0], points[..., 1])
-    return Transformer.from_crs(CRS.from_user_input(grid.crs), "OGC:CRS84", always_xy=True).transform(x, y)
+    return to_degrees(grid.crs).transform(*(grid.transform * (points[..., 0], points[..., 1])))
 
 
 def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
@@ -251,7 +250,7 @@ def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
         where = [f"{name} {x:.1f} {y:.1f}" for x, y in first]
     else:
         where = [
-            f"{x:.7f} {y:.7f}" for x, y in np.transpose(to_degrees(grid, first))
+            f"{x:.7f} {y:.7f}" for x, y in np.transpose(longitude_latitude(grid, first))
         ]  # 7 digits are a centimetre
     keys = [f"{place} {label}" for place, label in zip(where, buildings.label, strict=True)]
     return [hashlib.sha256(key.encode()).hexdigest()[:12] for key in keys]

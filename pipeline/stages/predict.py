@@ -46,7 +46,8 @@ from pipeline.storage import fingerprint
 
 FORMAT = 1  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
-CACHE = 256  # MB of decoded blocks GDAL keeps
+CACHE = 128  # MB of decoded blocks GDAL keeps
+BAND, LEAST_WINDOW = 24_000_000, 128  # pixels of a band of windows; rows it never goes below
 
 
 @dataclass(frozen=True)
@@ -315,21 +316,29 @@ def _fill(segmenter, image, mapper: Mapper, settings: Predict, name: str = "") -
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
     bands = infer(
-        segmenter, image, window=settings.window, overlap=settings.overlap, batch_size=settings.batch_size,
-        augment=augment, temperature=temperature,
+        segmenter, image, window=_window(settings.window, image.shape[1]), overlap=settings.overlap,
+        batch_size=settings.batch_size, augment=augment, temperature=temperature,
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None
         for top, probabilities in bands:
+            bar.update(rows, completed=top + len(probabilities))
             buildings = np.ascontiguousarray(probabilities[..., 1:])
+            del (
+                probabilities
+            )  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
             if settings.uncertainty:
                 buildings = Disagreement.split(buildings)
             if mapping:
                 mapping.result()
             mapping = worker.submit(mapper.add, buildings)
-            bar.update(rows, completed=top + len(probabilities))
         mapping.result()
     return mapper.finish()
+
+
+def _window(window: int, width: int) -> int:
+    """The window of a scene so wide that a band of whole ones would not fit in BAND pixels is lower."""
+    return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 
 
 def expected_iou(histogram: np.ndarray, thresholds: dict | None = None) -> float | None:
@@ -433,7 +442,8 @@ class Predictor:
 
             mapper = Mapper(
                 model, scene, native, chosen, _threshold(chosen, self.card),
-                {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch), validity,
+                {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
+                validity,
             )  # fmt: skip
             _fill(self.segmenter, image, mapper, chosen)
         columns = {

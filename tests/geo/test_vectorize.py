@@ -12,10 +12,10 @@ from pipeline.geo.vectorize import (
     Buildings,
     Polygoniser,
     identifiers,
+    longitude_latitude,
     pixel_areas,
     simplify,
     square,
-    to_degrees,
 )
 
 
@@ -105,7 +105,7 @@ def test_areas_are_those_on_the_ellipsoid(name):
     grid = GRIDS[name]
     for corner in (0, 900):
         house = shapely.box(corner, corner, corner + 30, corner + 20)
-        longitude, latitude = to_degrees(grid, shapely.get_coordinates(house))
+        longitude, latitude = longitude_latitude(grid, shapely.get_coordinates(house))
         on_ground = abs(Geod(ellps="WGS84").polygon_area_perimeter(longitude, latitude)[0])
         centre = shapely.get_coordinates(house.centroid)
         assert house.area * pixel_areas(grid, centre, (0, 0))[0] == pytest.approx(on_ground, rel=1e-6)

@@ -21,8 +21,8 @@ def write_model(folder, model: Model, channels: int = 3):
     save_model(
         folder,
         segmenter,
-        {"model": model.model_dump(), "bands": [1, 2, 3, 4][:channels], "channels": channels, "classes": model.classes,
-         "gsd": 0.5, "threshold": 0.4, "temperature": 1.5, "cities": ["here"]},
+        {"model": model.model_dump(), "bands": [1, 2, 3, 4][:channels], "channels": channels,
+         "classes": model.classes, "gsd": 0.5, "threshold": 0.4, "temperature": 1.5, "cities": ["here"]},
     )  # fmt: skip
     return folder
 

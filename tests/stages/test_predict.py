@@ -71,8 +71,9 @@ def town(height: int = 300, width: int = 400, seed: int = 0) -> tuple[np.ndarray
 def write_scene(path: Path, image: np.ndarray, place=UTM, **profile) -> Path:
     height, width, count = image.shape
     transform, crs = place
-    with rasterio.open(path, "w", driver=profile.pop("driver", "GTiff"), height=height, width=width, count=count,
-                       dtype=image.dtype, transform=transform, crs=crs, **profile) as file:  # fmt: skip
+    shape = {"height": height, "width": width, "count": count, "dtype": image.dtype}
+    profile = {"driver": "GTiff", "transform": transform, "crs": crs, **shape, **profile}
+    with rasterio.open(path, "w", **profile) as file:
         file.write(np.moveaxis(image, -1, 0))
     return path
 

@@ -1,0 +1,55 @@
+"""Polygons from bands of a mask against GDAL's polygons of the whole mask at once, in one run.
+
+    python benchmarks/polygonise.py [side]
+
+time     whole / banded: above 0.5 though the bands also measure areas and confidences and leave no seams
+memory   Python's peak, banded / whole: falls as the scene grows
+"""
+
+import json
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import shapely
+from rasterio.features import shapes
+
+from pipeline.geo.vectorize import Polygoniser
+
+
+def draw(side: int) -> np.ndarray:
+    rng, mask = np.random.default_rng(0), np.zeros((side, side), np.uint8)
+    for top, left in rng.integers(0, side - 40, (side * side // 1500, 2)):
+        mask[top : top + rng.integers(5, 40), left : left + rng.integers(5, 40)] = 1
+    return mask
+
+
+def whole(mask: np.ndarray) -> int:
+    return len([shapely.geometry.shape(s) for s, _ in shapes(mask, mask=mask > 0, connectivity=4)])
+
+
+def banded(mask: np.ndarray, rows: int = 512) -> int:
+    polygoniser = Polygoniser(mask.shape[1])
+    bands = (mask[i : i + rows] for i in range(0, len(mask), rows))
+    return sum(len(polygoniser.add(band, band)) for band in bands) + len(polygoniser.finish())
+
+
+def measure(function, mask: np.ndarray) -> tuple[int, float, float]:
+    """Polygons, seconds, and peak MB of Python's allocations (in a second pass: tracing them is slow)."""
+    begun = time.perf_counter()
+    count = function(mask)
+    seconds = time.perf_counter() - begun
+    tracemalloc.start()
+    function(mask)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    return count, seconds, peak
+
+
+if __name__ == "__main__":
+    mask = draw(int(sys.argv[1]) if len(sys.argv) > 1 else 4096)
+    (expected, all_s, all_mb), (count, band_s, band_mb) = measure(whole, mask), measure(banded, mask)
+    assert count == expected
+    ratios = {"polygons": count, "time": all_s / band_s, "memory": band_mb / all_mb}
+    print(json.dumps({k: round(v, 3) for k, v in ratios.items()}))
