@@ -7,6 +7,7 @@ Killed and started again it goes on with the next city: what is measured stands 
 import json
 import shutil
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,7 @@ def run(
     samples = {city.city: _sample(city, settings.tiles, settings.seed) for city in cities}
     folder = work / _key(params, samples)
     campaign = _campaign(params, cities, model)
-    results = {
-        city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities
-    }
+    results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
 
     measured = {city: result.measured for city, result in results.items()}
     checks = audit(**evidence(measured, f"{settings.reference:g}"))
@@ -87,9 +86,7 @@ def run(
 def _sample(city: CityTiles, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = city.sample("test", count, seed=seed)
     if not len(images):
-        raise InputError(
-            f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again"
-        )
+        raise InputError(f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again")
     return images, labels
 
 
@@ -98,8 +95,8 @@ def _key(params: Params, samples: dict) -> str:
     parts = [params.attack.model_dump(), params.evaluate.size_bins]
     for model in filter(None, (params.attack.model, params.attack.transfer)):
         path = Path(model) / "weights.safetensors"
-        parts.append(fingerprint(path.read_bytes().hex()) if path.exists() else None)
-    parts += [fingerprint(array.tobytes().hex()) for pair in samples.values() for array in pair]
+        parts.append(sha256(path.read_bytes()).hexdigest() if path.exists() else None)
+    parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
     return fingerprint(*parts)
 
 
@@ -228,9 +225,7 @@ def draw_curves(cities: dict[str, dict], path: Path) -> None:
     for axis in axes[len(cities) :]:
         axis.set_visible(False)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small"
-    )
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
     with atomic_file(path) as partial:
         figure.savefig(partial)
 
