@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.geo.scene import IGNORE
-from pipeline.learning.losses import cross_entropy, hinge
+from pipeline.learning.losses import Loss, cross_entropy, hinge
 from pipeline.robustness.bounds import Bounds, image_box
 from pipeline.robustness.certificates import certified_counts
 
@@ -42,19 +43,24 @@ class Trained:
 
 @dataclass
 class Collapse:
-    """Watches the training IoU: a collapsed network finds under `floor` of the IoU it once had, or nothing at
-    all."""
+    """Watches training: a collapsed network gives (nearly) every pixel one class, or finds under `floor` of what it
+    once found.
+    """
 
-    floor: float = 0.25
+    floor: float = 0.25  # of the best IoU
     memory: float = 0.9  # of the running averages
     best: float = 0.0
     intersection: float = 0.0
     union: float = 0.0
+    predicted: float = 0.0
+    valid: float = 0.0
 
     def see(self, logits: Tensor, labels: Tensor) -> None:
-        intersection, union = (float(n.sum()) for n in certified_counts(logits.argmax(1), labels))
-        self.intersection = self.memory * self.intersection + intersection
-        self.union = self.memory * self.union + union
+        prediction, valid = logits.argmax(1), labels != IGNORE
+        intersection, union = (float(n.sum()) for n in certified_counts(prediction, labels))
+        news = intersection, union, float((valid & (prediction > 0)).sum()), float(valid.sum())
+        for name, new in zip(("intersection", "union", "predicted", "valid"), news, strict=True):
+            setattr(self, name, self.memory * getattr(self, name) + new)
         self.best = max(self.best, self.iou)
 
     @property
@@ -63,7 +69,17 @@ class Collapse:
 
     @property
     def collapsed(self) -> bool:
-        return self.iou < max(0.02, self.floor * self.best)
+        one_class = not 1e-3 < self.predicted / max(self.valid, 1) < 1 - 1e-3
+        return one_class or self.iou < self.floor * self.best
+
+
+def balanced(loss: Loss, logits: Tensor, labels: Tensor, power: float = 0.75) -> Tensor:
+    """A loss in which a pixel of a class with N pixels in the batch weighs N^−power: rare buildings are what a
+    certified network gives up first."""
+    classes = [c for c in range(logits.shape[1]) if (labels == c).any()]
+    share = torch.stack([(labels == c).sum() for c in classes]).float() ** (1 - power)
+    each = [loss(logits, torch.where(labels == c, labels, IGNORE)) for c in classes]
+    return sum(s * value for s, value in zip(share / share.sum(), each, strict=True))
 
 
 def schedule(step: int, steps: int, epsilon: float, kappa: float = 0.5) -> tuple[float, float]:
@@ -114,10 +130,10 @@ def train_interval(
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         now, kappa = schedule(step, steps, epsilon)
         logits = segmenter(images)
-        value = kappa * cross_entropy(logits, labels)
+        value = kappa * balanced(cross_entropy, logits, labels)
         if kappa < 1:
             differences = bounds.differences(bounds.intervals(image_box(segmenter, images, now)))
-            value = value + (1 - kappa) * cross_entropy(worst_logits(differences, labels), labels)
+            value = value + (1 - kappa) * balanced(cross_entropy, worst_logits(differences, labels), labels)
         return value, logits
 
     return _optimise(segmenter, batches, steps, rate, loss)
@@ -133,8 +149,10 @@ def train_margin(
     the pixels that lack it (Béthune et al. 2022, "Pay attention to your loss").
     """
 
+    pixel_hinge = partial(hinge, margin=math.sqrt(2) * margin)
+
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = segmenter(images)
-        return hinge(logits, labels.long(), math.sqrt(2) * margin) / margin, logits
+        return balanced(pixel_hinge, logits, labels) / margin, logits
 
     return _optimise(segmenter, batches, steps, rate, loss)
