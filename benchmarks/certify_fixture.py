@@ -76,7 +76,7 @@ def convex(name: str, network, steps: int, linear: bool) -> list[list]:
 def lipschitz(steps: int, convolution: str) -> list[list]:
     segmenter = Segmenter(LipschitzNet(3, 2, 16, convolution), 3, 1)
     start = time.perf_counter()
-    trained = train_margin(segmenter, batches(8), steps, 0.15)
+    trained = train_margin(segmenter, batches(8), steps, 0.1)
     seconds = time.perf_counter() - start
     images, labels = rectangles(32, seed=9)
     logits, rows = segmenter(images), []

@@ -172,7 +172,7 @@ class LipschitzNet(Section):
     radii: Annotated[list[Positive], Field(min_length=1)] = [0.05, 0.1, 0.3]  # ℓ2, pixel range [0,1]
     steps: Count = 400
     width: Count = 16
-    margin: Positive = 0.15  # ℓ2 radius the hinge asks for
+    margin: Positive = 0.1  # ℓ2 radius the hinge asks for
 
 
 class Certify(Section):

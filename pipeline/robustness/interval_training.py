@@ -153,6 +153,6 @@ def train_margin(
 
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = segmenter(images)
-        return balanced(pixel_hinge, logits, labels) / margin, logits
+        return balanced(pixel_hinge, logits, labels, power=1) / margin, logits
 
     return _optimise(segmenter, batches, steps, rate, loss)
