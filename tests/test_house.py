@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "storage"}, {"params", "console"}, {"geo"}, {"sources", "learning"},
-    {"robustness", "generalization"}, {"stages"}, {"__init__", "__main__"},
+    {"robustness", "generalization"}, {"report"}, {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 

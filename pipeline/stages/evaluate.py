@@ -31,7 +31,7 @@ def run(
 
     segmenter = load_model(model, device())
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
-    results = []
+    results, scores = [], []
     with atomic_folder(figures) as folder:
         for city in cities:
             check_fit(segmenter.card, city, model)
@@ -41,8 +41,11 @@ def run(
             scenes = evaluate_scenes(segmenter, city, e, e.split)
             for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
                 draw(folder / city.city, city, scene)
+                tp, fp, fn, _ = map(int, scene.pixels)
+                scores.append({"city": city.city, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
             results.append(result)
         draw_curves(folder, results)
+        write_json(folder / "scenes.json", scores)
     summary = summarise(results, e)
     write_json(out, summary)
     print_table(summary)

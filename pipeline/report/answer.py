@@ -1,0 +1,116 @@
+"""The answer in one look: four IoUs a city, the worst city first, and one sentence made from them."""
+
+from dataclasses import dataclass
+
+from pipeline.report.results import Results
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A column of the answer: what is measured, its colour (Okabe and Ito) and its mark."""
+
+    name: str
+    colour: str
+    mark: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    iou: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    kinds: list[Kind]
+    rows: list[tuple[str, dict[str, Measure]]]
+    sentence: str
+
+
+def answer(results: Results) -> Answer:
+    """Rows of the cities that anything is known of; kinds that no stage has measured are left out."""
+    columns = [(seen_kind(results), seen(results)), *unseen(results), *attacked(results), *certified(results)]
+    columns = [(kind, values) for kind, values in columns if values]
+    rows = [(c, {kind.name: v[c] for kind, v in columns if c in v}) for c in results.cities]
+    rows = [(city, row) for city, row in rows if row]
+    return Answer([kind for kind, _ in columns], rows, sentence(results, rows[0][0]) if rows else "")
+
+
+def measure(row: dict, name: str, prefix: str) -> Measure | None:
+    """An IoU with its interval; [0, 1] is how the bootstrap says that one scene has no spread to show."""
+    if row.get(name) is None:
+        return None
+    low, high = row.get(f"{prefix}_low"), row.get(f"{prefix}_high")
+    return Measure(row[name], low, high) if low is not None and (low, high) != (0, 1) else Measure(row[name])
+
+
+def _known(rows: dict, name: str, prefix: str) -> dict[str, Measure]:
+    measures = {city: measure(row, name, prefix) for city, row in rows.items()}
+    return {city: m for city, m in measures.items() if m}
+
+
+def seen_kind(results: Results) -> Kind:
+    meaning = f"{results.params.evaluate.split} scenes of the cities the model was trained on"
+    return Kind("seen", "#0072B2", "circle", meaning)
+
+
+def seen(results: Results) -> dict[str, Measure]:
+    """Of the gap's own reference where there is one, so that seen − unseen is the gap."""
+    return _known(results.of("generalize"), "seen", "seen") or _known(results.of("evaluate"), "iou", "iou")
+
+
+def unseen(results: Results) -> list[tuple[Kind, dict]]:
+    kind = Kind("unseen", "#E69F00", "diamond", "the same scenes, mapped by a model trained on the other cities only")
+    return [(kind, _known(results.of("generalize"), "unseen", "unseen"))]
+
+
+def reference(results: Results) -> str:
+    """The budget of the summaries as attack.json names it, or the least it has."""
+    wanted = f"{results.params.attack.reference:g}"
+    budgets = next((row["linf"] for row in results.of("attack").values() if row.get("linf")), {})
+    return wanted if wanted in budgets else min(budgets, key=float, default=wanted)
+
+
+def attacked(results: Results) -> list[tuple[Kind, dict]]:
+    budget = reference(results)
+    rows = {city: row["linf"].get(budget, {}) for city, row in results.of("attack").items()}
+    meaning = f"the worst attack found, every pixel changed by at most {budget}/255 (an upper bound)"
+    return [(Kind("attacked", "#D55E00", "triangle", meaning), _known(rows, "worst", "worst"))]
+
+
+def certified(results: Results) -> list[tuple[Kind, dict]]:
+    """The smallest radius of the first road that ran; smoothing certifies the delivered model itself."""
+    for road, norm in (("smoothing", "ℓ2"), ("convex", "ℓ∞"), ("lipschitz", "ℓ2")):
+        cities = results.of("certify", road).get("city")
+        if cities:
+            radius = min(next(iter(cities.values())), key=float)
+            length = f"{norm} {float(radius):.2g}" + ("/255" if road == "convex" else "")
+            of = "of the smoothed model" if road == "smoothing" else f"of the {road} network"
+            meaning = f"proven {of}: no change up to {length} leaves less (a lower bound)"
+            rows = {city: by_radius.get(radius, {}) for city, by_radius in cities.items()}
+            return [(Kind("certified", "#009E73", "square", meaning), _known(rows, "certified", "certified"))]
+    return []
+
+
+def sentence(results: Results, city: str) -> str:
+    """What to expect of the worst city, in words."""
+    row = results.of("generalize").get(city, {})
+    known = seen(results).get(city)
+    if row.get("unseen") is not None:
+        gap = row["seen"] - row["unseen"]
+        compared = "as much as" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'less' if gap > 0 else 'more'} than"
+        text = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} where it was trained"
+    elif known:
+        text = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"
+    else:
+        text = f"Of {city} only its robustness is known"
+    for _, values in attacked(results):
+        if city in values:
+            text += f"; a change of {reference(results)}/255 a pixel can bring it down to {values[city].iou:.2f}"
+    for _, values in certified(results):
+        if city in values:
+            proven = values[city].iou
+            text += f"; {proven:.2f} is proven to stay" if proven >= 0.005 else "; nothing is proven to stay"
+    return text + "."

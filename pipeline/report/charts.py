@@ -1,0 +1,276 @@
+"""Charts as inline SVG, drawn by matplotlib: small panels that wrap on a phone, with text that stays text."""
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import matplotlib
+import matplotlib.backends.backend_svg  # savefig must find its backend within the style
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from pipeline.report.answer import reference
+from pipeline.report.results import Results, read
+
+INK, GREY = "#222222", "#8a8a8a"
+CITIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00", "#000000"]  # Okabe and Ito
+KINDS = {"clean": "#0072B2", "attacked": "#D55E00", "certified": "#009E73"}
+ATTACKS = {
+    "noise": "#8a8a8a", "fgsm": "#E69F00", "pgd": "#56B4E9", "segpgd": "#009E73", "cospgd": "#CC79A7",
+    "apgd": "#0072B2", "worst": "#D55E00",
+}  # fmt: skip
+ROADS = {"smoothing": "radius, ℓ2", "convex": "radius, ℓ∞ in 1/255", "lipschitz": "radius, ℓ2"}
+STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a city may be called $x$
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.8,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    x: list[float]
+    y: list[float | None]
+    colour: str
+    width: float = 1.5
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Charts of one kind with one legend; those past `first` are folded away."""
+
+    title: str
+    text: str
+    charts: list[Chart]
+    legend: dict[str, str] = field(default_factory=dict)  # name to colour
+    first: int = 6
+
+
+def panel(title: str, lines: list[Line], x: str, y: str = "IoU", *, prepare: Callable | None = None, **limits) -> Chart:
+    """One small chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(3.1, 2.25))
+        figure.subplots_adjust(left=0.15, right=0.96, top=0.95, bottom=0.2)
+        axes = figure.subplots()
+        axes.set_axisbelow(True)
+        for line in lines:
+            mark = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
+            values = [np.nan if v is None else v for v in line.y]
+            axes.plot(line.x, values, color=line.colour, linewidth=line.width, **mark)
+        if prepare:
+            prepare(axes)
+        axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), **limits})
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return Chart(title, inline(text.getvalue(), f"{title}: {y} against {x}"))
+
+
+def inline(svg: str, description: str) -> Markup:
+    """A matplotlib SVG made fit for a page: scalable, named for screen readers, without ids that would repeat."""
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"<!--.*?-->\n? *", "", svg, flags=re.DOTALL)  # text as a comment: a title could end it
+    size, rest = svg.split(">", 1)
+    size = re.sub(r' (width|height)="[^"]*"', "", size)
+    return Markup("{} role=\"img\" aria-label=\"{}\">{}").format(Markup(size), description, Markup(rest))
+
+
+def lines_of(cities: Iterable[str], x: list[float], values: Callable[[str], list]) -> list[Line]:
+    """One line a city; beyond eight the cities turn thin and grey under their mean."""
+    cities = list(cities)
+    if len(cities) <= len(CITIES):
+        return [Line(city, x, values(city), colour) for city, colour in zip(cities, CITIES, strict=False)]
+    grey = [Line(city, x, values(city), "#c4c4c4", 0.7) for city in cities]
+    mean = np.nanmean(np.array([line.y for line in grey], float), axis=0)
+    return [*grey, Line("mean of cities", x, mean.tolist(), INK, 2.2)]
+
+
+def city_legend(cities: Iterable[str]) -> dict[str, str]:
+    cities = list(cities)
+    if len(cities) <= len(CITIES):
+        return dict(zip(cities, CITIES, strict=False))
+    return {"a city": "#c4c4c4", "mean of cities": INK}
+
+
+def learning(results: Results) -> list[Gallery]:
+    history = results.card.get("history") or []
+    if not history:
+        return []
+    epochs = [h["epoch"] + 1 for h in history]
+    iou = Line("IoU", epochs, [h["iou"] for h in history], KINDS["clean"])
+    loss = Line("loss", epochs, [h["loss"] for h in history], GREY)
+    charts = [panel("Validation IoU", [iou], "epoch"), panel("Training loss", [loss], "epoch", "loss", ylim=(0, None))]
+    return [Gallery("Learning", "The epoch with the best validation IoU is the one that is kept.", charts)]
+
+
+def confidence(results: Results) -> list[Gallery]:
+    """Reliability, precision–recall, and quality by size of building."""
+    charts, legend = [], {}
+    bins = read(results.figure("evaluate", "reliability.json"))
+    if bins:
+        line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], KINDS["clean"])
+        names = "predicted probability of building", "share that is building"
+        charts.append(panel("Reliability", [line], *names, prepare=diagonal, xlim=(0, 1)))
+    cities = [c for c in results.cities if c in results.of("evaluate")]
+    points = read(results.figure("evaluate", "precision_recall.json"))
+    if points:
+        legend = city_legend(cities)
+        lines = precision_recall(cities, points)
+        charts.append(panel("Precision and recall", lines, "recall", "precision", xlim=(0, 1.02)))
+    sizes = {c: results.of("evaluate")[c].get("size") for c in cities}
+    sizes = {c: s for c, s in sizes.items() if s}
+    if sizes:
+        legend = city_legend(cities)
+        bins = list(next(iter(sizes.values())))
+        lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, {}).get("iou") for b in bins])
+        ticks = {"xticks": range(len(bins)), "xticklabels": bins, "xlim": (-0.3, len(bins) - 0.7)}
+        charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
+    text = "A reliable model stays on the dashed line: of pixels given 80 %, 80 % are building."
+    return [Gallery("Confidence and size", text, charts, legend)] if charts else []
+
+
+def diagonal(axes) -> None:
+    axes.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+
+
+def precision_recall(cities: list[str], points: list[dict]) -> list[Line]:
+    recall = np.linspace(0, 1, 60)
+    curves = {}
+    for city in cities:
+        own = sorted((p["recall"], p["precision"]) for p in points if p["city"] == city)
+        if own:
+            x, y = np.array(own).T
+            curves[city] = np.where(recall < x[0], np.nan, np.interp(recall, x, y)).tolist()
+    return [line for line in lines_of(curves, recall.tolist(), curves.get)] if curves else []
+
+
+def attack(results: Results) -> list[Gallery]:
+    cities = [c for c in results.cities if results.of("attack").get(c, {}).get("linf")]
+    if not cities:
+        return []
+    symlog = {"xscale": "symlog"}
+    curves = {c: results.of("attack")[c]["linf"] for c in cities}
+    budgets = sorted({b for by_budget in curves.values() for b in by_budget}, key=float)
+
+    def along(city: str, name: str) -> list[float | None]:
+        rows = [curves[city].get(b, {}) for b in budgets]
+        return [next(iter(curves[city].values()))["clean"], *(row.get(name) for row in rows)]
+
+    x = [0.0, *map(float, budgets)]
+    worst = panel("All cities, worst of all attacks", lines_of(cities, x, lambda c: along(c, "worst")), "ε in 1/255",
+                  prepare=ticks_at(x), **symlog)  # fmt: skip
+    of_city = []
+    for city in cities:
+        lines = [Line(a, x, along(city, a), colour, 2.4 if a == "worst" else 1.1) for a, colour in ATTACKS.items()]
+        lines = [line for line in lines if any(v is not None for v in line.y[1:])]
+        of_city.append(panel(city, lines, "ε in 1/255", prepare=ticks_at(x), **symlog))
+    return [
+        Gallery("IoU against the budget ε", f"No pixel is changed by more than ε; the summary above is at "
+                f"{reference(results)}/255, far below what an eye can see.", [worst], city_legend(cities)),
+        Gallery("Every attack", "Noise of the same budget is what chance can do; the worst case takes the most harmful "
+                "attack on each tile.", of_city, ATTACKS),
+    ]  # fmt: skip
+
+
+def ticks_at(x: list[float]) -> Callable:
+    """Label the measured budgets on a logarithmic axis, where 0 too has its place, without crowding."""
+
+    def prepare(axes) -> None:
+        shown = [v for i, v in enumerate(x) if i == 0 or v >= 2 * x[i - 1]]
+        axes.set_xscale("symlog", linthresh=min(v for v in x if v > 0))
+        axes.set_xticks(shown, [f"{v:g}" for v in shown])
+        axes.minorticks_off()
+
+    return prepare
+
+
+def sandwich(results: Results) -> list[Gallery]:
+    """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
+    galleries = []
+    for road, label in ROADS.items():
+        rows = results.of("certify", road).get("city") or {}
+        charts = []
+        for city in [c for c in results.cities if c in rows]:
+            radii = sorted(rows[city], key=float)
+            clean = rows[city][radii[0]]["clean"]
+            lines = [
+                Line(kind, [0.0, *map(float, radii)], [clean, *(rows[city][r].get(kind) for r in radii)], colour)
+                for kind, colour in KINDS.items()
+            ]
+            charts.append(panel(city, lines, label, prepare=between(lines[1], lines[2])))
+        if charts:
+            galleries.append(Gallery(ROAD_TITLES[road], ROAD_TEXTS[road], charts, KINDS, first=5))
+    return galleries
+
+
+ROAD_TITLES = {"smoothing": "Randomised smoothing", "convex": "Convex relaxation", "lipschitz": "Lipschitz network"}
+ROAD_TEXTS = {
+    "smoothing": "The delivered model under Gaussian noise, by majority vote.",
+    "convex": "A small network trained with interval bounds.",
+    "lipschitz": "A small 1-Lipschitz network; its margins are its certificate.",
+}
+
+
+def between(upper: Line, lower: Line) -> Callable:
+    """Shade what is unknown: the room between the best attack and the certificate."""
+    values = [[np.nan if v is None else v for v in line.y] for line in (upper, lower)]
+    return lambda axes: axes.fill_between(upper.x, *values, color="#dddddd", alpha=0.7, linewidth=0)
+
+
+def corruption(results: Results) -> list[Gallery]:
+    table, clean = results.of("generalize", "corruption"), results.of("generalize", "corruption_clean")
+    cities = [c for c in results.cities if c in clean]
+    charts = []
+    for name, by_severity in table.items():
+        severities = sorted(by_severity, key=int)
+        values = {c: [clean[c], *(by_severity[s].get(c) for s in severities)] for c in cities}
+        lines = lines_of(cities, [0, *map(int, severities)], values.get)
+        charts.append(panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1)))
+    text = "Each city by the model that has not seen it. Severity 0 is the clean image."
+    return [Gallery("Weather, light and camera", text, charts, city_legend(cities), first=20)] if charts else []
+
+
+def adaptation(results: Results) -> list[Gallery]:
+    """The adaptation ladder and the frugal curve: what helps in a new city."""
+    charts, legend = [], {}
+    ladder = results.of("generalize", "adaptation")
+    cities = [c for c in results.cities if all(c in row for row in ladder.values())]
+    if ladder and cities:
+        methods, legend = list(ladder), city_legend(cities)
+        lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
+        names = [{"histogram": "histo-\ngram", "self_training": "self-\ntraining"}.get(m, m) for m in methods]
+        ticks = {"xticks": range(len(methods)), "xticklabels": names}
+        charts.append(panel("Adapting without labels", lines, "", "IoU of the unseen city", **ticks))
+    starts = results.of("generalize", "frugal_by_initialisation") or {"random": results.of("generalize", "frugal")}
+    starts = {start: table for start, table in starts.items() if table}
+    if starts:
+        lines = []
+        for (start, table), colour in zip(starts.items(), CITIES, strict=False):
+            shares = sorted(table, key=float)
+            means = [np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares]
+            lines.append(Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour))
+            legend[f"from {start.replace('_', ' ')}"] = colour
+        charts.append(panel("Learning from few labels", lines, "share of the city's training scenes in %", "mean IoU"))
+    text = "How much of the gap closes by adapting to unlabelled images, or by labelling a few scenes."
+    return [Gallery("What helps in a new city", text, charts, legend)] if charts else []

@@ -1,0 +1,79 @@
+"""What the stages have left on disk: everything the page is made from, and nothing else."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.geo.scene import City, read_city
+from pipeline.geo.tiles import Region
+from pipeline.params import Params
+
+STAGES = ("train", "evaluate", "attack", "certify", "generalize")
+
+
+def read(path: Path):
+    """The content of a JSON file, None where it is absent. Raises InputError where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); run its stage again") from None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder a pipeline runs in, read lazily. A stage that has not run has empty metrics."""
+
+    params: Params
+    root: Path = field(default_factory=Path)
+
+    @cached_property
+    def metrics(self) -> dict[str, dict]:
+        return {stage: read(self.root / f"metrics/{stage}.json") or {} for stage in STAGES}
+
+    def of(self, stage: str, key: str = "city") -> dict:
+        return self.metrics[stage].get(key) or {}
+
+    @cached_property
+    def card(self) -> dict:
+        """models/all's card; empty before training."""
+        return read(self.root / "models/all/model.json") or {}
+
+    @cached_property
+    def cities(self) -> list[str]:
+        """Every city named by the parameters or a metrics file, the worst mapped one first."""
+        names = dict.fromkeys([*self.params.fetch.cities, *self.of("evaluate"), *self.of("generalize")])
+        return sorted(names, key=lambda city: self.score(city)[::-1])
+
+    def score(self, city: str) -> tuple[str, float]:
+        """The city's name and the IoU it is ranked by: unseen, else seen; unmeasured cities come last."""
+        unseen = self.of("generalize").get(city, {}).get("unseen")
+        seen = self.of("evaluate").get(city, {}).get("iou")
+        return city, next((iou for iou in (unseen, seen) if iou is not None), 2.0)
+
+    @cached_property
+    def sources(self) -> dict[str, City]:
+        folders = {city: self.root / "data/scenes" / city for city in self.cities}
+        return {city: read_city(f) for city, f in folders.items() if (f / "city.json").exists()}
+
+    @cached_property
+    def tiles(self) -> dict[str, dict]:
+        """regions.json of each tiled city, its regions as `Region`; the pixels stay closed."""
+        found = {city: read(self.root / "data/tiles" / city / "regions.json") for city in self.cities}
+        return {
+            city: {**about, "regions": [Region(**{**r, "transform": tuple(r["transform"])}) for r in about["regions"]]}
+            for city, about in found.items()
+            if about
+        }
+
+    @cached_property
+    def scenes(self) -> dict[tuple[str, str], float | None]:
+        """IoU of each evaluated scene by (city, scene)."""
+        rows = read(self.root / "figures/evaluate/scenes.json") or []
+        return {(row["city"], row["scene"]): row["iou"] for row in rows}
+
+    def figure(self, *parts: str) -> Path:
+        return self.root.joinpath("figures", *parts)

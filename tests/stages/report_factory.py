@@ -1,0 +1,150 @@
+"""What the stages would have left of any number of cities, made up but shaped alike: for the report's tests."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.generalization.corruptions import NAMES, SEVERITIES
+from pipeline.geo.scene import City, Scene, write_city
+
+SIDE, TILE = 256, 64
+STAGES = ("train", "evaluate", "attack", "certify", "generalize")
+
+
+def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
+    """Fill `root` as a run of these stages on these cities would."""
+    random = np.random.default_rng(0)
+    level = {city: round(0.8 - 0.5 * i / len(cities), 3) for i, city in enumerate(cities)}
+    writers = {"train": train, "evaluate": evaluate, "attack": attack, "certify": certify, "generalize": generalize}
+    for i, city in enumerate(cities):
+        scenes_of(root, city, i)
+    for stage in stages:
+        write(root / f"metrics/{stage}.json", writers[stage](root, level, random))
+    return root
+
+
+def write(path: Path, data) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def scenes_of(root: Path, city: str, number: int) -> None:
+    folder = root / "data/scenes" / city
+    folder.mkdir(parents=True)
+    scenes = [Scene(f"{city}-{i}", f"{i}.tif") for i in range(6)]
+    write_city(folder, City(city, "demo", scenes, rights="CC0-1.0", attribution=f"the <people> of {city}"))
+    regions = [
+        {"name": s.name, "parent": s.name, "split": "test" if i > 3 else "validation" if i == 3 else "train",
+         "height": SIDE, "width": SIDE, "offset": i * SIDE**2, "crs": "EPSG:32633",
+         "transform": [0.5, 0, 462000 + 160 * (i % 3), 0, -0.5, 5541000 - 160 * (i // 3) - 90000 * number]}
+        for i, s in enumerate(scenes)
+    ]  # fmt: skip
+    write(root / "data/tiles" / city / "regions.json", {
+        "city": city, "gsd": 0.5, "size": TILE, "channels": 3, "classes": 1, "regions": regions,
+        "statistics": {"building": 0.2},
+    })  # fmt: skip
+
+
+def train(root: Path, level: dict, random) -> dict:
+    history = [{"epoch": e, "loss": 1 / (e + 1), "iou": 0.7 * e / (e + 1)} for e in range(12)]
+    training = {"seconds": 61.5, "device": "cpu"}
+    model = {"architecture": "unet", "encoder": "resnet18"}
+    write(root / "models/all/model.json", {"model": model, "gsd": 0.5, "history": history, "training": training})
+    return {"validation_iou": 0.64, **training}
+
+
+def evaluate(root: Path, level: dict, random) -> dict:
+    scores, curve = [], []
+    for city, iou in level.items():
+        (root / "figures/evaluate" / city).mkdir(parents=True)
+        for i, better in ((4, -0.05), (5, 0.05)):
+            pictures(root / "figures/evaluate" / city, f"{city}-{i}", random)
+            scores.append({"city": city, "scene": f"{city}-{i}", "iou": iou + better})
+        curve += [{"city": city, "recall": r / 20, "precision": 1 - (1 - iou) * (r / 20) ** 2} for r in range(21)]
+    write(root / "figures/evaluate/scenes.json", scores)
+    write(root / "figures/evaluate/precision_recall.json", curve)
+    write(root / "figures/evaluate/reliability.json", [
+        {"probability": p / 10, "frequency": (p / 10) ** 1.3, "pixels": 100} for p in range(11)
+    ])  # fmt: skip
+    sizes = ("0-50", "50-150", "150-500", "500+")
+    return {"city": {
+        city: {"iou": iou, "iou_low": iou - 0.06, "iou_high": iou + 0.05, "accuracy": 0.9, "precision": iou + 0.1,
+               "recall": iou + 0.05, "f1": iou + 0.08, "boundary_iou": iou - 0.2, "object_f1": iou - 0.1, "ece": 0.04,
+               "size": {s: {"buildings": 9, "recall": iou, "iou": iou - 0.3 + 0.1 * k} for k, s in enumerate(sizes)}}
+        for city, iou in level.items()
+    }}  # fmt: skip
+
+
+def pictures(folder: Path, scene: str, random) -> None:
+    """A photograph of bright blocks, its truth, and a probability that misses some of them."""
+    truth = np.zeros((SIDE, SIDE), np.uint8)
+    probability = np.full((SIDE, SIDE), 20, np.uint8)
+    for top, left in random.integers(0, SIDE - 30, (25, 2)):
+        truth[top : top + 18, left : left + 24] = 255
+        shift = random.integers(-4, 5)
+        probability[top : top + 18, max(0, left + shift) : left + 24] = random.integers(90, 255)
+    photo = random.integers(60, 110, (SIDE, SIDE, 3)) + truth[..., None] // 3
+    for name, picture in (("image", photo.astype(np.uint8)), ("truth", truth), ("probability", probability)):
+        Image.fromarray(picture).save(folder / f"{scene}.{name}.jpg", quality=88)
+
+
+def attack(root: Path, level: dict, random) -> dict:
+    budgets, names = ("0.5", "1", "2"), ("fgsm", "pgd", "segpgd", "cospgd", "apgd")
+    (root / "figures/attack").mkdir(parents=True)
+    cities = {}
+    for city, iou in level.items():
+        Image.fromarray(random.integers(0, 255, (60, 240, 3), np.uint8)).save(root / f"figures/attack/{city}.png")
+        cities[city] = {
+            "linf": {
+                b: {"clean": iou, "noise": iou - 0.01, **{n: iou / (1 + float(b) + k / 5) for k, n in enumerate(names)},
+                    "worst": iou / (2 + float(b))}
+                for b in budgets
+            },
+            "l2": {}, "halving": 0.7, "transfer": {"iou": iou - 0.1, "relative_clean": iou},
+            "erase": {"clean": 0.8, "attacked": 0.1}, "invent": {"clean": 3, "attacked": 90},
+            "patch": {"clean": iou, "attacked": None}, "universal": {"iou": iou - 0.05, "from": {}},
+        }  # fmt: skip
+    return {"city": cities, "audit": {"within_budget": True, "monotone_in_budget": True}}
+
+
+def certify(root: Path, level: dict, random) -> dict:
+    radii = {"smoothing": ("0.0337",), "convex": ("0.5", "1", "2"), "lipschitz": ("0.05", "0.1", "0.3")}
+    return {
+        road: {"city": {
+            city: {r: {"clean": iou, "attacked": iou * 0.8 ** (k + 1), "certified": iou * 0.5 ** (k + 1)}
+                   for k, r in enumerate(of_road)}
+            for city, iou in level.items()
+        }}
+        for road, of_road in radii.items()
+    }  # fmt: skip
+
+
+def generalize(root: Path, level: dict, random) -> dict:
+    rows = {
+        city: {"seen": iou, "seen_low": iou - 0.06, "seen_high": iou + 0.05, "unseen": iou - 0.2, "unseen_low": iou - 0.27,
+               "unseen_high": iou - 0.12, "gap": 0.2, "gap_low": 0.1, "gap_high": 0.3}
+        for city, iou in level.items()
+    }  # fmt: skip
+    models = ["all", *(f"without-{city}" for city in level)]
+    estimate = {c: {"iou": r["unseen"], "corrected": r["unseen"] + 0.03, "no_gap": r["seen"]} for c, r in rows.items()}
+    return {
+        "city": rows,
+        "matrix": {m: {c: iou - 0.2 * (m == f"without-{c}") for c, iou in level.items()} for m in models},
+        "corruption": {
+            n: {str(s): {c: (iou - 0.2) * (1 - s / 8) for c, iou in level.items()} for s in SEVERITIES} for n in NAMES
+        },
+        "corruption_clean": {c: iou - 0.2 for c, iou in level.items()},
+        "adaptation": {m: {c: iou - 0.2 + k / 50 for c, iou in level.items()} for k, m in enumerate(["none", "adabn"])},
+        "label_free": {"city": estimate, "error": {"corrected": 0.03, "no_gap": 0.2}},
+        "frugal": {f: {c: iou - 0.3 + float(f) / 4 for c, iou in level.items()} for f in ("0.25", "0.5", "1")},
+    }
+
+
+def commit(root: Path) -> None:
+    """Keep the metrics in a new git repository."""
+    who = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
+    for arguments in (["init", "-q"], ["add", "metrics"], [*who, "commit", "-qm", "a run"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
