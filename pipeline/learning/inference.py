@@ -67,7 +67,7 @@ def infer(
     total = torch.zeros(foreground, tall, width, device=on)  # Σ weight · probability of each foreground class
     norm = torch.zeros(tall, width, device=on)
     for i, top in enumerate(rows):
-        band = torch.from_numpy(np.ascontiguousarray(image[top : top + tall]))
+        band = torch.from_numpy(np.array(image[top : top + tall]))
         busy = [left for left in columns if band[:, left : left + wide].any()]
         for left in columns:
             norm[:, left : left + wide] += weight

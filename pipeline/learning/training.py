@@ -50,16 +50,17 @@ class SegmentationTraining(lightning.LightningModule):
     def configure_optimizers(self):
         t, total = self.train_params, self.train_params.epochs * self.train_params.steps_per_epoch
         weights = [p for p in self.segmenter.parameters() if p.requires_grad]
+        fused = self.trainer.precision != "16-mixed"  # one kernel a step; fp16's scaler cannot clip with it
         match t.optimizer:
             case "sgd":
                 nesterov = t.momentum > 0
                 optimizer = torch.optim.SGD(
-                    weights, t.learning_rate, t.momentum, weight_decay=t.weight_decay, nesterov=nesterov
+                    weights, t.learning_rate, t.momentum, weight_decay=t.weight_decay, nesterov=nesterov, fused=fused
                 )
             case "adam":
-                optimizer = torch.optim.Adam(weights, t.learning_rate, weight_decay=t.weight_decay)
+                optimizer = torch.optim.Adam(weights, t.learning_rate, weight_decay=t.weight_decay, fused=fused)
             case "adamw":
-                optimizer = torch.optim.AdamW(weights, t.learning_rate, weight_decay=t.weight_decay)
+                optimizer = torch.optim.AdamW(weights, t.learning_rate, weight_decay=t.weight_decay, fused=fused)
         match t.schedule:
             case "constant":
                 return optimizer
@@ -70,6 +71,10 @@ class SegmentationTraining(lightning.LightningModule):
                     optimizer, t.learning_rate, total_steps=total, pct_start=0.2
                 )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if gradient_clip_val:  # Lightning's own refuses fused optimisers for the sake of a scaler they do not have
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def training_step(self, batch, _):
         # Dropout, noise and attacks draw from a generator that any restart reaches again.
