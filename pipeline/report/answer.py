@@ -13,6 +13,7 @@ class Kind:
     colour: str
     mark: str
     meaning: str
+    budget: str = ""  # of the change that it stands for, in words
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,16 @@ def attacked(results: Results) -> list[tuple[Kind, dict]]:
 
 def certified(results: Results) -> list[tuple[Kind, dict]]:
     """The smallest radius of the first road that ran; smoothing certifies the delivered model itself."""
-    for road, norm in (("smoothing", "ℓ2"), ("convex", "ℓ∞"), ("lipschitz", "ℓ2")):
+    for road in ("smoothing", "convex", "lipschitz"):
         cities = results.of("certify", road).get("city")
         if cities:
             radius = min(next(iter(cities.values())), key=float)
-            length = f"{norm} {float(radius):.2g}" + ("/255" if road == "convex" else "")
-            of = "of the smoothed model" if road == "smoothing" else f"of the {road} network"
-            meaning = f"proven {of}: no change up to {length} leaves less (a lower bound)"
+            length = f"{float(radius):.2g}/255 a pixel" if road == "convex" else f"{float(radius):.2g} in length (ℓ2)"
+            of = "the smoothed model" if road == "smoothing" else f"the {road} network"
+            meaning = f"proven of {of}: no change up to {length} leaves less (a lower bound)"
             rows = {city: by_radius.get(radius, {}) for city, by_radius in cities.items()}
-            return [(Kind("certified", "#009E73", "square", meaning), _known(rows, "certified", "certified"))]
+            kind = Kind("certified", "#009E73", "square", meaning, length)
+            return [(kind, _known(rows, "certified", "certified"))]
     return []
 
 
@@ -109,8 +111,8 @@ def sentence(results: Results, city: str) -> str:
     for _, values in attacked(results):
         if city in values:
             text += f"; a change of {reference(results)}/255 a pixel can bring it down to {values[city].iou:.2f}"
-    for _, values in certified(results):
+    for kind, values in certified(results):
         if city in values:
-            proven = values[city].iou
-            text += f"; {proven:.2f} is proven to stay" if proven >= 0.005 else "; nothing is proven to stay"
+            proven = f"{values[city].iou:.2f}" if values[city].iou >= 0.005 else "nothing"
+            text += f"; under any change up to {kind.budget}, {proven} is proven to stay"
     return text + "."

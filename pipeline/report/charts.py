@@ -10,6 +10,7 @@ import matplotlib.backends.backend_svg  # savefig must find its backend within t
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from pipeline.report.answer import reference
 from pipeline.report.results import Results, read
@@ -69,17 +70,19 @@ class Gallery:
 def panel(title: str, lines: list[Line], x: str, y: str = "IoU", *, prepare: Callable | None = None, **limits) -> Chart:
     """One small chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=(3.1, 2.25))
-        figure.subplots_adjust(left=0.15, right=0.96, top=0.95, bottom=0.2)
+        figure = Figure(figsize=(2.5, 1.9))
+        figure.subplots_adjust(left=0.19, right=0.97, top=0.95, bottom=0.23)
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:
             mark = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
             values = [np.nan if v is None else v for v in line.y]
             axes.plot(line.x, values, color=line.colour, linewidth=line.width, **mark)
+        axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), "yticks": (0, 0.25, 0.5, 0.75, 1), **limits})
+        if "xticks" not in limits:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "epoch", steps=[1, 2, 2.5, 5, 10]))
         if prepare:
             prepare(axes)
-        axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), **limits})
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return Chart(title, inline(text.getvalue(), f"{title}: {y} against {x}"))
@@ -120,7 +123,8 @@ def learning(results: Results) -> list[Gallery]:
     epochs = [h["epoch"] + 1 for h in history]
     iou = Line("IoU", epochs, [h["iou"] for h in history], KINDS["clean"])
     loss = Line("loss", epochs, [h["loss"] for h in history], GREY)
-    charts = [panel("Validation IoU", [iou], "epoch"), panel("Training loss", [loss], "epoch", "loss", ylim=(0, None))]
+    natural = {"ylim": (0, None), "yticks": [], "prepare": free}
+    charts = [panel("Validation IoU", [iou], "epoch"), panel("Training loss", [loss], "epoch", "loss", **natural)]
     return [Gallery("Learning", "The epoch with the best validation IoU is the one that is kept.", charts)]
 
 
@@ -130,7 +134,7 @@ def confidence(results: Results) -> list[Gallery]:
     bins = read(results.figure("evaluate", "reliability.json"))
     if bins:
         line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], KINDS["clean"])
-        names = "predicted probability of building", "share that is building"
+        names = "probability of building", "share that is building"
         charts.append(panel("Reliability", [line], *names, prepare=diagonal, xlim=(0, 1)))
     cities = [c for c in results.cities if c in results.of("evaluate")]
     points = read(results.figure("evaluate", "precision_recall.json"))
@@ -148,6 +152,11 @@ def confidence(results: Results) -> list[Gallery]:
         charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
     text = "A reliable model stays on the dashed line: of pixels given 80 %, 80 % are building."
     return [Gallery("Confidence and size", text, charts, legend)] if charts else []
+
+
+def free(axes) -> None:
+    """A loss has no natural scale: matplotlib's own ticks."""
+    axes.yaxis.set_major_locator(AutoLocator())
 
 
 def diagonal(axes) -> None:
@@ -169,7 +178,6 @@ def attack(results: Results) -> list[Gallery]:
     cities = [c for c in results.cities if results.of("attack").get(c, {}).get("linf")]
     if not cities:
         return []
-    symlog = {"xscale": "symlog"}
     curves = {c: results.of("attack")[c]["linf"] for c in cities}
     budgets = sorted({b for by_budget in curves.values() for b in by_budget}, key=float)
 
@@ -178,16 +186,16 @@ def attack(results: Results) -> list[Gallery]:
         return [next(iter(curves[city].values()))["clean"], *(row.get(name) for row in rows)]
 
     x = [0.0, *map(float, budgets)]
-    worst = panel("All cities, worst of all attacks", lines_of(cities, x, lambda c: along(c, "worst")), "ε in 1/255",
-                  prepare=ticks_at(x), **symlog)  # fmt: skip
+    worst = lines_of(cities, x, lambda c: along(c, "worst"))
+    together = panel("All cities, worst of all attacks", worst, "ε in 1/255", prepare=ticks_at(x))
     of_city = []
     for city in cities:
         lines = [Line(a, x, along(city, a), colour, 2.4 if a == "worst" else 1.1) for a, colour in ATTACKS.items()]
         lines = [line for line in lines if any(v is not None for v in line.y[1:])]
-        of_city.append(panel(city, lines, "ε in 1/255", prepare=ticks_at(x), **symlog))
+        of_city.append(panel(city, lines, "ε in 1/255", prepare=ticks_at(x)))
     return [
         Gallery("IoU against the budget ε", f"No pixel is changed by more than ε; the summary above is at "
-                f"{reference(results)}/255, far below what an eye can see.", [worst], city_legend(cities)),
+                f"{reference(results)}/255, far below what an eye can see.", [together], city_legend(cities)),
         Gallery("Every attack", "Noise of the same budget is what chance can do; the worst case takes the most harmful "
                 "attack on each tile.", of_city, ATTACKS),
     ]  # fmt: skip
@@ -253,24 +261,27 @@ def corruption(results: Results) -> list[Gallery]:
 
 def adaptation(results: Results) -> list[Gallery]:
     """The adaptation ladder and the frugal curve: what helps in a new city."""
-    charts, legend = [], {}
+    galleries = []
     ladder = results.of("generalize", "adaptation")
     cities = [c for c in results.cities if all(c in row for row in ladder.values())]
     if ladder and cities:
-        methods, legend = list(ladder), city_legend(cities)
+        methods = list(ladder)
         lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
         names = [{"histogram": "histo-\ngram", "self_training": "self-\ntraining"}.get(m, m) for m in methods]
         ticks = {"xticks": range(len(methods)), "xticklabels": names}
-        charts.append(panel("Adapting without labels", lines, "", "IoU of the unseen city", **ticks))
+        chart = panel("Adapting without labels", lines, "", "IoU", **ticks)
+        text = "How much of the gap closes by the new city's unlabelled images."
+        galleries.append(Gallery("Adapting without labels", text, [chart], city_legend(cities)))
     starts = results.of("generalize", "frugal_by_initialisation") or {"random": results.of("generalize", "frugal")}
     starts = {start: table for start, table in starts.items() if table}
     if starts:
-        lines = []
+        lines, legend = [], {}
         for (start, table), colour in zip(starts.items(), CITIES, strict=False):
             shares = sorted(table, key=float)
             means = [np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares]
             lines.append(Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour))
             legend[f"from {start.replace('_', ' ')}"] = colour
-        charts.append(panel("Learning from few labels", lines, "share of the city's training scenes in %", "mean IoU"))
-    text = "How much of the gap closes by adapting to unlabelled images, or by labelling a few scenes."
-    return [Gallery("What helps in a new city", text, charts, legend)] if charts else []
+        chart = panel("Learning from few labels", lines, "share of the city's scenes in %", "mean IoU")
+        text = "How much of the gap closes by labelling a few scenes."
+        galleries.append(Gallery("Learning from few labels", text, [chart], legend))
+    return galleries

@@ -16,10 +16,8 @@
     const button = document.createElement("button"), image = document.createElement("img");
     image.src = scene.querySelector(".photo").src;
     image.alt = "";
-    const name = document.createElement("span");
-    name.textContent = scene.querySelector("figcaption").firstChild.textContent + scene.querySelector("figcaption").childNodes[1].textContent;
     button.className = "thumb";
-    button.append(image, name);
+    button.append(image, scene.dataset.city, document.createElement("br"), scene.dataset.score);
     button.addEventListener("click", () => show(i));
     viewer.querySelector(".thumbs").append(button);
     return button;

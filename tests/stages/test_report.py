@@ -1,0 +1,202 @@
+"""The page: what it says, what it never does (load anything, run a city's name), and that its viewer works."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from report_factory import STAGES, commit, make, write
+
+from pipeline.errors import InputError
+from pipeline.params import load_params
+from pipeline.report.answer import answer
+from pipeline.report.changes import changes
+from pipeline.report.results import Results
+from pipeline.stages import report
+
+SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+EVIL = "<script>alert('x')<-script>"
+
+
+def params_of(cities: list[str]):
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    return params.model_copy(update={"fetch": params.fetch.model_copy(update={"cities": cities})})
+
+
+def written(root: Path, cities: list[str], stages: tuple = STAGES) -> str:
+    report.run(params_of(cities), make(root, cities, stages))
+    return (root / "report/index.html").read_text(encoding="utf-8")
+
+
+def sections(page: str) -> set[str]:
+    return set(re.findall(r'<section id="(\w+)"', page))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory) -> Path:
+    """The report of three cities, one with a name that would be code."""
+    root = tmp_path_factory.mktemp("three")
+    written(root, ["sunnyside", "$x_1$ & co", EVIL])
+    return root
+
+
+def test_answer_is_sorted_by_the_worst_and_says_it_in_words(three):
+    found = answer(Results(params_of(["sunnyside", "$x_1$ & co", EVIL]), three))
+    assert [city for city, _ in found.rows] == [EVIL, "$x_1$ & co", "sunnyside"]
+    assert [kind.name for kind in found.kinds] == ["seen", "unseen", "attacked", "certified"]
+    generalize = json.loads((three / "metrics/generalize.json").read_text())["city"][EVIL]
+    attack = json.loads((three / "metrics/attack.json").read_text())["city"][EVIL]["linf"]["1"]["worst"]
+    row = dict(found.rows)[EVIL]
+    assert (row["unseen"].iou, row["unseen"].low) == (generalize["unseen"], generalize["unseen_low"])
+    assert row["attacked"].iou == attack
+    assert f"expect an IoU of {generalize['unseen']:.2f}, 0.20 less than where it was trained" in found.sentence
+    assert f"down to {attack:.2f}" in found.sentence
+
+
+def test_an_interval_that_says_nothing_is_not_drawn(tmp_path):
+    make(tmp_path, ["alone"], ("evaluate",))
+    metrics = json.loads((tmp_path / "metrics/evaluate.json").read_text())
+    metrics["city"]["alone"] |= {"iou_low": 0.0, "iou_high": 1.0}
+    write(tmp_path / "metrics/evaluate.json", metrics)
+    assert dict(answer(Results(params_of(["alone"]), tmp_path)).rows)["alone"]["seen"].low is None
+
+
+def test_names_stay_words_and_nothing_is_loaded(three):
+    page = (three / "report/index.html").read_text(encoding="utf-8")
+    assert EVIL not in page and "&lt;script&gt;alert" in page
+    assert page.count("<script") == 1
+    assert "the <people>" not in page and "the &lt;people&gt;" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#|data:)|@import", page)
+    assert "$x_1$ &amp; co" in page  # not set as mathematics
+
+
+@pytest.mark.parametrize(
+    ("stages", "missing"),
+    [
+        ((), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
+        (("train",), {"answer", "viewer", "unseen", "attack", "certified"}),
+        (("train", "evaluate"), {"unseen", "attack", "certified"}),
+        (("attack",), {"viewer", "unseen", "certified", "detail"}),
+        (("certify",), {"viewer", "unseen", "attack", "detail"}),
+        (("generalize",), {"viewer", "attack", "certified", "detail"}),
+    ],
+)
+def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
+    page = written(tmp_path, ["here", "there"], stages)
+    assert sections(page) == SECTIONS - missing
+    assert set(re.findall(r'<a href="#(\w+)"', page)) <= sections(page)
+
+
+def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
+    make(tmp_path, ["here"], ("evaluate",))
+    (tmp_path / "metrics/evaluate.json").write_text("{")
+    with pytest.raises(InputError, match="evaluate.json: not valid JSON"):
+        report.run(params_of(["here"]), tmp_path)
+    assert not (tmp_path / "report/index.html").exists()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git")
+def test_what_changed_since_the_commit(tmp_path):
+    results = Results(params_of(["here"]), make(tmp_path, ["here"], ("evaluate",)))
+    assert changes(results) is None or changes(results).total == 0
+    commit(tmp_path)
+    assert changes(results).total == 0
+    metrics = json.loads((tmp_path / "metrics/evaluate.json").read_text())
+    before = metrics["city"]["here"]["iou"]
+    metrics["city"]["here"]["iou"] = before - 0.25
+    write(tmp_path / "metrics/evaluate.json", metrics)
+    found = changes(Results(params_of(["here"]), tmp_path))
+    assert found.total == 1 and found.rows[0].name == "city · here · iou"
+    assert found.rows[0].after - found.rows[0].before == pytest.approx(-0.25)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium to open the page in")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def opened(chromium, request):
+    """A function that opens a report and gives its page, the messages of its console and its requests."""
+    width, height = request.param
+    context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
+
+    def open_page(path: Path):
+        page, noise = context.new_page(), []
+        page.on("console", lambda m: noise.append(m.text))
+        page.on("pageerror", lambda e: noise.append(str(e)))
+        page.on("dialog", lambda d: (noise.append("a dialog"), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else noise.append(r.url))
+        page.goto((path / "report/index.html").as_uri())
+        return page, noise
+
+    yield open_page
+    context.close()
+
+
+def test_the_viewer_works_and_the_page_is_silent(opened, three):
+    page, noise = opened(three)
+    for section in SECTIONS:
+        assert page.locator(f"section#{section}").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+
+    shown = page.locator(".scene.shown")
+    for layer in ("truth", "prediction", "errors", "confidence"):
+        page.click(f"button[data-layer={layer}]")
+        assert shown.locator(".layer:visible").get_attribute("data-layer") == layer
+    page.click("button[data-layer=photo]")
+    assert shown.locator(".layer:visible").count() == 0 and shown.locator(".photo").is_visible()
+
+    def scale() -> float:
+        return page.evaluate("new DOMMatrix(getComputedStyle(document.querySelector('.scene.shown .canvas')).transform).a")
+
+    assert scale() == 1
+    page.click("button[data-zoom=in]")
+    assert scale() == pytest.approx(1.5)
+    shown.locator(".spot").first.click()
+    assert scale() == pytest.approx(0.9 * 256 / 64, rel=0.02)  # a tile of 64 of the scene's 256 pixels fills the frame
+    page.click("button[data-zoom=fit]")
+    assert scale() == 1
+
+    shown.locator(".frame").focus()
+    page.keyboard.press("2")
+    assert shown.locator(".layer:visible").get_attribute("data-layer") == "truth"
+    page.keyboard.press("+")
+    assert scale() > 1
+    page.keyboard.press("n")
+    assert shown.get_attribute("id") == "scene-1" and scale() == 1
+
+    page.locator(".swipe").fill("50")
+    assert "50%" in shown.locator(".layer:visible").evaluate("e => e.style.clipPath")
+    page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    page.wait_for_function("document.querySelector('.scene.shown').id === location.hash.slice(1)")
+    assert noise == []
+
+
+@pytest.fixture(scope="module", params=[1, 40])
+def few_or_many(request, tmp_path_factory) -> tuple[Path, int]:
+    root = tmp_path_factory.mktemp("cities")
+    written(root, [f"city-{i}" for i in range(request.param)], ("evaluate", "generalize"))
+    return root, request.param
+
+
+def test_one_city_and_forty_fit_the_page(opened, few_or_many):
+    root, count = few_or_many
+    page, noise = opened(root)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("table.answer tbody tr").count() == count
+    assert page.locator(".thumb").count() == 2 * count
+    assert noise == [] and (root / "report/index.html").stat().st_size < 15e6
