@@ -124,8 +124,8 @@ def certify(root: Path, level: dict, random) -> dict:
 
 def generalize(root: Path, level: dict, random) -> dict:
     rows = {
-        city: {"seen": iou, "seen_low": iou - 0.06, "seen_high": iou + 0.05, "unseen": iou - 0.2, "unseen_low": iou - 0.27,
-               "unseen_high": iou - 0.12, "gap": 0.2, "gap_low": 0.1, "gap_high": 0.3}
+        city: {"seen": iou, "seen_low": iou - 0.06, "seen_high": iou + 0.05, "unseen": iou - 0.2,
+               "unseen_low": iou - 0.27, "unseen_high": iou - 0.12, "gap": 0.2, "gap_low": 0.1, "gap_high": 0.3}
         for city, iou in level.items()
     }  # fmt: skip
     models = ["all", *(f"without-{city}" for city in level)]

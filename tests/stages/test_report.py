@@ -161,7 +161,7 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
     assert shown.locator(".layer:visible").count() == 0 and shown.locator(".photo").is_visible()
 
     def scale() -> float:
-        return page.evaluate("new DOMMatrix(getComputedStyle(document.querySelector('.scene.shown .canvas')).transform).a")
+        return shown.locator(".canvas").evaluate("e => new DOMMatrix(getComputedStyle(e).transform).a")
 
     assert scale() == 1
     page.click("button[data-zoom=in]")
