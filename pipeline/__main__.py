@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import InputError
+from pipeline.runs import recorded
 
 app = typer.Typer(
     name="pipeline",
@@ -237,7 +238,8 @@ def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     try:
-        app(standalone_mode=False)
+        with recorded(sys.argv[1:]):
+            app(standalone_mode=False)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage"}, {"params", "console"}, {"geo"}, {"sources", "learning"},
+    {"errors", "storage", "runs"}, {"params", "console"}, {"geo"}, {"sources", "learning"},
     {"robustness", "generalization"}, {"report"}, {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
@@ -63,7 +63,7 @@ def test_only_one_module_knows_albumentations():
 
 
 # How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
-PLUMBING = {ROOT / "pipeline" / f"{name}.py" for name in ("console", "errors", "params", "storage")}
+PLUMBING = {ROOT / "pipeline" / f"{name}.py" for name in ("console", "errors", "params", "runs", "storage")}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 

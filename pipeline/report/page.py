@@ -14,6 +14,7 @@ from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, examples, pictures
+from pipeline.runs import hardware
 
 HERE = Path(__file__).parent
 
@@ -59,7 +60,7 @@ def page(results: Results) -> str:
         provenance={
             "data": provenance.data(results), "parameters": provenance.parameters(results),
             "versions": provenance.versions(), "revision": provenance.revision(results),
-            "machine": provenance.machine(), "runs": provenance.runs(results),
+            "machine": hardware(), "runs": provenance.runs(results),
         },  # fmt: skip
     )
 

@@ -1,16 +1,15 @@
 """Where the numbers come from: data and their rights, parameters, code, versions, time and hardware."""
 
 import json
-import os
 import platform
 from datetime import datetime
 from importlib import metadata
-from pathlib import Path
 
 import yaml
 
 from pipeline.report.changes import git
 from pipeline.report.results import STAGES, Results
+from pipeline.runs import last_runs
 
 LIBRARIES = ("torch", "lightning", "segmentation-models-pytorch", "numpy", "scipy", "rasterio", "geopandas", "dvc")
 
@@ -59,29 +58,17 @@ def revision(results: Results) -> str:
     return f"{commit[:12]}{' with uncommitted changes' if changed else ''}"
 
 
-def machine() -> str:
-    """The machine this page is made on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()}"
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def runs(results: Results) -> list[dict]:
-    """When each stage wrote its metrics, and what training says of its time and device."""
-    training = results.card.get("training") or {}
+    """When each stage ran last, how long and on what; a stage that ran once a city is one row, its times summed."""
+    recorded = last_runs(results.root)
     rows = []
-    for stage in STAGES:
+    for stage in ("fetch", "tile", *STAGES):
         path = results.root / f"metrics/{stage}.json"
-        if path.exists():
-            written = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-            row = {"stage": stage, "written": f"{written:%Y-%m-%d %H:%M}", "seconds": None, "device": None}
-            if stage == "train" and training:
-                row |= {"seconds": training.get("seconds"), "device": training.get("device")}
-            rows.append(row)
+        if stage in recorded:
+            last = max(recorded[stage], key=lambda run: run["finished"])
+            seconds = sum(run["seconds"] for run in recorded[stage])
+            rows.append({"stage": stage, "finished": last["finished"], "seconds": seconds, "on": last["hardware"]})
+        elif path.exists():
+            written = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="minutes")
+            rows.append({"stage": stage, "finished": written, "seconds": None, "on": None})
     return rows

@@ -1,0 +1,57 @@
+"""How long each run of a verb took, and on what: one line a run in .work/runs.jsonl, for the report."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+RUNS = Path(".work/runs.jsonl")
+
+
+@contextmanager
+def recorded(arguments: list[str]) -> Iterator[None]:
+    """Time what happens within; nothing is written where it fails or there is no pipeline to speak of."""
+    started = time.perf_counter()
+    yield
+    if not arguments or "--help" in arguments or not Path("params.yaml").exists():
+        return
+    run = {
+        "verb": arguments[0],
+        "arguments": arguments[1:],
+        "seconds": round(time.perf_counter() - started, 1),
+        "finished": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "hardware": hardware(),
+    }
+    RUNS.parent.mkdir(exist_ok=True)
+    with RUNS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+
+
+def last_runs(root: Path) -> dict[str, list[dict]]:
+    """The last run of each verb and arguments under `root`, by verb."""
+    path = root / RUNS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    last = {(run["verb"], *run["arguments"]): run for run in map(json.loads, lines)}
+    found: dict[str, list[dict]] = {}
+    for run in last.values():
+        found.setdefault(run["verb"], []).append(run)
+    return found
+
+
+def hardware() -> str:
+    """The processor, its cores open to this process, and the GPU if this process has used one."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else None
+    return ", ".join(filter(None, [processor(), f"{len(os.sched_getaffinity(0))} cores", gpu]))
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
