@@ -106,13 +106,14 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:
         options["encoder_depth"] = len(model.decoder_channels)  # a decoder has one width a level
     try:
-        return getattr(smp, SMP[model.architecture])(
+        network = getattr(smp, SMP[model.architecture])(
             encoder_name=model.encoder,
             encoder_weights="imagenet" if model.encoder_weights == "imagenet" else None,
             in_channels=channels,
             classes=outputs,
             **options,
         )
+        return _without_idle(network, channels) if "encoder_depth" in options else network
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
@@ -120,6 +121,21 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
         ) from None
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+
+
+@torch.no_grad()
+def _without_idle(network: nn.Module, channels: int) -> nn.Module:
+    """A shallower encoder keeps its deepest stages unused: replace them, they would be stored and never trained."""
+    called = set()
+    children = dict(network.encoder.named_children())
+    hooks = [c.register_forward_hook(lambda m, *_: called.add(m)) for c in children.values()]
+    network.eval()(torch.zeros(1, channels, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    for name, child in children.items():
+        if child not in called:
+            setattr(network.encoder, name, nn.Identity())
+    return network.train()
 
 
 def _torchvision(model: params.Model, channels: int, outputs: int) -> nn.Module:

@@ -96,3 +96,11 @@ def test_damaged_models_are_refused_with_a_sentence(tmp_path):
     (tmp_path / "m" / "model.json").write_text('{"model": {"architecture": "unet", "evil": 1}, "channels": 3}')
     with pytest.raises(InputError, match="not a model card"):
         load_model(tmp_path / "m")
+
+
+def test_a_shallower_encoder_has_no_idle_weights():
+    model = build_model(Model(architecture="unet", decoder_channels=[64, 32, 16, 16]), 3)
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    deep = build_model(Model(architecture="unet"), 3)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in deep.parameters()) / 3
