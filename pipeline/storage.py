@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it replaces `path` whole, on failure it vanishes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.partial"):  # of a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for left in path.parent.iterdir():  # of a run that was killed
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial", left.name):
+            shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     folder.chmod(0o755)
     try:

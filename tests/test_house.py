@@ -1,11 +1,14 @@
 """The house: imports only go down the floors, never round, and each DVC stage depends on the code it imports."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
@@ -84,3 +87,12 @@ def test_every_stage_has_its_verb_section_and_module():
         assert (ROOT / "pipeline" / "stages" / f"{verb}.py").exists(), name
         sections = {p.split(".")[0] for p in stage.get("params", [])}
         assert verb in sections, f"{name} does not watch its own parameters"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_watches_the_sections_it_reads(name):
+    """`params.SECTION` in a stage's module, or handed on by it, is a parameter DVC must watch."""
+    verb, watched = STAGES[name]["cmd"].split()[3], {p.split(".")[0] for p in STAGES[name]["params"]}
+    text = (ROOT / "pipeline" / "stages" / f"{verb}.py").read_text(encoding="utf-8")
+    read = set(re.findall(rf"\bparams\.({'|'.join(Params.model_fields)})\b", text))
+    assert read and read <= watched

@@ -1,0 +1,40 @@
+"""Writing that a failure cannot half-do."""
+
+import json
+
+import pytest
+
+from pipeline.storage import atomic_file, atomic_folder, fingerprint, write_json
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    with pytest.raises(ValueError):
+        write_json(path, {"x": float("nan")})
+    assert json.loads(path.read_text()) == {"x": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_folder_and_success_replaces_it_whole(tmp_path):
+    path = tmp_path / "city"
+    for name in ("old", "new"):
+        with atomic_folder(path) as partial:
+            (partial / name).touch()
+    with pytest.raises(RuntimeError), atomic_folder(path) as partial:
+        (partial / "half").touch()
+        raise RuntimeError
+    assert [f.name for f in path.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_swept_and_a_namesake_s_is_not(tmp_path):
+    killed, namesake = tmp_path / ".city.abcd1234.partial", tmp_path / ".city.two.abcd1234.partial"
+    killed.mkdir(), namesake.mkdir()
+    with atomic_folder(tmp_path / "city"):
+        assert not killed.exists() and namesake.exists()
+
+
+def test_a_fingerprint_follows_content_not_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
