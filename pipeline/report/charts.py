@@ -38,6 +38,7 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#e8e8e8",
     "grid.linewidth": 0.8,
+    "ytick.minor.size": 0,
 }
 
 
@@ -71,14 +72,17 @@ def panel(title: str, lines: list[Line], x: str, y: str = "IoU", *, prepare: Cal
     """One small chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(2.5, 1.9))
-        figure.subplots_adjust(left=0.19, right=0.97, top=0.95, bottom=0.23)
+        figure.subplots_adjust(left=0.17, right=0.97, top=0.95, bottom=0.23)
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:
             mark = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
             values = [np.nan if v is None else v for v in line.y]
             axes.plot(line.x, values, color=line.colour, linewidth=line.width, **mark)
-        axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), "yticks": (0, 0.25, 0.5, 0.75, 1), **limits})
+        axes.set_yticks([0.25, 0.75], minor=True)
+        axes.grid(which="minor")
+        axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), "yticks": (0, 0.5, 1), **limits})
+        axes.yaxis.set_major_formatter("{x:g}")
         if "xticks" not in limits:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "epoch", steps=[1, 2, 2.5, 5, 10]))
         if prepare:
@@ -156,6 +160,7 @@ def confidence(results: Results) -> list[Gallery]:
 
 def free(axes) -> None:
     """A loss has no natural scale: matplotlib's own ticks."""
+    axes.set_yticks([], minor=True)
     axes.yaxis.set_major_locator(AutoLocator())
 
 
@@ -268,7 +273,7 @@ def adaptation(results: Results) -> list[Gallery]:
         methods = list(ladder)
         lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
         names = [{"histogram": "histo-\ngram", "self_training": "self-\ntraining"}.get(m, m) for m in methods]
-        ticks = {"xticks": range(len(methods)), "xticklabels": names}
+        ticks = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
         chart = panel("Adapting without labels", lines, "", "IoU", **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
         galleries.append(Gallery("Adapting without labels", text, [chart], city_legend(cities)))

@@ -1,0 +1,39 @@
+"""The README's two pictures, taken of report/index.html: `python -m benchmarks.readme_pictures`, after `make`."""
+
+import shutil
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def take(page_file: Path, folder: Path) -> None:
+    """FOLDER/report.jpg, the top of the page, and FOLDER/viewer.jpg, the errors of the hardest scene."""
+    folder.mkdir(exist_ok=True)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page.goto(page_file.resolve().as_uri())
+        answer = page.locator("#answer").bounding_box()
+        top = {"x": 0, "y": 0, "width": 1180, "height": answer["y"] + answer["height"]}
+        save(page.screenshot(clip=top, full_page=True), folder / "report.jpg")
+        page.locator(".swipe").fill("35")
+        page.add_style_tag(content=".keys { display: none !important }")
+        save(page.locator("#viewer").screenshot(), folder / "viewer.jpg")
+        browser.close()
+
+
+def save(png: bytes, path: Path) -> None:
+    Image.open(BytesIO(png)).convert("RGB").save(path, quality=85, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    take(Path(sys.argv[1] if len(sys.argv) > 1 else "report/index.html"), Path("docs"))
