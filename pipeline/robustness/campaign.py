@@ -115,7 +115,8 @@ def attack_city(
         lambda part: attacks.pgd(part, settings.steps, generator=generator),
     )
     strong = replace(reference, epsilon=STRONG / 255)
-    vanishing = measure(pgd(strong, 2 * settings.steps), strong)
+    # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
+    vanishing = measure(pgd(strong, 2 * settings.steps, loss=attack_losses.erase), strong)
     known.append((STRONG, vanishing))
     yield (
         "checks",
