@@ -1,4 +1,4 @@
-"""Certified IoU on a fixture with a known answer, and what training denormal numbers cost.
+"""Certified IoU on a fixture with a known answer.
 
 Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter by the
 contrast of the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for the small FCN and

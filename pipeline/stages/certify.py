@@ -1,8 +1,7 @@
 """Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
 
 Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a
-small one each, trained here on the same cities' training tiles and kept in models/certify-convex and
-models/certify-lipschitz.
+small one each, trained here on the same cities' training tiles and kept in models/certify/.
 """
 
 from pathlib import Path
@@ -39,6 +38,7 @@ def run(
     from pipeline.robustness.smoothing import check_samples
 
     settings, out = params.certify, Path(out)
+    (Path(models) / "certify").mkdir(parents=True, exist_ok=True)  # an output also where no method trains
     out.unlink(missing_ok=True)  # numbers that must not be believed beside a failure
     if "smoothing" in settings.methods:
         s = settings.smoothing
@@ -78,7 +78,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
-        segmenter = certifiable(params, method, cities, Path(models) / f"certify-{method}")
+        segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
         result = segmenter.card["metrics"]
     rows = getattr(sandwich, f"{method}_rows")
     answer = {}

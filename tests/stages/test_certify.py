@@ -82,7 +82,7 @@ def test_sandwich_of_every_method_and_city(place):
     for name in ("smoothing", "convex", "lipschitz", "comparison"):
         assert (place / "figures" / f"{name}.svg").stat().st_size > 1000
     for name in ("convex", "lipschitz"):
-        card = load_model(place / "models" / f"certify-{name}").card
+        card = load_model(place / "models" / "certify" / name).card
         assert card["cities"] == CITIES and card["metrics"]["collapsed"] is False
 
 
