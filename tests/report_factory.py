@@ -139,8 +139,15 @@ def generalize(root: Path, level: dict, random) -> dict:
         "corruption_clean": {c: iou - 0.2 for c, iou in level.items()},
         "adaptation": {m: {c: iou - 0.2 + k / 50 for c, iou in level.items()} for k, m in enumerate(["none", "adabn"])},
         "label_free": {"city": estimate, "error": {"corrected": 0.03, "no_gap": 0.2}},
+        "robustness": {
+            "attack": {"norm": "linf", "epsilon": 1.0, "steps": 5},
+            "certificate": {"norm": "l2", "radius": 0.034, "sigma": 0.05},
+            "city": {c: {side: {"clean": iou, "attacked": iou / 2, "certified": iou / 3, "corrupted": iou / 1.2}
+                         for side in ("seen", "unseen")} for c, iou in level.items()},
+        },
+        "beyond_adaptation": list(level)[-1:],
         "frugal": {f: {c: iou - 0.3 + float(f) / 4 for c, iou in level.items()} for f in ("0.25", "0.5", "1")},
-    }
+    }  # fmt: skip
 
 
 def commit(root: Path) -> None:

@@ -97,22 +97,29 @@ def certified(results: Results) -> list[tuple[Kind, dict]]:
 
 
 def sentence(results: Results, city: str) -> str:
-    """What to expect of the worst city, in words."""
+    """What to expect of the worst city, in words. Attacks and certificates are of the model that has seen it."""
     row = results.of("generalize").get(city, {})
     known = seen(results).get(city)
+    first, then = f"Of {city} only its robustness is known", "There"
     if row.get("unseen") is not None:
         gap = row["seen"] - row["unseen"]
         compared = "as much as" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'less' if gap > 0 else 'more'} than"
-        text = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} where it was trained"
+        first = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} where it was trained"
+        then = "Even where it was trained"
     elif known:
-        text = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"
-    else:
-        text = f"Of {city} only its robustness is known"
-    for _, values in attacked(results):
-        if city in values:
-            text += f"; a change of {reference(results)}/255 a pixel can bring it down to {values[city].iou:.2f}"
-    for kind, values in certified(results):
-        if city in values:
-            proven = f"{values[city].iou:.2f}" if values[city].iou >= 0.005 else "nothing"
-            text += f"; under any change up to {kind.budget}, {proven} is proven to stay"
-    return text + "."
+        first = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"
+    harm = [
+        f"a change of {reference(results)}/255 a pixel can bring it down to {values[city].iou:.2f}"
+        for _, values in attacked(results)
+        if city in values
+    ]
+    proof = [
+        f"under any change up to {kind.budget}, {proven(values[city].iou)} is proven to stay"
+        for kind, values in certified(results)
+        if city in values
+    ]
+    return f"{first}. {then}, {'; '.join(harm + proof)}." if harm or proof else f"{first}."
+
+
+def proven(iou: float) -> str:
+    return f"{iou:.2f}" if iou >= 0.005 else "nothing"

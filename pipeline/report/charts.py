@@ -276,6 +276,8 @@ def adaptation(results: Results) -> list[Gallery]:
         ticks = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
         chart = panel("Adapting without labels", lines, "", "IoU", **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
+        beyond = results.of("generalize", "beyond_adaptation") or []
+        text += f" No method repairs {', '.join(beyond)}." if beyond else ""
         galleries.append(Gallery("Adapting without labels", text, [chart], city_legend(cities)))
     starts = results.of("generalize", "frugal_by_initialisation") or {"random": results.of("generalize", "frugal")}
     starts = {start: table for start, table in starts.items() if table}

@@ -49,6 +49,7 @@ def page(results: Results) -> str:
         learning=[*charts.learning(results), *charts.confidence(results)],
         matrix=heat_map(results),
         unseen=[*charts.corruption(results), *charts.adaptation(results)],
+        robustness=results.of("generalize", "robustness"),
         label_free=results.of("generalize", "label_free"),
         attack=charts.attack(results),
         attack_reference=reference(results),
