@@ -58,13 +58,21 @@ def seen_kind(results: Results) -> Kind:
 
 
 def seen(results: Results) -> dict[str, Measure]:
-    """Of the gap's own reference where there is one, so that seen − unseen is the gap."""
-    return _known(results.of("generalize"), "seen", "seen") or _known(results.of("evaluate"), "iou", "iou")
+    """The delivered model's, else that of the gap's reference."""
+    return _known(results.of("evaluate"), "iou", "iou") or _known(results.of("generalize"), "seen", "seen")
 
 
 def unseen(results: Results) -> list[tuple[Kind, dict]]:
-    kind = Kind("unseen", "#E69F00", "diamond", "the same scenes, mapped by a model trained on the other cities only")
-    return [(kind, _known(results.of("generalize"), "unseen", "unseen"))]
+    meaning = "the same scenes, mapped by a model trained on the other cities only"
+    if shorter(results):
+        p = results.params
+        meaning += f" (for {p.generalize.epochs} of {p.train.epochs} epochs only: expect more of a full training)"
+    return [(Kind("unseen", "#E69F00", "diamond", meaning), _known(results.of("generalize"), "unseen", "unseen"))]
+
+
+def shorter(results: Results) -> bool:
+    """Whether the models without a city were trained for fewer epochs than the delivered one."""
+    return (results.params.generalize.epochs or results.params.train.epochs) < results.params.train.epochs
 
 
 def reference(results: Results) -> str:
@@ -104,7 +112,8 @@ def sentence(results: Results, city: str) -> str:
     if row.get("unseen") is not None:
         gap = row["seen"] - row["unseen"]
         compared = "as much as" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'less' if gap > 0 else 'more'} than"
-        first = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} where it was trained"
+        other = "an equally short training that has seen it" if shorter(results) else "where it was trained"
+        first = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} {other}"
         then = "Even where it was trained"
     elif known:
         first = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"

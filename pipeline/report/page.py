@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import charts, provenance
-from pipeline.report.answer import answer, reference
+from pipeline.report.answer import answer, reference, shorter
 from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
@@ -48,6 +48,7 @@ def page(results: Results) -> str:
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
         learning=[*charts.learning(results), *charts.confidence(results)],
         matrix=heat_map(results),
+        shorter=shorter(results),
         unseen=[*charts.corruption(results), *charts.adaptation(results)],
         robustness=results.of("generalize", "robustness"),
         label_free=results.of("generalize", "label_free"),

@@ -25,7 +25,8 @@ EVIL = "<script>alert('x')<-script>"
 
 def params_of(cities: list[str]):
     params = load_params(Path(__file__).parents[2] / "params.yaml")
-    return params.model_copy(update={"fetch": params.fetch.model_copy(update={"cities": cities})})
+    changed = {"fetch": {"cities": cities}, "generalize": {"epochs": None}}
+    return params.model_copy(update={k: getattr(params, k).model_copy(update=v) for k, v in changed.items()})
 
 
 def written(root: Path, cities: list[str], stages: tuple = STAGES) -> str:
@@ -56,6 +57,14 @@ def test_answer_is_sorted_by_the_worst_and_says_it_in_words(three):
     assert row["attacked"].iou == attack
     assert f"expect an IoU of {generalize['unseen']:.2f}, 0.20 less than where it was trained" in found.sentence
     assert f"down to {attack:.2f}" in found.sentence
+
+
+def test_models_trained_more_briefly_are_compared_with_their_equals(three):
+    params = params_of(["sunnyside", EVIL])
+    params = params.model_copy(update={"generalize": params.generalize.model_copy(update={"epochs": 1})})
+    found = answer(Results(params, three))
+    assert "0.20 less than an equally short training" in found.sentence
+    assert any(kind.name == "unseen" and f"1 of {params.train.epochs} epochs" in kind.meaning for kind in found.kinds)
 
 
 def test_an_interval_that_says_nothing_is_not_drawn(tmp_path):
