@@ -25,7 +25,9 @@ def take(page_file: Path, folder: Path) -> None:
         top = {"x": 0, "y": 0, "width": 1180, "height": answer["y"] + answer["height"]}
         save(page.screenshot(clip=top, full_page=True), folder / "report.jpg")
         page.locator(".swipe").fill("35")
+        page.locator(".swipe").blur()
         page.add_style_tag(content=".keys { display: none !important }")
+        page.set_viewport_size({"width": 820, "height": 1000})
         save(page.locator("#viewer").screenshot(), folder / "viewer.jpg")
         browser.close()
 

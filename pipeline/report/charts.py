@@ -72,7 +72,7 @@ def panel(title: str, lines: list[Line], x: str, y: str = "IoU", *, prepare: Cal
     """One small chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(2.5, 1.9))
-        figure.subplots_adjust(left=0.2, right=0.97, top=0.95, bottom=0.23)
+        figure.subplots_adjust(left=0.2, right=0.94, top=0.95, bottom=0.23)
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:

@@ -28,6 +28,7 @@ class CityMap:
     width: float  # metres
     height: float
     footprints: list[Footprint]
+    sparse: bool  # scenes so small on the map that only a thick outline shows them
 
 
 def colour(iou: float | None) -> str:
@@ -53,6 +54,7 @@ def maps(results: Results, shown: list[Picture]) -> list[CityMap]:
         metres = degrees * [DEGREE * np.cos(np.radians(latitude)), -DEGREE]
         metres -= metres.min((0, 1))
         width, height = metres.max((0, 1))
+        sparse = np.ptp(metres, axis=1).max() < 0.03 * max(width, height)
         footprints = [
             Footprint(
                 r.name, r.split, results.scenes.get((city, r.name)),
@@ -61,7 +63,9 @@ def maps(results: Results, shown: list[Picture]) -> list[CityMap]:
             )
             for r, ring in zip(regions, metres, strict=True)
         ]  # fmt: skip
-        found.append(CityMap(city, place(longitude, latitude, max(width, height)), width, height, footprints))
+        footprints.sort(key=lambda f: f.iou is not None)  # the evaluated ones are drawn over the others
+        where = place(longitude, latitude, max(width, height))
+        found.append(CityMap(city, where, width, height, footprints, bool(sparse)))
     return found
 
 

@@ -50,10 +50,11 @@ def pictures(results: Results) -> list[Picture]:
         about = results.tiles.get(city)
         if not about:
             continue
-        regions = [r for r in about["regions"] if files(results, city, r)["probability"].exists()]
-        regions.sort(key=lambda r: results.scenes.get((city, r.name)) or 0)
-        regions = [*regions[:1], *regions[:0:-1][:1], *regions[1:-1]]
-        found += [picture(results, city, r, about["size"]) for r in regions[: results.params.report.scenes]]
+        drawn = [r for r in about["regions"] if files(results, city, r)["probability"].exists()]
+        known = [r for r in drawn if results.scenes.get((city, r.name)) is not None]
+        known.sort(key=lambda r: results.scenes[city, r.name])
+        ordered = [*known[:1], *known[:0:-1][:1], *known[1:-1], *(r for r in drawn if r not in known)]
+        found += [picture(results, city, r, about["size"]) for r in ordered[: results.params.report.scenes]]
     return found
 
 

@@ -13,6 +13,7 @@ from pipeline.params import load_params
 from pipeline.report.answer import answer
 from pipeline.report.changes import changes
 from pipeline.report.results import Results
+from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
@@ -108,6 +109,19 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="evaluate.json: not valid JSON"):
         report.run(params_of(["here"]), tmp_path)
     assert not (tmp_path / "report/index.html").exists()
+
+
+def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_path):
+    make(tmp_path, ["here"], ("evaluate",))
+    folder = tmp_path / "figures/evaluate"
+    for kind in ("image", "truth", "probability"):
+        for i in (0, 1):  # two more scenes, one without a building to score
+            shutil.copy(folder / f"here/here-4.{kind}.jpg", folder / f"here/here-{i}.{kind}.jpg")
+    scores = {"here-0": None, "here-1": 0.6, "here-4": 0.3, "here-5": 0.9}
+    write(folder / "scenes.json", [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()])
+    params = params_of(["here"])
+    params = params.model_copy(update={"report": params.report.model_copy(update={"scenes": 4})})
+    assert [p.scene for p in pictures(Results(params, tmp_path))] == ["here-4", "here-5", "here-1", "here-0"]
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
