@@ -73,7 +73,7 @@ def main() -> None:
             target = attacks.Target(model, images, labels, "linf", epsilon)
             found = attacks.pgd(target, 30, generator=torch.Generator().manual_seed(0))
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
-        gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["gap"]
+        gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
         rows.append([*row, gap, costs[name]])
     columns = [
         "training",

@@ -38,6 +38,16 @@ class Replay:
 _replays: WeakKeyDictionary = WeakKeyDictionary()  # segmenter: Replay
 
 
+def replay(segmenter) -> dict | None:
+    """What a checkpoint must hold so that free training goes on in the middle of a replayed batch."""
+    return vars(_replays[segmenter]).copy() if segmenter in _replays else None
+
+
+def resume_replay(segmenter, state: dict | None) -> None:
+    if state:
+        _replays[segmenter] = Replay(**state)
+
+
 def epsilon_at(config: params.Adversarial, progress: float) -> float:
     """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. The budget
     of ℓ2 is also 1/255 of the pixel range."""
@@ -135,24 +145,20 @@ def _trades(segmenter, images, labels, loss, config, ball, logs):
 
 def _free(segmenter, images, labels, loss, config, epsilon):
     """The batches that arrive while one is replayed are dropped, so any trainer's loop will do."""
-    replay = _replays.get(segmenter)
-    if replay is None or replay.left == 0 or replay.delta.shape[1:] != images.shape[1:]:
-        fits = replay is not None and replay.delta.shape == images.shape
-        delta = (
-            replay.delta if fits else torch.zeros_like(images)
-        )  # the paper carries δ over to the next batch
-        replay = _replays[segmenter] = Replay(images, labels, delta, config.steps)
-    replay.left -= 1
-    moved = (
-        project(replay.images + replay.delta, replay.images, config.norm, epsilon).detach().requires_grad_()
-    )
+    now = _replays.get(segmenter)
+    if now is None or now.left == 0 or now.delta.shape[1:] != images.shape[1:]:
+        fits = now is not None and now.delta.shape == images.shape
+        delta = now.delta if fits else torch.zeros_like(images)  # the paper carries δ over to the next batch
+        now = _replays[segmenter] = Replay(images, labels, delta, config.steps)
+    now.left -= 1
+    moved = project(now.images + now.delta, now.images, config.norm, epsilon).detach().requires_grad_()
 
     def remember(gradient: torch.Tensor) -> None:
         further = moved.detach() + epsilon * steepest(gradient, config.norm)
-        replay.delta = project(further, replay.images, config.norm, epsilon) - replay.images
+        now.delta = project(further, now.images, config.norm, epsilon) - now.images
 
     moved.register_hook(remember)
-    return loss(segmenter(moved).float(), replay.labels)
+    return loss(segmenter(moved).float(), now.labels)
 
 
 @torch.no_grad()
@@ -173,4 +179,4 @@ def overfitting_gap(
 
     fgsm = iou(move(segmenter, images, labels, steps=1, step=config.epsilon / 255, **ball))
     pgd = iou(move(segmenter, images, labels, steps=steps, **ball))
-    return {"fgsm": fgsm, "pgd": pgd, "gap": fgsm - pgd}
+    return {"fgsm_iou": fgsm, "pgd_iou": pgd, "overfitting_gap": fgsm - pgd}

@@ -23,7 +23,7 @@ from pipeline.console import progress_bar
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
-from pipeline.learning.adversarial import adversarial_loss
+from pipeline.learning.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.learning.calibration import calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
@@ -99,8 +99,10 @@ class SegmentationTraining(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.counts = torch.zeros(2, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch, _) -> None:
+    def validation_step(self, batch, index) -> None:
         labels = batch[1]
+        if index == 0:
+            self.first = batch
         valid = labels != IGNORE
         found, truth = (self.segmenter(to_float(batch[0])).argmax(1) > 0) & valid, (labels > 0) & valid
         self.counts += torch.stack([(found & truth).sum(), (found | truth).sum()])
@@ -114,14 +116,23 @@ class SegmentationTraining(lightning.LightningModule):
         self.log("iou", iou, prog_bar=True, sync_dist=False)
         record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
         logged = self.trainer.callback_metrics
-        gaps = {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
-        self.history.append({**record, **gaps, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
+        if self.train_params.adversarial.method != "none":
+            record |= self.overfitting()
+        self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
+
+    def overfitting(self) -> dict[str, float]:
+        """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
+        with torch.inference_mode(False):
+            images, labels = (part.clone() for part in self.first)
+            return overfitting_gap(self.segmenter, to_float(images), labels.long(), self.train_params.adversarial)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["replay"] = self.history, replay(self.segmenter)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = checkpoint["history"]
+        resume_replay(self.segmenter, checkpoint["replay"])
 
 
 class Bar(Callback):

@@ -4,7 +4,7 @@ from robustness import tint
 from torch import nn
 
 from pipeline.learning import adversarial
-from pipeline.learning.adversarial import adversarial_loss, epsilon_at, move, overfitting_gap
+from pipeline.learning.adversarial import adversarial_loss, epsilon_at, move, overfitting_gap, replay, resume_replay
 from pipeline.learning.losses import cross_entropy
 from pipeline.learning.perturb import length
 from pipeline.params import Adversarial
@@ -105,10 +105,29 @@ def test_ignored_pixels_do_not_move_weights(batch):
         assert torch.allclose(*gradients, atol=1e-6), method
 
 
+def test_free_goes_on_in_the_middle_of_a_replayed_batch(batch):
+    def step(model, images, labels) -> float:
+        loss, _ = adversarial_loss(model, images, labels, cross_entropy, config, 1.0)
+        loss.backward()
+        return float(loss.detach())
+
+    config, other = Adversarial(method="free", epsilon=8, steps=3), tint.tiles(4, 1)
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 2, 3, padding=1)
+    assert replay(model) is None
+    step(model, *batch)
+    again = nn.Conv2d(3, 2, 3, padding=1)
+    again.load_state_dict(model.state_dict())
+    forgotten = step(again, *other)
+    resume_replay(again, replay(model))
+    resumed = step(again, *other)
+    assert resumed == step(model, *other) and resumed != forgotten
+
+
 def test_gap_of_one_step_and_many(batch):
     config = Adversarial(method="fast", epsilon=4)
     model = tint.train(Adversarial(), 40)
     gap = overfitting_gap(model, *batch, config)
-    assert gap["gap"] == gap["fgsm"] - gap["pgd"] and 0 <= gap["pgd"] <= 1
+    assert gap["overfitting_gap"] == gap["fgsm_iou"] - gap["pgd_iou"] and 0 <= gap["pgd_iou"] <= 1
     masked = nn.Sequential(nn.Identity(), model)
     assert masked.training and overfitting_gap(masked, *batch, config) and masked.training

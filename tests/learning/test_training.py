@@ -104,6 +104,16 @@ def test_two_processes_draw_the_same_loss_curve_as_one(toy_tiles, tmp_path):
     assert [e["iou"] for e in two["history"]] == pytest.approx([e["iou"] for e in one["history"]], abs=1e-3)
 
 
+def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, tmp_path):
+    from pipeline.learning.training import fit
+
+    adversarial = {"method": "fast", "epsilon": 2, "steps": 1}
+    params = parse_params(settings(epochs=2, steps_per_epoch=2, adversarial=adversarial))
+    card = fit(params, open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
+    for epoch in card["history"]:
+        assert epoch["overfitting_gap"] == epoch["fgsm_iou"] - epoch["pgd_iou"] and epoch["epsilon"] == 2
+
+
 def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
     train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=10, learning_rate=0.02))
     card = json.loads((tmp_path / "model" / "model.json").read_text())
