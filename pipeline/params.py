@@ -107,7 +107,7 @@ class Train(Section):
     clip_gradient: Annotated[float, Field(ge=0)] = 1.0  # ℓ2 norm; 0 = off
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation IoU before stopping; 0 = never
     ema: Annotated[float, Field(ge=0, lt=1)] = 0  # decay a step of the averaged weights; 0 = off
-    city_weighting: Literal["even", "area"] = "even"
+    city_weighting: Literal["even", "root", "area"] = "even"
     augment: Literal["none", "flips", "standard", "strong"] = "standard"
     noise: Annotated[float, Field(ge=0)] = 0  # σ of Gaussian noise, in units of the pixel range [0,1]
     adversarial: Adversarial = Adversarial()

@@ -22,15 +22,15 @@ def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -
 
 
 class RandomCrops(Dataset):
-    """Random crops of the training regions; cities drawn evenly, so that the largest does not drown the others."""
+    """Random crops of the training regions; cities drawn evenly, by the root of their area, or by their area."""
 
     def __init__(self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even"):
         self.size, self.seed, self.level = size, seed, level
         self.regions = [(c, r) for c in cities for r in c.of_split("train")]
         area = np.array([r.height * r.width for _, r in self.regions], float)
-        if weighting == "even":
-            names = np.array([c.city for c, _ in self.regions])
-            area /= np.array([area[names == name].sum() for name in names])
+        names = np.array([c.city for c, _ in self.regions])
+        whole = np.array([area[names == name].sum() for name in names])
+        area *= whole ** {"even": -1.0, "root": -0.5, "area": 0.0}[weighting]
         self.probability = area / area.sum()
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:

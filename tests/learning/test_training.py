@@ -143,11 +143,12 @@ def test_processes_share_each_global_batch_and_epochs_follow_each_other():
     assert set().union(*crops(0, 1, 0), *crops(0, 1, 1)) == set(range(48))
 
 
-def test_even_weighting_gives_a_small_city_its_share(tmp_path):
-    big = [("train", *toy_scene(i, 256)) for i in range(3)]
+def test_weighting_gives_a_small_city_its_share(tmp_path):
+    big = [("train", *toy_scene(i, 256)) for i in range(4)]  # 64 times the area of the small city
     write_city(tmp_path, big, "big"), write_city(tmp_path, [("train", *toy_scene(9, 64))], "small")
-    crops = RandomCrops([CityTiles(tmp_path / "big"), CityTiles(tmp_path / "small")], 32, 0, "none")
-    assert crops.probability[-1] == pytest.approx(0.5)
+    cities = [CityTiles(tmp_path / "big"), CityTiles(tmp_path / "small")]
+    for weighting, share in {"even": 1 / 2, "root": 1 / 9, "area": 1 / 65}.items():
+        assert RandomCrops(cities, 32, 0, "none", weighting).probability[-1] == pytest.approx(share)
 
 
 def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
