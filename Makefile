@@ -15,6 +15,7 @@ test: .venv/installed-test .dvc/config.local
 
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks
+	ruff format --check pipeline tests benchmarks
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

@@ -23,9 +23,7 @@ from pipeline.robustness.worst_case import pooled_iou, worst_case
 from pipeline.stages.attack import to_tensors
 
 
-def measure(
-    segmenter, images, labels, norm: str, epsilon: float, steps: int, pixels, batch: int, precision: str
-):
+def measure(segmenter, images, labels, norm: str, epsilon: float, steps: int, pixels, batch: int, precision: str):
     """Counts of the clean map, of PGD with 3 × `steps` gradients and of each APGD loss with `steps`."""
     generator = torch.Generator().manual_seed(0)
     target = attacks.Target(segmenter, images, labels, norm, epsilon)
@@ -65,9 +63,7 @@ def main() -> None:
             segmenter = load_model(folder, device())
             candidates, columns[folder] = [], {}
             for budget in progress(sorted(a.linf), f"{name}, {folder.name}"):
-                counts = measure(
-                    segmenter, images, labels, "linf", budget / 255, a.steps, pixels, a.batch, a.precision
-                )
+                counts = measure(segmenter, images, labels, "linf", budget / 255, a.steps, pixels, a.batch, a.precision)
                 iou = {key: pooled_iou(*value) for key, value in counts.items()}
                 apgd = worst_case(*zip(*(counts[key] for key in ("mce", "mce_bal", "js")), strict=True))[0]
                 candidates += counts.values()
@@ -80,19 +76,10 @@ def main() -> None:
                 if apgd > iou["pgd"] + 1e-9:
                     weaker.append(f"{name} {folder.name} {budget:g}/255: {apgd:.3f} > {iou['pgd']:.3f}")
         for budget in sorted(a.linf):
-            rows.append(
-                [f"{name} {budget:g}/255", *(v for folder in a.models for v in columns[folder][budget])]
-            )
+            rows.append([f"{name} {budget:g}/255", *(v for folder in a.models for v in columns[folder][budget])])
     heads = [f"{folder.name} {kind}" for folder in a.models for kind in ("clean", "PGD", "APGD", "worst")]
-    table(
-        f"IoU, {a.count} test tiles a city, PGD-{3 * a.steps} against APGD 3×{a.steps}",
-        ["city, ε", *heads],
-        rows,
-    )
-    print(
-        "APGD ensemble ≤ PGD-CE at equal gradients:",
-        "everywhere" if not weaker else f"not at {'; '.join(weaker)}",
-    )
+    table(f"IoU, {a.count} test tiles a city, PGD-{3 * a.steps} against APGD 3×{a.steps}", ["city, ε", *heads], rows)
+    print("APGD ensemble ≤ PGD-CE at equal gradients:", "everywhere" if not weaker else f"not at {'; '.join(weaker)}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ LADDER = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 
 def real_params(epochs: int | None) -> Params:
     params = load_params(ROOT / "benchmarks/real_cities.yaml")
-    generalize = params.generalize.model_copy(
-        update={"adaptation": LADDER, "epochs": None, "corruption_tiles": 16}
-    )
+    generalize = params.generalize.model_copy(update={"adaptation": LADDER, "epochs": None, "corruption_tiles": 16})
     training = params.train.model_copy(update={"epochs": epochs or params.train.epochs})
     source = params.fetch.model_copy(update={"path": str((ROOT / params.fetch.path).resolve())})
     return params.model_copy(update={"generalize": generalize, "train": training, "fetch": source})
@@ -54,9 +52,7 @@ def report(m: dict, params: Params, command: str) -> str:
         f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} steps a "
         f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % "
         "intervals by paired bootstrap over scenes, or over blocks where a city has one test scene.",
-        table(
-            ["city", *(key.replace("_", " ") for key in keys)], [[c, *(r[k] for k in keys)] for c, r in gaps]
-        ),
+        table(["city", *(key.replace("_", " ") for key in keys)], [[c, *(r[k] for k in keys)] for c, r in gaps]),
         f"Worst city: {m['worst_city']['city']}.",
         "## City × city",
         table(["trained on", *cities], [[name, *(r[c] for c in cities)] for name, r in m["matrix"].items()]),
@@ -98,9 +94,7 @@ def main() -> None:
     for city in (None, *params.fetch.cities):
         train.run(params, city)
     generalize.run(params)
-    command = "python benchmarks/generalize_real.py" + (
-        f" --epochs {options.epochs}" if options.epochs else ""
-    )
+    command = "python benchmarks/generalize_real.py" + (f" --epochs {options.epochs}" if options.epochs else "")
     text = report(json.loads(Path("metrics/generalize.json").read_text()), params, command)
     out.write_text(text, encoding="utf-8")
     print(text)

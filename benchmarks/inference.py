@@ -1,6 +1,6 @@
 """Scene inference / bare forward passes over the same windows: what reading, blending and writing out cost.
 
-    python benchmarks/inference.py           (goal ≥ 0.95)
+`python benchmarks/inference.py`, goal ≥ 0.95.
 """
 
 import statistics

@@ -28,11 +28,7 @@ def write_town(path: Path, height: int, width: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     image = np.repeat(rng.integers(60, 180, (1, height, width), dtype=np.uint8), 3, axis=0)
     for top, left in rng.integers(0, (height - 40, width - 40), (height * width // 4000, 2)):
-        image[:, top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = [
-            [[220]],
-            [[40]],
-            [[40]],
-        ]
+        image[:, top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = [[[220]], [[40]], [[40]]]
     profile = {
         "driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8", "tiled": True,
         "compress": "deflate", "crs": "EPSG:32632", "transform": Affine(GSD, 0, 5e5, 0, -GSD, 5e6),
@@ -148,9 +144,7 @@ def throughput(folder: Path, side: int = 3072) -> dict:
     scene = write_virtual(folder / "scene.vrt", tile, 4, 4)
     with torch.inference_mode():
         command(model, [str(tile)], folder / "warm")
-    pairs = [
-        (forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}")) for i in range(2)
-    ]
+    pairs = [(forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}")) for i in range(2)]
     bare, whole = (min(seconds) for seconds in zip(*pairs, strict=True))
     return {
         "Mpx": side**2 / 1e6,

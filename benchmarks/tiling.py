@@ -120,9 +120,7 @@ def _large(folder: Path, memory: int, workers: int) -> None:
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     rows = [[memory, workers, took, *(f"{peak:.0f}" for peak in peaks), "1000"]]
     table(
-        "One scene of 20,000×20,000",
-        ["tile.memory", "workers", "s", "parent MB", "largest worker MB", "limit"],
-        rows,
+        "One scene of 20,000×20,000", ["tile.memory", "workers", "s", "parent MB", "largest worker MB", "limit"], rows
     )
 
 

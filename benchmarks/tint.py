@@ -75,16 +75,7 @@ def main() -> None:
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
         gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
         rows.append([*row, gap, costs[name]])
-    columns = [
-        "training",
-        "planted",
-        "removed",
-        "flipped",
-        "PGD-30 4/255",
-        "APGD 3×10",
-        "PGD-30 8/255",
-        "APGD 3×10",
-    ]
+    columns = ["training", "planted", "removed", "flipped", "PGD-30 4/255", "APGD 3×10", "PGD-30 8/255", "APGD 3×10"]
     table(f"IoU, {arguments.steps} steps of batch 8", [*columns, "FGSM−PGD 8/255", "step time / standard"], rows)
 
 

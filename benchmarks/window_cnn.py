@@ -1,6 +1,6 @@
 """Do not reason by window, reason by layer: the same logits, pixel by pixel or all at once.
 
-    python benchmarks/window_cnn.py
+`python benchmarks/window_cnn.py`
 """
 
 import time

@@ -60,7 +60,7 @@ def test_there_is_a_preset_for_every_source():
         ({"fetch": {"cities": []}}, "fetch.cities"),
         ({"evaluate": {"overlap": 1.0}}, "less than 0.9"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_a_sentence(wrong, sentence):
     with pytest.raises(InputError) as error:
         parse_params(change(**wrong))

@@ -193,9 +193,7 @@ def self_training(
         building = torch.cat([logits[:, :1], logits[:, 1:].logsumexp(1, keepdim=True)], 1)
         return F.cross_entropy(building, pseudo[drawn].to(logits.device), ignore_index=IGNORE)
 
-    _descend(
-        adapted, list(adapted.parameters()), target, cross_entropy, steps, learning_rate, batch_size, seed
-    )
+    _descend(adapted, list(adapted.parameters()), target, cross_entropy, steps, learning_rate, batch_size, seed)
     return adapted.eval()
 
 

@@ -142,9 +142,7 @@ RESAMPLED: dict[str, tuple[float, float, float, float, float]] = {  # factor on 
     "coarser": (1.15, 1.3, 1.5, 1.75, 2.0),
     "finer": (0.87, 0.77, 0.67, 0.57, 0.5),
 }
-SHIFTED: dict[str, tuple[float, float, float, float, float]] = {
-    "misregistration": (0.5, 1, 1.5, 2.25, 3)
-}  # metres
+SHIFTED: dict[str, tuple[float, float, float, float, float]] = {"misregistration": (0.5, 1, 1.5, 2.25, 3)}  # metres
 NAMES = (*TABLE, *RESAMPLED, *SHIFTED)
 
 

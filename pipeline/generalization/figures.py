@@ -32,14 +32,9 @@ def gap(metrics: dict) -> Figure:
     for y, (_, row) in enumerate(rows):
         axes.plot([row["unseen"], row["seen"]], [y, y], color=GREY, linewidth=1, zorder=1)
         for side, colour, offset in (("seen", SEEN, 0.12), ("unseen", UNSEEN, -0.12)):
-            axes.plot(
-                [row[f"{side}_low"], row[f"{side}_high"]], [y + offset] * 2, color=colour, linewidth=1.5
-            )
+            axes.plot([row[f"{side}_low"], row[f"{side}_high"]], [y + offset] * 2, color=colour, linewidth=1.5)
             axes.scatter(row[side], y + offset, color=colour, s=26, zorder=2, label=side if y == 0 else None)
-    labels = [
-        f"{city}   gap {row['gap']:+.2f} [{row['gap_low']:+.2f}, {row['gap_high']:+.2f}]"
-        for city, row in rows
-    ]
+    labels = [f"{city}   gap {row['gap']:+.2f} [{row['gap_low']:+.2f}, {row['gap_high']:+.2f}]" for city, row in rows]
     axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, 1), xlabel="IoU on the city's test scenes")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -57,9 +52,7 @@ def matrix(metrics: dict) -> Figure:
         for j, city in enumerate(cities):
             if table[model][city] is not None:
                 dark = table[model][city] < 0.6
-                axes.text(
-                    j, i, f"{table[model][city]:.2f}", ha="center", va="center", color="w" if dark else "k"
-                )
+                axes.text(j, i, f"{table[model][city]:.2f}", ha="center", va="center", color="w" if dark else "k")
             if model == f"without-{city}":
                 frame = dict(fill=False, edgecolor="#D55E00", linewidth=2)
                 axes.add_patch(_rectangle((j - 0.48, i - 0.46), 0.96, 0.92, **frame))
@@ -146,9 +139,7 @@ def label_free(metrics: dict) -> Figure:
         name = f"{key}, mean error {metrics['label_free']['error'][key]:.2f}"
         axes.scatter(truths, [row[key] for row in rows.values()], marker=marker, color=colour, label=name)
     for city, row in rows.items():
-        axes.annotate(
-            city, (row["iou"], row["corrected"]), xytext=(5, -9), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(city, (row["iou"], row["corrected"]), xytext=(5, -9), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoU of the held-out city", ylabel="estimated without labels")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure

@@ -29,9 +29,7 @@ def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
     keyed by) lists the regions that are left.
     """
     kept = {
-        name
-        for split in ("train", "validation")
-        for name in nested_scenes(city, split, [fraction], seed)[fraction]
+        name for split in ("train", "validation") for name in nested_scenes(city, split, [fraction], seed)[fraction]
     }
     indices = [i for i, r in enumerate(city.regions) if r.split == "test" or r.name in kept]
     smaller = copy.copy(city)

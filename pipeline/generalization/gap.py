@@ -28,9 +28,7 @@ def folds(cities: Sequence[str]) -> list[Fold]:
     """One fold a city, in the order of the names: the folds depend on nothing but the set of cities."""
     ordered = sorted(cities)
     if len(ordered) < 2:
-        raise InputError(
-            "fetch.cities has one city; leaving it out leaves nothing to train on: name at least two"
-        )
+        raise InputError("fetch.cities has one city; leaving it out leaves nothing to train on: name at least two")
     return [Fold(city, tuple(c for c in ordered if c != city)) for city in ordered]
 
 
@@ -45,14 +43,10 @@ def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
         raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; train it again")
     for city, of_city in tiles.items():
         several = len({r.parent for r in of_city.regions}) > 1
-        sides = {
-            split: {r.parent if several else r.name for r in of_city.of_split(split)} for split in SPLITS
-        }
+        sides = {split: {r.parent if several else r.name for r in of_city.of_split(split)} for split in SPLITS}
         both = (sides["train"] | sides["validation"]) & sides["test"]
         if both:
-            raise InputError(
-                f"data/tiles/{city}: {min(both)} is in training and test; run the tile stage again"
-            )
+            raise InputError(f"data/tiles/{city}: {min(both)} is in training and test; run the tile stage again")
 
 
 @dataclass(frozen=True)
@@ -97,9 +91,7 @@ def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
         drawn[city] = counts
         table[city] = _row(*once, *(iou.mean(0) for iou in pair.ious(counts)), pair.units)
     if not table:
-        raise InputError(
-            "no city has a building in its test scenes; enlarge tile.test or add labelled scenes"
-        )
+        raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
     kept = {city: pairs[city] for city in table}
     worst = min(table, key=lambda city: table[city]["unseen"])
     return {

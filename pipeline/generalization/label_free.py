@@ -37,9 +37,7 @@ def fit_thresholds(probability: np.ndarray, labels: np.ndarray) -> Thresholds:
     def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
         return float(np.quantile(confidence, 1 - right.mean())) if len(confidence) else 0.5
 
-    return Thresholds(
-        threshold(probability[found], truth[found]), threshold(1 - probability[~found], ~truth[~found])
-    )
+    return Thresholds(threshold(probability[found], truth[found]), threshold(1 - probability[~found], ~truth[~found]))
 
 
 def thresholded_iou(probability: np.ndarray, thresholds: Thresholds) -> float:

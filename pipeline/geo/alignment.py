@@ -50,17 +50,11 @@ def estimate_shift(path: str, footprints: Footprints, bands: list[int] | None = 
         whole = grid_of(dataset)
         view = _view(whole, footprints)
         source = RasterioWindow(view.left, view.top, view.width, view.height)
-        pixel = [
-            max(1.0, GSD / metres) for metres in ground_sample_distance(whole)
-        ]  # source pixels a pixel seen
-        grid = whole.window(view).resized(
-            max(1, round(view.height / pixel[1])), max(1, round(view.width / pixel[0]))
-        )
+        pixel = [max(1.0, GSD / metres) for metres in ground_sample_distance(whole)]  # source pixels a pixel seen
+        grid = whole.window(view).resized(max(1, round(view.height / pixel[1])), max(1, round(view.width / pixel[0])))
         bands = bands or dataset.indexes[:3]
         how = {"window": source, "resampling": Resampling.average}
-        image = (
-            dataset.read(bands, out_shape=(len(bands), *grid.shape), **how).astype(np.float32).mean(axis=0)
-        )
+        image = dataset.read(bands, out_shape=(len(bands), *grid.shape), **how).astype(np.float32).mean(axis=0)
         valid = dataset.dataset_mask(window=source, out_shape=grid.shape) > 0
     valid &= np.isfinite(image)
     mask = rasterize(footprints.polygons, np.ones(len(footprints), np.uint8), grid) > 0
@@ -91,18 +85,14 @@ def _metres(grid: Grid, rows: float, columns: float) -> tuple[float, float]:
     return metres * sin(radians(azimuth)), metres * cos(radians(azimuth))
 
 
-def translation(
-    image: np.ndarray, valid: np.ndarray, mask: np.ndarray, reach: int
-) -> tuple[float, float, float]:
+def translation(image: np.ndarray, valid: np.ndarray, mask: np.ndarray, reach: int) -> tuple[float, float, float]:
     """(rows, columns, strength): where `mask` (H, W) bool fits `image` (H, W) best, within `reach` pixels.
 
     `strength` is the height of the peak in standard deviations of all shifts tried. The parabola through the
     peak and its neighbours gives the fraction of a pixel.
     """
     edges = _tensor(np.where(valid, image, image[valid].mean()))
-    evenness = (
-        ndimage.gaussian_filter(edges[0] + edges[2], NEIGHBOURHOOD) + 1e-3 * (edges[0] + edges[2]).mean()
-    )
+    evenness = ndimage.gaussian_filter(edges[0] + edges[2], NEIGHBOURHOOD) + 1e-3 * (edges[0] + edges[2]).mean()
     seen = ndimage.binary_erosion(valid, iterations=4)  # the border of nodata is no edge of a building
     edges = [np.where(seen, part / evenness, 0) for part in edges]
     outlines = _tensor(mask.astype(np.float32))
@@ -114,11 +104,7 @@ def translation(
     score = np.roll(fft.irfft2(score, shape), (reach, reach), axis=(0, 1))[: 2 * reach + 1, : 2 * reach + 1]
     row, column = np.unravel_index(score.argmax(), score.shape)
     strength = float((score.max() - score.mean()) / (score.std() + 1e-12))
-    return (
-        row - reach + _vertex(score[:, column], row),
-        column - reach + _vertex(score[row], column),
-        strength,
-    )
+    return (row - reach + _vertex(score[:, column], row), column - reach + _vertex(score[row], column), strength)
 
 
 def _tensor(image: np.ndarray) -> list[np.ndarray]:

@@ -162,9 +162,7 @@ def missing_splits(given: list[Split | None]) -> list[Split]:
     return [split for split in SPLITS if split not in given]
 
 
-def strips(
-    grid: Grid, splits: list[Split], validation: float, test: float, margin: int
-) -> dict[Split, Window] | None:
+def strips(grid: Grid, splits: list[Split], validation: float, test: float, margin: int) -> dict[Split, Window] | None:
     """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
 
     Shares are of what the margins leave; the largest block takes the rounding. None where a block would be

@@ -166,9 +166,7 @@ class Raster:
     def read(self, window: Window, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels (h, w, C) uint8, in `out` where given, and validity (h, w) bool, None where all are."""
         if self.range is None and self.source_dtype != np.uint8:
-            raise InputError(
-                f"{self.dataset.name}: holds {self.source_dtype}, and no range to scale it to 8 bits"
-            )
+            raise InputError(f"{self.dataset.name}: holds {self.source_dtype}, and no range to scale it to 8 bits")
         if out is None:
             out = np.empty((window.height, window.width, len(self.bands)), np.uint8)
         reach = self._resample.source_window(window)
@@ -295,9 +293,7 @@ class RasterLabels:
         if dataset.count != 1:
             raise InputError(f"{dataset.name}: labels have {dataset.count} bands; one is expected")
         if _elsewhere(dataset, image.dataset):
-            raise InputError(
-                f"{dataset.name}: labels lie elsewhere on the ground than their image; align them"
-            )
+            raise InputError(f"{dataset.name}: labels lie elsewhere on the ground than their image; align them")
         self.dataset = dataset
         self.expected = "0 and 255 (building)" if building == 255 else f"0, 1..{classes} and 255 (ignore)"
         self._table = np.full(256, -1, np.int16)  # value in the file → label; -1 is an error
@@ -326,9 +322,7 @@ class RasterLabels:
     def _labels(self, raw: np.ndarray) -> np.ndarray:
         nodata, unknown = self.dataset.nodata, None
         if nodata is not None and not (nodata in range(256) and self._table[int(nodata)] >= 0):
-            unknown = (
-                np.isnan(raw) if np.isnan(nodata) else raw == nodata
-            )  # outside the classes it can mean no other
+            unknown = np.isnan(raw) if np.isnan(nodata) else raw == nodata  # outside the classes it can mean no other
             raw = np.where(unknown, 0, raw)
         if raw.dtype != np.uint8:
             values = np.unique(raw)

@@ -30,14 +30,10 @@ class VectorLabels:
     Polygons are kept whole, so one that enters a window from outside is drawn like any other.
     """
 
-    def __init__(
-        self, polygons: np.ndarray, labels: np.ndarray, grid: Grid, classes: int, all_touched: bool = False
-    ):
+    def __init__(self, polygons: np.ndarray, labels: np.ndarray, grid: Grid, classes: int, all_touched: bool = False):
         wrong = labels[(labels > classes) & (labels != IGNORE)]
         if len(wrong):
-            raise InputError(
-                f"footprints hold label {wrong[0]}, but train.model.classes is {classes}; raise it"
-            )
+            raise InputError(f"footprints hold label {wrong[0]}, but train.model.classes is {classes}; raise it")
         self.polygons, self.labels, self.grid, self.all_touched = polygons, labels, grid, all_touched
         self._tree = shapely.STRtree(polygons)
 

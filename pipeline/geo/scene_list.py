@@ -26,17 +26,13 @@ def _expand(argument: str, base: Path) -> list[str]:
     scheme = re.match(r"([A-Za-z][\w+.-]+)://", argument)
     if scheme:
         if scheme[1].lower() not in SCHEMES:
-            raise InputError(
-                f"{argument}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}"
-            )
+            raise InputError(f"{argument}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
         return [argument]
     if argument.startswith("/vsi"):
         raise InputError(f"{argument}: GDAL's own paths are not taken; give the file or its URL")
     path = base / argument
     if path.is_dir():
-        found = sorted(
-            str(p) for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith(".")
-        )
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
         if not found:
             raise InputError(f"{path}: no images in this folder ({', '.join(sorted(IMAGES))})")
         return found
@@ -63,7 +59,5 @@ def _names(paths: list[str]) -> list[str]:
             return names
     twice = next((path for path, p in zip(paths, parts, strict=True) if parts.count(p) > 1), "")
     if twice:
-        raise InputError(
-            f"{twice}: another scene has the same name; results would overwrite each other, rename one"
-        )
+        raise InputError(f"{twice}: another scene has the same name; results would overwrite each other, rename one")
     return []

@@ -49,9 +49,7 @@ class Region:
 
     def windows(self, size: int) -> list[Window]:
         """Its tiles, row by row; the last of a row or column may reach past the region."""
-        return [
-            Window(r, c, size, size) for r in range(0, self.height, size) for c in range(0, self.width, size)
-        ]
+        return [Window(r, c, size, size) for r in range(0, self.height, size) for c in range(0, self.width, size)]
 
 
 class CityTiles:
@@ -64,13 +62,9 @@ class CityTiles:
             self._images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self._labels = np.load(self.folder / "labels.npy", mmap_mode="r", allow_pickle=False)
         except FileNotFoundError as error:
-            raise InputError(
-                f"{error.filename}: not found; run the tile stage for {self.folder.name} first"
-            ) from None
+            raise InputError(f"{error.filename}: not found; run the tile stage for {self.folder.name} first") from None
         except ValueError as error:
-            raise InputError(
-                f"{self.folder}: a tile array is damaged ({error}); run the tile stage again"
-            ) from None
+            raise InputError(f"{self.folder}: a tile array is damaged ({error}); run the tile stage again") from None
         self.city: str = about["city"]
         self.gsd: float = about["gsd"]
         self.size: int = about["size"]
@@ -80,9 +74,7 @@ class CityTiles:
         self.regions = [Region(**{**r, "transform": tuple(r["transform"])}) for r in about["regions"]]
         pixels = sum(r.pixels for r in self.regions)
         if self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
-            raise InputError(
-                f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again"
-            )
+            raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
 
     def of_split(self, split: Split) -> list[Region]:
         return [r for r in self.regions if r.split == split]
@@ -126,9 +118,7 @@ class CityTiles:
             top, left = int(table["row"][row]) + inset, int(table["column"][row]) + inset
             patch = self.label(region)[top : top + size, left : left + size]
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
-            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[
-                top : top + size, left : left + size
-            ]
+            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[top : top + size, left : left + size]
         return images, labels
 
     def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
@@ -171,9 +161,7 @@ def writable(folder: Path, region: Region, channels: int) -> tuple[np.ndarray, n
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
     start, stop = region.offset, region.offset + region.pixels
     shape = region.height, region.width
-    return images[start * channels : stop * channels].reshape(*shape, channels), labels[start:stop].reshape(
-        shape
-    )
+    return images[start * channels : stop * channels].reshape(*shape, channels), labels[start:stop].reshape(shape)
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
@@ -214,8 +202,7 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
             footprints.append(np.full(len(windows), None, object))
             continue
         inside = [
-            w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left))
-            for w in windows
+            w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left)) for w in windows
         ]
         footprints.append(shapely.polygons(region.grid.degrees(inside)))
     merged = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}

@@ -160,9 +160,7 @@ def _parquet_geo(path: Path) -> tuple[str, CRS]:
     except (OSError, ArrowInvalid, KeyError, TypeError) as error:
         raise _unreadable(path, error) from None
     name = geo["primary_column"]
-    declared = geo["columns"][name].get(
-        "crs", "OGC:CRS84"
-    )  # GeoParquet 1.1: absent is CRS84, null is unknown
+    declared = geo["columns"][name].get("crs", "OGC:CRS84")  # GeoParquet 1.1: absent is CRS84, null is unknown
     if declared is None:
         raise InputError(f"{path}: the footprints carry no CRS; write the file again with one")
     return name, CRS.from_user_input(declared)
@@ -180,6 +178,4 @@ def _read_parquet(path: Path, box: Bounds | None) -> tuple[np.ndarray, np.ndarra
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: cannot be read as footprints ({' '.join(str(error).split())}); see it opens in QGIS"
-    )
+    return InputError(f"{path}: cannot be read as footprints ({' '.join(str(error).split())}); see it opens in QGIS")

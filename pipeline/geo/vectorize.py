@@ -62,9 +62,7 @@ class Polygoniser:
     def __init__(self, width: int):
         self.row = 0
         self.open: list[_Component] = []
-        self.seam = np.zeros(
-            width, np.int32
-        )  # 1 + index into `open` under each column, 0 where there is none
+        self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
 
     def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
         """The next rows: mask (rows, W) uint8, 0 and 255 being no building; confidence (rows, W)."""
@@ -94,9 +92,7 @@ class Polygoniser:
         still_open = np.zeros(groups, np.int32)
         present = np.unique(group[last[last > 0] - 1 + count])
         still_open[present] = np.arange(1, len(present) + 1)
-        self.seam = (
-            np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
-        )
+        self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
         self.open = [merged[g] for g in present]
         return _buildings([c for c, stays in zip(merged, still_open, strict=True) if not stays])
 
@@ -116,12 +112,9 @@ def _trace(mask: np.ndarray, confidence: np.ndarray, row: int) -> tuple[np.ndarr
     totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
     polygons = np.empty(count + 1, object)
     traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
-    polygons[[int(value) for _, value in traced]] = _polygons(
-        [geometry["coordinates"] for geometry, _ in traced]
-    )
+    polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
     return labels, [
-        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i]))
-        for i in range(1, count + 1)
+        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
     ]
 
 
@@ -186,9 +179,7 @@ def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 
 def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
     edges = np.diff(shapely.get_coordinates(polygon.exterior), axis=0)
     direction = edges[:, 0] + 1j * edges[:, 1]
-    fourfold = np.sum(
-        np.abs(direction) * (direction / np.abs(direction)) ** 4
-    )  # angles modulo 90°, by length
+    fourfold = np.sum(np.abs(direction) * (direction / np.abs(direction)) ** 4)  # angles modulo 90°, by length
     angle = np.angle(fourfold) / 4
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     rings = [_walls(shapely.get_coordinates(r) @ turn) for r in (polygon.exterior, *polygon.interiors)]
@@ -208,12 +199,8 @@ def _walls(points: np.ndarray) -> np.ndarray | None:
     order = np.roll(np.arange(len(edges)), -begins[0])  # the ring may start amid a wall
     runs = np.split(order, begins[1:] - begins[0])
     across = [1 if horizontal[run[0]] else 0 for run in runs]  # a horizontal wall is a y, a vertical one an x
-    wall = [
-        np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)
-    ]
-    return np.array(
-        [(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)]
-    )
+    wall = [np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)]
+    return np.array([(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)])
 
 
 def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
@@ -227,9 +214,7 @@ def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> 
         return np.full(len(points), native[0] * native[1])
     half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
     longitude, latitude = longitude_latitude(grid, points + half)
-    azimuth, _, metres = Geod(ellps="WGS84").inv(
-        longitude[::2], latitude[::2], longitude[1::2], latitude[1::2]
-    )
+    azimuth, _, metres = Geod(ellps="WGS84").inv(longitude[::2], latitude[::2], longitude[1::2], latitude[1::2])
     return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
 
 

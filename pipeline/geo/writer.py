@@ -32,9 +32,7 @@ BLOCK = 512  # pixels along a tile's side
 DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
 BATCH = 4096  # footprints converted at a time
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
-WriteFootprints = Callable[
-    [dict[str, np.ndarray], np.ndarray], None
-]  # (columns (n,), polygons (n,) in the CRS)
+WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
 
 
 @contextmanager
@@ -81,14 +79,7 @@ def _disk(path: Path) -> Iterator[None]:
     """What a full disk does to GDAL and Arrow, as a sentence."""
     try:
         yield
-    except (
-        RasterioError,
-        CPLE_BaseError,
-        DataSourceError,
-        DataLayerError,
-        pa.ArrowException,
-        OSError,
-    ) as error:
+    except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
         raise InputError(
             f"{path.name}: the disk did not take it whole ({detail}); free some space or choose another --out"
@@ -127,9 +118,7 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
     geo = {
         "version": "1.1.0",
         "primary_column": "geometry",
-        "columns": {
-            "geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict()}
-        },
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict()}},
     }
     schema = pa.schema(
         [("id", pa.string()), ("label", pa.int32()), ("area_m2", pa.float64()), ("confidence", pa.float64()),
@@ -157,9 +146,7 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
 
 
 def _convert(batches: Path, path: Path, driver: str, crs: CRS | None) -> None:
-    pyogrio.set_gdal_config_options(
-        {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
-    )  # the same run, the same bytes
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})  # the same run, the same bytes
     options = {}
     if driver == "GeoJSON":
         options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}

@@ -97,12 +97,7 @@ def move(
 
 
 def adversarial_loss(
-    segmenter,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    loss: BatchLoss,
-    config: params.Adversarial,
-    progress: float,
+    segmenter, images: torch.Tensor, labels: torch.Tensor, loss: BatchLoss, config: params.Adversarial, progress: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss to step on for images (N, C, H, W) in [0, 1] and labels (N, H, W), and what to log.
 
@@ -130,17 +125,11 @@ def adversarial_loss(
 def _trades(segmenter, images, labels, loss, config, ball, logs):
     with _evaluating(segmenter), torch.no_grad():
         still = segmenter(images).float()
-    moved = move(
-        segmenter, images, labels, steps=config.steps, pixel_loss=lambda u, y: _divergence(still, u), **ball
-    )
+    moved = move(segmenter, images, labels, steps=config.steps, pixel_loss=lambda u, y: _divergence(still, u), **ball)
     clean, hurt = segmenter(torch.cat([images, moved])).float().chunk(2)
     divergence = valid_mean(_divergence(clean, hurt), labels).mean()
     natural = loss(clean, labels)
-    return natural + config.beta * divergence, {
-        **logs,
-        "clean": natural.detach(),
-        "divergence": divergence.detach(),
-    }
+    return natural + config.beta * divergence, {**logs, "clean": natural.detach(), "divergence": divergence.detach()}
 
 
 def _free(segmenter, images, labels, loss, config, epsilon):

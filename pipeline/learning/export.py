@@ -73,9 +73,7 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
         raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
     card = session.get_modelmeta().custom_metadata_map.get("card")
     if card is None:
-        raise InputError(
-            f"{path}: an ONNX file without this pipeline's model card; write it with the export command"
-        )
+        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
     return OnnxSegmenter(session, json.loads(card)).eval()
 
 
@@ -92,9 +90,7 @@ def export(folder: str | Path) -> Path:
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         difference = max(_difference(segmenter, session, *size) for size in ((96, 128), (161, 75)))
         if not difference <= TOLERANCE:
-            raise InputError(
-                f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported"
-            )
+            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported")
     parameters = sum(w.numel() for w in segmenter.parameters())
     write_json(folder / "item.json", stac_item(folder, parameters))
     return folder / "model.onnx"
@@ -129,9 +125,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
 
 
 def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
-    images = torch.rand(
-        1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.rand(1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = segmenter(images).numpy()
     try:
@@ -194,10 +188,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                     "tasks": ["semantic-segmentation"],
                     "result": tensor(card["classes"] + 1, "class"),
                     "classification:classes": classes,
-                    "post_processing_function": {
-                        "format": "text",
-                        "expression": "softmax over the class axis",
-                    },
+                    "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
                 }
             ],
             "mlm:hyperparameters": {
@@ -215,12 +206,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "mlm:artifact_type": "safetensors.torch.save_file",
                 "bands": bands,
             },
-            "card": {
-                "href": "./model.json",
-                "type": "application/json",
-                "title": "Model card",
-                "roles": ["metadata"],
-            },
+            "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
             "onnx": {
                 "href": "./model.onnx",
                 "type": "application/octet-stream; framework=onnx",

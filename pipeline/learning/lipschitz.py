@@ -103,9 +103,7 @@ class OrthogonalConv(NonExpansiveConv):
         p = u @ u.mT
         q = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p
         # (P₂ + (1 − P₂) S⁻¹)(P₁ + (1 − P₁) S): three taps, at −1, 0 and +1
-        down, across = (
-            torch.stack([q[b] @ p[a], p[b] @ p[a] + q[b] @ q[a], p[b] @ q[a]]) for a, b in ((0, 1), (2, 3))
-        )
+        down, across = (torch.stack([q[b] @ p[a], p[b] @ p[a] + q[b] @ q[a], p[b] @ q[a]]) for a, b in ((0, 1), (2, 3)))
         if self.outputs < self.inputs:  # mix last: its rows are orthonormal
             return torch.einsum("om,ymk,xki->oiyx", mix, down, across).float()
         return torch.einsum("yom,xmk,ki->oiyx", down, across, mix).float()

@@ -10,9 +10,7 @@ import torch
 
 from pipeline.geo.scene import IGNORE
 
-PixelLoss = Callable[
-    [torch.Tensor, torch.Tensor], torch.Tensor
-]  # logits, labels -> (N, H, W), what to maximise
+PixelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, labels -> (N, H, W), what to maximise
 
 
 def length(vectors: torch.Tensor, norm: str) -> torch.Tensor:
@@ -46,9 +44,7 @@ def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
     return gradient.sign() if norm == "linf" else gradient / length(gradient, norm).clamp_min(1e-12)
 
 
-def random_direction(
-    images: torch.Tensor, norm: str, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def random_direction(images: torch.Tensor, norm: str, generator: torch.Generator | None = None) -> torch.Tensor:
     """Uniform in the ℓ∞ ball of radius 1, or uniform on the ℓ2 sphere of radius 1. The draw is made where the
     generator lives: one on the CPU means the same perturbation whatever device the images are on."""
     where = {"generator": generator, "device": generator.device if generator else images.device}

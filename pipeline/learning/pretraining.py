@@ -53,9 +53,7 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
     on = device()
     painter.to(on, memory_format=torch.channels_last).train()
     losses = _paint(painter, pool, options, on)
-    segmenter = _with_new_head(
-        painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels)
-    )
+    segmenter = _with_new_head(painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels))
     tenth = max(1, len(losses) // 10)
     card = {
         "model": model.model_dump(),
@@ -68,10 +66,7 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
         "threshold": 0.5,
         "temperature": 1.0,
         "params": json.loads(p.model_dump_json(include={"tile", "pretrain"})),
-        "metrics": {
-            "first_loss": float(np.mean(losses[:tenth])),
-            "last_loss": float(np.mean(losses[-tenth:])),
-        },
+        "metrics": {"first_loss": float(np.mean(losses[:tenth])), "last_loss": float(np.mean(losses[-tenth:]))},
         "fingerprint": key,
         "history": [float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
     }

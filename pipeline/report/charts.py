@@ -100,7 +100,7 @@ def inline(svg: str, description: str) -> Markup:
     svg = re.sub(r"<!--.*?-->\n? *", "", svg, flags=re.DOTALL)  # text as a comment: a title could end it
     size, rest = svg.split(">", 1)
     size = re.sub(r' (width|height)="[^"]*"', "", size)
-    return Markup("{} role=\"img\" aria-label=\"{}\">{}").format(Markup(size), description, Markup(rest))
+    return Markup('{} role="img" aria-label="{}">{}').format(Markup(size), description, Markup(rest))
 
 
 def lines_of(cities: Iterable[str], x: list[float], values: Callable[[str], list]) -> list[Line]:

@@ -60,10 +60,13 @@ def page(results: Results) -> str:
         sandwich=charts.sandwich(results),
         changes=changes(results),
         provenance={
-            "data": provenance.data(results), "parameters": provenance.parameters(results),
-            "versions": provenance.versions(), "revision": provenance.revision(results),
-            "machine": hardware(), "runs": provenance.runs(results),
-        },  # fmt: skip
+            "data": provenance.data(results),
+            "parameters": provenance.parameters(results),
+            "versions": provenance.versions(),
+            "revision": provenance.revision(results),
+            "machine": hardware(),
+            "runs": provenance.runs(results),
+        },
     )
 
 

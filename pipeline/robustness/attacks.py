@@ -155,11 +155,7 @@ def ascend(
         return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
 
     def settle() -> None:
-        answer.images[live.index], answer.score[live.index], answer.top[live.index] = (
-            live.found,
-            live.score,
-            live.top,
-        )
+        answer.images[live.index], answer.score[live.index], answer.top[live.index] = live.found, live.score, live.top
 
     marks, mark = checkpoints(steps) if adaptive else set(), 0
     for t in range(steps + 1):
@@ -203,9 +199,7 @@ def ascend(
         following = live.point + live.step * steepest(gradient * live.mask, norm)
         following = project(following, live.images, norm, target.epsilon, live.mask)
         if inertia:
-            following = (
-                live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
-            )
+            following = live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
             following = project(following, live.images, norm, target.epsilon, live.mask)
         live.previous, live.point = live.point, following
     settle()
@@ -264,9 +258,7 @@ def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> F
     return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
 
 
-def red_epsilon(
-    target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the
     one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer."""
     point = noise(replace(target, epsilon=2 * target.epsilon), generator)

@@ -224,9 +224,8 @@ class Bounds:
         rows, columns = min(spacing, height), min(spacing, width)
         result = spec.new_full((height, width), -torch.inf)
         offsets = [
-            (y, x) for y in range(rows) for x in range(columns)
-            if where is None or where[y::spacing, x::spacing].any()
-        ]  # fmt: skip
+            (y, x) for y in range(rows) for x in range(columns) if where is None or where[y::spacing, x::spacing].any()
+        ]
         for start in range(0, len(offsets), chunk):
             group = offsets[start : start + chunk]
             seeds = spec.new_zeros(len(group), *spec.shape)

@@ -54,9 +54,7 @@ def excess(found: torch.Tensor, target: Target) -> float:
     return float(torch.stack([over, found.max() - 1, -found.min()]).max().clamp_min(0))
 
 
-def smallest_budget(
-    iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int
-) -> float:
+def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int) -> float:
     """The least ε known to bring the IoU to `goal` or below, by bisection of log ε between `low`, which does
     not, and `high`, which does; from 0 the first step is a quarter of `high`."""
     for _ in range(rounds):
@@ -69,11 +67,7 @@ def smallest_budget(
 
 
 def attack_city(
-    campaign: Campaign,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    crafting: tuple,
-    gsd: float,
+    campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, crafting: tuple, gsd: float
 ) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
     """Every measurement the settings ask for, one at a time: its name, numbers (JSON), and arrays to keep.
 
@@ -126,9 +120,7 @@ def attack_city(
             "noise": measure(attacks.noise(reference, generator), reference),
             "transfer": measure(transfer, reference),
             "vanishing": vanishing,
-            "relative_clean": [
-                c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)
-            ],
+            "relative_clean": [c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)],
         },
         _picture(campaign, images, labels, full, clean_map),
     )
@@ -140,14 +132,10 @@ def attack_city(
 
         def by_size(counter, attacked: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
             maps = clean_map, campaign.predict(attacked)
-            return tuple(
-                counter(m.cpu().numpy(), labels.cpu().numpy(), gsd, campaign.size_bins) for m in maps
-            )
+            return tuple(counter(m.cpu().numpy(), labels.cpu().numpy(), gsd, campaign.size_bins) for m in maps)
 
         outside = replace(reference, mask=(labels == 0).unsqueeze(1), score=attacks.erased)
-        inside = replace(
-            reference, mask=((labels > 0) & (labels != 255)).unsqueeze(1), score=attacks.invented
-        )
+        inside = replace(reference, mask=((labels > 0) & (labels != 255)).unsqueeze(1), score=attacks.invented)
         found = pgd(outside, loss=attack_losses.erase)
         measure(found, outside)
         before, after = by_size(recall_by_size, found)
@@ -199,9 +187,7 @@ def _all_attacks(campaign: Campaign, target: Target, generator) -> Iterator[tupl
                         name,
                         campaign.run(
                             target,
-                            lambda part, loss=loss: attacks.red_epsilon(
-                                part, loss, settings.apgd_steps, generator
-                            ),
+                            lambda part, loss=loss: attacks.red_epsilon(part, loss, settings.apgd_steps, generator),
                         ),
                     )
 
@@ -249,9 +235,7 @@ def _falses(names: list[str], before: np.ndarray, after: np.ndarray) -> dict:
     return {
         "clean": int(before.sum()),
         "attacked": int(after.sum()),
-        "by_size": {
-            n: {"clean": int(b), "attacked": int(a)} for n, b, a in zip(names, before, after, strict=True)
-        },
+        "by_size": {n: {"clean": int(b), "attacked": int(a)} for n, b, a in zip(names, before, after, strict=True)},
     }
 
 
@@ -332,9 +316,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
     white_box = []
     for city in cities:
         at_reference = {**city.get(f"linf {reference}", {}), "steps": city["checks"]["steps"]}
-        candidates = np.array(
-            [city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")]
-        )
+        candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
         choice = worst_case(*candidates.swapaxes(0, 1))[1]
         white_box.append(candidates[choice, :, np.arange(len(choice))].T)
     return {

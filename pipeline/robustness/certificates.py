@@ -95,9 +95,7 @@ def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: 
     return worst_case(*np.stack(choices, axis=-1))[0]
 
 
-def refuted(
-    certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms: Tensor, labels: Tensor
-) -> Tensor:
+def refuted(certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
     """Where an attack proves a certificate wrong (N, H, W): a class other than the certified one, at a
     perturbation whose norm (N,) is below the certified radius. True anywhere means that the certificate is
     unsound.

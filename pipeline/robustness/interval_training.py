@@ -139,9 +139,7 @@ def train_interval(
     return _optimise(segmenter, batches, steps, rate, loss)
 
 
-def train_margin(
-    segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 2e-2
-) -> Trained:
+def train_margin(segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 2e-2) -> Trained:
     """Hinge training of a 1-Lipschitz Segmenter: each pixel is pushed until its certified ℓ2 radius is
     `margin`.
 

@@ -18,9 +18,7 @@ def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tu
         logits = segmenter(leaf).float()[:, :, row, column]
         (gradient,) = torch.autograd.grad((logits[:, 1:].logsumexp(1) - logits[:, 0]).sum(), leaf)
     mass = gradient.abs().double().sum((0, 1)).cpu()
-    distance = torch.maximum(
-        (torch.arange(height) - row).abs()[:, None], (torch.arange(width) - column).abs()
-    )
+    distance = torch.maximum((torch.arange(height) - row).abs()[:, None], (torch.arange(width) - column).abs())
     by_radius = torch.bincount(distance.flatten(), mass.flatten())
     effective = int((by_radius.cumsum(0) < share * by_radius.sum()).sum())
     support = int(by_radius.nonzero().max()) if by_radius.any() else 0

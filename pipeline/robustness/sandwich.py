@@ -118,9 +118,7 @@ def smoothing_rows(
         radius = smoothing.radius(sigma, settings.tau)
         place = f"{where}, σ {sigma:g}"
         seen = smoothing.smooth(segmenter, images, sigma, settings.n0, settings.n, **options)
-        chosen, strict = (
-            seen.certified(settings.tau, settings.alpha, c) for c in (settings.correction, "bonferroni")
-        )
+        chosen, strict = (seen.certified(settings.tau, settings.alpha, c) for c in (settings.correction, "bonferroni"))
         attempts = Attempts(labels, [seen.majority])
         draws = sigma * torch.randn(DRAWS, *images.shape[1:], generator=noise, device=images.device)
         smoothed = smoothing.ExpectedSegmenter(segmenter, draws)

@@ -76,9 +76,7 @@ def place(city: DemoCity, number: int, size: int) -> Affine:
     return Affine(pixel, 0, x + column * step, 0, -pixel, y - row * step)
 
 
-def draw_scene(
-    city: DemoCity, materials: dict[str, Material], size: int, entropy: list[int], path: Path
-) -> Plan:
+def draw_scene(city: DemoCity, materials: dict[str, Material], size: int, entropy: list[int], path: Path) -> Plan:
     """Write one scene of size×size pixels as a tiled GeoTIFF; returns the plan it was drawn from."""
     number = entropy[-1]
     plan = draw_plan(city, materials, size * city.gsd, entropy)
@@ -91,9 +89,7 @@ def draw_scene(
         for picture in render(plan, city, size, seed):
             image, (rows, cols) = picture.image, picture.image.shape[:2]
             if number % WEDGE == 2:
-                image[
-                    unflown(seed, size)(picture.row + np.arange(rows)[:, None], picture.col + np.arange(cols))
-                ] = 0
+                image[unflown(seed, size)(picture.row + np.arange(rows)[:, None], picture.col + np.arange(cols))] = 0
             dataset.write(image.transpose(2, 0, 1), window=Window(picture.col, picture.row, cols, rows))
     return plan
 

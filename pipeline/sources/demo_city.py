@@ -106,9 +106,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); set fetch.path to the demo's manifest"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); set fetch.path to the demo's manifest") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
@@ -122,7 +120,6 @@ def find_city(manifest: Manifest, name: str) -> DemoCity:
     if name not in manifest.cities:
         near = difflib.get_close_matches(name, manifest.cities, n=1, cutoff=0)[0]
         raise InputError(
-            f"fetch.cities: the demo has no city {name!r}; did you mean {near}? "
-            f"It has {', '.join(manifest.cities)}"
+            f"fetch.cities: the demo has no city {name!r}; did you mean {near}? It has {', '.join(manifest.cities)}"
         )
     return manifest.cities[name]

@@ -47,11 +47,7 @@ class Solid:
         ridge = np.array([np.cos(self.angle), np.sin(self.angle)])
         across = np.array([-ridge[1], ridge[0]])
         signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-        return (
-            (self.x, self.y)
-            + signs[:, :1] * self.half_width * across
-            + signs[:, 1:] * self.half_length * ridge
-        )
+        return (self.x, self.y) + signs[:, :1] * self.half_width * across + signs[:, 1:] * self.half_length * ridge
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,7 @@ def noise(grid: Grid, metres: float, seed: int) -> np.ndarray:
         return white(grid.row, grid.col, grid.rows, grid.cols, seed)
     row, col = grid.row // step - 2, grid.col // step - 2
     rows, cols = -(-grid.rows // step) + 5, -(-grid.cols // step) + 5
-    field = cv2.resize(
-        white(row, col, rows, cols, seed), (cols * step, rows * step), interpolation=cv2.INTER_CUBIC
-    )
+    field = cv2.resize(white(row, col, rows, cols, seed), (cols * step, rows * step), interpolation=cv2.INTER_CUBIC)
     top, left = grid.row - row * step, grid.col - col * step
     return field[top : top + grid.rows, left : left + grid.cols]
 
@@ -119,9 +117,7 @@ class Painter:
     def textured(self, at, surfaces: list[Surface], which: np.ndarray) -> np.ndarray:
         """(3, ...) linear colours at `at` (an index of the grid) of surfaces[which]."""
         blend = np.linspace(0, 1, SHADES, dtype=np.float32)[:, None]
-        colour, alt = (
-            _linear(np.array([getattr(s, k) for s in surfaces]))[:, None] for k in ("colour", "alt")
-        )
+        colour, alt = (_linear(np.array([getattr(s, k) for s in surfaces]))[:, None] for k in ("colour", "alt"))
         shades = (colour + (alt - colour) * blend).reshape(-1, 3)
         grain = np.array([2 * s.grain for s in surfaces], np.float32)  # twice: linear light is the square
         texture = 1 + grain[which] * self.fine[at]
@@ -226,9 +222,7 @@ class RoofPixels:
         end = hip & (dv < du)  # a hip's two triangles
         self.down = np.where(end, dv, du)
         self.parapet = flat & self.building & (self.edge < 0.45)
-        run = np.select(
-            [shed, gable | hip, vault], [self.u + half_width, self.down, du * (2 - du / half_width)]
-        )
+        run = np.select([shed, gable | hip, vault], [self.u + half_width, self.down, du * (2 - du / half_width)])
         slope = column(s.slope for s in solids)
         self.height = column(s.eaves for s in solids) + slope * run + np.float32(0.5) * self.parapet
 
@@ -246,13 +240,9 @@ class RoofPixels:
         """(N,) float32 relative brightness of courses, sheets, crest, gutter and parapet."""
         tone = 1 + 0.16 * self.crest - 0.14 * self.gutter + 0.28 * self.parapet
         tone -= self.worn * 0.10 * np.exp(-np.square(self.edge - 1.2))
-        tone += (
-            (self.pattern == PATTERNS.index("courses")) * 0.07 * np.sin(2 * np.pi * self.down / self.period)
-        )
+        tone += (self.pattern == PATTERNS.index("courses")) * 0.07 * np.sin(2 * np.pi * self.down / self.period)
         sheet = np.floor(self.v / self.period).astype(np.int32), np.floor(self.u / 3.1).astype(np.int32)
-        own = (
-            _mix(sheet[0], sheet[1], self.key) >> np.uint32(16)
-        ) / 65536 - 0.5  # each sheet has its own shade
+        own = (_mix(sheet[0], sheet[1], self.key) >> np.uint32(16)) / 65536 - 0.5  # each sheet has its own shade
         ribs = 0.05 * np.sin(2 * np.pi * self.v / self.period)
         tone += (self.pattern == PATTERNS.index("sheets")) * (0.16 * own + ribs)
         return tone.astype(np.float32)
@@ -279,9 +269,7 @@ def shadow_height(height: np.ndarray, toward: tuple[float, float], drop: float) 
         source = height if shadow is None else shadow
         step = 1.0 if shadow is None else reach
         shift = np.array([[1, 0, step * toward[0]], [0, 1, step * toward[1]]])
-        moved = cv2.warpAffine(
-            source, shift, source.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )
+        moved = cv2.warpAffine(source, shift, source.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         moved -= step * drop
         shadow, reach = (moved, 1.0) if shadow is None else (np.maximum(shadow, moved), 2 * reach)
     return shadow
@@ -293,18 +281,14 @@ def illuminate(scenery: Scenery, city: DemoCity, pixel: float, azimuth: float) -
     rise, turn = math.radians(light.elevation), math.radians(azimuth)
     toward = math.sin(turn), -math.cos(turn)
     sx, sy, sz = toward[0] * math.cos(rise), toward[1] * math.cos(rise), math.sin(rise)
-    facing = (sz - scenery.slope_x * sx - scenery.slope_y * sy) / np.sqrt(
-        1 + scenery.slope_x**2 + scenery.slope_y**2
-    )
+    facing = (sz - scenery.slope_x * sx - scenery.slope_y * sy) / np.sqrt(1 + scenery.slope_x**2 + scenery.slope_y**2)
     shadow = shadow_height(scenery.height, toward, pixel * math.tan(rise))
     lit = np.clip(1 - (shadow - scenery.height - 0.12) / 0.35, 0, 1)
     lit = np.maximum(lit, 0.45 * scenery.canopy.astype(np.float32))  # leaves let light through
     direct = (1 - light.ambient) * lit * np.clip(facing, 0, None) / sz
     direct = direct / (1 + 0.22 * np.maximum(direct - 1, 0))  # film's shoulder
     size = max(3, int(7 / pixel) | 1)
-    open_sky = np.clip(
-        1 - 0.05 * np.maximum(cv2.blur(scenery.height, (size, size)) - scenery.height, 0), 0.45, 1
-    )
+    open_sky = np.clip(1 - 0.05 * np.maximum(cv2.blur(scenery.height, (size, size)) - scenery.height, 0), 0.45, 1)
     ambient = light.ambient * open_sky
     sun, sky = (1.04, 1.0, 0.95), (0.90, 0.99, 1.14)
     radiance = scenery.albedo

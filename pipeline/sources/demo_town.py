@@ -27,9 +27,7 @@ class Planner:
         self.city, self.materials, self.rng = city, materials, rng
         self.plan = Plan(side)
         self.frame = Frame(side / 2, city.streets.curve, rng)
-        self.land: list[
-            tuple[np.ndarray | Polygon, Surface]
-        ] = []  # outlines in the frame, shapes on the ground
+        self.land: list[tuple[np.ndarray | Polygon, Surface]] = []  # outlines in the frame, shapes on the ground
         self.roots: list[tuple[float, float, float]] = []  # of trees: u, v, scale
         self.water: Polygon = Polygon()
         self.blocks: list[tuple[Rect, bool]] = []
@@ -58,9 +56,7 @@ class Planner:
     def blob(self, u: float, v: float, radius: float) -> Polygon:
         """An uneven round shape on the ground."""
         turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        wobble = sum(
-            self.rng.normal(0, 0.16 / k) * np.cos(k * turn + self.rng.uniform(0, 6)) for k in (2, 3, 4)
-        )
+        wobble = sum(self.rng.normal(0, 0.16 / k) * np.cos(k * turn + self.rng.uniform(0, 6)) for k in (2, 3, 4))
         points = np.stack([np.cos(turn), 0.75 * np.sin(turn)], 1) * (radius * (1 + wobble))[:, None]
         return Polygon(self.frame.to_ground(points + (u, v)))
 
@@ -103,10 +99,7 @@ class Planner:
         if depth > length:
             length, depth, along = depth, length, along + np.pi / 2
         wings = [(0.0, 0.0, along, depth, length)]  # offset along, offset across, ridge, width, length
-        if (
-            self.chance(self.city.buildings.compound if compound is None else compound)
-            and length > 1.15 * depth
-        ):
+        if self.chance(self.city.buildings.compound if compound is None else compound) and length > 1.15 * depth:
             width = rng.uniform(0.42, 0.6) * length
             out = rng.uniform(0.35, 0.7) * depth
             side = rng.choice([-1, 1])
@@ -220,8 +213,7 @@ class Planner:
         bend = sum(rng.uniform(8, 22) / k * np.sin(k * s / 60 + rng.uniform(0, 6)) for k in (1, 2))
         turn, off = rng.uniform(0, np.pi), rng.uniform(-0.35, 0.35) * self.plan.side
         line = np.stack(
-            [np.cos(turn) * s - np.sin(turn) * (bend + off), np.sin(turn) * s + np.cos(turn) * (bend + off)],
-            1,
+            [np.cos(turn) * s - np.sin(turn) * (bend + off), np.sin(turn) * s + np.cos(turn) * (bend + off)], 1
         )
         return shapely.LineString(line + self.plan.side / 2).buffer(rng.uniform(7, 15))
 
@@ -276,9 +268,7 @@ class Planner:
         bent = [i for i, (shape, _) in enumerate(self.land) if isinstance(shape, np.ndarray)]
         points = self.frame.to_ground(np.concatenate([self.land[i][0] for i in bent]))
         owner = np.repeat(np.arange(len(bent)), [len(self.land[i][0]) for i in bent])
-        shapes = np.array(
-            [None if isinstance(shape, np.ndarray) else shape for shape, _ in self.land], dtype=object
-        )
+        shapes = np.array([None if isinstance(shape, np.ndarray) else shape for shape, _ in self.land], dtype=object)
         shapes[bent] = shapely.polygons(shapely.linearrings(points, indices=owner))
         plan.ground = [(shape, surface) for shape, (_, surface) in zip(shapes, self.land, strict=True)]
         self.plant()
@@ -288,9 +278,7 @@ class Planner:
             plan.solids = [s for s in plan.solids if s.building or not shapely.intersects_xy(wet, s.x, s.y)]
         scene = shapely.box(0, 0, plan.side, plan.side)
         cut = shapely.intersection(np.array(plan.footprints, dtype=object), scene)
-        plan.footprints = [
-            part for part in shapely.get_parts(cut) if part.geom_type == "Polygon" and part.area > 1
-        ]
+        plan.footprints = [part for part in shapely.get_parts(cut) if part.geom_type == "Polygon" and part.area > 1]
 
     def plant(self) -> None:
         """Grow trees from their roots: none inside a house, none in the water."""
@@ -298,13 +286,9 @@ class Planner:
         x, y = self.frame.to_ground(roots[:, :2]).T
         conifer = rng.random(len(roots)) < plants.conifers
         radius = roots[:, 2] * rng.uniform(*plants.crown, len(roots)) * np.where(conifer, 0.75, 1.0)
-        height = radius * np.where(
-            conifer, rng.uniform(3.4, 4.6, len(roots)), rng.uniform(1.9, 2.6, len(roots))
-        )
+        height = radius * np.where(conifer, rng.uniform(3.4, 4.6, len(roots)), rng.uniform(1.9, 2.6, len(roots)))
         leaf = np.array(plants.leaf)[rng.integers(len(plants.leaf), size=len(roots))] / 255
-        leaf *= np.exp(
-            0.08 * rng.standard_normal((len(roots), 1)) + 0.04 * rng.standard_normal((len(roots), 3))
-        )
+        leaf *= np.exp(0.08 * rng.standard_normal((len(roots), 1)) + 0.04 * rng.standard_normal((len(roots), 3)))
         leaf *= np.where(conifer[:, None], (0.8, 0.86, 0.9), 1.0)
         near = (np.minimum(x, y) > -12) & (np.maximum(x, y) < self.plan.side + 12)
         trunks = shapely.buffer(shapely.points(x, y), 0.62 * radius, quad_segs=2)
@@ -324,8 +308,7 @@ class Planner:
             along = self.rng.uniform(-1, 1) * (lot.width - w) / 2
             inward = behind + 1 + self.rng.uniform(0, room - d)
             self.area(
-                lot.rect((along - w / 2, along + w / 2), (inward, inward + d)),
-                self.paint(self.pick(self.city.yards)),
+                lot.rect((along - w / 2, along + w / 2), (inward, inward + d)), self.paint(self.pick(self.city.yards))
             )
 
     def detached(self, block: Rect) -> None:
@@ -382,9 +365,7 @@ class Planner:
             u, v = lot.at(0, setback + depth / 2)
             wings = [(0.0, 0.0, lot.along, depth, lot.width + 0.05)]
             if self.chance(0.3):
-                wings.append(
-                    (lot.width * 0.22, depth * 0.45, lot.along + np.pi / 2, lot.width * 0.5, depth * 0.9)
-                )
+                wings.append((lot.width * 0.22, depth * 0.45, lot.along + np.pi / 2, lot.width * 0.5, depth * 0.9))
             self.raise_wings(u, v, lot.along, wings, self.roof(gable), eaves)
             if self.chance(self.city.decoys):
                 self.yard(lot, setback + depth)
@@ -479,10 +460,7 @@ class Planner:
             for v in np.arange(spot.v0 + 4, spot.v1 - 4, 7.0):
                 if self.chance(0.28):
                     tint = (
-                        np.array(
-                            [(150, 80, 60), (70, 100, 130), (90, 120, 96), (190, 186, 178)][rng.integers(4)]
-                        )
-                        / 255
+                        np.array([(150, 80, 60), (70, 100, 130), (90, 120, 96), (190, 186, 178)][rng.integers(4)]) / 255
                     )
                     base = self.paint("container")
                     surface = Surface(tint, tint * 0.92, base.grain, base.pattern, base.period)
@@ -504,8 +482,7 @@ class Planner:
                 u, v = lot.at(rng.uniform(-0.5, 0.5), inward + 5 + rng.uniform(-0.4, 0.4))
                 self.building(u, v, lot.along + rng.normal(0, 0.06), length, depth, b.houses)
                 self.trees(
-                    lot.rect((-lot.width / 2, lot.width / 2), (inward, inward + 11)),
-                    self.city.plants.trees * 0.3,
+                    lot.rect((-lot.width / 2, lot.width / 2), (inward, inward + 11)), self.city.plants.trees * 0.3
                 )
 
     def park(self, block: Rect) -> None:
@@ -521,9 +498,7 @@ class Planner:
             line = np.stack([block.u0 + s * block.width, block.v0 + across * block.height], 1)
             self.land.append((shapely.LineString(self.frame.to_ground(line)).buffer(1.2), path))
         if self.chance(0.5):
-            pond = self.blob(
-                cu + rng.uniform(-8, 8), cv + rng.uniform(-8, 8), min(block.width, block.height) * 0.26
-            )
+            pond = self.blob(cu + rng.uniform(-8, 8), cv + rng.uniform(-8, 8), min(block.width, block.height) * 0.26)
             self.land += [(pond.buffer(1.2), self.paint("litter")), (pond, self.paint("water"))]
             self.water = self.water.union(pond)
         self.trees(block.inset(2), block.width * block.height / 110)
@@ -564,37 +539,21 @@ class Planner:
         for start, stop in zip(edges, edges[1:], strict=False):
             name = self.pick({"crop": 2, "stubble": 1, "ploughed": 1.3, self.city.plants.grass: 0.6})
             if upright:
-                strip = Rect(
-                    land.u0 + start * land.width, land.v0, land.u0 + stop * land.width - 0.8, land.v1
-                )
+                strip = Rect(land.u0 + start * land.width, land.v0, land.u0 + stop * land.width - 0.8, land.v1)
             else:
-                strip = Rect(
-                    land.u0, land.v0 + start * land.height, land.u1, land.v0 + stop * land.height - 0.8
-                )
-            self.area(
-                strip, self.paint(name, self.frame.heading(*strip.centre, np.pi / 2 if upright else 0.0))
-            )
+                strip = Rect(land.u0, land.v0 + start * land.height, land.u1, land.v0 + stop * land.height - 0.8)
+            self.area(strip, self.paint(name, self.frame.heading(*strip.centre, np.pi / 2 if upright else 0.0)))
             if self.chance(0.14):
                 for u in np.arange(strip.u0 + 6, min(strip.u1 - 6, strip.u0 + 40), 9.5):
                     long = min(strip.height - 6, 34)
                     if long > 10:
                         self.solid(
-                            u,
-                            strip.v0 + 3 + long / 2,
-                            np.pi / 2,
-                            7.5,
-                            long,
-                            "vault",
-                            1.6,
-                            0.55,
-                            self.paint("glass"),
+                            u, strip.v0 + 3 + long / 2, np.pi / 2, 7.5, long, "vault", 1.6, 0.55, self.paint("glass")
                         )
         for side in (block.v0 + 0.5, block.v1 - 0.5):
             for u in np.arange(block.u0, block.u1, 2.1):
                 if self.chance(0.55):
-                    self.tree(
-                        u + rng.uniform(-0.5, 0.5), side + rng.uniform(-0.4, 0.4), rng.uniform(0.45, 0.9)
-                    )
+                    self.tree(u + rng.uniform(-0.5, 0.5), side + rng.uniform(-0.4, 0.4), rng.uniform(0.45, 0.9))
 
     def forest(self, block: Rect) -> None:
         self.area(block, self.paint("litter"))

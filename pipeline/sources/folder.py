@@ -53,9 +53,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
-    images, notes = survey_all(
-        [str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd
-    )
+    images, notes = survey_all([str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd)
     labels = _label_source(root, notes)
     if labels.name == LABELS:
         paths, raster_building = _rasters(labels, images, notes)
@@ -65,9 +63,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     return City(
         city=city,
         source="folder",
-        scenes=[
-            Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)
-        ],
+        scenes=[Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)],
         gsd=override.gsd,
         bands=override.bands,
         range=override.range,
@@ -104,9 +100,7 @@ def survey(path: str, gsd: float | None = None) -> Image:
         _check_complete(dataset)
         grid = grid_of(dataset)
         if grid.crs is None and gsd is None:
-            raise InputError(
-                "carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel"
-            )
+            raise InputError("carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel")
         if grid.crs is not None:
             ground_sample_distance(grid)
         return Image(path, grid, _blank(dataset))
@@ -139,9 +133,7 @@ def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
     """
     for image in images:
         if image.grid.crs is None:
-            raise InputError(
-                f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one"
-            )
+            raise InputError(f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one")
     counts = {"footprints": 0, "repaired_polygons": 0, "dropped_polygons": 0}
     built = set()
     for crs in {image.grid.crs for image in images}:
@@ -154,12 +146,8 @@ def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
         counts["dropped_polygons"] += found.dropped
     if not built and len(everything := read_footprints(path)):
         where = _elsewhere(path, everything, images)
-        raise InputError(
-            f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}"
-        )
-    notes |= counts | {
-        "scenes_without_buildings": [image.name for image in images if image.name not in built]
-    }
+        raise InputError(f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}")
+    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
     if not built:
         notes["warnings"].append(f"{path}: holds no polygon, so {city} has no building anywhere")
     if counts["repaired_polygons"]:
@@ -182,10 +170,7 @@ def _elsewhere(path: Path, footprints: Footprints, images: list[Image]) -> str:
         box = _moved(bounds, crs, there)
         if box and shapely.intersects(shapely.box(*box), _boxes(images)).any():
             return f"they declare {declared.to_string()} but would fit as {name}; correct the file"
-    boxes = (
-        _moved(footprints.bounds, declared, "OGC:CRS84"),
-        _moved(images[0].grid.bounds, there, "OGC:CRS84"),
-    )
+    boxes = (_moved(footprints.bounds, declared, "OGC:CRS84"), _moved(images[0].grid.bounds, there, "OGC:CRS84"))
     if not all(boxes):
         return f"as {declared.to_string()} they lie nowhere on the ground; correct their CRS"
     (x, y), (to_x, to_y) = (((west + east) / 2, (south + north) / 2) for west, south, east, north in boxes)
@@ -206,24 +191,18 @@ def _city_folder(root: Path, city: str) -> Path:
     if not (root / city).is_dir():
         there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
         if not there:
-            raise InputError(
-                f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities"
-            )
+            raise InputError(f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities")
         near = difflib.get_close_matches(city, there, n=1, cutoff=0)[0]
         raise InputError(f"{root / city}: no such city; did you mean {near}?")
     return root / city
 
 
 def _geotiffs(folder: Path) -> list[Path]:
-    return sorted(
-        (path for path in folder.glob("[!.]*") if path.suffix.lower() in {".tif", ".tiff"}), key=_natural
-    )
+    return sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in {".tif", ".tiff"}), key=_natural)
 
 
 def _natural(path: Path) -> list:
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)
-    ]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _label_source(root: Path, notes: dict) -> Path:
@@ -291,9 +270,7 @@ def _check_complete(dataset: rasterio.DatasetReader) -> None:
             offset = int(dataset.get_tag_item(f"BLOCK_OFFSET_{place}", "TIFF", bidx=band) or 0)
             end = offset + int(dataset.get_tag_item(f"BLOCK_SIZE_{place}", "TIFF", bidx=band) or 0)
             if end > size:
-                raise InputError(
-                    f"is truncated: it has {size} bytes and should have at least {end}; copy it again"
-                )
+                raise InputError(f"is truncated: it has {size} bytes and should have at least {end}; copy it again")
 
 
 def _blank(dataset: rasterio.DatasetReader) -> bool:

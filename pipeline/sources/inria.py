@@ -211,9 +211,7 @@ def _in_place(root: Path, members: dict[str, tuple[str, str | None]]) -> list[Sc
     return scenes
 
 
-def _unpack(
-    archive: Path, members: dict[str, tuple[str, str | None]], folder: Path, manifest: Manifest
-) -> list[Scene]:
+def _unpack(archive: Path, members: dict[str, tuple[str, str | None]], folder: Path, manifest: Manifest) -> list[Scene]:
     """Extract the scenes asked for to FOLDER/images and FOLDER/labels."""
     full = {"/".join(PurePosixPath(member).parts[-3:]): member for member in names_in_zip(archive)}
     targets = {}

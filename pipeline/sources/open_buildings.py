@@ -68,9 +68,7 @@ class Cell:
     def meets(self, box: Bounds) -> bool:
         """Whether any of 9×9 points of a box in degrees, widened by MARGIN, lies in the cell."""
         west, south, east, north = box
-        x, y = np.meshgrid(
-            np.linspace(west - MARGIN, east + MARGIN, 9), np.linspace(south - MARGIN, north + MARGIN, 9)
-        )
+        x, y = np.meshgrid(np.linspace(west - MARGIN, east + MARGIN, 9), np.linspace(south - MARGIN, north + MARGIN, 9))
         points = _on_sphere(np.column_stack([x.ravel(), y.ravel()]))
         for ring in self.rings:
             edges = np.cross(ring, np.roll(ring, -1, axis=0))
@@ -107,9 +105,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     }
     for cell in cells:
         if not np.isfinite(cell.threshold):
-            notes["warnings"].append(
-                f"{city}: cell {cell.token} has no threshold, its polygons are all ignored"
-            )
+            notes["warnings"].append(f"{city}: cell {cell.token} has no threshold, its polygons are all ignored")
     if notes["malformed_rows"]:
         notes["warnings"].append(f"{city}: {notes['malformed_rows']} malformed rows were left out")
     if notes["footprints"] == notes["doubtful_footprints"]:
@@ -154,9 +150,7 @@ def read_cells(path: Path, precision: int) -> list[Cell]:
         missing = {"s2_token", "geometry", column} - set(reader.fieldnames or [])
         if missing:
             path.unlink()
-            raise InputError(
-                f"{path}: has no column {min(missing)}; check thresholds in the manifest, run again"
-            )
+            raise InputError(f"{path}: has no column {min(missing)}; check thresholds in the manifest, run again")
         return [_cell(row, column, path) for row in reader]
 
 
@@ -219,9 +213,7 @@ def keep_near(path: Path, boxes: list[Bounds]) -> geopandas.GeoDataFrame:
     then.
     """
     tree = shapely.STRtree(shapely.box(*np.array(boxes).T))
-    west, south, east, north = np.add(
-        shapely.total_bounds(tree.geometries), [-MARGIN, -MARGIN, MARGIN, MARGIN]
-    )
+    west, south, east, north = np.add(shapely.total_bounds(tree.geometries), [-MARGIN, -MARGIN, MARGIN, MARGIN])
     kept, malformed = [], 0
     for lines in _lines(path):
         near = []
@@ -239,10 +231,7 @@ def keep_near(path: Path, boxes: list[Bounds]) -> geopandas.GeoDataFrame:
     table.geometry = polygons
     collapsed = shapely.is_missing(polygons)
     table = table[~collapsed]
-    table.attrs = {
-        "malformed": malformed + int(collapsed.sum()),
-        "repaired": int((invalid & ~collapsed).sum()),
-    }
+    table.attrs = {"malformed": malformed + int(collapsed.sum()), "repaired": int((invalid & ~collapsed).sum())}
     return table
 
 
@@ -275,9 +264,7 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
                 yield [tail]
     except (EOFError, gzip.BadGzipFile, zlib.error, InputError) as error:
         path.unlink()
-        raise InputError(
-            f"{path}: is damaged ({error}); it was removed, run again to download it anew"
-        ) from None
+        raise InputError(f"{path}: is damaged ({error}); it was removed, run again to download it anew") from None
 
 
 def _local(url: str, work: Path) -> Path:

@@ -57,9 +57,7 @@ def run(
 def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]:
     images, labels = city.sample("test", settings.tiles, size=settings.crop, seed=settings.seed)
     if not len(images):
-        raise InputError(
-            f"{city.folder}: no test tiles to certify; raise tile.test and run the tile stage again"
-        )
+        raise InputError(f"{city.folder}: no test tiles to certify; raise tile.test and run the tile stage again")
     return images, labels
 
 

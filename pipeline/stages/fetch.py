@@ -13,10 +13,7 @@ from pipeline.geo.scene import City, read_city, write_city
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder
 
-SCENES, WORK = (
-    Path("data/scenes"),
-    Path("data/downloads"),
-)  # WORK outlives a run: what was downloaded or cached
+SCENES, WORK = Path("data/scenes"), Path("data/downloads")  # WORK outlives a run: what was downloaded or cached
 
 
 def run(params: Params, city: str | None = None) -> None:
@@ -38,9 +35,7 @@ def run(params: Params, city: str | None = None) -> None:
         rows.append([name, len(found.scenes), labelled, pixels / 1e6, _short(notes)])
         warnings += found.notes.get("warnings", [])
         if small:
-            warnings.append(
-                f"{name}: {small} scenes are smaller than a tile of {params.tile.size} px and are padded"
-            )
+            warnings.append(f"{name}: {small} scenes are smaller than a tile of {params.tile.size} px and are padded")
     table(f"fetch: {fetch.source}", ["city", "scenes", "labelled", "Mpx", "notes"], rows)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
@@ -72,9 +67,5 @@ def _check(city: City, tile: Tile) -> tuple[int, int]:
 def _short(notes: dict) -> str | None:
     """Notes in a few words: numbers as they are, lists of names by their length; the rest is in city.json."""
     counts = {key: len(value) if isinstance(value, list) else value for key, value in notes.items()}
-    shown = [
-        f"{value} {key.replace('_', ' ')}"
-        for key, value in counts.items()
-        if isinstance(value, int) and value
-    ]
+    shown = [f"{value} {key.replace('_', ' ')}" for key, value in counts.items() if isinstance(value, int) and value]
     return ", ".join(shown) or None

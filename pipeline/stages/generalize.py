@@ -161,12 +161,7 @@ def corrupted(params: Params, cities: Tiles, unseen: dict[str, Segmenter]) -> di
         worst[city] = {"name": name, "severity": severity, "retained": shares[name, severity]}
         for name in found:
             retained[name][city] = float(np.mean([v for (n, _), v in shares.items() if n == name] or [1.0]))
-    return {
-        "corruption": found,
-        "corruption_clean": clean,
-        "corruption_retained": retained,
-        "worst_corruption": worst,
-    }
+    return {"corruption": found, "corruption_clean": clean, "corruption_retained": retained, "worst_corruption": worst}
 
 
 def unlabelled(params: Params, city: CityTiles, count: float, side: int, split: str = "train") -> np.ndarray:

@@ -60,9 +60,7 @@ class Task:
     settings: Predict = Predict()
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
-    range: tuple[float, float] | None = (
-        None  # values mapped to 0 and 255; None = estimated where they are not uint8
-    )
+    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
 
 
 def run(
@@ -91,9 +89,7 @@ def run(
     segmenter = _load(str(model))  # fails before any scene is read
     out.mkdir(parents=True, exist_ok=True)
     done, failed = [], []
-    results = (
-        _on_ray(str(model), tasks, ray) if ray else ((task, *_attempt(str(model), task)) for task in tasks)
-    )
+    results = _on_ray(str(model), tasks, ray) if ray else ((task, *_attempt(str(model), task)) for task in tasks)
     for task, record, error in results:
         if error:
             failed.append(task)
@@ -120,9 +116,7 @@ def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
 def _refuse_overwriting(named: dict[str, str], out: Path) -> None:
     for scene in named.values():
         if "://" not in scene and Path(scene).resolve().parent == out.resolve():
-            raise InputError(
-                f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name"
-            )
+            raise InputError(f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name")
 
 
 def load(model: str | Path, on=None):
@@ -289,16 +283,12 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
             f"{asked}; say which of the scene's bands to read with --bands"
         )
     if dataset.crs is None and task.gsd is None:
-        raise InputError(
-            f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd"
-        )
+        raise InputError(f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd")
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
         scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()])
         if scale is None:
-            raise InputError(
-                f"{task.scene}: holds no data to estimate a range of values from; state it with --range"
-            )
+            raise InputError(f"{task.scene}: holds no data to estimate a range of values from; state it with --range")
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
 
 
@@ -324,9 +314,7 @@ def _fill(segmenter, image, mapper: Mapper, settings: Predict, name: str = "") -
         for top, probabilities in bands:
             bar.update(rows, completed=top + len(probabilities))
             buildings = np.ascontiguousarray(probabilities[..., 1:])
-            del (
-                probabilities
-            )  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
+            del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
             if settings.uncertainty:
                 buildings = Disagreement.split(buildings)
             if mapping:

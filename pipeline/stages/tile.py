@@ -168,9 +168,7 @@ def plan_city(params: Params, city: City) -> list[Planned]:
     return plans
 
 
-def _cut(
-    tile: Tile, city: City, scenes: list[Scene], grids: list[Grid]
-) -> Iterator[tuple[int, Split, Window]]:
+def _cut(tile: Tile, city: City, scenes: list[Scene], grids: list[Grid]) -> Iterator[tuple[int, Split, Window]]:
     """(scene, split, window) of every region: whole scenes, or blocks where a city has too few scenes."""
     given = [scene.split for scene in scenes]
     splits = draw_splits(given, tile.validation, tile.test, tile.seed)
@@ -191,9 +189,7 @@ def _cut(
             "or add scenes"
         )
     for i, split in enumerate(splits):
-        whole = {
-            split or "train": Window(0, 0, *grids[i].shape)
-        }  # a scene too small to cut, beside one that is not
+        whole = {split or "train": Window(0, 0, *grids[i].shape)}  # a scene too small to cut, beside one that is not
         for name, window in (blocks.get(i) or whole).items():
             yield i, name, window
 
@@ -243,17 +239,13 @@ def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple
         for shard in progress(shards, description):
             yield shard, fill_shard(shard)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=get_context("spawn")
-    )  # GDAL does not survive fork
+    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn"))  # GDAL does not survive fork
     try:
         futures = {pool.submit(fill_shard, shard): shard for shard in shards}
         for future in progress(as_completed(futures), description, total=len(futures)):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise InputError(
-            "a tiling process was killed, perhaps for memory; lower tile.memory or tile.workers"
-        ) from None
+        raise InputError("a tiling process was killed, perhaps for memory; lower tile.memory or tile.workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -273,9 +265,7 @@ def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
         for window in windows(bottom - top, region.width, budget):
             window = window.shifted(top, 0)
             within = window.shifted(plan.window.top, plan.window.left)
-            image_out, label_out = writable(
-                shard.folder, region, channels
-            )  # mapped anew: written pages are let go
+            image_out, label_out = writable(shard.folder, region, channels)  # mapped anew: written pages are let go
             _, data = image.read(within, out=image_out[window.slices])
             label = labels.read(within)
             if data is not None:
@@ -284,8 +274,7 @@ def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
             seen += label.size if data is None else int(data.sum())
     label = writable(shard.folder, region, channels)[1]
     counts = [
-        count_tiles(label[row : min(row + shard.size, bottom)], shard.size)
-        for row in range(top, bottom, shard.size)
+        count_tiles(label[row : min(row + shard.size, bottom)], shard.size) for row in range(top, bottom, shard.size)
     ]
     return np.concatenate(counts, axis=1), seen
 

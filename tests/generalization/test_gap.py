@@ -29,9 +29,7 @@ def region(parent, split, name=None):
 
 
 def tiles_of(*regions):
-    return SimpleNamespace(
-        regions=list(regions), of_split=lambda split: [r for r in regions if r.split == split]
-    )
+    return SimpleNamespace(regions=list(regions), of_split=lambda split: [r for r in regions if r.split == split])
 
 
 def test_no_parent_scene_on_both_sides():

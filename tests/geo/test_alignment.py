@@ -18,13 +18,10 @@ def houses(count=40, side=300, seed=0):
     random = np.random.default_rng(seed)
     boxes = [shapely.box(-w, -h, w, h) for w, h in random.uniform(4, 10, (count, 2))]
     turned = [
-        shapely.affinity.rotate(box, angle)
-        for box, angle in zip(boxes, random.uniform(0, 90, count), strict=True)
+        shapely.affinity.rotate(box, angle) for box, angle in zip(boxes, random.uniform(0, 90, count), strict=True)
     ]
     places = random.uniform(15, side - 15, (count, 2))
-    return np.array(
-        [shapely.affinity.translate(b, *xy) for b, xy in zip(turned, places, strict=True)], object
-    )
+    return np.array([shapely.affinity.translate(b, *xy) for b, xy in zip(turned, places, strict=True)], object)
 
 
 def picture(polygons, side=300, seed=1):
@@ -91,9 +88,7 @@ def test_metres_east_and_north_in_any_crs(tmp_path, crs):
 def test_no_footprint_in_view_gives_no_shift(tmp_path):
     path = tmp_path / "scene.tif"
     profile = {"count": 1, "height": 99, "width": 99, "dtype": "uint8", "crs": "EPSG:32636"}
-    with rasterio.open(
-        path, "w", driver="GTiff", transform=Affine(1, 0, 5e5, 0, -1, 0), **profile
-    ) as dataset:
+    with rasterio.open(path, "w", driver="GTiff", transform=Affine(1, 0, 5e5, 0, -1, 0), **profile) as dataset:
         dataset.write(np.random.default_rng(0).integers(0, 255, (1, 99, 99), dtype=np.uint8))
     assert estimate_shift(str(path), Footprints(np.array([], object), np.array([], np.uint8))) is None
 

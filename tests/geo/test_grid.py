@@ -53,13 +53,9 @@ def test_degrees_become_metres(latitude):
     step = 1e-5
     grid = Grid(8, 8, Affine(step, 0, 10 - 4 * step, 0, -step, latitude + 4 * step), "EPSG:4326")
     east, north = radii(latitude)
-    assert ground_sample_distance(grid) == pytest.approx(
-        (east * radians(step), north * radians(step)), rel=1e-6
-    )
+    assert ground_sample_distance(grid) == pytest.approx((east * radians(step), north * radians(step)), rel=1e-6)
     square = target_grid(grid, ground_sample_distance(grid), 0.1)
-    assert square.width / square.height == pytest.approx(
-        east / north, rel=0.03
-    )  # tiles are square on the ground
+    assert square.width / square.height == pytest.approx(east / north, rel=0.03)  # tiles are square on the ground
 
 
 def test_feet_and_rotation_and_flips_keep_the_length():
@@ -67,9 +63,7 @@ def test_feet_and_rotation_and_flips_keep_the_length():
     expected = ground_sample_distance(Grid(100, 100, metres, "EPSG:26914"))
     assert expected == pytest.approx((0.5, 0.5), rel=1e-3)
     for other in (metres * Affine.rotation(30), metres * Affine.scale(1, -1)):
-        assert ground_sample_distance(Grid(100, 100, other, "EPSG:26914")) == pytest.approx(
-            expected, rel=1e-4
-        )
+        assert ground_sample_distance(Grid(100, 100, other, "EPSG:26914")) == pytest.approx(expected, rel=1e-4)
     feet = Grid(100, 100, Affine(1, 0, 3.1e6, 0, -1, 1.0e7), "EPSG:2277")  # Texas Central, US survey feet
     assert ground_sample_distance(feet) == pytest.approx((0.3048, 0.3048), rel=1e-3)
 
@@ -122,17 +116,13 @@ def test_windows_cover_once_within_the_budget(height, width, pixels):
 SPLIT = st.sampled_from([None, *SPLITS])
 
 
-@given(
-    st.lists(SPLIT, min_size=1, max_size=40), st.floats(0.01, 0.49), st.floats(0.01, 0.59), st.integers(0, 9)
-)
+@given(st.lists(SPLIT, min_size=1, max_size=40), st.floats(0.01, 0.49), st.floats(0.01, 0.59), st.integers(0, 9))
 def test_drawn_splits_honour_the_given_and_leave_none_empty(given_splits, validation, test, seed):
     splits = draw_splits(given_splits, validation, test, seed)
     assert splits == draw_splits(given_splits, validation, test, seed)
     assert all(asked in (None, got) for asked, got in zip(given_splits, splits, strict=True))
     if given_splits.count(None) >= len(missing_splits(given_splits)):
-        assert None not in splits and (
-            len(splits) < 3 or given_splits.count(None) < 3 or set(splits) == set(SPLITS)
-        )
+        assert None not in splits and (len(splits) < 3 or given_splits.count(None) < 3 or set(splits) == set(SPLITS))
     else:
         assert splits == given_splits
 
@@ -160,9 +150,7 @@ def test_strips_are_disjoint_by_the_margin(height, width, margin, validation, te
         across = window.slices[1 if height >= width else 0]
         assert (across.start, across.stop) == (0, min(height, width))
         assert along.start >= 0 and along.stop <= len(owner) and along.stop - along.start >= LEAST_STRIP
-        assert (
-            owner[max(0, along.start - margin) : along.stop + margin] == -1
-        ).all()  # no other within the margin
+        assert (owner[max(0, along.start - margin) : along.stop + margin] == -1).all()  # no other within the margin
         owner[along] = i
     assert (owner == -1).sum() == margin * (len(splits) - 1)  # and nothing else is dropped
 

@@ -8,14 +8,7 @@ from rasterio.enums import ColorInterp
 
 from pipeline.errors import InputError
 from pipeline.geo.grid import Window, windows
-from pipeline.geo.raster import (
-    RasterLabels,
-    Resampler,
-    open_image,
-    open_raster,
-    resampling_matrix,
-    robust_range,
-)
+from pipeline.geo.raster import RasterLabels, Resampler, open_image, open_raster, resampling_matrix, robust_range
 
 HALF_METRE = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
 
@@ -202,9 +195,7 @@ def test_label_rasters(tmp_path):
     assert np.array_equal(read_labels(tmp_path, kinds, classes=3), kinds)
     unknown = np.where(labels, 1, -1).astype(np.float32)
     assert np.array_equal(read_labels(tmp_path, unknown, nodata=-1), np.where(labels, 1, 255))
-    assert np.array_equal(
-        read_labels(tmp_path, labels, nodata=0), labels
-    )  # 0 is background, whatever the header says
+    assert np.array_equal(read_labels(tmp_path, labels, nodata=0), labels)  # 0 is background, whatever the header says
     with pytest.raises(InputError, match=r"label\.tif: labels hold 3"):
         read_labels(tmp_path, kinds, classes=2)
     with pytest.raises(InputError, match="labels hold 7"):
@@ -223,11 +214,7 @@ def test_labels_of_another_size_or_place_are_refused(tmp_path):
     image = write(tmp_path / "image.tif", noise(3, 40, 40))
     small = write(tmp_path / "small.tif", noise(40, 39, high=2))
     moved = write(tmp_path / "moved.tif", noise(40, 40, high=2), HALF_METRE * Affine.translation(3, 0))
-    for path, words in (
-        (small, "39×40 pixels for an image of 40×40"),
-        (moved, "elsewhere"),
-        (image, "3 bands"),
-    ):
+    for path, words in ((small, "39×40 pixels for an image of 40×40"), (moved, "elsewhere"), (image, "3 bands")):
         with (
             open_image(image, [1], 0.5) as opened,
             open_raster(path) as dataset,

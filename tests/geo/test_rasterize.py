@@ -83,6 +83,4 @@ def test_windows_equal_the_whole(seed, pixels, kind):
 
 def test_a_label_beyond_the_classes_is_refused():
     with pytest.raises(InputError, match="label 3"):
-        VectorLabels(
-            polygons(ground(GRID.transform, square(0, 0, 3))), np.array([3], np.uint8), GRID, classes=2
-        )
+        VectorLabels(polygons(ground(GRID.transform, square(0, 0, 3))), np.array([3], np.uint8), GRID, classes=2)

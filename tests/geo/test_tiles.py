@@ -38,16 +38,8 @@ def city(tmp_path_factory):
 
 def test_what_is_written_is_read(city):
     tiles = CityTiles(city[0])
-    assert (tiles.city, tiles.gsd, tiles.size, tiles.channels, tiles.classes) == (
-        "town",
-        0.5,
-        SIZE,
-        CHANNELS,
-        1,
-    )
-    assert [r.name for r in tiles.of_split("train")] == ["north", "south"] and tiles.of_split(
-        "validation"
-    ) == []
+    assert (tiles.city, tiles.gsd, tiles.size, tiles.channels, tiles.classes) == ("town", 0.5, SIZE, CHANNELS, 1)
+    assert [r.name for r in tiles.of_split("train")] == ["north", "south"] and tiles.of_split("validation") == []
     for region, (image, label) in zip(tiles.regions, city[1], strict=True):
         assert np.array_equal(tiles.image(region), image) and np.array_equal(tiles.label(region), label)
         assert not tiles.image(region).flags.owndata and not tiles.image(region).flags.writeable
@@ -72,9 +64,7 @@ def test_table_says_what_the_arrays_hold(city):
         label = tiles.label(tiles.regions[table["region"][i]])
         row, column = table["row"][i], table["column"][i]
         tile = label[row : row + SIZE, column : column + SIZE]
-        assert table["valid"][i] == pytest.approx(
-            (tile != IGNORE).sum() / SIZE**2
-        )  # what sticks out is not valid
+        assert table["valid"][i] == pytest.approx((tile != IGNORE).sum() / SIZE**2)  # what sticks out is not valid
         assert table["building"][i] == pytest.approx((tile == 1).sum() / (tile != IGNORE).sum())
         assert table["split"][i] == tiles.regions[table["region"][i]].split
 
@@ -98,9 +88,7 @@ def test_geoparquet_metadata(city):
 
     geo = json.loads(parquet.read_metadata(city[0] / "tiles.parquet").metadata[b"geo"])
     column = geo["columns"][geo["primary_column"]]
-    assert (
-        geo["version"] >= "1.0.0" and column["encoding"] == "WKB" and column["geometry_types"] == ["Polygon"]
-    )
+    assert geo["version"] >= "1.0.0" and column["encoding"] == "WKB" and column["geometry_types"] == ["Polygon"]
 
 
 def test_samples_are_tiles_with_buildings_first(city):

@@ -46,9 +46,7 @@ def test_geoparquet_carries_its_crs(tmp_path):
     path = geoparquet(tmp_path / "a.parquet", [SQUARE], label=np.array([2], np.uint8))
     found = read_footprints(path, "EPSG:4326")
     area, _ = Geod(ellps="WGS84").geometry_area_perimeter(found.polygons[0])
-    assert abs(area) == pytest.approx(
-        200 / 0.9996**2, rel=1e-3
-    )  # metres on the ground: UTM shrinks by 0.9996
+    assert abs(area) == pytest.approx(200 / 0.9996**2, rel=1e-3)  # metres on the ground: UTM shrinks by 0.9996
     assert found.labels.tolist() == [2]
 
 
@@ -91,9 +89,7 @@ def test_repair_keeps_the_area_a_person_meant():
 def test_repaired_and_dropped_are_counted(tmp_path):
     far = shapely.affinity.translate(BOWTIE, 500_100, 6_000_000)
     near = shapely.affinity.translate(BOWTIE, 500_000, 6_000_000)
-    path = write(
-        tmp_path / "a.gpkg", [SQUARE, near, far, shapely.Point(500_001, 6_000_001), shapely.Polygon()]
-    )
+    path = write(tmp_path / "a.gpkg", [SQUARE, near, far, shapely.Point(500_001, 6_000_001), shapely.Polygon()])
     found = read_footprints(path, UTM)
     assert (len(found), found.repaired, found.dropped) == (3, 2, 2)
     found = read_footprints(path, UTM, (500_000, 6_000_000, 500_040, 6_000_040))
@@ -136,8 +132,6 @@ def test_unreadable_and_ambiguous_files_say_so(tmp_path):
 def test_bounds_follow_the_curved_edges():
     left, bottom, right, top = transform_bounds((0, 50, 30, 60), "EPSG:4326", "EPSG:3035")
     corners = reproject(np.array([shapely.box(0, 50, 30, 60)], object), "EPSG:4326", "EPSG:3035")[0].bounds
-    assert (
-        bottom < corners[1] - 1000 or top > corners[3] + 1000
-    )  # parallels bulge in a conic or azimuthal CRS
+    assert bottom < corners[1] - 1000 or top > corners[3] + 1000  # parallels bulge in a conic or azimuthal CRS
     assert CRS(3035).axis_info[0].direction == "north"  # and yet x comes first
     assert left < right and bottom < top

@@ -23,9 +23,7 @@ def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int) -> Building
     """Pushed in bands of `step` rows, sorted."""
     polygoniser = Polygoniser(mask.shape[1])
     bands = range(0, len(mask), step)
-    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [
-        polygoniser.finish()
-    ]
+    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [polygoniser.finish()]
     whole = Buildings(*(np.concatenate([getattr(p, key) for p in parts]) for key in vars(parts[0])))
     return whole.where(np.argsort(shapely.to_wkb(whole.geometry)))
 
@@ -121,9 +119,7 @@ def test_identifiers_are_unique_and_of_the_place():
     grid = GRIDS["utm"]
     ids = identifiers(polygons_of(mask, confidence, 7), grid, "scene")
     assert len(set(ids)) == len(ids) and all(len(i) == 12 for i in ids)
-    around = [
-        np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)
-    ]  # another scene of the same ground
+    around = [np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)]  # another scene of the same ground
     wider = grid.window(Window(-10, -20, 200, 200))
     assert set(identifiers(polygons_of(*around, 100), wider, "another")) == set(ids)
     elsewhere = grid.window(Window(500, 500, 100, 100))
@@ -133,9 +129,7 @@ def test_identifiers_are_unique_and_of_the_place():
 def drawn_house(angle: float, hole: bool = True) -> tuple[shapely.Polygon, Buildings]:
     """An L of 4 000 pixels with a yard, turned, and its raster's polygon."""
     yard = [(70, 70), (90, 70), (90, 90), (70, 90)]
-    house = shapely.Polygon(
-        [(60, 60), (140, 60), (140, 100), (100, 100), (100, 150), (60, 150)], [yard] * hole
-    )
+    house = shapely.Polygon([(60, 60), (140, 60), (140, 100), (100, 100), (100, 150), (60, 150)], [yard] * hole)
     house = shapely.affinity.rotate(house, angle, "centroid")
     mask = rasterize([house], (200, 200)).astype(np.uint8)
     return house, polygons_of(mask, mask, 64)
@@ -165,7 +159,5 @@ def test_what_squaring_would_spoil_is_kept():
 
 def test_simplification_is_in_metres():
     _, raster = drawn_house(17, hole=False)
-    vertices = [
-        shapely.count_coordinates(simplify(raster.geometry, (size, size), 1.0)) for size in (0.01, 0.5, 2.0)
-    ]
+    vertices = [shapely.count_coordinates(simplify(raster.geometry, (size, size), 1.0)) for size in (0.01, 0.5, 2.0)]
     assert vertices[0] < vertices[1] < vertices[2]

@@ -77,9 +77,7 @@ def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_update(batch):
     other = tint.tiles(4, 1)
     losses = [adversarial_loss(model, *b, cross_entropy, config, 1.0)[0] for b in (batch,)]
     losses[0].backward()
-    loss, _ = adversarial_loss(
-        model, *other, cross_entropy, config, 1.0
-    )  # dropped: the first is still replayed
+    loss, _ = adversarial_loss(model, *other, cross_entropy, config, 1.0)  # dropped: the first is still replayed
     loss.backward()
     first, second = (b[2] for b in model.batches)
     assert torch.equal(first, batch[0])
@@ -98,9 +96,7 @@ def test_ignored_pixels_do_not_move_weights(batch):
             model = nn.Conv2d(3, 2, 1)
             changed = images.clone()
             changed[:, :, :16] = fill
-            loss, _ = adversarial_loss(
-                model, changed, labels, cross_entropy, Adversarial(method=method, steps=2), 1.0
-            )
+            loss, _ = adversarial_loss(model, changed, labels, cross_entropy, Adversarial(method=method, steps=2), 1.0)
             gradients.append(torch.autograd.grad(loss, model.weight)[0])
         assert torch.allclose(*gradients, atol=1e-6), method
 

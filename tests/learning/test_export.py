@@ -29,9 +29,7 @@ def write_model(folder, model: Model, channels: int = 3):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    folder = write_model(
-        tmp_path_factory.mktemp("model") / "unet", Model(architecture="small_unet", width=8), 4
-    )
+    folder = write_model(tmp_path_factory.mktemp("model") / "unet", Model(architecture="small_unet", width=8), 4)
     export(folder)
     return folder
 
@@ -77,8 +75,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     onnx = pytest.importorskip("onnx")
     graph = onnx.helper.make_graph([], "g", [], [])
     onnx.save(
-        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]),
-        tmp_path / "foreign.onnx",
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "foreign.onnx"
     )
     with pytest.raises(InputError, match="foreign.onnx"):
         load_onnx(tmp_path / "foreign.onnx")

@@ -26,9 +26,7 @@ def test_hiding_replaces_whole_squares_by_the_mean():
     assert all(len(square.unique()) == 1 for square in mask.unfold(2, 8, 8).unfold(3, 8, 8).flatten(0, 3))
     assert torch.equal(seen * (1 - mask), images * (1 - mask))
     hidden = mask[0, 0].bool()
-    torch.testing.assert_close(
-        seen[0][:, hidden], images[0].mean((1, 2))[:, None].expand(-1, int(hidden.sum()))
-    )
+    torch.testing.assert_close(seen[0][:, hidden], images[0].mean((1, 2))[:, None].expand(-1, int(hidden.sum())))
 
 
 def test_the_painter_learns_and_training_can_start_from_it(toy_tiles, tmp_path):

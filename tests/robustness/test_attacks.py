@@ -117,9 +117,7 @@ def test_losses_are_the_papers():
     expected = ce * right / torch.tensor([10.0, 20, 40], dtype=torch.float64)[labels]
     ratio = mce_bal[right] / expected[right]
     assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-6)
-    assert torch.allclose(
-        attack_losses.invent(logits, labels), torch.where(labels == 0, (1 - p[:, 0]).log(), 0)
-    )
+    assert torch.allclose(attack_losses.invent(logits, labels), torch.where(labels == 0, (1 - p[:, 0]).log(), 0))
 
 
 def test_jensen_shannon_survives_certainty():
@@ -198,9 +196,7 @@ def test_universal_harms_images_it_has_not_seen():
     delta = attacks.universal(model, [(images[:8], labels[:8])], "linf", 8 / 255, 10)
     assert float(delta.abs().max()) <= 8 / 255 + 1e-6 and delta.shape == (1, 3, 32, 32)
     attacked = tint.pooled(model, attacks.apply_universal(images[8:], delta), labels[8:])
-    noise = attacks.noise(
-        Target(model, images[8:], labels[8:], "linf", 8 / 255), torch.Generator().manual_seed(0)
-    )
+    noise = attacks.noise(Target(model, images[8:], labels[8:], "linf", 8 / 255), torch.Generator().manual_seed(0))
     assert attacked < tint.pooled(model, noise, labels[8:])
 
 
@@ -230,9 +226,7 @@ def adversarial() -> nn.Module:
     return tint.train(Adversarial(method="pgd", epsilon=8, steps=3), 200, batch=8)
 
 
-def worst(
-    model: nn.Module, epsilon: float, steps: int = 10, names: tuple = ("mce", "mce_bal", "js")
-) -> float:
+def worst(model: nn.Module, epsilon: float, steps: int = 10, names: tuple = ("mce", "mce_bal", "js")) -> float:
     images, labels = tint.tiles(48, 99)
     generator = torch.Generator().manual_seed(0)
     target = Target(model, images, labels, "linf", epsilon / 255)
@@ -244,8 +238,7 @@ def worst(
 
 def test_planted_tint_standard_training_uses_it_and_adversarial_training_does_not():
     planted, removed, flipped = (
-        [tint.pooled(model(), *tint.tiles(48, 99, sign)) for model in (standard, adversarial)]
-        for sign in (1, 0, -1)
+        [tint.pooled(model(), *tint.tiles(48, 99, sign)) for model in (standard, adversarial)] for sign in (1, 0, -1)
     )
     assert planted[0] > planted[1] > 0.7  # robustness costs clean IoU
     assert removed[0] < removed[1] - 0.2  # the cue was used
@@ -256,9 +249,7 @@ def test_planted_tint_standard_training_uses_it_and_adversarial_training_does_no
 @pytest.mark.parametrize("model", [standard, adversarial])
 def test_planted_tint_the_ensemble_is_no_weaker_than_pgd_of_as_many_gradients(model):
     images, labels = tint.tiles(48, 99)
-    pgd = attacks.pgd(
-        Target(model(), images, labels, "linf", 8 / 255), 30, generator=torch.Generator().manual_seed(0)
-    )
+    pgd = attacks.pgd(Target(model(), images, labels, "linf", 8 / 255), 30, generator=torch.Generator().manual_seed(0))
     assert worst(model(), 8) <= tint.pooled(model(), pgd, labels) + 1e-9
 
 

@@ -61,19 +61,10 @@ class Saturated(nn.Module):
 
 def measured(model: nn.Module, relative: nn.Module) -> dict:
     settings = params.Attack(
-        linf=[2, 4, 8],
-        reference=8,
-        steps=8,
-        apgd_steps=4,
-        patch=4,
-        methods=["fgsm", "pgd", "apgd"],
-        batch_size=16,
+        linf=[2, 4, 8], reference=8, steps=8, apgd_steps=4, patch=4, methods=["fgsm", "pgd", "apgd"], batch_size=16
     )
     campaign = Campaign(model, relative, settings, torch.tensor([800, 200]), [50.0, 150.0])
-    return {
-        name: numbers
-        for name, numbers, _ in attack_city(campaign, *tint.tiles(24, 99), tint.tiles(8, 98), 0.5)
-    }
+    return {name: numbers for name, numbers, _ in attack_city(campaign, *tint.tiles(24, 99), tint.tiles(8, 98), 0.5)}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +92,7 @@ def test_an_honest_model_passes(models):
 @pytest.mark.parametrize("mask", ["quantised", "saturated"])
 def test_a_model_that_hides_its_gradients_is_flagged(models, mask):
     open_model, other = models
-    hidden = (
-        nn.Sequential(Quantised(), open_model)
-        if mask == "quantised"
-        else nn.Sequential(open_model, Saturated())
-    )
+    hidden = nn.Sequential(Quantised(), open_model) if mask == "quantised" else nn.Sequential(open_model, Saturated())
     checks = audit(**evidence({"tinted": measured(hidden, other)}, "8"))
     assert not checks["vanishes"] or not checks["white_box_below_transfer"]
     with pytest.raises(AuditFailed):

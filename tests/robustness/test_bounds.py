@@ -38,8 +38,9 @@ NETS = {
     "every-layer": every_layer,
     "linear": lambda: nn.Conv2d(3, 4, 1),
     "grouped-end": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, groups=2)),
-    "transposed-end": lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), nn.ReLU(),
-                                            nn.ConvTranspose2d(2, 2, 2, stride=2)),
+    "transposed-end": lambda: nn.Sequential(
+        nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2, stride=2)
+    ),
 }
 
 

@@ -86,9 +86,7 @@ def test_collective_over_tiles_gives_each_tile_its_own_budget():
     radius = torch.rand(2, 2, 3, generator=random)
     worst = 2.0
     choices = list(itertools.product((False, True), repeat=6))
-    allowed = [
-        [f for f in choices if r.flatten()[torch.tensor(f)].double().square().sum() <= 0.36] for r in radius
-    ]
+    allowed = [[f for f in choices if r.flatten()[torch.tensor(f)].double().square().sum() <= 0.36] for r in radius]
     for flips in itertools.product(*allowed):
         flipped = torch.tensor(flips).view(2, 2, 3)
         worst = min(worst, iou(torch.where(flipped, 1 - labels, labels), labels))

@@ -39,9 +39,7 @@ def test_training_raises_the_certificate_and_keeps_the_task():
         trained = train_interval(segmenter, batches(), 120, epsilon)
         assert not trained.collapsed and trained.iou > 0.9
         box = image_box(segmenter, images, 4 / 255)
-        certified[epsilon] = certified_iou(
-            certified_classes(interval_margins(Bounds(segmenter.network), box)), labels
-        )
+        certified[epsilon] = certified_iou(certified_classes(interval_margins(Bounds(segmenter.network), box)), labels)
     assert certified[4 / 255] > certified[0.0] + 0.2
 
 

@@ -49,9 +49,7 @@ class _Centre(nn.Module):
         return (images - 0.5) / 0.1
 
 
-def train(
-    config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width: int = 24, init=None
-) -> nn.Module:
+def train(config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width: int = 24, init=None) -> nn.Module:
     torch.manual_seed(seed)
     segmenter = network(width)
     if init is not None:

@@ -171,9 +171,7 @@ def test_crs_missing(town):
 def test_footprints_elsewhere(town):
     path = town / "vector/buildings.gpkg"
     footprints(path, [shapely.affinity.translate(BUILDING, 0, 30_000)])
-    with pytest.raises(
-        InputError, match=r"none of its 1 footprints overlaps an image of vector; they lie 30.0 km"
-    ):
+    with pytest.raises(InputError, match=r"none of its 1 footprints overlaps an image of vector; they lie 30.0 km"):
         taken(town, "vector")
     footprints(path, [BUILDING], "EPSG:3857")
     with pytest.raises(InputError, match="declare EPSG:3857 but would fit as EPSG:32633"):
@@ -215,9 +213,7 @@ def test_a_web_page_instead_of_an_image(town):
         taken(town, "raster")
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros_like(NOISE), np.where(NOISE > 9, np.float32(np.nan), np.float32(7))]
-)
+@pytest.mark.parametrize("pixels", [np.zeros_like(NOISE), np.where(NOISE > 9, np.float32(np.nan), np.float32(7))])
 def test_scene_without_data_is_left_out(town, pixels):
     tif(town / "raster/images/s2.tif", pixels, nodata=0 if pixels.dtype == np.uint8 else None)
     city = taken(town, "raster")

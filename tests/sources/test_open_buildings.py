@@ -35,14 +35,7 @@ def row(polygon, confidence=0.95, area=None):
     """A line of the CSV: `polygon` in UTM metres."""
     degrees = reproject(np.array([polygon], object), UTM, "EPSG:4326")[0]
     at, text = degrees.centroid, io.StringIO()
-    values = [
-        f"{at.y:.8f}",
-        f"{at.x:.8f}",
-        f"{area or polygon.area:.4f}",
-        f"{confidence:.4f}",
-        degrees.wkt,
-        "6GCRPR",
-    ]
+    values = [f"{at.y:.8f}", f"{at.x:.8f}", f"{area or polygon.area:.4f}", f"{confidence:.4f}", degrees.wkt, "6GCRPR"]
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()
 
@@ -77,17 +70,8 @@ def image(path, polygons=(), left=0, crs=UTM):
         roof = rasterize(np.array([polygon]), np.ones(1, np.uint8), Grid(SIDE, SIDE, transform)) > 0
         pixels[roof] = 60 if i % 2 else 190
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {
-        "count": 3,
-        "height": SIDE,
-        "width": SIDE,
-        "dtype": "uint8",
-        "crs": crs,
-        "transform": transform,
-    }
-    with rasterio.open(
-        path, "w", driver="GTiff", tiled=True, blockxsize=128, blockysize=128, **profile
-    ) as dataset:
+    profile = {"count": 3, "height": SIDE, "width": SIDE, "dtype": "uint8", "crs": crs, "transform": transform}
+    with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=128, blockysize=128, **profile) as dataset:
         dataset.write(np.broadcast_to(pixels.clip(1, 255).astype(np.uint8), (3, SIDE, SIDE)))
     return path
 
@@ -121,9 +105,7 @@ except InputError as error:
 pickle.dump(value, sys.stdout.buffer)
 """
     root = Path(__file__).parents[2]
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, timeout=60
-    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, timeout=60)
     assert ran.returncode == 0, ran.stderr.decode()
     return pickle.loads(ran.stdout)
 
@@ -139,9 +121,7 @@ def taken(server, scenes=("imagery/*.tif",), precision=90, **keywords):
     work = server.root.parent
     (work / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     (work / "town").mkdir(exist_ok=True)
-    section = Fetch(
-        source="open_buildings", path=str(work / "manifest.yaml"), cities=["town"], precision=precision
-    )
+    section = Fetch(source="open_buildings", path=str(work / "manifest.yaml"), cities=["town"], precision=precision)
     city = fetch(section, "town", work / "town", work / "downloads")
     return city, geopandas.read_parquet(work / "town" / "footprints.parquet")
 
@@ -166,10 +146,7 @@ def test_what_crosses_the_edge_is_kept_and_what_lies_beside_is_not(place):
     cell(place.root / f"cells/{WEST}_buildings.csv.gz", [row(crossing), row(beside), row(two_parts)])
     _, found = taken(place)
     there = reproject(found.geometry.to_numpy(), "EPSG:4326", UTM)
-    assert [g.equals_exact(e, 1e-3) for g, e in zip(there, (crossing, two_parts), strict=True)] == [
-        True,
-        True,
-    ]
+    assert [g.equals_exact(e, 1e-3) for g, e in zip(there, (crossing, two_parts), strict=True)] == [True, True]
     assert found.geom_type.tolist() == ["Polygon", "MultiPolygon"]
     assert found["area_in_meters"].tolist() == [400, 200]
 
@@ -196,10 +173,7 @@ def test_malformed_rows_are_counted_and_invalid_polygons_repaired(place):
         good.replace("0.9500", "9.5"),
         good.replace("0.9500", ""),
     ]
-    cell(
-        place.root / f"cells/{WEST}_buildings.csv.gz",
-        [*wrong, good, "\n", far, row(bowtie, area=50), good.strip()],
-    )
+    cell(place.root / f"cells/{WEST}_buildings.csv.gz", [*wrong, good, "\n", far, row(bowtie, area=50), good.strip()])
     city, found = taken(place)
     assert len(found) == 3 and found.is_valid.all()
     assert (city.notes["malformed_rows"], city.notes["repaired_polygons"]) == (len(wrong), 1)
@@ -235,9 +209,7 @@ def test_only_cells_that_meet_a_scene_are_downloaded(place):
 
 def test_no_cell_covers_the_scene(place):
     table(place.root / "thresholds.csv", {EAST: shapely.box(40, -2, 42, 2)})
-    with pytest.raises(
-        InputError, match=r"a.tif: no Open Buildings cell covers latitude 0.31\d, longitude 32.59\d"
-    ):
+    with pytest.raises(InputError, match=r"a.tif: no Open Buildings cell covers latitude 0.31\d, longitude 32.59\d"):
         taken(place)
 
 
@@ -287,9 +259,7 @@ def test_no_thresholds_table(place):
     (place.root / "thresholds.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="has no column confidence_threshold_90%_precision"):
         taken(place)
-    table(
-        place.root / "thresholds.csv", {"../../evil": shapely.box(32, -1, 33, 1)}, {"../../evil": (0.7,) * 3}
-    )
+    table(place.root / "thresholds.csv", {"../../evil": shapely.box(32, -1, 33, 1)}, {"../../evil": (0.7,) * 3})
     with pytest.raises(InputError, match="'../../evil' is no S2 cell"):
         taken(place)
 
@@ -332,10 +302,7 @@ def test_scenes_as_urls_are_read_by_window(place):
     with rasterio.open(remote) as expected:
         assert np.array_equal(pixels, expected.read(1, window=((0, 20), (0, 20))))
     sent = [headers["Range"] for headers in place.asked("images/far.tif")]
-    assert (
-        sum(int(last) - int(first) + 1 for first, last in (r[6:].split("-") for r in sent))
-        < remote.stat().st_size
-    )
+    assert sum(int(last) - int(first) + 1 for first, last in (r[6:].split("-") for r in sent)) < remote.stat().st_size
 
 
 def test_a_url_that_is_not_there_says_so(place):
@@ -371,8 +338,4 @@ def test_memory_holds_a_chunk_not_a_cell(tmp_path):
 
 def test_thresholds_of_the_precision_asked_for(place, tmp_path):
     cells = {p: read_cells(place.root / "thresholds.csv", p) for p in (80, 85, 90)}
-    assert [[cell.threshold for cell in cells[p]] for p in (80, 85, 90)] == [
-        [0.7, 0.8],
-        [0.75, 0.85],
-        [0.8, 0.9],
-    ]
+    assert [[cell.threshold for cell in cells[p]] for p in (80, 85, 90)] == [[0.7, 0.8], [0.75, 0.85], [0.8, 0.9]]

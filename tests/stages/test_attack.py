@@ -34,8 +34,7 @@ def stage(tmp_path):
     images, labels = (
         torch.cat(parts)
         for parts in zip(
-            *(attack.to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES),
-            strict=True,
+            *(attack.to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES), strict=True
         )
     )
     optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)

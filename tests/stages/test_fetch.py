@@ -71,9 +71,7 @@ def test_only_the_city_asked_for():
     assert [path.name for path in Path("data/scenes").iterdir()] == ["grey"]
     with pytest.raises(InputError, match="--city: gray is not one of fetch.cities; did you mean grey"):
         run(params(["wide", "grey"]), city="gray")
-    with pytest.raises(
-        InputError, match="fetch.overrides: gray is not one of fetch.cities; did you mean grey"
-    ):
+    with pytest.raises(InputError, match="fetch.overrides: gray is not one of fetch.cities; did you mean grey"):
         run(params(["wide", "grey"], overrides={"gray": {"bands": [1]}}))
 
 
@@ -87,10 +85,6 @@ def test_an_unchanged_city_is_the_same_bytes():
 
 def test_real_cities(shared_cities, capsys):
     cities = ["austin", "banepa", "montenegro", "zanzibar"]
-    run(
-        params(cities).model_copy(
-            update={"fetch": Fetch(source="folder", path=str(shared_cities), cities=cities)}
-        )
-    )
+    run(params(cities).model_copy(update={"fetch": Fetch(source="folder", path=str(shared_cities), cities=cities)}))
     assert [len(read_city(Path("data/scenes") / city).scenes) for city in cities] == [1, 1, 12, 2]
     assert "1466 footprints" in capsys.readouterr().out.replace("\n", " ")

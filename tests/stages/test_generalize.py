@@ -57,9 +57,7 @@ def test_the_stage_writes_the_schema(params, workplace):
         for side in metrics["robustness"]["city"][city].values():
             assert side["certified"] <= side["clean"] + 0.02 and side["attacked"] <= side["clean"]
         estimate = metrics["label_free"]["city"][city]
-        assert (
-            0 <= estimate["corrected"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
-        )
+        assert 0 <= estimate["corrected"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
     assert set(metrics["corruption"]) == set(NAMES)
     assert set(metrics["corruption"]["haze"]) == {"1", "2", "3", "4", "5"}
     assert set(metrics["corruption"]["haze"]["3"]) == cities
@@ -79,9 +77,9 @@ def test_seeds_single_cities_and_shares(params, workplace):
         "attack_steps": 0, "initialisations": ["random", "other_cities", "self_supervised"],
     }  # fmt: skip
     brief = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
-    params = params.model_copy(update={
-        "train": small, "pretrain": brief, "generalize": params.generalize.model_copy(update=options),
-    })  # fmt: skip
+    params = params.model_copy(
+        update={"train": small, "pretrain": brief, "generalize": params.generalize.model_copy(update=options)}
+    )
     for city in (None, "toyton", "dimham"):
         train.run(params, city, tiles=workplace)
     generalize.run(params, tiles=workplace)
@@ -126,9 +124,7 @@ def test_folds_are_compared_at_equal_training(params, workplace):
     cheap = params.train.model_copy(update={"steps_per_epoch": 1})
     params = params.model_copy(update={"generalize": short, "train": cheap})
     cities = {name: CityTiles(workplace / name) for name in ("toyton", "dimham")}
-    folders = generalize.models_of_seed(
-        params, cities, generalize.folds(cities), workplace.parent / "models", 0
-    )
+    folders = generalize.models_of_seed(params, cities, generalize.folds(cities), workplace.parent / "models", 0)
     card = json.loads((folders["all"] / "model.json").read_text())
     assert card["params"]["train"]["epochs"] == 1 and set(card["cities"]) == {"toyton", "dimham"}
     assert folders["without-dimham"] == workplace.parent / "models" / "without-dimham"
@@ -141,8 +137,6 @@ def test_the_honest_choice_does_not_read_its_own_city():
               "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip
     unadapted = {city: {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]} for city in "abc"}
     found = choose(ladder, unadapted)
-    assert {city: row["method"] for city, row in found["adaptation_choice"].items()} == dict.fromkeys(
-        "abc", "adabn"
-    )
+    assert {city: row["method"] for city, row in found["adaptation_choice"].items()} == dict.fromkeys("abc", "adabn")
     assert found["adaptation_choice"]["c"]["oracle"]["method"] == "fda"
     assert found["beyond_adaptation"] == ["c"]

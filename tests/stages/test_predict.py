@@ -84,9 +84,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones and folders too."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
 def check_round_trip(source: Path, mask_path: Path, polygons: gpd.GeoDataFrame, threshold: float = 0.5):
@@ -154,10 +152,7 @@ def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
         image[empty] = 0
         if kind == "alpha":
             write_scene(
-                path,
-                np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8),
-                alpha="yes",
-                photometric="rgb",
+                path, np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8), alpha="yes", photometric="rgb"
             )
         else:
             write_scene(path, image, **({"nodata": 0} if kind == "nodata" else {}))
@@ -165,13 +160,7 @@ def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
                 file.write_mask(~empty)
     options = {"value_range": (0, 0.255)} if kind == "nan" else {}
-    run(
-        model,
-        [str(path)],
-        tmp_path / "out",
-        settings=SETTINGS.model_copy(update={"probability": True}),
-        **options,
-    )
+    run(model, [str(path)], tmp_path / "out", settings=SETTINGS.model_copy(update={"probability": True}), **options)
     with (
         rasterio.open(tmp_path / "out" / "town.tif") as map_,
         rasterio.open(tmp_path / "out" / "town.probability.tif") as p,
@@ -214,10 +203,7 @@ def test_disagreement_is_the_deviation_over_the_eight_symmetries():
         ]
         p = [(segmenter(v) / 1.5).softmax(1)[:, 1:] for v, _ in views]
     p = torch.stack(
-        [
-            (q.flip(3) if i >= 4 else q).rot90(-t, (2, 3))
-            for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))
-        ]
+        [(q.flip(3) if i >= 4 else q).rot90(-t, (2, 3)) for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))]
     )
     split = Disagreement.split(halves)
     torch.testing.assert_close(split[:, :2], p.mean(0), atol=1e-5, rtol=1e-4)
@@ -356,9 +342,7 @@ EVERYTHING = SETTINGS.model_copy(update={"probability": True, "polygons": "gpkg"
 
 
 def start(workers, model, towns, out, **options):
-    process = workers.Process(
-        target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options}
-    )
+    process = workers.Process(target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options})
     process.start()
     return process
 
@@ -418,10 +402,7 @@ BAD = {
         lambda p: write_scene(p, town(64, 64)[0][..., :1]),
         "has 1 band, but the model reads bands 1, 2, 3",
     ),
-    "placeless.tif": (
-        lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)),
-        "has no CRS.*--gsd",
-    ),
+    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "has no CRS.*--gsd"),
     "photo.jpg": (jpeg, "has no CRS.*--gsd"),
     "empty.tif": (lambda p: p.touch(), "cannot be read"),
     "absent.tif": (lambda p: None, "No such file"),

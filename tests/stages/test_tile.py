@@ -101,13 +101,9 @@ def test_scenes_at_their_own_gsd_are_stored_byte_for_byte_once(town):
     st.integers(250, 320), st.integers(40, 80), st.booleans(), st.sampled_from([None, 0, 20]),
     st.sampled_from([0.4, 0.5]),
 )  # fmt: skip
-def test_blocks_of_one_scene_never_share_a_pixel_nor_its_margin(
-    tmp_path_factory, long, short, tall, margin, gsd
-):
+def test_blocks_of_one_scene_never_share_a_pixel_nor_its_margin(tmp_path_factory, long, short, tall, margin, gsd):
     town = Town(tmp_path_factory.mktemp("blocks"))
-    where = np.stack(
-        np.meshgrid(np.arange(long), np.arange(short), indexing="ij")
-    )  # every pixel tells its place
+    where = np.stack(np.meshgrid(np.arange(long), np.arange(short), indexing="ij"))  # every pixel tells its place
     image = np.stack([where[0] // 256, where[0] % 256, where[1]]).astype(np.uint8)
     label = np.zeros((long, short), np.uint8)
     image, label = (image, label) if tall else (image.transpose(0, 2, 1), label.T)
@@ -140,9 +136,7 @@ def test_official_splits_are_honoured(town):
 
 def three(town, *images, labels=None, **options):
     """Three scenes, one a split, so that every one is tiled whole."""
-    for image, split in zip(
-        images * 3 if len(images) == 1 else images, ("train", "validation", "test"), strict=True
-    ):
+    for image, split in zip(images * 3 if len(images) == 1 else images, ("train", "validation", "test"), strict=True):
         label = None if labels else np.zeros(image.shape[-2:], np.uint8)
         town.add(image, label, split=split, labels=labels, **options)
     return town
@@ -165,9 +159,7 @@ def test_sixteen_bits_are_scaled_alike_in_every_scene(town):
     for region, pixels in zip(tiles.regions, (bright, dark, bright // 2), strict=True):
         expected = np.rint(np.clip((pixels.astype(float) - low) / (high - low), 0, 1) * 255)
         assert np.abs(np.moveaxis(tiles.image(region), 2, 0) - expected).max() <= 1
-    assert (
-        tiles.image(tiles.regions[1]).mean() < 0.3 * tiles.image(tiles.regions[0]).mean()
-    )  # dark stays dark
+    assert tiles.image(tiles.regions[1]).mean() < 0.3 * tiles.image(tiles.regions[0]).mean()  # dark stays dark
 
 
 def test_a_declared_range_and_bands_are_used(tmp_path):
@@ -204,9 +196,7 @@ def test_footprints_land_on_their_pixels(town, tmp_path):
 
 def test_a_south_up_scene_equals_its_north_up_twin(town, tmp_path):
     image = noise(3, 48, 64)
-    shape = shapely.Polygon(
-        [(CORNER[0] + x / 2, CORNER[1] - y / 2) for x, y in [(5, 5), (40, 11), (33, 30), (9, 41)]]
-    )
+    shape = shapely.Polygon([(CORNER[0] + x / 2, CORNER[1] - y / 2) for x, y in [(5, 5), (40, 11), (33, 30), (9, 41)]])
     north = Affine(0.5, 0, CORNER[0], 0, -0.5, CORNER[1])
     south = Affine(0.5, 0, CORNER[0], 0, 0.5, CORNER[1] - 24)
     vectors = footprints(tmp_path / "buildings.geojson", shape)
@@ -248,16 +238,10 @@ def test_memory_bounds_the_windows_not_the_scene(town, monkeypatch):
     """A sparse scene of 6000×6000: no window read holds more than the budget, whatever the scene's size."""
     path = town.folder / "wide.tif"
     profile = {"driver": "GTiff", "count": 3, "height": 6000, "width": 6000, "dtype": "uint8", "crs": CRS}
-    profile |= {
-        "transform": Affine(0.5, 0, *CORNER[:1], 0, -0.5, CORNER[1]),
-        "sparse_ok": True,
-        "tiled": True,
-    }
+    profile |= {"transform": Affine(0.5, 0, *CORNER[:1], 0, -0.5, CORNER[1]), "sparse_ok": True, "tiled": True}
     with rasterio.open(path, "w", **profile) as dataset:
         dataset.write(noise(3, 256, 256), window=((0, 256), (0, 256)))
-    town.scenes.append(
-        Scene("wide", str(path), footprints(town.folder / "b.gpkg", shapely.box(0, 0, 1, 1)), "train")
-    )
+    town.scenes.append(Scene("wide", str(path), footprints(town.folder / "b.gpkg", shapely.box(0, 0, 1, 1)), "train"))
     seen = []
     read = Raster._read
 
@@ -299,15 +283,9 @@ def test_a_city_without_crs_uses_its_declared_gsd(tmp_path):
 BAD = {
     "CRS missing": (dict(image=noise(3, 40, 40), crs=None), "scene town0: .*no CRS"),
     "one band": (dict(image=noise(1, 40, 40)), r"scene town0: .*has 1 band, but band 3"),
-    "label size": (
-        dict(image=noise(3, 40, 40), label=noise(30, 40, high=2)),
-        "scene town0: .*sizes must agree",
-    ),
+    "label size": (dict(image=noise(3, 40, 40), label=noise(30, 40, high=2)), "scene town0: .*sizes must agree"),
     "label value": (dict(image=noise(3, 40, 40), label=noise(40, 40, high=9)), "scene town0: .*labels hold"),
-    "all nodata": (
-        dict(image=np.zeros((3, 40, 40), np.uint8), nodata=0),
-        "town: scene town0 is nodata everywhere",
-    ),
+    "all nodata": (dict(image=np.zeros((3, 40, 40), np.uint8), nodata=0), "town: scene town0 is nodata everywhere"),
 }
 
 
@@ -358,10 +336,7 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     ]
     write_city(tmp_path / "scenes/montenegro", City("montenegro", "folder", scenes))
     tile.run(
-        parameters(["montenegro"], gsd=0.6, size=64, workers=2),
-        "montenegro",
-        tmp_path / "scenes",
-        tmp_path / "tiles",
+        parameters(["montenegro"], gsd=0.6, size=64, workers=2), "montenegro", tmp_path / "scenes", tmp_path / "tiles"
     )
     tiles = CityTiles(tmp_path / "tiles/montenegro")
     assert len(tiles.regions) == 12 and {r.split for r in tiles.regions} == {"train", "validation", "test"}
@@ -375,7 +350,5 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     ground, drawn = frame.to_crs(utm), buildings.to_crs(utm).geometry.make_valid()
     covered = shapely.intersection(shapely.union_all(drawn), ground.geometry.to_numpy())
     pixels = (frame["building"] * frame["valid"]).to_numpy() * 64**2 * 0.6**2
-    assert (
-        np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2
-    )  # square metres, tile by tile
+    assert np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2  # square metres, tile by tile
     assert pixels.sum() == pytest.approx(shapely.area(covered).sum(), rel=0.01)
