@@ -1,46 +1,74 @@
 """Writing that a kill cannot half-do: a temporary name, then a rename."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix); on success it takes the name, on failure it vanishes."""
+def scratch(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, gone afterwards; those that killed runs left are swept first.
+
+    The folder is locked while its process lives, so that two runs side by side never sweep each other's.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    folder.chmod(0o755)
     try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it replaces `path` whole, on failure it vanishes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.iterdir():  # of a run that was killed
-        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial", left.name):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    folder.chmod(0o755)
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock that dies with its process. Raises OSError where another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a network file system without such locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path of the same suffix; on success it takes the name `path`, on failure it vanishes."""
+    path = Path(path)
+    with scratch(path) as folder:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success it takes the name `path`, on failure it vanishes."""
+    path = Path(path)
+    with scratch(path) as folder:
         yield folder
         if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(folder, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            with scratch(path) as old:  # deleting it in its place could be cut short half-way
+                os.replace(path, old)
+                os.replace(folder, path)
+        else:
+            os.replace(folder, path)
 
 
 def write_json(path: str | Path, data: object) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from pipeline.console import progress_bar
@@ -30,7 +31,7 @@ from pipeline.learning.losses import build_loss
 from pipeline.learning.models import IMAGENET_MEAN, Segmenter, build_model, load_model, read_card, save_model
 from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
-from pipeline.storage import fingerprint
+from pipeline.storage import atomic_file, fingerprint
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -133,6 +134,14 @@ class SegmentationTraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = checkpoint["history"]
         resume_replay(self.segmenter, checkpoint["replay"])
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints by way of their own folder: Lightning's go through the system's, where a kill leaves them."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Bar(Callback):
@@ -241,6 +250,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         max_epochs=train.epochs,
         gradient_clip_val=train.clip_gradient or None,
         callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,

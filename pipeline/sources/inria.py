@@ -242,8 +242,6 @@ def _zip(given: Path | None, manifest: Manifest, work: Path) -> Path:
     path = folder / manifest.zip.name
     ours = [folder / PurePosixPath(urlsplit(volume.url).path).name for volume in manifest.volumes]
     if not path.exists():
-        for left in folder.glob(f".{path.name}.*"):  # an unpacking that was killed
-            shutil.rmtree(left, ignore_errors=True)
         volumes = _given_volumes(given, manifest) if given else _download_volumes(ours, manifest)
         limit = MAX_RATIO * sum(volume.size for volume in manifest.volumes) + 2**20
         extract_7z(volumes, path.name, path, limit=limit, md5=manifest.zip.md5)

@@ -13,7 +13,6 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ from pipeline.learning.inference import infer
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
 from pipeline.params import Predict
-from pipeline.storage import fingerprint
+from pipeline.storage import fingerprint, scratch
 
 FORMAT = 1  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
@@ -176,10 +175,7 @@ def predict_scene(model: str, task: Task) -> dict:
     before = _read_record(record)
     if before and before["key"] == key and all((out / name).exists() for name in before["files"]):
         return {**before, "fresh": False}
-    partial = out / f".{task.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    try:
+    with scratch(record) as partial:
         found = _map_scene(segmenter, task, partial)
         files = sorted(path.name for path in partial.iterdir())
         found = {"scene": task.scene, "key": key, "files": files, **found}
@@ -190,8 +186,6 @@ def predict_scene(model: str, task: Task) -> dict:
         for name in set(before["files"] if before else []) - set(files):
             (out / name).unlink(missing_ok=True)
         os.replace(partial / record.name, record)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {**found, "fresh": True}
 
 

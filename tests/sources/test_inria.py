@@ -248,7 +248,7 @@ def test_a_disk_too_small_is_noticed_before_the_download(fetch, server, monkeypa
 
 def test_a_killed_unpacking_leaves_nothing_behind_for_long(fetch, published, tmp_path):
     md5 = read_manifest(published).zip.md5
-    half = tmp_path / "work" / f"inria-{md5[:8]}" / f".{ZIP}.abc" / ZIP
+    half = tmp_path / "work" / f"inria-{md5[:8]}" / f".{ZIP}.abcd1234.partial" / ZIP
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
     fetch()
