@@ -160,7 +160,7 @@ class Tree:
     def run(self, arguments: list[str], fault: str | None = None, moment: int = 0) -> int:
         """The exit code of a verb, -9 where it was killed."""
         process = self.start(arguments, fault, moment)
-        process.join(120)
+        process.join(1200)
         return process.exitcode
 
     def copy(self, folder: Path) -> "Tree":
