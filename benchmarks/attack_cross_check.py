@@ -3,7 +3,7 @@
 torchattacks is no dependency; it wants a separate environment:
 
     python -m venv /tmp/cross --system-site-packages && /tmp/cross/bin/pip install --no-deps torchattacks
-    /tmp/cross/bin/python benchmarks/attack_cross_check.py
+    /tmp/cross/bin/python -m benchmarks.attack_cross_check
 
 Same network, tiles, ε, step and number of steps, random starts of each library's own; torchattacks averages
 the loss over all pixels of a batch and answers the last iterate, so ours is shown both ways: last and best.

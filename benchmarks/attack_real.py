@@ -1,6 +1,6 @@
 """IoU against ε of two models side by side: what adversarial training buys on real tiles, and what it costs.
 
-    python benchmarks/attack_real.py models/standard models/adversarial --tiles data/tiles --cities ohio
+    python -m benchmarks.attack_real models/standard models/adversarial --tiles data/tiles --cities ohio
 
 The models are folders, as the train stage writes them with train.adversarial.method none and pgd; the tiles
 folder is the tile stage's. Both models are attacked on the same tiles with the same settings. Per city and

@@ -1,6 +1,6 @@
 """Five real cities, each left out once: how well is a city mapped that training has never seen?
 
-    python benchmarks/generalize_real.py        (an hour or two on 2 cores; --epochs 3 for a first look)
+    python -m benchmarks.generalize_real        (an hour or two on 2 cores; --epochs 3 for a first look)
 
 Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but each, and
 writes benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the city × city matrix, the
@@ -94,7 +94,7 @@ def main() -> None:
     for city in (None, *params.fetch.cities):
         train.run(params, city)
     generalize.run(params)
-    command = "python benchmarks/generalize_real.py" + (f" --epochs {options.epochs}" if options.epochs else "")
+    command = "python -m benchmarks.generalize_real" + (f" --epochs {options.epochs}" if options.epochs else "")
     text = report(json.loads(Path("metrics/generalize.json").read_text()), params, command)
     out.write_text(text, encoding="utf-8")
     print(text)

@@ -1,6 +1,6 @@
 """Scene inference / bare forward passes over the same windows: what reading, blending and writing out cost.
 
-`python benchmarks/inference.py`, goal ≥ 0.95.
+python -m benchmarks.inference [SIDE]
 """
 
 import statistics
@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks.ratio import report
 from pipeline.learning.crops import to_float
 from pipeline.learning.inference import infer, window_starts
 from pipeline.learning.models import build_model
@@ -48,5 +49,5 @@ if __name__ == "__main__":
     pairs = [(forward_passes(model, windows), scene(model, image)) for _ in range(ROUNDS)]
     bare, whole = (statistics.median(t) for t in zip(*pairs, strict=True))
     speed = side * side / whole / 1e6
-    print(f"{windows} windows of {WINDOW}²: bare {bare:.1f} s, scene {whole:.1f} s, {speed:.2f} Mpx/s")
-    print(f"bare forward passes / scene inference: {statistics.median(a / b for a, b in pairs):.2f} (goal ≥ 0.95)")
+    measured = f"{windows} windows of {WINDOW}²: {bare:.1f} and {whole:.1f} s, {speed:.2f} Mpx/s"
+    report("bare forward passes / scene inference", statistics.median(a / b for a, b in pairs), 0.95, measured)

@@ -1,6 +1,6 @@
 """Rows a second kept from a cell of Open Buildings, against plain decompression of the same file.
 
-python -m benchmarks.open_buildings [ROWS]
+    python -m benchmarks.open_buildings [ROWS]
 
 A cell of 1 million buildings (default) is written once to a temporary folder. The ratio is the time gzip
 alone takes to that of `keep_near`, which also parses every centroid and the polygons near the scene.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ratio import report
 from pipeline.console import table
 from pipeline.sources.open_buildings import CHUNK, COLUMNS, keep_near
 
@@ -57,7 +58,8 @@ def main(rows: int = 1_000_000) -> None:
     best = {name: min(seconds) for name, seconds in times.items()}
     lines = [[name, seconds, int(rows / seconds), size / seconds / 1e6] for name, seconds in best.items()]
     table(f"{rows} rows, {kept} kept", ["", "s", "rows/s", "MB/s"], lines)
-    print(f"filter / plain decompression: {best['plain decompression'] / best['filter']:.2f}")
+    measured = f"{rows / best['filter'] / 1e6:.2f} million rows/s, {kept} of {rows} kept"
+    report("plain decompression / filtering a cell", best["plain decompression"] / best["filter"], 0.7, measured)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Predict against its limits, as ratios measured in one run.
 
-    python benchmarks/predict.py [throughput] [memory] [shards]
+    python -m benchmarks.predict throughput | memory | shards
 
-throughput   the whole command / bare forward passes of the same windows (goal ≥ 0.9), U-Net ResNet-18
-memory       peak memory of a cheap model as the scene grows 1× → 16× at one width (goal: flat), and of
-             a virtual scene 100 000 pixels wide (goal: < 2 GB)
-shards       two processes over one, a thread each (goal ≥ 1.8 where two cores are free)
+throughput   bare forward passes of the same windows / the whole command, U-Net ResNet-18
+memory       peak memory of a cheap model: a scene / one 16 times as high; and of a virtual scene 100,000 pixels wide,
+             which stays under 2 GB
+shards       one process / two, a thread each, where two cores are free
 """
 
-import json
 import multiprocessing
 import resource
 import sys
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
+
+from benchmarks.ratio import report
 
 GSD = 0.5
 CARD = {"bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD, "threshold": 0.5, "temperature": 1.0}
@@ -135,7 +136,7 @@ def forward_only(model: Path, scene: str) -> float:
     return time.perf_counter() - begun
 
 
-def throughput(folder: Path, side: int = 3072) -> dict:
+def throughput(folder: Path, side: int = 3072) -> None:
     import torch
 
     side = 20_000 if torch.cuda.is_available() else side
@@ -146,27 +147,23 @@ def throughput(folder: Path, side: int = 3072) -> dict:
         command(model, [str(tile)], folder / "warm")
     pairs = [(forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}")) for i in range(2)]
     bare, whole = (min(seconds) for seconds in zip(*pairs, strict=True))
-    return {
-        "Mpx": side**2 / 1e6,
-        "bare_s": bare,
-        "whole_s": whole,
-        "Mpx_per_s": side**2 / 1e6 / whole,
-        "ratio": bare / whole,
-    }
+    measured = f"{side}²: {bare:.1f} and {whole:.1f} s, {side**2 / 1e6 / whole:.2f} Mpx/s"
+    report("bare forward passes / predict command", bare / whole, 0.9, measured)
 
 
-def memory(folder: Path) -> dict:
+def memory(folder: Path) -> None:
     model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 2000, 2000)
     found = {}
     for name, down, across in (("1x", 1, 4), ("4x", 4, 4), ("16x", 16, 4), ("100000 wide", 2, 50)):
         scene = write_virtual(folder / f"{name}.vrt", tile, down, across)
         answer = apart(command, model, [str(scene)], folder / "out")
-        found[name] = {"peak_mb": answer["peak_mb"], "seconds": round(answer["value"], 1)}
-    found["ratio_16x_over_1x"] = found["16x"]["peak_mb"] / found["1x"]["peak_mb"]
-    return found
+        found[name] = answer["peak_mb"]
+        print(f"{name}: {answer['peak_mb']} MB, {answer['value']:.1f} s", flush=True)
+    measured = f"{found['1x']} and {found['16x']} MB; 100,000 pixels wide: {found['100000 wide']} MB"
+    report("predict's peak memory, a scene / one 16 times as high", found["1x"] / found["16x"], 0.9, measured)
 
 
-def shards(folder: Path, scenes: int = 4) -> dict:
+def shards(folder: Path, scenes: int = 4) -> None:
     model = write_model(folder / "unet", "unet")
     for i in range(scenes):
         write_town(folder / f"town{i}.tif", 1500, 1500, i)
@@ -178,10 +175,10 @@ def shards(folder: Path, scenes: int = 4) -> dict:
         halves = [pool.submit(apart, command, model, names, folder / "two", f"{i}/2", 1) for i in (1, 2)]
         two = max(half.result()["value"] for half in halves)
     same = all((folder / "two" / p.name).read_bytes() == p.read_bytes() for p in (folder / "one").iterdir())
-    return {"one_s": one, "two_s": two, "ratio": one / two, "identical": same}
+    measured = f"{one:.1f} and {two:.1f} s, {'the same' if same else 'DIFFERENT'} bytes"
+    report("predict, one process / two shards", one / two, 1.8, measured)
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["throughput", "memory", "shards"]:
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({name: globals()[name](Path(folder))}, indent=2), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        {"throughput": throughput, "memory": memory, "shards": shards}[sys.argv[1]](Path(folder))

@@ -1,6 +1,6 @@
 """The bare script that benchmarks/real_cities.yaml must beat: smp's U-Net ResNet-18 as it comes, flips, one cycle.
 
-    python benchmarks/real_baseline.py [MODEL_FOLDER [STEPS]]    after `fetch` and `tile` of benchmarks/real_cities.yaml
+    python -m benchmarks.real_baseline [MODEL_FOLDER [STEPS]]    after `fetch` and `tile` of benchmarks/real_cities.yaml
     python -m pipeline evaluate --params benchmarks/real_cities.yaml --model MODEL_FOLDER --out metrics/baseline.json
 
 600 steps of eight 256-pixel crops, bf16 where the processor has it, channels-last, on the same tiles and split; no

@@ -1,7 +1,8 @@
 """Samples of randomised smoothing a second against bare forward passes of the same model, batch and number format.
 
-Run: python -m benchmarks.smoothing [--size 512 --samples 300 --batch 16] (on a GPU where there is one). The ratio is
-what drawing noise and counting votes leave of the network's own speed.
+    python -m benchmarks.smoothing [--size 512 --samples 300 --batch 16]
+
+The ratio is what drawing noise and counting votes leave of the network's own speed.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import time
 
 import torch
 
+from benchmarks.ratio import report
 from pipeline.learning.models import build_model
 from pipeline.learning.precision import autocast, choose, device
 from pipeline.params import Model
@@ -55,7 +57,8 @@ def main() -> None:
     bare_rate = passes * options.batch * options.size**2 / 1e6 / seconds(bare, on)
     rate = options.samples * pixels / seconds(smoothed, on)
     print(f"{options.tiles} tiles of {options.size}², {options.samples} samples, {choose('auto', on)} on {on.type}")
-    print(f"Mpx·samples a second, smoothing {rate:.1f} / bare forward {bare_rate:.1f} = {rate / bare_rate:.2f}")
+    measured = f"{rate:.1f} and {bare_rate:.1f} Mpx·samples/s"
+    report("samples of randomised smoothing / bare forward passes", rate / bare_rate, 0.9, measured)
 
 
 if __name__ == "__main__":

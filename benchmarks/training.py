@@ -1,6 +1,6 @@
 """Training loop / bare steps: what loading, augmentation, validation bookkeeping and Lightning cost.
 
-    python benchmarks/training.py            (goal ≥ 0.95)
+    python -m benchmarks.training
 
 Both sides run the same network, batch, precision and optimiser; the bare steps reuse one batch in memory. The two are
 interleaved and repeated, so that a busy machine slows both.
@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from demo_tiles import demo_params, demo_tiles
 
+from benchmarks.demo_tiles import demo_params, demo_tiles
+from benchmarks.ratio import report
 from pipeline.learning.crops import RandomCrops, to_float
 from pipeline.learning.losses import build_loss
 from pipeline.learning.models import build_model
@@ -62,6 +63,5 @@ if __name__ == "__main__":
     cities = demo_tiles(params)
     pairs = [(loop(params, cities), bare(params, cities)) for _ in range(ROUNDS)]
     ratio = statistics.median(a / b for a, b in pairs)
-    print(f"training loop {statistics.median(a for a, _ in pairs):.1f} images/s, "
-          f"bare steps {statistics.median(b for _, b in pairs):.1f} images/s")  # fmt: skip
-    print(f"training loop / bare steps: {ratio:.2f} (goal ≥ 0.95)")
+    ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    report("training loop / steps on tensors in memory", ratio, 0.95, f"{ours:.1f} and {limit:.1f} images/s")

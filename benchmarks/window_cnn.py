@@ -1,12 +1,13 @@
 """Do not reason by window, reason by layer: the same logits, pixel by pixel or all at once.
 
-`python benchmarks/window_cnn.py`
+`python -m benchmarks.window_cnn`
 """
 
 import time
 
 import torch
 
+from benchmarks.ratio import report
 from pipeline.learning.models import WindowCNN
 
 if __name__ == "__main__":
@@ -23,4 +24,5 @@ if __name__ == "__main__":
         by_window = torch.cat([net.classify(w) for w in windows.split(512)]).T.reshape(dense.shape)
         by_window_seconds = time.perf_counter() - start
     print(f"largest difference of the {windows.shape[0]} pixels' logits: {(dense - by_window).abs().max():.1e}")
-    print(f"by window / by layer, seconds: {by_window_seconds / by_layer:.0f}×")
+    measured = f"{by_window_seconds:.1f} s and {1000 * by_layer:.0f} ms"
+    report("seconds by window / by layer", by_window_seconds / by_layer, 10, measured)

@@ -1,0 +1,42 @@
+"""The one command of the benchmarks: its table names files that are there, and renews only the rows it measured."""
+
+import importlib
+from pathlib import Path
+
+runner = importlib.import_module("benchmarks.__main__")
+FOLDER = Path(runner.__file__).parent
+
+
+def test_every_benchmark_has_its_module():
+    for name, command in runner.BENCHMARKS.items():
+        assert (FOLDER / f"{command.split()[0]}.py").exists(), name
+
+
+def test_a_row_renews_itself_and_no_other():
+    one = runner.renew("", "two cores", "torch 1", "| training | what | ≥ 0.9 | 0.5 | no | slow | 0.0 | before |")
+    two = runner.renew(one, "two cores", "torch 2", "| tiling | what | ≥ 0.7 | 0.8 | yes | fast | 0.0 | now |")
+    elsewhere = runner.renew(two, "a GPU", "torch 2", "| training | what | ≥ 0.9 | 0.95 | yes | fast | 0.0 | now |")
+    again = runner.renew(
+        elsewhere, "two cores", "torch 2", "| training | what | ≥ 0.9 | 0.92 | yes | fast | 0.0 | now |"
+    )
+    rows = [line for line in again.splitlines() if line.startswith(("| tiling", "| training", "## "))]
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["## two cores"],
+        ["| tiling", "what", "≥ 0.7", "0.8"],
+        ["| training", "what", "≥ 0.9", "0.92"],
+        ["## a GPU"],
+        ["| training", "what", "≥ 0.9", "0.95"],
+    ]
+
+
+def test_the_line_a_benchmark_prints_is_the_line_that_is_read(capsys):
+    from benchmarks.ratio import report
+
+    report("training loop / steps on tensors in memory", 0.958, 0.95, "94 and 98 images/s (1 process)")
+    found = runner.LINE.match(capsys.readouterr().out)
+    assert found.groups() == (
+        "0.958",
+        "0.95",
+        "training loop / steps on tensors in memory",
+        "94 and 98 images/s (1 process)",
+    )
