@@ -1,7 +1,7 @@
 """Source `demo`: invented cities seen from the air, drawn rather than downloaded.
 
-data/sources/demo.yaml says what each city is like; demo_town lays a scene out, demo_render looks at it
-from above. A scene depends on the seed, its city and its number alone, whatever else is drawn.
+data/sources/demo.yaml says what each city is like; town.layout draws a scene's plan, town.render looks at it from
+above. A scene depends on the seed, its city and its number alone, whatever else is drawn.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from rasterio.windows import Window
 from pipeline import params
 from pipeline.console import progress
 from pipeline.geo.scene import City, Scene
-from pipeline.sources.demo_city import DemoCity, Material, find_city, read_manifest
-from pipeline.sources.demo_plan import Plan
-from pipeline.sources.demo_render import render
-from pipeline.sources.demo_town import draw_plan
+from pipeline.sources.town.layout import draw_plan
+from pipeline.sources.town.manifest import DemoCity, Material, find_city, read_manifest
+from pipeline.sources.town.plan import Plan
+from pipeline.sources.town.render import render
 
 COLUMNS = 4  # scenes side by side in a city
 APART = 1.25  # sides of a scene from one to the next: they never touch

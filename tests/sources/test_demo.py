@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ from rasterio.warp import transform
 
 from pipeline import params
 from pipeline.errors import InputError
-from pipeline.sources import demo, demo_render
-from pipeline.sources.demo_city import find_city, read_manifest
-from pipeline.sources.demo_town import draw_plan
+from pipeline.sources import demo
+from pipeline.sources.town import render
+from pipeline.sources.town.layout import USES, draw_plan
+from pipeline.sources.town.manifest import find_city, read_manifest
 
 MANIFEST = Path(__file__).resolve().parents[2] / "data" / "sources" / "demo.yaml"
 KNOWN = read_manifest(MANIFEST)
@@ -102,7 +102,7 @@ def test_footprints_cover_the_roofs_that_were_drawn(fetched, name, monkeypatch):
     """The image's own roofs (what the renderer painted as building) against the vectors on disk."""
     folder, city = fetched[name]
     seen = []
-    whole = demo_render.render
+    whole = render.render
     monkeypatch.setattr(demo, "render", lambda *a: (seen.append(p) or p for p in whole(*a)))
     demo.fetch(asked([name], scenes=[1]), name, folder.parent / f"{name}-again", folder.parent)
     _, profile = read(folder, city, 0)
@@ -157,10 +157,10 @@ def test_cities_differ(fetched):
 def test_windows_of_a_scene_join_without_seams(monkeypatch):
     city = KNOWN.cities["marlstead"]
     plan = draw_plan(city, KNOWN.materials, 96 * city.gsd, [0, 0, 1])
-    (whole,) = demo_render.render(plan, city, 96, 7)
-    monkeypatch.setattr(demo_render, "WINDOW", 40)
+    (whole,) = render.render(plan, city, 96, 7)
+    monkeypatch.setattr(render, "WINDOW", 40)
     joined = np.zeros_like(whole.image)
-    for part in demo_render.render(plan, city, 96, 7):
+    for part in render.render(plan, city, 96, 7):
         rows, cols = part.image.shape[:2]
         joined[part.row : part.row + rows, part.col : part.col + cols] = part.image
     same = (np.abs(joined.astype(int) - whole.image) <= 1).all(2)
@@ -170,7 +170,7 @@ def test_windows_of_a_scene_join_without_seams(monkeypatch):
 def test_shadow_falls_away_from_the_sun_as_far_as_height_over_tangent():
     height = np.zeros((1, 64), np.float32)
     height[0, 40] = 10.0
-    shadow = demo_render.shadow_height(height, (1.0, 0.0), 0.5)  # the sun stands to the right; 0.5 m a pixel
+    shadow = render.shadow_height(height, (1.0, 0.0), 0.5)  # the sun stands to the right; 0.5 m a pixel
     dark = np.flatnonzero(shadow[0] > 0.25)
     assert dark.tolist() == list(range(40 - 19, 40))
     assert shadow[0, 30] == pytest.approx(5.0)
@@ -202,12 +202,9 @@ def test_a_bad_manifest_is_one_sentence(tmp_path, text, sentence):
 
 
 def test_every_material_and_use_of_the_manifest_exists():
-    from pipeline.sources.demo_town import Planner
-
     for name in CITIES:
         city = find_city(KNOWN, name)
-        assert all(callable(getattr(Planner, use)) for use in city.uses)
+        assert set(city.uses) <= set(USES)
         roofs = [r.material for r in city.buildings.houses + city.buildings.halls]
         ground = [*city.yards, city.streets.surface, city.plants.grass, *filter(None, [city.streets.kerb])]
         assert set(roofs + ground) <= set(KNOWN.materials)
-    assert {f.name for f in dataclasses.fields(demo_render.Picture)} >= {"image", "roofs", "canopy"}

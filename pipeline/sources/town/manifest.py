@@ -84,7 +84,7 @@ class DemoCity(Section):
     origin: tuple[float, float]  # easting, northing of the first scene's upper left corner, CRS units
     gsd: Positive  # metres on the ground per pixel
     scenes: Count = 8
-    uses: Weights  # what blocks are used for, see demo_town.Planner
+    uses: Weights  # what blocks are used for, see layout.USES
     rural: Share  # chance that a large piece of land stays undivided
     river: Share = 0  # chance that a river crosses a scene
     streets: Streets

@@ -1,72 +1,9 @@
-"""What a demo scene's plan is made of: surfaces, solids, trees, blocks and lots in their frame.
-
-Ground coordinates (x, y) count metres from the scene's upper left corner, x to the east, y to the south.
-"""
+"""The street frame: where blocks and lots are upright rectangles, and how it lies on the ground."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from shapely import Polygon
-
-PATTERNS = ("none", "courses", "sheets", "furrows")
-FORMS = ("flat", "shed", "gable", "hip", "vault", "decal")
-
-
-@dataclass(frozen=True)
-class Surface:
-    """How something is painted: a material as one object has it."""
-
-    colour: np.ndarray  # (3,) as displayed, 0-1
-    alt: np.ndarray
-    grain: float = 0.05
-    pattern: str = "none"
-    period: float = 1.0  # metres
-    angle: float = 0.0  # radians, direction of ground patterns
-
-
-@dataclass(frozen=True)
-class Solid:
-    """A box with a roof: a building's wing, a car, a container. The ridge runs along its own second axis."""
-
-    x: float
-    y: float
-    angle: float  # radians from x to the ridge
-    half_width: float  # metres across the ridge
-    half_length: float  # metres along it
-    form: str  # flat, shed, gable, hip, vault, or decal: painted on what lies below
-    eaves: float  # metres above the ground
-    slope: float  # rise over run
-    surface: Surface
-    layer: int = 0  # later layers may overlap earlier ones; the higher roof is seen
-    building: bool = False
-
-    @property
-    def corners(self) -> np.ndarray:
-        """(4, 2) ground metres."""
-        ridge = np.array([np.cos(self.angle), np.sin(self.angle)])
-        across = np.array([-ridge[1], ridge[0]])
-        signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-        return (self.x, self.y) + signs[:, :1] * self.half_width * across + signs[:, 1:] * self.half_length * ridge
-
-
-@dataclass(frozen=True)
-class Tree:
-    x: float
-    y: float
-    radius: float
-    height: float
-    conifer: bool
-    colour: np.ndarray  # (3,) as displayed, 0-1
-
-
-@dataclass
-class Plan:
-    side: float  # metres
-    ground: list[tuple[Polygon, Surface]] = field(default_factory=list)  # later ones on top
-    solids: list[Solid] = field(default_factory=list)
-    trees: list[Tree] = field(default_factory=list)
-    footprints: list[Polygon] = field(default_factory=list)  # of buildings, cut at the scene's edge
 
 
 class Frame:
@@ -179,6 +116,29 @@ class Lot:
     def rect(self, along: tuple[float, float], inward: tuple[float, float]) -> Rect:
         (u0, v0), (u1, v1) = self.at(along[0], inward[0]), self.at(along[1], inward[1])
         return Rect(min(u0, u1), min(v0, v1), max(u0, u1), max(v0, v1))
+
+
+@dataclass(frozen=True)
+class Street:
+    """A straight cut through the land of the frame."""
+
+    upright: bool  # along v
+    where: float  # of its axis, the other coordinate
+    start: float
+    stop: float
+    width: float
+
+    @property
+    def heading(self) -> float:
+        return math.pi / 2 if self.upright else 0.0
+
+    def at(self, along: float, across: float) -> tuple[float, float]:
+        """A place counted along the street's own coordinate, and in metres from its axis."""
+        return (self.where + across, along) if self.upright else (along, self.where + across)
+
+    def rect(self, along: tuple[float, float], across: tuple[float, float]) -> Rect:
+        (u0, v0), (u1, v1) = self.at(along[0], across[0]), self.at(along[1], across[1])
+        return Rect(u0, v0, u1, v1)
 
 
 def lots(block: Rect, frontage: tuple[float, float], rng: np.random.Generator) -> list[Lot]:
