@@ -6,7 +6,7 @@ allowed, and both happen before any stage starts.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,8 +18,14 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+EXAMPLE = "presets/demo.yaml"  # a params.yaml with every parameter
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Parsed = TypeVar("Parsed", bound=Section)
 
 
 class CityOverride(Section):
@@ -249,52 +255,54 @@ class Params(Section):
     predict: Predict = Predict()
 
 
-def _known_keys(location: tuple) -> list[str]:
-    """The keys of the section that `location` (pydantic's path to an error) ends in."""
-    section: type[BaseModel] | None = Params
+def _known_keys(section: type[Section] | None, location: tuple) -> list[str]:
+    """The keys of the section inside `section` that `location` (pydantic's path to an error) ends in."""
     for key in location[:-1]:
         field = section.model_fields.get(key) if section else None
         annotation = field.annotation if field else None
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
     return list(section.model_fields) if section else []
 
 
-def _sentence(error: dict, path: Path) -> str:
+def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"]), n=1, cutoff=0)
+        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(section, error["loc"]), n=1, cutoff=0)
         return f"{path}: unknown parameter {key}" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
-        return f"{path}: parameter {key} is missing; the preset files in presets/ show every one"
+        return f"{path}: parameter {key} is missing; {example} shows every one"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{path}: {key or 'parameters'} is {error['input']!r}, but {message}" if key else f"{path}: {message}"
+    return f"{path}: {key} is {error['input']!r}, but {message}" if key else f"{path}: {message}"
 
 
-def parse_params(data: object, path: Path = Path("params.yaml")) -> Params:
-    """Check a nested dict against the schema. Raises InputError with one sentence a mistake."""
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected sections such as fetch: and train:, found {type(data).__name__}")
-    try:
-        return Params.model_validate(data)
-    except ValidationError as error:
-        raise InputError("\n".join(_sentence(e, path) for e in error.errors())) from None
-
-
-def parse_section(section: type[Section], values: dict) -> Section:
-    """Check one section's values as given on the command line. Raises InputError with one sentence a mistake."""
+def parse_section(section: type[Parsed], values: object, path: Path | None = None, example: str = EXAMPLE) -> Parsed:
+    """Check nested dicts against a schema. Raises InputError with one sentence a mistake."""
+    path = path or Path(section.__name__.lower())
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected keys such as {next(iter(section.model_fields))}:, see {example}")
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_sentence(e, Path(section.__name__.lower())) for e in error.errors())) from None
+        raise InputError("\n".join(_sentence(e, section, path, example) for e in error.errors())) from None
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check a params.yaml. Raises InputError when it is absent, is not YAML, or breaks the schema."""
+def load_section(section: type[Parsed], path: str | Path, example: str) -> Parsed:
+    """Read and check a YAML file. Raises InputError when it is absent, is not YAML, or breaks the schema."""
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); copy one from presets/") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); an example is {example}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_params(data, path)
+    return parse_section(section, data, path, example)
+
+
+def parse_params(data: object) -> Params:
+    """Check what a params.yaml holds. Raises InputError with one sentence a mistake."""
+    return parse_section(Params, data, Path("params.yaml"))
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params.yaml. Raises InputError: see `load_section`."""
+    return load_section(Params, path, EXAMPLE)

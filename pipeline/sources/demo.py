@@ -21,10 +21,11 @@ from pipeline import params
 from pipeline.console import progress
 from pipeline.geo.scene import City, Scene
 from pipeline.sources.town.layout import draw_plan
-from pipeline.sources.town.manifest import DemoCity, Material, find_city, read_manifest
 from pipeline.sources.town.plan import Plan
 from pipeline.sources.town.render import render
+from pipeline.sources.town.schema import DemoCity, Manifest, Material, find_city
 
+MANIFEST = "data/sources/demo.yaml"
 COLUMNS = 4  # scenes side by side in a city
 APART = 1.25  # sides of a scene from one to the next: they never touch
 WEDGE = 4  # every fourth scene, from the second, was flown to the edge of the strip and lacks a corner
@@ -35,7 +36,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
 
     Images are (H, W, 3) uint8 GeoTIFFs, nodata 0. Raises InputError for a city the manifest does not have.
     """
-    manifest = read_manifest(Path(fetch.path))
+    manifest = params.load_section(Manifest, fetch.path, MANIFEST)
     about = find_city(manifest, city)
     numbers = list(range(1, about.scenes + 1)) if fetch.scenes == "all" else sorted(set(fetch.scenes))
     scenes, outlines = [], []

@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
-import yaml
 from filelock import FileLock
-from pydantic import Field, ValidationError
+from pydantic import Field
 from rasterio.io import MemoryFile
 
 from pipeline import params
@@ -26,12 +25,12 @@ from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.geo.raster import open_raster
 from pipeline.geo.scene import IGNORE, City, Scene, read_city
-from pipeline.params import Count, Positive, Section
+from pipeline.params import Count, Positive, Section, load_section
 from pipeline.sources.archive import extract_7z, extract_zip, names_in_zip, volumes_of
 from pipeline.sources.download import download, ensure_free
 from pipeline.storage import atomic_file
 
-MANIFEST = Path("data/sources/inria.yaml")
+MANIFEST = "data/sources/inria.yaml"
 BUILDING = 255  # in the dataset's labels and in a submission
 MAX_RATIO = 3  # the zip's bytes over the volumes': more is an archive bomb, imagery hardly compresses twice
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")]
@@ -62,21 +61,6 @@ class Manifest(Section):
     attribution: str
 
 
-def read_manifest(path: str | Path = MANIFEST) -> Manifest:
-    """Raises InputError when the manifest is absent or breaks the schema."""
-    path = Path(path)
-    try:
-        return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); set fetch.path to {MANIFEST}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the manifest"
-        raise InputError(f"{path}: {where}: {first['msg'].lower()}") from None
-
-
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """Bring a city's scenes to FOLDER/{images,labels}, or leave them in an unpacked dataset.
 
@@ -84,7 +68,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     or scene, failed download (see `download`), damaged archive (see `archive`), a scene that is missing, cut
     short or of another size, a label that is missing, of another size or with values besides 0 and 255.
     """
-    manifest = read_manifest(fetch.path)
+    manifest = load_section(Manifest, fetch.path, MANIFEST)
     names = _scene_names(fetch, city, manifest)
     members = {name: _members(name, labelled=city in manifest.training) for name in names}
     given = fetch.archive and Path(fetch.archive)
@@ -143,7 +127,7 @@ def pack_submission(predictions: str | Path, out: str | Path, manifest: str | Pa
     The zip holds bellingham1.tif … tyrol-e36.tif: one band, 0 and 255, nodata as background. Raises
     InputError: a scene missing or there twice, a mask of another size, of several bands or with other values.
     """
-    predictions, out, about = Path(predictions), Path(out), read_manifest(manifest)
+    predictions, out, about = Path(predictions), Path(out), load_section(Manifest, manifest, MANIFEST)
     names = [f"{city}{number}" for city in about.test for number in range(1, about.numbers + 1)]
     found: dict[str, list[Path]] = {name: [] for name in names}
     for path in sorted(predictions.rglob("*.tif")):

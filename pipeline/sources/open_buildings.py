@@ -23,8 +23,7 @@ import geopandas
 import numpy as np
 import pandas
 import shapely
-import yaml
-from pydantic import ValidationError
+from pydantic import field_validator
 
 from pipeline import params
 from pipeline.console import progress
@@ -37,6 +36,7 @@ from pipeline.sources.folder import Image, stamp, survey_all
 from pipeline.storage import atomic_file, fingerprint
 
 COLUMNS = "latitude,longitude,area_in_meters,confidence,geometry,full_plus_code"
+MANIFEST = "data/sources/open_buildings.yaml"
 DEGREES = "EPSG:4326"
 MARGIN = 0.02  # degrees, some 2 km: no building reaches farther from its centroid
 CHUNK = 1 << 20  # bytes of text read at a time
@@ -55,6 +55,13 @@ class Manifest(params.Section):
     rights: str
     attribution: str
     cities: dict[str, Place]
+
+    @field_validator("cells")
+    @classmethod
+    def _names_the_cell(cls, url: str) -> str:
+        if "{token}" not in url:
+            raise ValueError("it must be a URL with {token} in it")
+        return url
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     Cells, and what was kept of them, stay under `work`. Raises InputError: a city or scene that is not
     there, a scene that no cell covers, a download that fails or is not what it should be.
     """
-    manifest = read_manifest(Path(fetch.path))
+    manifest = params.load_section(Manifest, fetch.path, MANIFEST)
     if city not in manifest.cities:
         raise InputError(f"{fetch.path}: has no city {city}; it names {', '.join(manifest.cities)}")
     place = manifest.cities[city]
@@ -121,25 +128,6 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         attribution=manifest.attribution,
         notes=notes,
     )
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read and check the manifest. Raises InputError."""
-    try:
-        manifest = Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); set fetch.path to data/sources/open_buildings.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the manifest"
-        raise InputError(f"{path}: {place}: {first['msg']}; see data/sources/open_buildings.yaml") from None
-    if "{token}" not in manifest.cells:
-        raise InputError(f"{path}: cells is a URL with {{token}} in it, not {manifest.cells}")
-    return manifest
 
 
 def read_cells(path: Path, precision: int) -> list[Cell]:

@@ -14,10 +14,10 @@ from pipeline.errors import InputError
 from pipeline.sources import demo
 from pipeline.sources.town import render
 from pipeline.sources.town.layout import USES, draw_plan
-from pipeline.sources.town.manifest import find_city, read_manifest
+from pipeline.sources.town.schema import Manifest, find_city
 
 MANIFEST = Path(__file__).resolve().parents[2] / "data" / "sources" / "demo.yaml"
-KNOWN = read_manifest(MANIFEST)
+KNOWN = params.load_section(Manifest, MANIFEST, "itself")
 CITIES = list(KNOWN.cities)
 
 
@@ -197,7 +197,7 @@ def test_a_bad_manifest_is_one_sentence(tmp_path, text, sentence):
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=sentence) as error:
-        read_manifest(path)
+        params.load_section(Manifest, path, "data/sources/demo.yaml")
     assert "\n" not in str(error.value)
 
 

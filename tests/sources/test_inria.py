@@ -13,8 +13,9 @@ import yaml
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.scene import read_city, write_city
+from pipeline.params import load_section
 from pipeline.sources import download, inria
-from pipeline.sources.inria import MANIFEST, check_scene, pack_submission, read_manifest
+from pipeline.sources.inria import MANIFEST, Manifest, check_scene, pack_submission
 
 SIDE = 64
 PLACE = {"crs": "EPSG:26914", "transform": rasterio.Affine(0.3, 0, 616500, 0, -0.3, 3345000)}
@@ -71,7 +72,7 @@ def split_7z(path: Path, folder: Path) -> list[Path]:
 
 
 def write_manifest(path: Path, url: str, volumes: list[Path], zipped: Path, **changes) -> Path:
-    real = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
+    real = yaml.safe_load(Path(MANIFEST).read_text(encoding="utf-8"))
     small = {
         "volumes": [{"url": f"{url}/{volume.name}", "size": volume.stat().st_size} for volume in volumes],
         "zip": {"name": zipped.name, "md5": hashlib.md5(zipped.read_bytes()).hexdigest()},
@@ -247,7 +248,7 @@ def test_a_disk_too_small_is_noticed_before_the_download(fetch, server, monkeypa
 
 
 def test_a_killed_unpacking_leaves_nothing_behind_for_long(fetch, published, tmp_path):
-    md5 = read_manifest(published).zip.md5
+    md5 = load_section(Manifest, published, MANIFEST).zip.md5
     half = tmp_path / "work" / f"inria-{md5[:8]}" / f".{ZIP}.abcd1234.partial" / ZIP
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
@@ -370,15 +371,15 @@ def test_unknown_cities_and_scenes_are_named(fetch):
 
 def test_a_manifest_that_is_wrong(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_manifest(tmp_path / "none.yaml")
+        load_section(Manifest, tmp_path / "none.yaml", MANIFEST)
     broken = tmp_path / "broken.yaml"
-    broken.write_text(MANIFEST.read_text(encoding="utf-8").replace("side: 5000", "sides: 5000"))
-    with pytest.raises(InputError, match="broken.yaml: side"):
-        read_manifest(broken)
+    broken.write_text(Path(MANIFEST).read_text(encoding="utf-8").replace("side: 5000", "sides: 5000"))
+    with pytest.raises(InputError, match="parameter side is missing(.|\n)*unknown parameter sides; did you mean side"):
+        load_section(Manifest, broken, MANIFEST)
 
 
 def test_the_real_manifest_is_the_published_dataset():
-    manifest = read_manifest()
+    manifest = load_section(Manifest, MANIFEST, MANIFEST)
     assert sum(volume.size for volume in manifest.volumes) == 20_957_265_875
     assert [volume.url[-3:] for volume in manifest.volumes] == ["001", "002", "003", "004", "005"]
     assert len(manifest.training + manifest.test) == len(set(manifest.training + manifest.test)) == 10

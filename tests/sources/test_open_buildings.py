@@ -268,8 +268,8 @@ def test_no_thresholds_table(place):
     ("keywords", "message"),
     [
         ({"cities": {"twon": {"scenes": ["a.tif"]}}}, "has no city town; it names twon"),
-        ({"cities": {"town": {"scene": ["a.tif"]}}}, "cities.town.scenes: Field required"),
-        ({"cells": "http://x/cell.csv.gz"}, "cells is a URL with {token} in it"),
+        ({"cities": {"town": {"scene": ["a.tif"]}}}, "parameter cities.town.scenes is missing"),
+        ({"cells": "http://x/cell.csv.gz"}, "it must be a URL with {token} in it"),
         ({"scenes": ["nowhere/*.tif"]}, r"nowhere/\*.tif: no such scene of town"),
         ({"scenes": ["ftp://x/a.tif"]}, "a scene of town is a file, or a URL of gs, http, https, s3"),
     ],

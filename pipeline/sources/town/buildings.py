@@ -4,8 +4,8 @@ import numpy as np
 import shapely
 from shapely import Polygon
 
-from pipeline.sources.town.manifest import Roof
 from pipeline.sources.town.plan import Solid
+from pipeline.sources.town.schema import Roof
 from pipeline.sources.town.town import Town
 
 

@@ -10,8 +10,8 @@ from shapely import Polygon
 
 from pipeline.sources.town import commerce, greens, homes
 from pipeline.sources.town.frame import Rect
-from pipeline.sources.town.manifest import DemoCity, Material
 from pipeline.sources.town.plan import Plan, Tree
+from pipeline.sources.town.schema import DemoCity, Material
 from pipeline.sources.town.streets import bridges, mark_and_park, subdivide
 from pipeline.sources.town.town import Town
 

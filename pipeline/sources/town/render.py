@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.sources.town.manifest import DemoCity
 from pipeline.sources.town.noise import Grid, white
 from pipeline.sources.town.plan import Plan
 from pipeline.sources.town.scenery import Painter, Scenery, linear
+from pipeline.sources.town.schema import DemoCity
 
 OVER = 2  # samples along a pixel's side
 REACH = 14.0  # metres beyond a window from which things still throw shadows into it

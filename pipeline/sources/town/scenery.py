@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import shapely
 
-from pipeline.sources.town.manifest import DemoCity
 from pipeline.sources.town.noise import Grid, noise
 from pipeline.sources.town.plan import Plan, Surface, Tree
 from pipeline.sources.town.roofs import RoofPixels
+from pipeline.sources.town.schema import DemoCity
 
 LAYERS = 3  # of solids
 SHADES = 32  # steps between a material's colour and its alternative

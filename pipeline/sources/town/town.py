@@ -7,8 +7,8 @@ import numpy as np
 from shapely import Polygon
 
 from pipeline.sources.town.frame import Frame, Rect, Street
-from pipeline.sources.town.manifest import DemoCity, Material
 from pipeline.sources.town.plan import Plan, Solid, Surface
+from pipeline.sources.town.schema import DemoCity, Material
 
 CAR_PAINTS = [
     (196, 198, 200), (44, 46, 50), (120, 124, 128), (150, 154, 158), (48, 58, 80),

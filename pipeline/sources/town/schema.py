@@ -1,11 +1,9 @@
 """What a demo city is like: the schema of data/sources/demo.yaml."""
 
 import difflib
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipeline.errors import InputError
 from pipeline.params import Count, Positive, Section, Share
@@ -99,20 +97,6 @@ class DemoCity(Section):
 class Manifest(Section):
     materials: dict[str, Material]
     cities: dict[str, DemoCity]
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the demo's manifest. Raises InputError when it is absent or breaks the schema."""
-    try:
-        return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); set fetch.path to the demo's manifest") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the manifest"
-        raise InputError(f"{path}: {where}: {first['msg'].lower()}") from None
 
 
 def find_city(manifest: Manifest, name: str) -> DemoCity:
