@@ -68,7 +68,7 @@ def estimate_shift(path: str, footprints: Footprints, bands: list[int] | None = 
 def _view(grid: Grid, footprints: Footprints) -> Window:
     """Source pixels: SIDE by SIDE pixels of GSD metres around the median footprint, or what there is."""
     centres = shapely.get_coordinates(shapely.centroid(footprints.polygons))
-    middle = np.median(np.stack(~grid.transform * centres.T), axis=1) if len(centres) else (0, 0)
+    middle = np.median(np.stack(~grid.transform @ centres.T), axis=1) if len(centres) else (0, 0)
     sizes, starts = [], []
     for length, metres, centre in zip(grid.shape[::-1], ground_sample_distance(grid), middle, strict=True):
         sizes.append(min(length, max(1, round(SIDE * max(GSD / metres, 1)))))
@@ -80,7 +80,7 @@ def _metres(grid: Grid, rows: float, columns: float) -> tuple[float, float]:
     """Metres east and north of a step in pixels, at the middle of the grid."""
     column, row = grid.width / 2, grid.height / 2
     steps = np.array([[column, row], [column + columns, row + rows]])
-    x, y = to_degrees(grid.crs).transform(*(grid.transform * steps.T))
+    x, y = to_degrees(grid.crs).transform(*(grid.transform @ steps.T))
     azimuth, _, metres = Geod(ellps="WGS84").inv(x[0], y[0], x[1], y[1])
     return metres * sin(radians(azimuth)), metres * cos(radians(azimuth))
 

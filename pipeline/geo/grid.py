@@ -50,20 +50,20 @@ class Grid:
         return self.height, self.width
 
     def window(self, window: Window) -> "Grid":
-        moved = self.transform * Affine.translation(window.left, window.top)
+        moved = self.transform @ Affine.translation(window.left, window.top)
         return Grid(window.height, window.width, moved, self.crs)
 
     def resized(self, height: int, width: int) -> "Grid":
         """The same outline in another number of pixels."""
         scale = Affine.scale(self.width / width, self.height / height)
-        return Grid(height, width, self.transform * scale, self.crs)
+        return Grid(height, width, self.transform @ scale, self.crs)
 
     def corners(self, windows: list[Window] | None = None) -> np.ndarray:
         """(N, 4, 2) the corners of windows (default: the grid's own) in CRS units, in ring order."""
         w = np.array(windows or [Window(0, 0, self.height, self.width)], float)
         rows = np.stack([w[:, 0], w[:, 0], w[:, 0] + w[:, 2], w[:, 0] + w[:, 2]], axis=1)
         columns = np.stack([w[:, 1], w[:, 1] + w[:, 3], w[:, 1] + w[:, 3], w[:, 1]], axis=1)
-        return np.stack(self.transform * (columns, rows), axis=-1)
+        return np.stack(self.transform @ (columns, rows), axis=-1)
 
     def degrees(self, windows: list[Window] | None = None) -> np.ndarray:
         """(N, 4, 2) the same corners as longitude and latitude (EPSG:4326, x first)."""
@@ -99,7 +99,7 @@ def ground_sample_distance(grid: Grid) -> tuple[float, float]:
     column, row = grid.width / 2, grid.height / 2
     steps = np.array([[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]])
     try:
-        x, y = to_degrees(grid.crs).transform(*(grid.transform * steps.T), errcheck=True)
+        x, y = to_degrees(grid.crs).transform(*(grid.transform @ steps.T), errcheck=True)
         _, _, metres = Geod(ellps="WGS84").inv(x[::2], y[::2], x[1::2], y[1::2])
         if not (np.isfinite(metres).all() and min(metres) > 0):
             raise ValueError("a pixel has no length")

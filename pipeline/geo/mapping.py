@@ -152,6 +152,6 @@ class Mapper:
         confidence = np.round(buildings.confidence, 4)  # blending windows leaves noise in the eighth digit
         columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence}
         place = self.scene.transform
-        self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place * (xy[:, 0], xy[:, 1]), 1)))
+        self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place @ (xy[:, 0], xy[:, 1]), 1)))
         self.totals.buildings += len(buildings)
         self.totals.built_area += float(areas.sum())

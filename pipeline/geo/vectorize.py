@@ -220,7 +220,7 @@ def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> 
 
 def longitude_latitude(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Longitude and latitude (…) of pixel coordinates (…, 2)."""
-    return to_degrees(grid.crs).transform(*(grid.transform * (points[..., 0], points[..., 1])))
+    return to_degrees(grid.crs).transform(*(grid.transform @ (points[..., 0], points[..., 1])))
 
 
 def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:

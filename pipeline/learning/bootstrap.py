@@ -43,20 +43,3 @@ def iou_interval(
     """Interval of ΣI/ΣU from (units,) pixel counts; (0, 1) where one unit or an empty union says nothing."""
     counts = resample(len(intersections), draws, np.random.default_rng(seed))
     return interval(iou_of(counts, intersections, unions), len(intersections), level) or (0.0, 1.0)
-
-
-def paired_gap_interval(
-    first: tuple[np.ndarray, np.ndarray],
-    second: tuple[np.ndarray, np.ndarray],
-    draws: int,
-    seed: int,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of IoU(first) − IoU(second), each (intersections, unions) of the same units in the same order.
-
-    Both are resampled by the same counts, so a scene that is hard for both models widens nothing. (−1, 1)
-    where one unit says nothing.
-    """
-    units = len(first[0])
-    counts = resample(units, draws, np.random.default_rng(seed))
-    return interval(iou_of(counts, *first) - iou_of(counts, *second), units, level) or (-1.0, 1.0)

@@ -86,8 +86,3 @@ def infer(
             rest = array[..., ready:, :].clone()
             array.zero_()
             array[..., : rest.shape[-2], :] = rest
-
-
-def infer_whole(segmenter: Segmenter, image: np.ndarray, **options) -> np.ndarray:
-    """(H, W, K) float32 probabilities of a scene that fits in memory."""
-    return np.concatenate([p for _, p in infer(segmenter, image, **options)])

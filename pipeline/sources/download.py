@@ -71,7 +71,7 @@ def download(
         part = _Part(path.with_name(f"{path.name}.part"), url, checked=md5 is not None)
         try:
             if scheme == "file":
-                _copy(part, size)
+                _copy(part)
             else:
                 _receive_all(part, size, retries, progress)
         except OSError as error:
@@ -248,7 +248,7 @@ def _is_web_page(response: requests.Response, first: bytes, part: Path) -> bool:
     return declared or first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html"))
 
 
-def _copy(part: _Part, size: int | None) -> None:
+def _copy(part: _Part) -> None:
     source = Path(unquote(urlsplit(part.url).path))
     if not source.is_file():
         raise InputError(f"{part.url}: no such file; correct the path")

@@ -75,7 +75,7 @@ def test_metres_east_and_north_in_any_crs(tmp_path, crs):
     profile = {"count": 1, "height": 300, "width": 300, "dtype": "uint8", "crs": crs, "transform": transform}
     with rasterio.open(path, "w", driver="GTiff", **profile) as dataset:
         dataset.write(picture(polygons).clip(0, 255).astype(np.uint8), 1)
-    away = shapely.transform(polygons, lambda xy: np.stack(transform * (xy + [-4, -6]).T, axis=1))
+    away = shapely.transform(polygons, lambda xy: np.stack(transform @ (xy + [-4, -6]).T, axis=1))
     shift = estimate_shift(str(path), Footprints(away, np.ones(len(away), np.uint8)))
     along_row, along_column = ground_sample_distance(Grid(300, 300, transform, crs))
     east, north = 4 * along_row, -6 * along_column  # six rows down are south

@@ -28,7 +28,7 @@ def mercator(latitude: float, pixel: float = 1.0, size: int = 10) -> Grid:
     """A grid of `pixel` EPSG:3857 units centred on a latitude."""
     y = EARTH * np.log(np.tan(pi / 4 + radians(latitude) / 2))
     corner = Affine.translation(1e6 - size / 2 * pixel, y + size / 2 * pixel)
-    return Grid(size, size, corner * Affine.scale(pixel, -pixel), "EPSG:3857")
+    return Grid(size, size, corner @ Affine.scale(pixel, -pixel), "EPSG:3857")
 
 
 def radii(latitude: float) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def test_feet_and_rotation_and_flips_keep_the_length():
     metres = Affine(0.5, 0, 617100, 0, -0.5, 3344400)
     expected = ground_sample_distance(Grid(100, 100, metres, "EPSG:26914"))
     assert expected == pytest.approx((0.5, 0.5), rel=1e-3)
-    for other in (metres * Affine.rotation(30), metres * Affine.scale(1, -1)):
+    for other in (metres @ Affine.rotation(30), metres @ Affine.scale(1, -1)):
         assert ground_sample_distance(Grid(100, 100, other, "EPSG:26914")) == pytest.approx(expected, rel=1e-4)
     feet = Grid(100, 100, Affine(1, 0, 3.1e6, 0, -1, 1.0e7), "EPSG:2277")  # Texas Central, US survey feet
     assert ground_sample_distance(feet) == pytest.approx((0.3048, 0.3048), rel=1e-3)

@@ -213,7 +213,7 @@ def test_labels_shrink_to_what_covers_most_and_grow_to_the_nearest(tmp_path):
 def test_labels_of_another_size_or_place_are_refused(tmp_path):
     image = write(tmp_path / "image.tif", noise(3, 40, 40))
     small = write(tmp_path / "small.tif", noise(40, 39, high=2))
-    moved = write(tmp_path / "moved.tif", noise(40, 40, high=2), HALF_METRE * Affine.translation(3, 0))
+    moved = write(tmp_path / "moved.tif", noise(40, 40, high=2), HALF_METRE @ Affine.translation(3, 0))
     for path, words in ((small, "39×40 pixels for an image of 40×40"), (moved, "elsewhere"), (image, "3 bands")):
         with (
             open_image(image, [1], 0.5) as opened,

@@ -18,7 +18,7 @@ def polygons(*shapes):
 
 def ground(transform, *rings):
     """A polygon given in pixels (column, row), placed by `transform`; rings after the first are holes."""
-    placed = [[transform * point for point in ring] for ring in rings]
+    placed = [[transform @ point for point in ring] for ring in rings]
     return shapely.Polygon(placed[0], placed[1:])
 
 
@@ -29,7 +29,7 @@ def square(left, top, side):
 TRANSFORMS = {
     "north-up": GRID.transform,
     "south-up": Affine(0.5, 0, 1000, 0, 0.5, 1980),
-    "rotated": GRID.transform * Affine.rotation(33),
+    "rotated": GRID.transform @ Affine.rotation(33),
     "sheared": Affine(0.5, 0.1, 1000, 0.2, -0.4, 2000),
 }
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.learning.bootstrap import interval, iou_interval, iou_of, paired_gap_interval, resample
+from pipeline.learning.bootstrap import interval, iou_interval, iou_of, resample
 
 
 def scenes(rng, count, quality=0.7, spread=0.5):
@@ -23,21 +23,6 @@ def test_interval_covers_the_truth(count):
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
-def test_gap_interval_covers_the_truth_and_pairing_narrows_it():
-    rng = np.random.default_rng(2)
-    hits, paired, unpaired = [], [], []
-    for trial in range(1200):
-        intersections, unions = scenes(rng, 20)
-        lost = unions * np.clip(0.1 + 0.03 * rng.normal(size=20), 0, 0.3)  # the truth: a gap of 0.1
-        low, high = paired_gap_interval((intersections, unions), (intersections - lost, unions), 400, trial)
-        hits.append(low <= 0.1 <= high)
-        paired.append(high - low)
-        both = [iou_interval(i, unions, 400, trial) for i in (intersections, intersections - lost)]
-        unpaired.append(both[0][1] - both[1][0] - (both[0][0] - both[1][1]))
-    assert 0.93 <= np.mean(hits) <= 0.97
-    assert np.mean(paired) < 0.5 * np.mean(unpaired)
-
-
 def test_draws_agree_with_a_loop_over_resampled_scenes():
     rng = np.random.default_rng(3)
     intersections, unions = scenes(rng, 7)
@@ -54,12 +39,10 @@ def test_few_scenes_widen_the_interval_and_one_says_nothing():
     assert widths[0] > widths[1] > widths[2]
     assert widths[2] == pytest.approx(2 * 1.96, abs=0.2)
     assert iou_interval(np.array([5]), np.array([10]), 100, 0) == (0.0, 1.0)
-    assert paired_gap_interval(([5], [10]), ([4], [10]), 100, 0) == (-1.0, 1.0)
 
 
-def test_identical_models_have_no_gap_and_a_seed_fixes_the_draws():
+def test_a_seed_fixes_the_draws():
     units = scenes(np.random.default_rng(5), 9)
-    assert paired_gap_interval(units, units, 500, 0) == (0.0, 0.0)
     assert iou_interval(*units, 500, 1) == iou_interval(*units, 500, 1)
 
 

@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.learning.crops import to_float
-from pipeline.learning.inference import blend_weights, infer, infer_whole, window_starts
+from pipeline.learning.inference import blend_weights, infer, window_starts
 from pipeline.learning.models import Segmenter
 
 
 def pointwise(channels: int = 3, classes: int = 1) -> Segmenter:
     torch.manual_seed(0)
     return Segmenter(nn.Conv2d(channels, classes + 1, 1), channels, classes).eval()
+
+
+def inferred(segmenter: Segmenter, image: np.ndarray, **options) -> np.ndarray:
+    return np.concatenate([p for _, p in infer(segmenter, image, **options)])
 
 
 @given(st.integers(1, 3000), st.integers(1, 600), st.floats(0, 0.89))
@@ -35,7 +39,7 @@ def test_a_translation_equivariant_model_gives_the_same_tiled_and_whole(shape, o
     image = np.random.default_rng(0).integers(1, 256, (*shape, 3), np.uint8)
     model = pointwise(classes=2)
     whole = model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).detach().numpy()
-    tiled = infer_whole(model, image, window=64, overlap=overlap, precision="fp32")
+    tiled = inferred(model, image, window=64, overlap=overlap, precision="fp32")
     assert tiled.shape == (*shape, 3)
     np.testing.assert_allclose(tiled, whole, atol=2e-6)
 
@@ -64,7 +68,7 @@ def test_only_one_band_of_the_scene_is_read_at_a_time():
 
 def test_windows_without_data_are_background():
     image = np.zeros((128, 128, 3), np.uint8)
-    assert (infer_whole(pointwise(), image, window=64)[..., 0] == 1).all()
+    assert (inferred(pointwise(), image, window=64)[..., 0] == 1).all()
 
 
 def test_the_eight_symmetries_average_out_a_direction():
@@ -73,6 +77,6 @@ def test_the_eight_symmetries_average_out_a_direction():
             ramp = torch.linspace(-3, 3, x.shape[-1]).expand(x.shape[0], 1, *x.shape[-2:])
             return torch.cat([-ramp, ramp], 1)
 
-    p = infer_whole(Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True)
+    p = inferred(Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True)
     for other in (p[::-1], p[:, ::-1], p.transpose(1, 0, 2)):
         np.testing.assert_allclose(p, other, atol=1e-6)
