@@ -42,9 +42,8 @@ def adapt(
 ) -> Segmenter:
     """An adapted copy of `segmenter`, in eval mode; the original is not changed.
 
-    `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new one.
-    `steps` and `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn
-    unchanged.
+    `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new one. `steps` and
+    `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn unchanged.
     """
     match method:
         case "none":
@@ -91,8 +90,7 @@ def histogram_matching(source: np.ndarray, target: np.ndarray) -> Callable[[torc
 
 
 def fourier_matching(source: np.ndarray, share: float = 0.01) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Replace the lowest `share` of frequencies' amplitude by the source's mean, keep every phase (FDA,
-    equation 3).
+    """Replace the lowest `share` of frequencies' amplitude by the source's mean, keep every phase (FDA, equation 3).
 
     The source's crops should have the size of the windows to come: other sizes interpolate its amplitudes.
     """
@@ -159,8 +157,7 @@ def _descend(segmenter, weights, target, loss, steps, learning_rate, batch_size,
 def entropy_minimisation(
     segmenter: Segmenter, target: np.ndarray, steps: int, learning_rate: float, batch_size: int, seed: int
 ) -> Segmenter:
-    """TENT: batch norm normalises by the target's batches, its scales and shifts minimise the mean
-    entropy."""
+    """TENT: batch norm normalises by the target's batches, its scales and shifts minimise the mean entropy."""
     adapted = adabn(segmenter, target, batch_size)
     layers = batch_norms(adapted)
     weights = [w for layer in layers if layer.affine for w in (layer.weight, layer.bias)]
@@ -198,8 +195,7 @@ def self_training(
 
 
 def confident_labels(probability: np.ndarray, share: float) -> np.ndarray:
-    """Pseudo-labels uint8: of each predicted class the most confident `share`, 255 elsewhere (CBST, equation
-    5)."""
+    """Pseudo-labels uint8: of each predicted class the most confident `share`, 255 elsewhere (CBST, equation 5)."""
     labels = np.full(probability.shape, IGNORE, np.uint8)
     building = probability > 0.5
     for value, mask, confidence in ((1, building, probability), (0, ~building, 1 - probability)):

@@ -82,8 +82,7 @@ def saturation(image, factor, _):
 
 
 def colour_cast(image, strength, _):
-    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and further bands
-    unchanged."""
+    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and further bands unchanged."""
     gains = np.ones(image.shape[-1])
     gains[[0, min(2, len(gains) - 1)]] = 1 + strength, 1 - strength
     return image * gains
@@ -172,8 +171,7 @@ def _shift(label: np.ndarray, pixels: float, rng: np.random.Generator) -> np.nda
 def corrupt(
     name: str, severity: int, images: np.ndarray, labels: np.ndarray, gsd: float, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for `coarser`
-    smaller.
+    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for `coarser` smaller.
 
     Severity is 1 to 5; `gsd` (metres a pixel) turns metres into pixels. Raises KeyError on an unknown name.
     """

@@ -1,5 +1,4 @@
-"""Figures of metrics/generalize.json. Colours tell apart under every kind of colour vision (Okabe and Ito;
-viridis)."""
+"""Figures of metrics/generalize.json. Colours tell apart under every kind of colour vision (Okabe and Ito; viridis)."""
 
 from pathlib import Path
 
@@ -90,8 +89,7 @@ def _number(value: float | None) -> float:
 
 
 def corruption(metrics: dict) -> Figure:
-    """Small multiples: IoU of the held-out city against severity, one panel a corruption; severity 0 is
-    clean."""
+    """Small multiples: IoU of the held-out city against severity, one panel a corruption; severity 0 is clean."""
     clean, table = metrics["corruption_clean"], metrics["corruption"]
     cities, columns = sorted(clean), 5
     rows = -(-len(table) // columns)

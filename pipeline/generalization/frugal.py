@@ -1,5 +1,4 @@
-"""Frugal learning: what a share of a new city's training scenes buys, and what the start of training is
-worth.
+"""Frugal learning: what a share of a new city's training scenes buys, and what the start of training is worth.
 
 Subsets are nested (1 % ⊂ 2 % ⊂ … ⊂ 100 %), so that a curve moves by the scenes added, not by a new draw.
 """

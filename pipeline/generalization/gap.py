@@ -1,9 +1,8 @@
 """Leave one city out: how much of a city's IoU is owed to its own scenes being in the training set.
 
-gap = IoU(trained on all cities) − IoU(trained on all but this one), both on this city's test scenes: the
-reference is "in-distribution" on the *target*, because another city's IoU also differs by how hard that city
-is (WILDS, Koh et al., ICML 2021, section 4, "mixed-to-test"). Scenes are resampled in pairs, each city within
-itself.
+gap = IoU(trained on all cities) − IoU(trained on all but this one), both on this city's test scenes: the reference is
+"in-distribution" on the *target*, because another city's IoU also differs by how hard that city is (WILDS, Koh et al.,
+ICML 2021, section 4, "mixed-to-test"). Scenes are resampled in pairs, each city within itself.
 """
 
 from collections.abc import Sequence
@@ -35,8 +34,7 @@ def folds(cities: Sequence[str]) -> list[Fold]:
 def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
     """Raise InputError where a fold's model, or a city's own split, puts a parent scene on both sides.
 
-    `card` is the model's card. A city that is one large scene is split by blocks, so there its regions must
-    differ.
+    `card` is the model's card. A city that is one large scene is split by blocks, so there its regions must differ.
     """
     if fold.held_out in card["cities"]:
         folder = f"models/without-{fold.held_out}"
@@ -51,8 +49,7 @@ def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """One city's test units under both models: pixel counts (seeds, units), the seen model's and the
-    unseen's."""
+    """One city's test units under both models: pixel counts (seeds, units), the seen model's and the unseen's."""
 
     seen_intersection: np.ndarray
     seen_union: np.ndarray
@@ -136,8 +133,7 @@ def _combined(pairs: dict[str, Pair], drawn: dict[str, np.ndarray], how: str) ->
 
 
 def _effective_units(pairs: dict[str, Pair], drawn: dict[str, np.ndarray]) -> float:
-    """Welch–Satterthwaite: the number of units whose mean would be known as well as the mean of these cities'
-    gaps."""
+    """Welch–Satterthwaite: the number of units whose mean would be known as well as the mean of these cities' gaps."""
     fewest = min(pair.units for pair in pairs.values())
     if fewest < 2:
         return fewest

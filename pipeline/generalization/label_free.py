@@ -1,9 +1,8 @@
 """What will the IoU be in a city without labels? Estimates from its images alone, and how wrong they were.
 
-Average thresholded confidence (Garg et al., ICLR 2022), once a class: on labelled validation tiles of the
-training cities choose the confidence that as many pixels exceed as are right; in the new city, the share of
-pixels above it estimates how many are right. Right and wrong pixels of either class give I and U, hence an
-IoU.
+Average thresholded confidence (Garg et al., ICLR 2022), once a class: on labelled validation tiles of the training
+cities choose the confidence that as many pixels exceed as are right; in the new city, the share of pixels above it
+estimates how many are right. Right and wrong pixels of either class give I and U, hence an IoU.
 
 All such scores are too hopeful under a large shift. The mean excess over the *other* leave-one-city-out
 folds, whose labels are known before the new city's are, is taken off: `corrected`.
@@ -28,8 +27,7 @@ class Thresholds:
 
 
 def fit_thresholds(probability: np.ndarray, labels: np.ndarray) -> Thresholds:
-    """Thresholds from building probability and labels of the training cities' validation tiles, any equal
-    shapes."""
+    """Thresholds from building probability and labels of the training cities' validation tiles, any equal shapes."""
     valid = labels != IGNORE
     probability, truth = probability[valid], labels[valid] > 0
     found = probability > 0.5
@@ -49,8 +47,7 @@ def thresholded_iou(probability: np.ndarray, thresholds: Thresholds) -> float:
 
 
 def expected_iou(probability: np.ndarray) -> float:
-    """E[I] / E[U] if every probability were true (average confidence, Hendrycks and Gimpel 2017, as an
-    IoU)."""
+    """E[I] / E[U] if every probability were true (average confidence, Hendrycks and Gimpel 2017, as an IoU)."""
     found = probability > 0.5
     right = probability[found].sum(dtype=np.float64)
     return float(right / max(1e-9, found.sum() + probability[~found].sum(dtype=np.float64)))
@@ -89,8 +86,7 @@ def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int =
 
 
 def corrected(scores: dict[str, float], truths: dict[str, float]) -> dict[str, float]:
-    """Each city's score less the mean excess (score − IoU) of the other cities; with no other city, as it
-    is."""
+    """Each city's score less the mean excess (score − IoU) of the other cities; with no other city, as it is."""
     excess = {city: scores[city] - truths[city] for city in scores}
     return {
         city: float(np.clip(score - np.mean([e for c, e in excess.items() if c != city] or [0]), 0, 1))

@@ -90,9 +90,8 @@ def _to_degrees(crs: str) -> Transformer:
 def ground_sample_distance(grid: Grid) -> tuple[float, float]:
     """Metres on the ground of one pixel step along (a row, a column), at the grid's centre.
 
-    The length of the geodesic between the step's ends, so that any CRS gives its true scale: degrees, feet,
-    or EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError without a CRS or off the
-    Earth.
+    The length of the geodesic between the step's ends, so that any CRS gives its true scale: degrees, feet, or
+    EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError without a CRS or off the Earth.
     """
     if grid.crs is None:
         raise InputError("the image carries no CRS; state its metres a pixel in fetch.overrides.CITY.gsd")

@@ -121,9 +121,8 @@ class Resampler:
 class Raster:
     """An image as (height, width, channels) uint8 on the target grid, read by windows or slices.
 
-    gsd: metres on the ground a pixel; native: the same of the image's own pixels, where it carries no CRS;
-    bands: 1-based; range: the values mapped to 0 and 255, None to leave them as they are (uint8). See
-    `open_image`.
+    gsd: metres on the ground a pixel; native: the same of the image's own pixels, where it carries no CRS; bands:
+    1-based; range: the values mapped to 0 and 255, None to leave them as they are (uint8). See `open_image`.
     """
 
     dtype = np.dtype(np.uint8)

@@ -15,8 +15,7 @@ LISTS = {".txt", ".lst"}  # one scene a line; blank lines and those that begin w
 def list_scenes(arguments: list[str]) -> dict[str, str]:
     """Names to paths or URLs, in the order given and without doubles.
 
-    Raises InputError where nothing is found, a URL's scheme is not one of SCHEMES, or two scenes share a
-    name.
+    Raises InputError where nothing is found, a URL's scheme is not one of SCHEMES, or two scenes share a name.
     """
     paths = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, Path())))
     return dict(zip(_names(paths), paths, strict=True))

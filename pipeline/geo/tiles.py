@@ -8,9 +8,8 @@ data/tiles/CITY/
                     from the region's corner), building (share of its valid pixels), valid (share of the
                     tile), scene
 
-A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split.
-Regions are stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not
-over tiles.
+A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split. Regions are
+stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not over tiles.
 """
 
 import json

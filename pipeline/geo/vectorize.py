@@ -162,10 +162,9 @@ def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float)
 def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 0.7) -> np.ndarray:
     """Outlines with right angles only, along each building's own main direction.
 
-    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and
-    likewise the vertical ones; corners are where walls meet. A polygon that this changes too much
-    (`least_iou` with itself: a round tank, a merged block) is kept as it is. Simplify first: the steps of a
-    raster are no walls.
+    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and likewise
+    the vertical ones; corners are where walls meet. A polygon that this changes too much (`least_iou` with itself: a
+    round tank, a merged block) is kept as it is. Simplify first: the steps of a raster are no walls.
     """
     squared = [_squared(polygon) for polygon in shapely.transform(polygons, lambda xy: xy * pixel)]
     squared = shapely.transform(np.array(squared, object), lambda xy: xy / pixel)
@@ -206,9 +205,8 @@ def _walls(points: np.ndarray) -> np.ndarray | None:
 def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
     """(n,) m² on the ground of a pixel at each of `points` (n, 2), in pixel coordinates.
 
-    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from
-    north to south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a
-    column).
+    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from north to
+    south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a column).
     """
     if grid.crs is None:
         return np.full(len(points), native[0] * native[1])

@@ -1,8 +1,7 @@
 """Results on disk, written while they arrive: cloud-optimised GeoTIFFs by rows, footprints by batches.
 
-Rows go to a tiled GeoTIFF, batches to GeoParquet; both become the asked format at the end, streaming, so that
-memory never grows with the scene. Everything is written to the path given; giving it its final name is the
-caller's.
+Rows go to a tiled GeoTIFF, batches to GeoParquet; both become the asked format at the end, streaming, so that memory
+never grows with the scene. Everything is written to the path given; giving it its final name is the caller's.
 """
 
 import json
@@ -39,8 +38,7 @@ WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (column
 def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) -> Iterator[WriteRows]:
     """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
 
-    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not
-    take it.
+    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not take it.
     """
     rows = path.with_suffix(".rows.tif")
     profile = {
@@ -108,9 +106,8 @@ def _refuse_holes(path: Path) -> None:
 def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
     """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
-    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in
-    `crs`; None (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not
-    take it.
+    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None
+    (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
     """
     driver = DRIVERS[path.suffix[1:]]
     batches = path if driver is None else path.with_suffix(".rows.parquet")

@@ -154,9 +154,8 @@ def _free(segmenter, images, labels, loss, config, epsilon):
 def overfitting_gap(
     segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial, steps: int = 10
 ) -> dict[str, float]:
-    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means
-    that training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter
-    2020)."""
+    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means that
+    training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
     ball = {"norm": config.norm, "epsilon": config.epsilon / 255}
 
     def iou(moved: torch.Tensor) -> float:

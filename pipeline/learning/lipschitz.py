@@ -1,5 +1,4 @@
-"""A segmenter whose logits move by no more than its input does: ‖f(x + δ) − f(x)‖₂ ≤ ‖δ‖₂ over the whole
-image.
+"""A segmenter whose logits move by no more than its input does: ‖f(x + δ) − f(x)‖₂ ≤ ‖δ‖₂ over the whole image.
 
 Every layer is non-expansive by construction, none by a measured norm (power iteration under-estimates a
 norm, and so certifies nothing): orthogonal convolutions (Li et al. 2019, "Preventing Gradient Attenuation
@@ -50,9 +49,8 @@ def orthonormal(weight: Tensor) -> Tensor:
 
 
 class NonExpansiveConv(nn.Module):
-    """A convolution whose kernel is a function of free parameters. Zero padding keeps it non-expansive: it
-    embeds the image in the plane (an isometry) and crops the answer (a projection). The kernel is computed
-    once in eval mode.
+    """A convolution whose kernel is a function of free parameters. Zero padding keeps it non-expansive: it embeds the
+    image in the plane (an isometry) and crops the answer (a projection). The kernel is computed once in eval mode.
     """
 
     def __init__(self, outputs: int):
@@ -82,9 +80,8 @@ class NonExpansiveConv(nn.Module):
 class OrthogonalConv(NonExpansiveConv):
     """3×3 (or 1×1) convolution with orthonormal rows or columns on the infinite plane.
 
-    For a projector P, x ↦ P x + (1 − P) S x with S a shift by one pixel is orthogonal. Two of them down,
-    two across (one shifting forth, one back) and a 1×1 orthogonal matrix make the 3×3 kernel (BCOP,
-    separable as in Xiao 2018).
+    For a projector P, x ↦ P x + (1 − P) S x with S a shift by one pixel is orthogonal. Two of them down, two across
+    (one shifting forth, one back) and a 1×1 orthogonal matrix make the 3×3 kernel (BCOP, separable as in Xiao 2018).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
@@ -112,8 +109,7 @@ class OrthogonalConv(NonExpansiveConv):
 class AOLConv(NonExpansiveConv):
     """Almost-orthogonal convolution (Prach and Lampert 2022, theorem 2): free kernels, channels rescaled.
 
-    Input channel i is scaled by (Σ_j Σ_shifts |Σ_o w_o,i ⋆ w_o,j|)^−½, a bound on the norm that needs no
-    iteration.
+    Input channel i is scaled by (Σ_j Σ_shifts |Σ_o w_o,i ⋆ w_o,j|)^−½, a bound on the norm that needs no iteration.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
@@ -145,8 +141,7 @@ CONVOLUTIONS = {"orthogonal": OrthogonalConv, "aol": AOLConv}
 
 
 class LipschitzNet(nn.Module):
-    """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4, ‖Δlogits‖₂ ≤
-    ‖Δx‖₂.
+    """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4, ‖Δlogits‖₂ ≤ ‖Δx‖₂.
 
     PixelUnshuffle → convolutions and MinMax at ½ and ¼ resolution → concat(skip, up) / √2 → PixelShuffle.
     """
@@ -174,8 +169,6 @@ class LipschitzNet(nn.Module):
 
 
 def radii(logits: Tensor) -> Tensor:
-    """ℓ2 distance (N, H, W) that 1-Lipschitz logits (N, K, H, W) must travel to change their class: (top −
-    next) / √2.
-    """
+    """ℓ2 distance (N, H, W) that 1-Lipschitz logits (N, K, H, W) must travel to change their class: (top − next) / √2."""
     top = logits.topk(2, dim=1).values
     return (top[:, 0] - top[:, 1]) / math.sqrt(2)

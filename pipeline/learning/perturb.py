@@ -1,7 +1,6 @@
 """Perturbed images inside a norm ball: what an attack and adversarial training have in common.
 
-Images are (N, C, H, W) float in [0, 1]; ε is in the same unit (a budget of 4/255 is 0.0157), a float or (N,
-1, 1, 1).
+Images are (N, C, H, W) float in [0, 1]; ε is in the same unit (a budget of 4/255 is 0.0157), a float or (N, 1, 1, 1).
 """
 
 from collections.abc import Callable
@@ -28,8 +27,7 @@ def ball(delta: torch.Tensor, norm: str, epsilon) -> torch.Tensor:
 
 
 def project(perturbed: torch.Tensor, images: torch.Tensor, norm: str, epsilon, mask=None) -> torch.Tensor:
-    """The ball of radius ε around `images`, then [0, 1]; where `mask` (N, 1, H, W) is false nothing may
-    change.
+    """The ball of radius ε around `images`, then [0, 1]; where `mask` (N, 1, H, W) is false nothing may change.
 
     Clipping moves every pixel towards its original, so it never leaves the ball again.
     """

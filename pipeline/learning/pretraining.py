@@ -1,9 +1,8 @@
 """Self-supervised pre-training on unlabelled tiles: masked-image modelling for a convolutional segmenter.
 
-Squares of each tile are hidden and the network paints them in (SimMIM, Xie et al., CVPR 2022: raw pixels, L1
-on what was hidden, one light head; the square's mean colour stands for the learned mask token). The network
-is the segmenter itself with one output a band, so encoder and decoder are both trained; its last layer is not
-kept.
+Squares of each tile are hidden and the network paints them in (SimMIM, Xie et al., CVPR 2022: raw pixels, L1 on what
+was hidden, one light head; the square's mean colour stands for the learned mask token). The network is the segmenter
+itself with one output a band, so encoder and decoder are both trained; its last layer is not kept.
 
 The result is a model folder: `train.init` starts from it.
 """
@@ -25,8 +24,7 @@ from pipeline.storage import fingerprint
 
 
 def hide(images: torch.Tensor, square: int, share: float, generator: torch.Generator):
-    """Replace about `share` of each image's squares by its mean colour: (images, mask), the mask (N, 1, H,
-    W)."""
+    """Replace about `share` of each image's squares by its mean colour: (images, mask), the mask (N, 1, H, W)."""
     n, _, height, width = images.shape
     rows, columns = -(-height // square), -(-width // square)
     coarse = (torch.rand(n, 1, rows, columns, generator=generator) < share).to(images)

@@ -52,8 +52,7 @@ def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: f
 
 
 def balanced(pixels: torch.Tensor) -> AttackLoss:
-    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of each class (Croce et al.
-    2024).
+    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of each class (Croce et al. 2024).
 
     The weights are scaled to mean 1, which changes no attack direction.
     """

@@ -5,9 +5,8 @@
     red_epsilon     Croce, Singh & Hein 2024 (SEA): APGD (Croce & Hein 2020) with each of three losses
     universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
 
-Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns
-images (N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not
-the last.
+Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
+(N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not the last.
 """
 
 from collections.abc import Callable
@@ -41,8 +40,7 @@ def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     """How much an image loses, and whether nothing is left to lose: missed building pixels, and invented ones
     at half the weight, per building pixel.
 
-    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands
-    for it.
+    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands for it.
     """
     buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2))
     intersection, union = counts(logits.argmax(1), labels)
@@ -271,8 +269,7 @@ def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.G
 
 def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
     """The three losses of the Segmentation Ensemble Attack (Croce, Singh & Hein 2024), each to be given to
-    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is
-    `worst_case`."""
+    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is `worst_case`."""
     return {
         "mce": attack_losses.masked_cross_entropy,
         "mce_bal": attack_losses.balanced(pixels),
@@ -281,9 +278,8 @@ def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
 
 
 def universal(segmenter, batches, norm: str, epsilon: float, steps: int) -> torch.Tensor:
-    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected
-    steepest ascent of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most
-    is returned."""
+    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected steepest ascent
+    of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most is returned."""
     delta = torch.zeros_like(batches[0][0][:1])
     best, best_score = delta, -torch.inf
     for t in range(steps + 1):

@@ -1,8 +1,7 @@
 """Is the attack honest? Checks that a weak attack or a model that hides its gradients does not pass.
 
-After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more
-iterations help less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will
-leave the map standing.
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more iterations help
+less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will leave the map standing.
 """
 
 from collections.abc import Iterable

@@ -9,9 +9,8 @@ The network's torch.fx graph is read once. Every operation is one of three kinds
     ReLU          forth: monotone; back: the chord above, a line through 0 below
     max pooling   forth: monotone; back: the largest upper bound above, the window's best lower bound below
 
-Output pixels whose receptive fields are disjoint share one backward pass, so a whole tile costs as many
-passes as a receptive field has pixels. Bounds hold for the network as float32 computes it (UNIT, SLACK); TF32
-must be off.
+Output pixels whose receptive fields are disjoint share one backward pass, so a whole tile costs as many passes as a
+receptive field has pixels. Bounds hold for the network as float32 computes it (UNIT, SLACK); TF32 must be off.
 """
 
 import math
@@ -47,8 +46,7 @@ class Box(NamedTuple):
 
 
 def image_box(segmenter: nn.Module, images: Tensor, epsilon: float) -> Box:
-    """The ℓ∞ ball of radius ε (pixel range [0,1]) around images (N, C, H, W), cut at [0,1], past the
-    normalisation."""
+    """The ℓ∞ ball of radius ε (pixel range [0,1]) around images (N, C, H, W), cut at [0,1], past the normalisation."""
     lower = (images - epsilon).clamp_min(0) - PIXEL_SLACK
     upper = (images + epsilon).clamp_max(1) + PIXEL_SLACK
     return Box((lower - segmenter.mean) / segmenter.std, (upper - segmenter.mean) / segmenter.std)
@@ -56,8 +54,7 @@ def image_box(segmenter: nn.Module, images: Tensor, epsilon: float) -> Box:
 
 @dataclass(frozen=True)
 class Affine:
-    """x ↦ linear(weight, x) + bias; a None weight means a fixed operation with weights ≥ 0 that sum to 1 at
-    most."""
+    """x ↦ linear(weight, x) + bias; a None weight means a fixed operation with weights ≥ 0 that sum to 1 at most."""
 
     linear: Callable[..., Tensor]  # of the weight and the input tensors, linear in either
     weight: Tensor | None = None
@@ -70,8 +67,7 @@ class Affine:
         return out if self.bias is None else out + self.bias
 
     def interval(self, *boxes: Box) -> Box:
-        """Centre and radius; the radius also takes the rounding of float32, of the bound and of the network
-        itself."""
+        """Centre and radius; the radius also takes the rounding of float32, of the bound and of the network itself."""
         rounding = 4 * (self.terms + 4) * UNIT
         centres = [(box.lower + box.upper) / 2 for box in boxes]
         spans = [(b.upper - b.lower) / 2 + rounding * b.largest() for b in boxes]
@@ -157,8 +153,7 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
 
 
 class Bounds:
-    """The bounds of one network (N, C, H, W) → (N, K, H, W). Raises InputError on a layer without a sound
-    rule."""
+    """The bounds of one network (N, C, H, W) → (N, K, H, W). Raises InputError on a layer without a sound rule."""
 
     def __init__(self, network: nn.Module):
         traced = fx.symbolic_trace(nn.Sequential(network))
@@ -177,8 +172,7 @@ class Bounds:
         return boxes
 
     def differences(self, boxes: dict[fx.Node, Box]) -> Tensor:
-        """IBP lower bounds (N, K, K, H, W) of logit k − logit j; the last convolution subtracts before it
-        bounds."""
+        """IBP lower bounds (N, K, K, H, W) of logit k − logit j; the last convolution subtracts before it bounds."""
         rule, classes = self.rules[self.logits], boxes[self.logits].lower.shape[1]
         unit = torch.eye(classes, device=boxes[self.logits].lower.device)
         pairs = (unit[:, None] - unit[None, :]).flatten(0, 1)
@@ -205,14 +199,12 @@ class Bounds:
         chunk: int = 64,
         alone: bool = False,
     ) -> Tensor:
-        """Lower bounds (H, W) of Σ_c spec[c, y, x] · node[c, y, x] for one image, given `boxes` of the nodes
-        before.
+        """Lower bounds (H, W) of Σ_c spec[c, y, x] · node[c, y, x] for one image, given `boxes` of the nodes before.
 
         One backward pass substitutes linear bounds from `node` to the image, where the box concretises them.
-        relaxation: "crown" takes the lower line of a ReLU from {0, x}, whichever leaves the smaller area;
-        "parallel" gives it the chord's slope (Wong and Kolter 2018). `where` (H, W) limits the pixels (others
-        are −inf), `chunk` the passes held at once: memory is chunk × the widest feature map. `alone` gives
-        each pixel a pass of its own.
+        relaxation: "crown" takes the lower line of a ReLU from {0, x}, whichever leaves the smaller area; "parallel"
+        gives it the chord's slope (Wong and Kolter 2018). `where` (H, W) limits the pixels (others are −inf), `chunk`
+        the passes held at once: memory is chunk × the widest feature map. `alone` gives each pixel a pass of its own.
         """
         height, width = spec.shape[-2:]
         extent = boxes[self.input].lower.shape[-2:]
@@ -318,8 +310,7 @@ class Bounds:
 
 
 class _Owners:
-    """Which seed each pixel of a feature map belongs to: seeds stand `spacing` apart, each owns the pixels
-    nearest."""
+    """Which seed each pixel of a feature map belongs to: seeds stand `spacing` apart, each owns the pixels nearest."""
 
     def __init__(self, offsets, spacing, shape, step, extent):
         self.offsets, self.extent, self.period = offsets, extent, spacing * step
@@ -361,8 +352,7 @@ def interval_margins(bounds: Bounds, box: Box, chunk: int = 16) -> Tensor:
 def crown_ibp_margins(bounds: Bounds, box: Box, *, chunk: int = 64, everywhere: bool = False) -> Tensor:
     """Worst margins (N, K, H, W): IBP's, improved by one backward linear pass where IBP does not certify.
 
-    Only the class that leads at the box's centre is bounded again: no other can be certified. Never below
-    IBP.
+    Only the class that leads at the box's centre is bounded again: no other can be certified. Never below IBP.
     """
     margins = []
     for lower, upper in zip(box.lower.split(1), box.upper.split(1), strict=True):

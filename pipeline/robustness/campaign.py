@@ -193,8 +193,7 @@ def _all_attacks(campaign: Campaign, target: Target, generator) -> Iterator[tupl
 
 
 def _halving(known: list, measure: Callable[[Target], Measurement], reference: Target) -> float | None:
-    """The smallest ℓ∞ budget (1/255) that halves the city's IoU, or None where not even the strongest
-    does."""
+    """The smallest ℓ∞ budget (1/255) that halves the city's IoU, or None where not even the strongest does."""
 
     def worst_up_to(budget: float, *more: Measurement) -> float:
         return worst_case(*np.array([*(m for e, m in known if e <= budget), *more]).swapaxes(0, 1))[0]
@@ -253,8 +252,7 @@ def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, 
 
 
 def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal
-    perturbation."""
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation."""
 
     def iou(measurement: Measurement) -> float:
         return pooled_iou(*measurement)

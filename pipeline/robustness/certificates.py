@@ -1,8 +1,7 @@
 """What certified classes are worth as an IoU, and what a successful attack says about them.
 
-A certificate is a class map (N, H, W) in which ABSTAIN (−1) stands where nothing is proven. With that, the
-IoU of a prediction, of a certificate and of an attack are one formula; an ignored pixel (label 255) is in
-none of them.
+A certificate is a class map (N, H, W) in which ABSTAIN (−1) stands where nothing is proven. With that, the IoU of a
+prediction, of a certificate and of an attack are one formula; an ignored pixel (label 255) is in none of them.
 """
 
 import numpy as np
@@ -30,15 +29,13 @@ def certified_counts(certified: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 def certified_iou(certified: Tensor, labels: Tensor) -> float:
-    """The sound certified IoU ΣI/ΣU: no perturbation within the radius leaves less. A prediction's IoU
-    likewise."""
+    """The sound certified IoU ΣI/ΣU: no perturbation within the radius leaves less. A prediction's IoU likewise."""
     return pooled_iou(*(n.cpu().numpy() for n in certified_counts(certified, labels)))
 
 
 def literature_iou(certified: Tensor, labels: Tensor) -> float:
-    """The certified IoU as SegCertify counts it (Fischer, Baader, Vechev 2021): abstaining is a class of its
-    own, so background pixels that abstain are outside the union. Not a lower bound: it can exceed an attacked
-    IoU.
+    """The certified IoU as SegCertify counts it (Fischer, Baader, Vechev 2021): abstaining is a class of its own, so
+    background pixels that abstain are outside the union. Not a lower bound: it can exceed an attacked IoU.
     """
     building, valid = (labels > 0) & (labels != IGNORE), labels != IGNORE
     intersection = (building & (certified == labels)).sum((1, 2))
@@ -47,14 +44,12 @@ def literature_iou(certified: Tensor, labels: Tensor) -> float:
 
 
 def at_radius(prediction: Tensor, certified_radius: Tensor, radius: float) -> Tensor:
-    """The certificate at `radius`: the prediction where its certified radius (N, H, W) reaches it, else
-    ABSTAIN."""
+    """The certificate at `radius`: the prediction where its certified radius (N, H, W) reaches it, else ABSTAIN."""
     return torch.where(certified_radius >= radius, prediction, ABSTAIN)
 
 
 def lipschitz_radii(logits: Tensor, constant: float = 1.0) -> Tensor:
-    """Certified ℓ2 radius (N, H, W) of each pixel, for logits whose map is `constant`-Lipschitz over the
-    image.
+    """Certified ℓ2 radius (N, H, W) of each pixel, for logits whose map is `constant`-Lipschitz over the image.
 
     The difference of two logits moves √2 as fast as the pair: radius = (top − next) / (√2 · constant),
     Tsuzuku et al. 2018. A network that divides its input by a standard deviation σ has constant 1/σ.
@@ -63,8 +58,7 @@ def lipschitz_radii(logits: Tensor, constant: float = 1.0) -> Tensor:
 
 
 def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> np.ndarray:
-    """(2, a + 1): I and U when a building pixels are lost and as many others invented as one perturbation
-    still can.
+    """(2, a + 1): I and U when a building pixels are lost and as many others invented as one perturbation still can.
 
     One image's certified radii r (H, W). The whole map of logits is Lipschitz, so pixels flipped together
     satisfy Σ r² ≤ ε²: to lose the a cheapest leaves ε² − Σr² for the cheapest of the others. Pixels already
@@ -84,9 +78,8 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
 
 
 def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float:
-    """The collective certificate: the exact least pooled IoU of images (N, H, W), each perturbed within ℓ2
-    radius ε, that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel
-    spend ε by itself.
+    """The collective certificate: the exact least pooled IoU of images (N, H, W), each perturbed within ℓ2 radius ε,
+    that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel spend ε by itself.
     """
     images = zip(radius, prediction, labels, strict=True)
     choices = [collective_frontier(*image, epsilon) for image in images]
@@ -96,9 +89,8 @@ def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: 
 
 
 def refuted(certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
-    """Where an attack proves a certificate wrong (N, H, W): a class other than the certified one, at a
-    perturbation whose norm (N,) is below the certified radius. True anywhere means that the certificate is
-    unsound.
+    """Where an attack proves a certificate wrong (N, H, W): a class other than the certified one, at a perturbation
+    whose norm (N,) is below the certified radius. True anywhere means that the certificate is unsound.
     """
     changed = (attacked != certified) & (certified != ABSTAIN) & (labels != IGNORE)
     return changed & (norms[:, None, None] < certified_radius)

@@ -1,10 +1,8 @@
-"""Training for a certificate: interval bound propagation (Gowal et al. 2018) and the hinge of Lipschitz
-segmenters.
+"""Training for a certificate: interval bound propagation (Gowal et al. 2018) and the hinge of Lipschitz segmenters.
 
-The IBP loss is κ · CE(logits) + (1 − κ) · CE(worst logits in the ℓ∞ ball of radius ε). After a plain start, ε
-grows from 0 to its target while κ falls from 1 to ½. On a low-contrast task the bound can swallow the signal
-and the network then predicts one class everywhere, which is perfectly certified and worthless: that is a
-collapse, and it is reported.
+The IBP loss is κ · CE(logits) + (1 − κ) · CE(worst logits in the ℓ∞ ball of radius ε). After a plain start, ε grows
+from 0 to its target while κ falls from 1 to ½. On a low-contrast task the bound can swallow the signal and the network
+then predicts one class everywhere, which is perfectly certified and worthless: that is a collapse, and it is reported.
 """
 
 import math
@@ -26,8 +24,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]  # images (N, C, H, W) in [0,1], label
 
 @contextmanager
 def flush_denormals():
-    """Denormal numbers count as zero: IBP's vanishing gradients are full of them, and a CPU computes them
-    slowly."""
+    """Denormal numbers count as zero: IBP's vanishing gradients are full of them, and a CPU computes them slowly."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -123,8 +120,7 @@ def _optimise(network: nn.Module, batches: Batches, steps: int, rate: float, los
 def train_interval(
     segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, rate: float = 1e-2
 ) -> Trained:
-    """IBP training of a Segmenter over pipeline.robustness.bounds' layers, at ℓ∞ budget ε (pixel range
-    [0,1])."""
+    """IBP training of a Segmenter over pipeline.robustness.bounds' layers, at ℓ∞ budget ε (pixel range [0,1])."""
     bounds = Bounds(segmenter.network)
 
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,8 +136,7 @@ def train_interval(
 
 
 def train_margin(segmenter: nn.Module, batches: Batches, steps: int, margin: float, *, rate: float = 2e-2) -> Trained:
-    """Hinge training of a 1-Lipschitz Segmenter: each pixel is pushed until its certified ℓ2 radius is
-    `margin`.
+    """Hinge training of a 1-Lipschitz Segmenter: each pixel is pushed until its certified ℓ2 radius is `margin`.
 
     The difference of two logits is √2 times a radius. It stops asking beyond, so that the capacity goes to
     the pixels that lack it (Béthune et al. 2022, "Pay attention to your loss").

@@ -1,6 +1,5 @@
-"""The convex outer adversarial polytope of Wong and Kolter 2018 ("Provable Defenses against Adversarial
-Examples via the Convex Outer Adversarial Polytope", ICML): bounds from the dual of the linear-programming
-relaxation, ℓ∞.
+"""The convex outer adversarial polytope of Wong and Kolter 2018 ("Provable Defenses against Adversarial Examples via
+the Convex Outer Adversarial Polytope", ICML): bounds from the dual of the linear-programming relaxation, ℓ∞.
 
 Replacing each ReLU by its triangle gives a linear program whose dual has the feasible point of their theorem
 1: a backward network ν that is linear in the objective c, with slope u / (u − l) at every unstable ReLU,

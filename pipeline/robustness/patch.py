@@ -6,10 +6,9 @@ import torch
 def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tuple[int, int | None]:
     """How far a pixel's decision reaches, measured: gradients of the logits at the images' centre.
 
-    images: (N, C, H, W). Returns two Chebyshev radii in pixels: the least square around the centre that holds
-    `share` of the gradient's absolute sum (Luo et al. 2016, the effective receptive field), and the support,
-    outside which the gradient is zero; None where the support reaches the images' edge, so that it is not
-    seen whole.
+    images: (N, C, H, W). Returns two Chebyshev radii in pixels: the least square around the centre that holds `share`
+    of the gradient's absolute sum (Luo et al. 2016, the effective receptive field), and the support, outside which the
+    gradient is zero; None where the support reaches the images' edge, so that it is not seen whole.
     """
     height, width = images.shape[-2:]
     row, column = height // 2, width // 2
@@ -26,8 +25,7 @@ def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tu
 
 
 def corner_patch(images: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, 1, H, W), true in the upper left square: the place that leaves the most of a tile out of its
-    reach."""
+    """(N, 1, H, W), true in the upper left square: the place that leaves the most of a tile out of its reach."""
     mask = torch.zeros_like(images[:, :1], dtype=torch.bool)
     mask[..., :side, :side] = True
     return mask

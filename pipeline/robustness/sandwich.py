@@ -50,8 +50,7 @@ class SandwichBroken(InputError):
 
 @dataclass
 class Attempts:
-    """Successful or not, what was tried on the images: predictions (N, H, W) and the perturbations' norms
-    (N,)."""
+    """Successful or not, what was tried on the images: predictions (N, H, W) and the perturbations' norms (N,)."""
 
     labels: Tensor
     predictions: list[Tensor]
@@ -102,8 +101,7 @@ def attack(target: Target, steps: int, generator: torch.Generator) -> Iterator[t
 def smoothing_rows(
     segmenter: nn.Module, data: Pair, settings: Smoothing, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
-    """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by majority
-    vote of n.
+    """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by majority vote of n.
 
     A vote is a sample too: an attack refutes a pixel only where the votes reject, at α over all pixels, that
     the certified class keeps a probability of ½.

@@ -157,9 +157,8 @@ def certify_scene(
 
 
 class ExpectedSegmenter(nn.Module):
-    """A differentiable stand-in for the smoothed segmenter: log of the mean softmax over fixed noise
-    (expectation over transformations, Athalye et al. 2018; Salman et al. 2019), for attacks. One draw is held
-    at a time.
+    """A differentiable stand-in for the smoothed segmenter: log of the mean softmax over fixed noise (expectation over
+    transformations, Athalye et al. 2018; Salman et al. 2019), for attacks. One draw is held at a time.
     """
 
     def __init__(self, segmenter: nn.Module, noise: Tensor):

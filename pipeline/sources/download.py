@@ -1,9 +1,8 @@
 """Files from the network: whole and verified under their final name, or not there at all.
 
-`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a part of
-(ETag or date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on condition (If-Range)
-that the file is still the same; a server that answers with the whole file is taken at its word.
-RFC 9110, sections 13.1.5 and 14.
+`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a part of (ETag or
+date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on condition (If-Range) that the file is
+still the same; a server that answers with the whole file is taken at its word. RFC 9110, sections 13.1.5 and 14.
 """
 
 import errno

@@ -1,9 +1,8 @@
 """Source `open_buildings`: Google's polygons (v3) as labels for the user's own scenes.
 
-The table of score thresholds says which S2 cells cover a scene and, for each cell, which confidence gives
-80, 85 or 90 % precision. A cell is one gzipped CSV of up to 1 GB: it is read once, line by line, and what
-meets a scene is kept as GeoParquet. A polygon under its cell's threshold is neither building nor
-background: 255 (ignore).
+The table of score thresholds says which S2 cells cover a scene and, for each cell, which confidence gives 80, 85 or 90
+% precision. A cell is one gzipped CSV of up to 1 GB: it is read once, line by line, and what meets a scene is kept as
+GeoParquet. A polygon under its cell's threshold is neither building nor background: 255 (ignore).
 
 The polygons are predictions on other images of another date, so how far they lie beside each scene is
 estimated and noted, not corrected. Manifest: data/sources/open_buildings.yaml.
@@ -196,9 +195,8 @@ def footprints_of(
 def keep_near(path: Path, boxes: list[Bounds]) -> geopandas.GeoDataFrame:
     """Rows of a gzipped cell whose polygon's box meets one of `boxes` (degrees): area_in_meters, confidence.
 
-    A first glance at the centroid skips rows farther than MARGIN from all boxes. `attrs` counts malformed
-    rows and repaired polygons. Raises InputError where the file is damaged or another one; it is removed
-    then.
+    A first glance at the centroid skips rows farther than MARGIN from all boxes. `attrs` counts malformed rows and
+    repaired polygons. Raises InputError where the file is damaged or another one; it is removed then.
     """
     tree = shapely.STRtree(shapely.box(*np.array(boxes).T))
     west, south, east, north = np.add(shapely.total_bounds(tree.geometries), [-MARGIN, -MARGIN, MARGIN, MARGIN])

@@ -1,5 +1,4 @@
-"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their
-honesty.
+"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their honesty.
 
 Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is.
 """
@@ -231,8 +230,7 @@ def draw_curves(cities: dict[str, dict], path: Path) -> None:
 
 
 def draw_example(arrays: dict[str, np.ndarray], path: Path, city: str, epsilon: float) -> None:
-    """The tile that loses most: image, perturbation (amplified), and the map before and after, errors in
-    colour."""
+    """The tile that loses most: image, perturbation (amplified), and the map before and after, errors in colour."""
     from matplotlib.figure import Figure
 
     from pipeline.stages.evaluate import overlay

@@ -91,8 +91,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
 def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Path):
     """The small network of a road, trained or, where nothing has changed, read back from `folder`.
 
-    A collapsed convex network is trained again with half the budget, HALVINGS times; the card's metrics say
-    so.
+    A collapsed convex network is trained again with half the budget, HALVINGS times; the card's metrics say so.
     """
     import torch
 
@@ -192,9 +191,8 @@ def draw_sandwich(method: str, cities: dict, path: Path) -> None:
 def draw_comparison(metrics: dict, values: int, path: Path) -> None:
     """Mean certified IoU of the cities by method, in either norm. `values` = channels × pixels of a crop.
 
-    A certificate moves between norms by the largest ball that fits inside: the ℓ2 ball of radius r contains
-    the ℓ∞ ball of radius r/√values, and the ℓ∞ ball of radius ε contains the ℓ2 ball of radius ε. Both lose
-    much.
+    A certificate moves between norms by the largest ball that fits inside: the ℓ2 ball of radius r contains the ℓ∞ ball
+    of radius r/√values, and the ℓ∞ ball of radius ε contains the ℓ2 ball of radius ε. Both lose much.
     """
     from matplotlib.figure import Figure
 

@@ -4,17 +4,13 @@ Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.j
 
     city, mean_city, pooled, worst_city    seen, unseen, gap, 95 % intervals, spread over training seeds
     matrix               {MODEL: {CITY: IoU}}
-    corruption           {NAME: {SEVERITY: {CITY: IoU}}} of the model that has not seen the city, on a few
-    tiles,
-                         with corruption_clean and the worst_corruption a city
-    adaptation           {METHOD: {CITY: IoU}}; adaptation_choice: the method chosen on the other cities, and
-    the
-                         "oracle", chosen with the city's own labels; beyond_adaptation: cities none of them
-                         repairs
+    corruption           {NAME: {SEVERITY: {CITY: IoU}}} of the model that has not seen the city, on a few tiles, with
+                         corruption_clean, corruption_retained and the worst_corruption a city
+    adaptation           {METHOD: {CITY: IoU}}; adaptation_choice: the method chosen on the other cities, and the
+                         "oracle", chosen with the city's own labels; beyond_adaptation: cities none of them repairs
     label_free           IoU estimated from unlabelled tiles, and the error of the estimates over the folds
-    robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal
-    pixels frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions
-    is set
+    robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal pixels
+    frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions is set
 
 Held-out labels are read by `evaluate_city` and `tile_iou` alone, after a model is final: training, early
 stopping and adaptation never meet them.
@@ -59,8 +55,7 @@ def run(
     out: Path = Path("metrics/generalize.json"),
     figures_folder: Path = Path("figures/generalize"),
 ) -> None:
-    """Measure everything above. Raises InputError where a fold's model or a city's test scenes are
-    missing."""
+    """Measure everything above. Raises InputError where a fold's model or a city's test scenes are missing."""
     g = params.generalize
     cities = {city.city: city for city in open_cities(params.fetch.cities, tiles)}
     held_out = folds(list(cities))
@@ -139,8 +134,7 @@ def pair(params: Params, cities: Tiles, city: str, results: dict, other_seeds: l
 
 
 def corrupted(params: Params, cities: Tiles, unseen: dict[str, Segmenter]) -> dict:
-    """IoU of each city, not seen in training, under every corruption and severity, and the share it
-    retains."""
+    """IoU of each city, not seen in training, under every corruption and severity, and the share it retains."""
     g = params.generalize
     samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(cities)}
     clean = {city: tile_iou(building_probability(unseen[city], s[0]), s[1]) for city, s in samples.items()}
@@ -165,8 +159,7 @@ def corrupted(params: Params, cities: Tiles, unseen: dict[str, Segmenter]) -> di
 
 
 def unlabelled(params: Params, city: CityTiles, count: float, side: int, split: str = "train") -> np.ndarray:
-    """Image crops of a city, from another split where this one has none; labels and their table stay
-    unopened."""
+    """Image crops of a city, from another split where this one has none; labels and their table stay unopened."""
     for name in (split, "train", "validation", "test"):
         if city.of_split(name):
             return city.unlabelled(name, math.ceil(count), side, params.generalize.seed)
@@ -192,8 +185,7 @@ def adapted(params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[st
 
 
 def adapt_to(params: Params, cities: Tiles, fold: Fold, method: str, segmenter: Segmenter) -> Segmenter:
-    """Adapt to the held-out city by its images alone, in crops the size of the windows it will be mapped
-    by."""
+    """Adapt to the held-out city by its images alone, in crops the size of the windows it will be mapped by."""
     g, size = params.generalize, params.tile.size
     sides = [min(r.height, r.width) for r in cities[fold.held_out].of_split("test")]
     side = max(32, min(params.evaluate.window, *sides) // 32 * 32)
@@ -265,8 +257,7 @@ def estimated(params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[
 
 
 def robustness(params: Params, cities: Tiles, seen: Segmenter, unseen: dict[str, Segmenter]) -> dict:
-    """Clean, attacked, certified and corrupted IoU of each city by the model that saw it and the one that did
-    not.
+    """Clean, attacked, certified and corrupted IoU of each city by the model that saw it and the one that did not.
 
     All four on the same crops. The attack is a light PGD (an upper bound; the stage attack has the strong
     ones), the certificate randomised smoothing, the corruption the mean over the table at severity 3.
@@ -311,8 +302,7 @@ def mean(ious: Iterable[float | None]) -> float | None:
 
 @torch.inference_mode()
 def of_tensor(segmenter: Segmenter, images: torch.Tensor) -> np.ndarray:
-    """Building probability (N, H, W) of images that are no longer 8-bit: in full precision, as they were
-    attacked."""
+    """Building probability (N, H, W) of images that are no longer 8-bit: in full precision, as they were attacked."""
     return (1 - segmenter(images).float().softmax(1)[:, 0]).cpu().numpy()
 
 

@@ -1,5 +1,4 @@
-"""Toy cities with known answers: rectangles brighter than a noisy ground, and the same seen under other
-light."""
+"""Toy cities with known answers: rectangles brighter than a noisy ground, and the same seen under other light."""
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from pipeline.learning.models import Segmenter
 
 
 def tiles(seed: int, count: int = 16, side: int = 48, contrast: float = 0.25, spread: float = 0.08):
-    """Images (N, S, S, 3) uint8 and labels (N, S, S) uint8: buildings differ from the ground by
-    `contrast`."""
+    """Images (N, S, S, 3) uint8 and labels (N, S, S) uint8: buildings differ from the ground by `contrast`."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, side, side), np.uint8)
     for label in labels:

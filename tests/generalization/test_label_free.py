@@ -15,8 +15,7 @@ from pipeline.generalization.predictions import building_probability, tile_iou
 
 @pytest.fixture(scope="module")
 def planted(toy_segmenter, make_tiles):
-    """Five cities, each with fainter buildings than the one before: probabilities, true IoU, feature
-    distance."""
+    """Five cities, each with fainter buildings than the one before: probabilities, true IoU, feature distance."""
     probability, labels = (building_probability(toy_segmenter, make_tiles(20)[0]), make_tiles(20)[1])
     thresholds = fit_thresholds(probability, labels)
     rows = []

@@ -71,8 +71,7 @@ def test_every_attack_stays_within_budget_and_beats_noise(norm, epsilon, classes
 
 
 def test_pgd_reaches_the_known_worst_point_of_a_linear_model():
-    """The CE of a pixel-wise linear model is greatest where every channel moves by ε against the margin's
-    gradient."""
+    """The CE of a pixel-wise linear model is greatest where every channel moves by ε against the margin's gradient."""
     images, labels = batch()
     images = 0.3 + 0.4 * images
     model, epsilon = linear(), 4 / 255

@@ -45,8 +45,7 @@ def test_each_check_fails_alone_and_is_named(check, change):
 
 
 class Quantised(nn.Module):
-    """An input layer of a few grey levels: the network behind it hardly changes, its pixel gradient is
-    zero."""
+    """An input layer of a few grey levels: the network behind it hardly changes, its pixel gradient is zero."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images * 24).round() / 24

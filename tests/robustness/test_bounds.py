@@ -175,10 +175,9 @@ def two_neurons() -> nn.Module:
 def test_two_neurons_by_hand():
     """x = (1, 0.9) ± 0.2: h₀ in [1.5, 2.3] is stable; a = x₀ − x₁ in [−0.3, 0.5] is not.
 
-    IBP: h₁ in [0, 0.5], so l₁ − l₀ in [1.5 − 0.5 + 1, 2.3 − 0 + 1] = [2, 3.3].
-    CROWN, lower: h₁ ≤ (0.5 / 0.8)(a + 0.3) and the form is
-    x₀ + x₁ − 0.625 (x₀ − x₁) − 0.1875 + 1 = 0.375 x₀ + 1.625 x₁ + 0.8125, least at x = (0.8, 0.7): 2.25.
-    CROWN, upper: h₁ ≥ a, since 0.5 > 0.3, so x₀ + x₁ − a + 1 = 2 x₁ + 1, greatest at x₁ = 1.1: 3.2.
+    IBP: h₁ in [0, 0.5], so l₁ − l₀ in [1.5 − 0.5 + 1, 2.3 − 0 + 1] = [2, 3.3]. CROWN, lower: h₁ ≤ (0.5 / 0.8)(a + 0.3)
+    and the form is x₀ + x₁ − 0.625 (x₀ − x₁) − 0.1875 + 1 = 0.375 x₀ + 1.625 x₁ + 0.8125, least at x = (0.8, 0.7):
+    2.25. CROWN, upper: h₁ ≥ a, since 0.5 > 0.3, so x₀ + x₁ − a + 1 = 2 x₁ + 1, greatest at x₁ = 1.1: 3.2.
     """
     bounds, x = Bounds(two_neurons()), torch.tensor([1.0, 0.9]).view(1, 2, 1, 1)
     boxes = bounds.intervals(Box(x - 0.2, x + 0.2))

@@ -27,8 +27,7 @@ from pipeline.robustness.smoothing import (
 
 
 def linear(weight=(0.6, 0.8), bias=-0.7) -> nn.Conv2d:
-    """logits (0, wᵀx + b): with ‖w‖ = 1 a pixel's exact radius is |wᵀx + b|, for the network and its
-    smoothing."""
+    """logits (0, wᵀx + b): with ‖w‖ = 1 a pixel's exact radius is |wᵀx + b|, for the network and its smoothing."""
     net = nn.Conv2d(len(weight), 2, 1)
     net.weight.data = torch.tensor([[0.0] * len(weight), weight]).view(2, -1, 1, 1)
     net.bias.data = torch.tensor([0.0, bias])
@@ -43,9 +42,8 @@ def ramp(net, sigma, levels):
 
 
 def test_family_wise_error_is_at_most_alpha():
-    """Pixels whose class has probability exactly τ must not be certified: a false rejection anywhere in at
-    most a share α of the runs. Half the pixels sit on τ, the others are sure, which is where Holm is less
-    strict.
+    """Pixels whose class has probability exactly τ must not be certified: a false rejection anywhere in at most a share
+    α of the runs. Half the pixels sit on τ, the others are sure, which is where Holm is less strict.
     """
     tau, alpha, sigma, runs = 0.75, 0.1, 0.1, 400
     net, edge = linear(), float(norm.ppf(tau))

@@ -1,5 +1,4 @@
-"""A task with a planted non-robust cue, and two networks that learn it: the known answer of adversarial
-training.
+"""A task with a planted non-robust cue, and two networks that learn it: the known answer of adversarial training.
 
 Each 32² tile holds grey noise identical in all channels, rectangles of class 1 brighter by a contrast that
 varies per tile (.12 ± .06), and a noise-free tint of ±4/255 between blue and green that follows the class

@@ -21,8 +21,7 @@ CITIES = ["toyton", "dimham"]
 def stage(tmp_path):
     """A small network that knows two toy cities, and the stage's arguments.
 
-    Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255 nothing can be known for
-    sure.
+    Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255 nothing can be known for sure.
     """
     for c, contrast in enumerate((40, 30)):
         splits = ["train", "train", "train", "test", "test"]
