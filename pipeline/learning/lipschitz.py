@@ -169,6 +169,6 @@ class LipschitzNet(nn.Module):
 
 
 def radii(logits: Tensor) -> Tensor:
-    """ℓ2 distance (N, H, W) that 1-Lipschitz logits (N, K, H, W) must travel to change their class: (top − next) / √2."""
+    """ℓ2 distance (N, H, W) at which the class of 1-Lipschitz logits (N, K, H, W) may change: (top − next) / √2."""
     top = logits.topk(2, dim=1).values
     return (top[:, 0] - top[:, 1]) / math.sqrt(2)

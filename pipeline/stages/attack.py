@@ -1,5 +1,16 @@
 """Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their honesty.
 
+Writes metrics/attack.json:
+
+    city CITY linf, l2   {BUDGET: {ATTACK: IoU}} with "clean", "noise" and "worst", the exact worst case over them;
+                         image_clean and image_worst are means over tiles
+              transfer   IoU under a copy's perturbations, and relative_clean, the copy's own clean IoU
+              halving    the ℓ∞ budget in 1/255 that halves the IoU
+              patch      IoU outside the patch
+              erase, invent   buildings found and invented, clean and attacked, by_size in m²
+              universal  IoU under a perturbation made "from" each city
+    audit                {CHECK: whether it holds}, see robustness.audit
+
 Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is.
 """
 

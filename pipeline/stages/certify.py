@@ -1,7 +1,11 @@
 """Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
 
-Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a
-small one each, trained here on the same cities' training tiles and kept in models/certify/.
+Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a small one
+each, trained here on the same cities' training tiles and kept in models/certify/. Writes metrics/certify.json:
+
+    METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
+                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel
+    METHOD               train_iou, collapsed and train_budget of the small network
 """
 
 from pathlib import Path

@@ -1,4 +1,11 @@
-"""Stage evaluate: IoU per city over whole test scenes, with intervals, and pictures of what was found and missed."""
+"""Stage evaluate: IoU per city over whole test scenes, with intervals, and pictures of what was found and missed.
+
+Writes metrics/evaluate.json:
+
+    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
+                         ece_calibrated; size: {M²: number of buildings, their recall and iou}
+    pooled, mean_city, worst_city
+"""
 
 from pathlib import Path
 
