@@ -6,7 +6,7 @@
 
 Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
 speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope.
+certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams.
 """
 
 import argparse

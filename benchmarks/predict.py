@@ -121,7 +121,7 @@ def forward_only(model: Path, scene: str) -> float:
     settings, segmenter = Predict(), load_model(model, device())
     with open_image(scene, [1, 2, 3], GSD) as raster:
         image = torch.from_numpy(raster[:])
-    rows, columns = (window_starts(side, settings.window, settings.overlap) for side in image.shape[:2])
+    rows, columns = (window_starts(n, settings.window, settings.overlap, segmenter.stride) for n in image.shape[:2])
     on, size = next(segmenter.buffers()).device, settings.window
     begun = time.perf_counter()
     with torch.inference_mode():

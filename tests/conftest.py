@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from http_server import server  # noqa: F401  a fixture
 from toy import toy_scene, write_city
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -1,56 +1,17 @@
-"""What will the IoU be in a city without labels? Estimates from its images alone, and how wrong they were.
+"""How much of an IoU estimated without labels to believe: how far a city's features lie, how wrong estimates were.
 
-Average thresholded confidence (Garg et al., ICLR 2022), once a class: on labelled validation tiles of the training
-cities choose the confidence that as many pixels exceed as are right; in the new city, the share of pixels above it
-estimates how many are right. Right and wrong pixels of either class give I and U, hence an IoU.
-
-All such scores are too hopeful under a large shift. The mean excess over the *other* leave-one-city-out
-folds, whose labels are known before the new city's are, is taken off: `corrected`.
+The estimates themselves, from a city's probabilities, are in pipeline/learning/expected_iou.py. All such scores
+are too hopeful under a large shift. The mean excess over the *other* leave-one-city-out folds, whose labels are
+known before the new city's are, is taken off: `corrected`.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pipeline.generalization.adaptation import batch_norms
 from pipeline.generalization.predictions import batches
-from pipeline.geo.scene import IGNORE
 from pipeline.learning.models import Segmenter
 from pipeline.learning.precision import autocast
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    building: float  # probability above which predicted buildings count as right
-    background: float  # the same for the probability of background
-
-
-def fit_thresholds(probability: np.ndarray, labels: np.ndarray) -> Thresholds:
-    """Thresholds from building probability and labels of the training cities' validation tiles, any equal shapes."""
-    valid = labels != IGNORE
-    probability, truth = probability[valid], labels[valid] > 0
-    found = probability > 0.5
-
-    def threshold(confidence: np.ndarray, right: np.ndarray) -> float:
-        return float(np.quantile(confidence, 1 - right.mean())) if len(confidence) else 0.5
-
-    return Thresholds(threshold(probability[found], truth[found]), threshold(1 - probability[~found], ~truth[~found]))
-
-
-def thresholded_iou(probability: np.ndarray, thresholds: Thresholds) -> float:
-    """The estimated IoU of a city from its building probabilities alone."""
-    found = probability > 0.5
-    right = np.count_nonzero(probability[found] >= thresholds.building)
-    missed = np.count_nonzero(1 - probability[~found] < thresholds.background)
-    return right / max(1, np.count_nonzero(found) + missed)
-
-
-def expected_iou(probability: np.ndarray) -> float:
-    """E[I] / E[U] if every probability were true (average confidence, Hendrycks and Gimpel 2017, as an IoU)."""
-    found = probability > 0.5
-    right = probability[found].sum(dtype=np.float64)
-    return float(right / max(1e-9, found.sum() + probability[~found].sum(dtype=np.float64)))
 
 
 @torch.inference_mode()

@@ -21,6 +21,8 @@ from pipeline.params import Predict
 CHUNK = 2**22  # pixels of the scene's grid mapped at a time
 STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no data
 LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
+LOGITS = np.linspace(-8, 8, 256)  # building probabilities are counted by their logit: 0.999 is not 0.9999
+CONFIDENCE = 1 / (1 + np.exp(-LOGITS))
 RASTER_STEPS = 1.5  # pixels: what the steps of a slanted wall deviate from it by
 
 
@@ -31,7 +33,7 @@ class Totals:
     area: float = 0.0  # m² on the ground
     buildings: int = 0
     built_area: float = 0.0  # m²
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))  # of building probability
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LOGITS), np.int64))  # pixels by CONFIDENCE
 
 
 class Mapper:
@@ -126,9 +128,10 @@ class Mapper:
         centres = np.stack([np.full(len(rows), window.width / 2), rows + 0.5], axis=1)
         self.totals.area += float(pixels @ vectorize.pixel_areas(self.scene, centres, self.native))
         sample = np.s_[::4, ::4]  # plenty for a histogram
-        steps = np.rint(building[sample] * STEPS).astype(np.uint8)
-        steps = steps.ravel() if valid is None else steps[valid[sample]]
-        self.totals.histogram += np.bincount(steps, minlength=STEPS + 1)[: STEPS + 1]
+        p = building[sample] if valid is None else building[sample][valid[sample]]
+        p = np.clip(p, CONFIDENCE[0], CONFIDENCE[-1])
+        level = np.rint((np.log(p / (1 - p)) - LOGITS[0]) / (LOGITS[1] - LOGITS[0])).astype(np.uint8)
+        self.totals.histogram += np.bincount(level.ravel(), minlength=len(LOGITS))
 
     def _emit(self, buildings: Buildings) -> None:
         """Drop what is too small, give the rest its shape, area and id, and write it in the scene's CRS."""

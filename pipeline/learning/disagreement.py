@@ -16,7 +16,8 @@ class Disagreement(nn.Module):
 
     def __init__(self, segmenter: Segmenter, temperature: float):
         super().__init__()
-        self.segmenter, self.temperature, self.classes = segmenter, temperature, segmenter.classes + 1
+        self.segmenter, self.temperature = segmenter, temperature
+        self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         views = []

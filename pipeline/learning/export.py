@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.learning.models import Segmenter, load_model, read_card
+from pipeline.learning.models import SMP, Segmenter, load_model, read_card
 from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
@@ -41,9 +41,9 @@ class _Graph(nn.Module):
 class OnnxSegmenter(nn.Module):
     """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
 
-    def __init__(self, session, card: dict):
+    def __init__(self, session, card: dict, stride: int):
         super().__init__()
-        self.session, self.card, self.classes = session, card, card["classes"]
+        self.session, self.card, self.classes, self.stride = session, card, card["classes"], stride
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -71,10 +71,10 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
         session = runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
-    card = session.get_modelmeta().custom_metadata_map.get("card")
-    if card is None:
+    about = session.get_modelmeta().custom_metadata_map
+    if not {"card", "stride"} <= set(about):
         raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
-    return OnnxSegmenter(session, json.loads(card)).eval()
+    return OnnxSegmenter(session, json.loads(about["card"]), int(about["stride"])).eval()
 
 
 def export(folder: str | Path) -> Path:
@@ -120,7 +120,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card)})
+    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card), "stride": str(segmenter.stride)})
     onnx.save(model, path)
 
 
@@ -156,6 +156,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
 
     written = datetime.fromtimestamp(weights.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     model = card["model"]
+    parts = [model["architecture"].replace("+", "plus"), *([model["encoder"]] if model["architecture"] in SMP else [])]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -166,7 +167,8 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
             "datetime": written,
             "description": f"Building segmentation, trained on {', '.join(card.get('cities', []))}",
             "gsd": card["gsd"],
-            "mlm:name": f"{model['architecture']}_{model.get('encoder', '')}".strip("_"),
+            "bands": bands,
+            "mlm:name": "_".join(parts),
             "mlm:architecture": model["architecture"],
             "mlm:tasks": ["semantic-segmentation"],
             "mlm:framework": "PyTorch",
@@ -204,7 +206,6 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "title": "Weights",
                 "roles": ["mlm:model", "mlm:weights"],
                 "mlm:artifact_type": "safetensors.torch.save_file",
-                "bands": bands,
             },
             "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
             "onnx": {
@@ -213,7 +214,6 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "title": "ONNX graph: images in [0, 1] of any size to logits",
                 "roles": ["mlm:model", "mlm:inference"],
                 "mlm:artifact_type": "onnx",
-                "bands": bands,
             },
         },
     }

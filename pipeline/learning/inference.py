@@ -1,6 +1,7 @@
 """Whole scenes through a fully convolutional segmenter: overlapping windows, blended, one band of rows at a time.
 
-Memory grows with a band of rows (window × scene width), never with the scene's height.
+Memory grows with a band of rows (window × scene width), never with the scene's height. Windows begin on multiples
+of the network's stride: a pixel meets the same phase of the encoder's halvings in every window, whatever its size.
 """
 
 from collections.abc import Iterator
@@ -13,18 +14,26 @@ from pipeline.learning.models import Segmenter
 from pipeline.learning.precision import autocast
 
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First pixels of windows that cover `length` evenly, neighbours sharing at least `overlap` of a window."""
+def window_starts(length: int, window: int, overlap: float, stride: int = 1) -> list[int]:
+    """First pixels of windows that cover `length` evenly, neighbours sharing at least `overlap` of a window.
+
+    They are multiples of `stride`, as `length` and `window` must be.
+    """
+    length, window = length // stride, window // stride
     if length <= window:
         return [0]
     count = int(np.ceil((length - window) / max(1, int(window * (1 - overlap))))) + 1
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+    return [stride * round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
 def blend_weights(height: int, width: int) -> np.ndarray:
     """(height, width) float32: a raised cosine from the centre to the edge, nowhere zero."""
     down, across = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 + 1e-3 for n in (height, width))
     return np.outer(down, across).astype(np.float32)
+
+
+def _multiple(length: int, stride: int) -> int:
+    return -(-int(length) // stride) * stride
 
 
 @torch.inference_mode()
@@ -59,15 +68,17 @@ def infer(
     time. Windows without data (all 0) are not computed: they are background with probability 1.
     """
     height, width, _ = image.shape
-    on = next(segmenter.buffers()).device
-    tall, wide = min(window, height), min(window, width)
-    rows, columns = window_starts(height, tall, overlap), window_starts(width, wide, overlap)
+    on, stride = next(segmenter.buffers()).device, segmenter.stride
+    tall, wide = (_multiple(min(window, side), stride) for side in (height, width))
+    below, right = _multiple(height, stride), _multiple(width, stride)  # the scene and its repeated edge
+    rows, columns = window_starts(below, tall, overlap, stride), window_starts(right, wide, overlap, stride)
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes
-    total = torch.zeros(foreground, tall, width, device=on)  # Σ weight · probability of each foreground class
-    norm = torch.zeros(tall, width, device=on)
+    total = torch.zeros(foreground, tall, right, device=on)  # Σ weight · probability of each foreground class
+    norm = torch.zeros(tall, right, device=on)
     for i, top in enumerate(rows):
-        band = torch.from_numpy(np.array(image[top : top + tall]))
+        band = image[top : top + tall]
+        band = torch.from_numpy(np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge"))
         busy = [left for left in columns if band[:, left : left + wide].any()]
         for left in columns:
             norm[:, left : left + wide] += weight
@@ -79,7 +90,7 @@ def infer(
             for left, one in zip(lefts, p, strict=True):
                 total[:, :, left : left + wide] += weight * one
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
-        found = (total[:, :ready] / norm[:ready]).movedim(0, -1).cpu().numpy()
+        found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
         yield top, np.concatenate([1 - found.sum(-1, keepdims=True), found], axis=-1)
         # The rows below are not finished: move them up, and make room.
         for array in (total, norm):

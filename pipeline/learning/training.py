@@ -25,7 +25,7 @@ from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
-from pipeline.learning.calibration import calibrate
+from pipeline.learning.calibration import UNCALIBRATED, calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
 from pipeline.learning.models import IMAGENET_MEAN, Segmenter, build_model, load_model, read_card, save_model
@@ -269,7 +269,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
     segmenter = segmenter.cpu()
     segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
-    temperature, threshold = calibrate(segmenter.eval(), cities, train.crop) if rank == 0 else (1.0, 0.5)
+    calibration = calibrate(segmenter.eval(), cities, train.crop) if rank == 0 else UNCALIBRATED
     card = {
         "model": train.model.model_dump(),
         "channels": cities[0].channels,
@@ -278,8 +278,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         "gsd": cities[0].gsd,
         "cities": [c.city for c in cities],
         "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
-        "threshold": threshold,
-        "temperature": temperature,
+        **calibration,
         "params": json.loads(params.model_dump_json(include={"tile", "train"})),
         "metrics": {"validation_iou": float(checkpoint.best_model_score)},
         "history": module.history,

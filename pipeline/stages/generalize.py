@@ -33,6 +33,7 @@ from pipeline.generalization.predictions import building_probability, tile_iou
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning.crops import to_float
 from pipeline.learning.evaluation import CityResult, evaluate_city
+from pipeline.learning.expected_iou import expected_iou, fit_thresholds, thresholded_iou
 from pipeline.learning.models import Segmenter, load_model
 from pipeline.learning.precision import device
 from pipeline.learning.training import fit
@@ -235,14 +236,14 @@ def estimated(params: Params, cities: Tiles, held_out: list[Fold], unseen: dict[
             continue
         validation = [cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training]
         images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
-        thresholds = label_free.fit_thresholds(building_probability(segmenter, images), labels)
+        thresholds = fit_thresholds(building_probability(segmenter, images), labels)
         target = unlabelled(params, cities[city], 2 * g.adaptation_tiles, size, "test")
         probability = building_probability(segmenter, target)
         own = [matrix[f"without-{city}"][c] for c in fold.training]
         rows[city] = {
             "iou": iou,
-            "thresholded": label_free.thresholded_iou(probability, thresholds),
-            "expected": label_free.expected_iou(probability),
+            "thresholded": thresholded_iou(probability, thresholds),
+            "expected": expected_iou(probability),
             "distance": label_free.feature_distance(segmenter, target),
             "no_gap": mean(own),
         }

@@ -1,16 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline.generalization.label_free import (
-    Thresholds,
-    corrected,
-    expected_iou,
-    feature_distance,
-    fit_thresholds,
-    mean_error,
-    thresholded_iou,
-)
+from pipeline.generalization.label_free import corrected, feature_distance, mean_error
 from pipeline.generalization.predictions import building_probability, tile_iou
+from pipeline.learning.expected_iou import Thresholds, expected_iou, fit_thresholds, thresholded_iou
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +48,14 @@ def test_true_probabilities_give_the_true_iou():
     labels = (rng.random(probability.shape) < probability).astype(np.uint8)
     assert expected_iou(probability) == pytest.approx(tile_iou(probability, labels), abs=0.005)
     assert thresholded_iou(np.zeros((1, 4, 4)), Thresholds(0.5, 0.5)) == 0
+
+
+def test_a_histogram_is_as_good_as_its_pixels():
+    rng = np.random.default_rng(2)
+    probability, pixels = rng.random(50), rng.integers(0, 9, 50)
+    thresholds, each = Thresholds(0.8, 0.7), np.repeat(probability, pixels)
+    assert thresholded_iou(probability, thresholds, pixels) == pytest.approx(thresholded_iou(each, thresholds))
+    assert expected_iou(probability, pixels) == pytest.approx(expected_iou(each))
 
 
 def test_features_of_the_training_cities_are_near(toy_segmenter, make_tiles, make_dim):

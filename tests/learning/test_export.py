@@ -1,4 +1,7 @@
 import json
+import re
+from datetime import datetime
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import torch
 
 from pipeline import load_model
 from pipeline.errors import InputError
-from pipeline.learning.models import build_model, save_model
+from pipeline.learning.models import SMP, build_model, save_model
 from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -54,18 +57,47 @@ def test_the_card_travels_inside_the_file_and_the_map_is_the_same(exported):
     assert np.abs(one.probability - two.probability).max() < 0.005
 
 
-def test_stac_item_has_what_the_extension_asks_for(exported):
+def test_the_stac_item_has_what_the_item_specification_asks_for(exported):
+    """https://github.com/radiantearth/stac-spec, item-spec 1.1: the required fields, and that of a null geometry."""
     item = json.loads((exported / "item.json").read_text())
-    p = item["properties"]
-    assert item == stac_item(exported, p["mlm:total_parameters"])
-    assert any("/mlm/v1" in e for e in item["stac_extensions"])
-    assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output", "datetime"} <= set(p)
-    assert item["type"] == "Feature" and item["geometry"] is None and "bbox" not in item
-    assert p["mlm:input"][0]["bands"] == [b["name"] for b in item["assets"]["weights"]["bands"]]
-    assert p["mlm:input"][0]["input"]["shape"][1] == 4 and p["mlm:output"][0]["result"]["shape"][1] == 2
+    assert item == stac_item(exported, item["properties"]["mlm:total_parameters"])
+    assert {"type", "stac_version", "id", "geometry", "properties", "links", "assets"} <= set(item)
+    assert (item["type"], item["stac_version"], item["links"]) == ("Feature", "1.1.0", [])
+    assert item["geometry"] is None and "bbox" not in item  # a box belongs to a geometry only
+    assert datetime.fromisoformat(item["properties"]["datetime"]).tzinfo
     for asset in item["assets"].values():
         assert (exported / asset["href"]).is_file()
-        assert ("mlm:model" in asset["roles"]) == ("mlm:artifact_type" in asset)
+
+
+def test_the_stac_item_has_what_the_model_extension_asks_for(exported):
+    """https://github.com/stac-extensions/mlm, json-schema/schema.json: required fields, patterns and references."""
+    item = json.loads((exported / "item.json").read_text())
+    p = item["properties"]
+    assert any(e.startswith("https://stac-extensions.github.io/mlm/v1.") for e in item["stac_extensions"])
+    assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= set(p)
+    assert p["mlm:name"] == "small_unet" and p["mlm:tasks"] == ["semantic-segmentation"]
+    (source,), (result,) = p["mlm:input"], p["mlm:output"]
+    assert {"name", "bands", "input"} <= set(source) and {"name", "tasks", "result"} <= set(result)
+    for tensor, channels, axis in ((source["input"], 4, "bands"), (result["result"], 2, "class")):
+        assert tensor["shape"] == [-1, channels, -1, -1] and tensor["data_type"] == "float32"
+        assert tensor["dim_order"] == ["batch", axis, "height", "width"]
+    assert source["bands"] == [band["name"] for band in p["bands"]]  # a model's bands are described in the item
+    assert source["value_scaling"] == [{"type": "min-max", "minimum": 0, "maximum": 255}]
+    assert {"format", "expression"} <= set(result["post_processing_function"])
+    assert [c["value"] for c in result["classification:classes"]] == [0, 1]
+    assert all(re.fullmatch("[0-9A-Za-z-_]+", c["name"]) for c in result["classification:classes"])
+    models = [asset for asset in item["assets"].values() if "mlm:model" in asset["roles"]]
+    assert len(models) == 2 and all(asset["mlm:artifact_type"] for asset in models)
+
+
+@pytest.mark.parametrize("architecture", get_args(Model.model_fields["architecture"].annotation))
+def test_every_architecture_has_a_name_that_the_extension_takes(tmp_path, architecture):
+    card = {"model": Model(architecture=architecture).model_dump(), "bands": [1], "channels": 1, "classes": 2, "gsd": 1}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    (tmp_path / "weights.safetensors").touch()
+    name = stac_item(tmp_path, 1)["properties"]["mlm:name"]
+    assert re.fullmatch("[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", name)
+    assert ("resnet18" in name) == (architecture in SMP)
 
 
 def test_other_files_are_refused_in_a_sentence(tmp_path):

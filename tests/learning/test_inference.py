@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.learning.crops import to_float
 from pipeline.learning.inference import blend_weights, infer, window_starts
@@ -21,12 +22,14 @@ def inferred(segmenter: Segmenter, image: np.ndarray, **options) -> np.ndarray:
     return np.concatenate([p for _, p in infer(segmenter, image, **options)])
 
 
-@given(st.integers(1, 3000), st.integers(1, 600), st.floats(0, 0.89))
-def test_windows_cover_every_pixel_and_share_the_overlap(length, window, overlap):
-    starts = window_starts(length, window, overlap)
+@given(st.integers(1, 3000), st.integers(1, 600), st.floats(0, 0.89), st.sampled_from([1, 4, 32]))
+def test_windows_cover_every_pixel_and_share_the_overlap(length, window, overlap, stride):
+    length, window = length * stride, window * stride
+    starts = window_starts(length, window, overlap, stride)
     assert starts[0] == 0 and starts[-1] == max(0, length - window)
     steps = np.diff(starts)
-    assert (steps <= max(1, window * (1 - overlap)) + 1).all() and (steps > 0).all()
+    assert (steps <= max(stride, window * (1 - overlap))).all() and (steps > 0).all()
+    assert not np.mod(starts, stride).any()
 
 
 def test_blend_weights_are_nowhere_zero():
@@ -41,6 +44,24 @@ def test_a_translation_equivariant_model_gives_the_same_tiled_and_whole(shape, o
     whole = model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).detach().numpy()
     tiled = inferred(model, image, window=64, overlap=overlap, precision="fp32")
     assert tiled.shape == (*shape, 3)
+    np.testing.assert_allclose(tiled, whole, atol=2e-6)
+
+
+class Blocks(nn.Module):
+    """What an encoder of stride 32 knows of a pixel, without its borders: the mean of the block it lies in."""
+
+    def forward(self, x):
+        mean = F.interpolate(F.avg_pool2d(x, 32), scale_factor=32)
+        return torch.cat([-mean[:, :1], mean[:, :1]], 1)
+
+
+@pytest.mark.parametrize("shape", [(200, 130), (97, 300), (20, 64)])
+@pytest.mark.parametrize(("window", "overlap"), [(64, 0.25), (96, 0.5), (100, 0.0), (512, 0.25)])
+def test_windows_begin_where_the_networks_strides_do(shape, window, overlap):
+    image = np.random.default_rng(0).integers(1, 256, (*shape, 3), np.uint8)
+    model = Segmenter(Blocks(), 3, 1, stride=32).eval()
+    whole = model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).numpy()
+    tiled = inferred(model, image, window=window, overlap=overlap, precision="fp32")
     np.testing.assert_allclose(tiled, whole, atol=2e-6)
 
 

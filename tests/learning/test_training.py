@@ -119,6 +119,7 @@ def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     curve = [e["iou"] for e in card["history"]]
     assert card["metrics"]["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.8
+    assert all(0.5 <= card["confidence"][kind] <= 1 for kind in ("building", "background"))
 
 
 def test_the_same_crop_for_the_same_index_whatever_was_read_before(toy_tiles):

@@ -12,20 +12,28 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 import torch
 from affine import Affine
 from pyproj import Geod
 from rasterio.features import rasterize
+from rasterio.windows import Window
 from scipy import ndimage
+from toy import toy_scene
 
 from pipeline import load_model
 from pipeline.errors import InputError
+from pipeline.geo.mapping import CONFIDENCE, LOGITS, STEPS, Totals
 from pipeline.geo.scene_list import list_scenes
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.calibration import calibrate
 from pipeline.learning.disagreement import Disagreement
 from pipeline.learning.models import build_model, save_model
-from pipeline.params import Model, Predict
-from pipeline.stages.predict import STEPS, expected_iou, run
+from pipeline.params import Fetch, Model, Predict
+from pipeline.prediction.flow import label_free_iou
+from pipeline.sources import demo
+from pipeline.stages.predict import run
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000), "EPSG:32632"
 PLACES = {
@@ -38,6 +46,8 @@ PLACES = {
     "south up": (Affine(0.5, 0, 500_000, 0, 0.5, 6_650_000), "EPSG:32632"),
 }
 SETTINGS = Predict(window=128, min_area=0)
+MANY = Predict(min_area=0, threshold=0.15)  # of the red model: much that is reddish in any picture
+DEMO = Path(__file__).parents[2] / "data" / "sources" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +97,21 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
-def check_round_trip(source: Path, mask_path: Path, polygons: gpd.GeoDataFrame, threshold: float = 0.5):
+def check_round_trip(source: Path, out: Path, threshold: float = 0.5) -> tuple[np.ndarray, gpd.GeoDataFrame]:
     """The mask lies on the scene, the polygons on the mask, and areas are those on the ellipsoid."""
-    with rasterio.open(source) as scene, rasterio.open(mask_path) as map_:
+    polygons = gpd.read_file(out / f"{source.stem}.gpkg")
+    with rasterio.open(source) as scene, rasterio.open(out / f"{source.stem}.tif") as map_:
         assert (map_.shape, map_.transform, map_.crs) == (scene.shape, scene.transform, scene.crs)
         assert map_.nodata == 255 and map_.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         mask = map_.read(1)
+        np.testing.assert_array_equal(mask != 255, scene.read_masks([1, 2, 3]).any(axis=0))
         drawn = rasterize(polygons.geometry, mask.shape, transform=scene.transform)
     assert iou(drawn, mask) >= 0.98
     degrees = polygons.to_crs(4326).geometry
     on_ground = [abs(Geod(ellps="WGS84").geometry_area_perimeter(g)[0]) for g in degrees]
     np.testing.assert_allclose(polygons.area_m2, on_ground, rtol=1e-4, atol=1e-3)
     assert polygons.id.is_unique and polygons.confidence.between(threshold, 1).all()
-    return mask
+    return mask, polygons
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -107,8 +119,7 @@ def test_round_trip_of_any_grid(model, tmp_path, name):
     image, truth = town()
     scene = write_scene(tmp_path / "town.tif", image, PLACES[name])
     run(model, [str(scene)], tmp_path / "out", settings=SETTINGS)
-    polygons = gpd.read_file(tmp_path / "out" / "town.gpkg")
-    mask = check_round_trip(scene, tmp_path / "out" / "town.tif", polygons)
+    mask, polygons = check_round_trip(scene, tmp_path / "out")
     if name in ("finer", "coarser"):
         assert iou(mask, truth) > 0.8  # through a coarser or finer grid and back
     else:
@@ -117,13 +128,34 @@ def test_round_trip_of_any_grid(model, tmp_path, name):
         assert any(len(p.interiors) for p in polygons.geometry)
 
 
-@pytest.mark.parametrize("city", ["austin", "montenegro", "ohio", "zanzibar"])
-def test_round_trip_of_real_scenes(model, tmp_path, shared_cities, city):
-    scene = sorted((shared_cities / city / "images").iterdir())[-1]
-    run(model, [str(scene)], tmp_path / "out", settings=Predict(min_area=0, threshold=0.15))
-    polygons = gpd.read_file(tmp_path / "out" / f"{scene.stem}.gpkg")
-    check_round_trip(scene, tmp_path / "out" / f"{scene.stem}.tif", polygons, 0.15)
-    assert len(polygons)
+def middle(path: Path, folder: Path, side: int = 1024) -> Path:
+    """A copy of a scene's middle, side × side pixels at most."""
+    with rasterio.open(path) as scene:
+        height, width = min(side, scene.height), min(side, scene.width)
+        window = Window((scene.width - width) // 2, (scene.height - height) // 2, width, height)
+        profile = {**scene.profile, "height": height, "width": width, "transform": scene.window_transform(window)}
+        with rasterio.open(folder / path.name, "w", **profile) as copy:
+            copy.write(scene.read(window=window))
+    return folder / path.name
+
+
+@pytest.mark.parametrize("city", ["austin", "banepa", "montenegro", "ohio", "zanzibar"])
+def test_round_trip_of_every_real_scene(model, tmp_path, shared_cities, city):
+    (tmp_path / "scenes").mkdir()
+    scenes = [middle(path, tmp_path / "scenes") for path in sorted((shared_cities / city / "images").iterdir())]
+    run(model, [str(tmp_path / "scenes")], tmp_path / "out", settings=MANY)
+    assert sum(len(check_round_trip(scene, tmp_path / "out", MANY.threshold)[1]) for scene in scenes)
+
+
+@pytest.mark.parametrize("city", ["brickvale", "marlstead", "tinroof", "pinemoor", "duskholm"])
+def test_round_trip_of_demo_scenes(model, tmp_path, city):
+    fetch = Fetch(source="demo", path=str(DEMO), cities=[city], scenes=[1, 2], scene_size=256)
+    demo.fetch(fetch, city, tmp_path / city, tmp_path)
+    whole, wedge = sorted((tmp_path / city / "images").iterdir())
+    run(model, [str(whole.parent)], tmp_path / "out", settings=MANY)
+    assert (check_round_trip(whole, tmp_path / "out", MANY.threshold)[0] != 255).all()
+    mask, polygons = check_round_trip(wedge, tmp_path / "out", MANY.threshold)
+    assert 0.02 < (mask == 255).mean() < 0.5 and len(polygons)
 
 
 def test_a_pointwise_model_shows_no_seams(model, tmp_path):
@@ -296,6 +328,38 @@ def test_urls_of_files(model, tmp_path):
     run(model, [f"file://{scene}"], tmp_path / "out", settings=SETTINGS)
     with rasterio.open(tmp_path / "out" / "town.tif") as map_:
         np.testing.assert_array_equal(map_.read(1), truth)
+
+
+def cog(path: Path, image: np.ndarray) -> Path:
+    plain = write_scene(path.with_suffix(".plain.tif"), image)
+    rasterio.shutil.copy(plain, path, driver="COG", blocksize=128)
+    plain.unlink()
+    return path
+
+
+def test_a_scene_is_read_from_a_server_by_ranges_and_its_map_is_that_of_the_file(model, tmp_path, server):
+    cog(server.root / "town.tif", town(500, 600)[0])
+    run(model, [str(server.root / "town.tif")], tmp_path / "here", settings=SETTINGS)
+    run(model, [f"{server.url}/town.tif"], tmp_path / "there", settings=SETTINGS)
+    here, there = snapshot(tmp_path / "here"), snapshot(tmp_path / "there")
+    assert here.pop("town.json") != there.pop("town.json") and here == there
+    assert {name for _, name, _ in server.requests} == {"town.tif"}  # no side-car files are hunted for
+    assert all("Range" in headers for headers in server.asked("town.tif"))
+
+
+def test_what_a_server_does_not_have_is_a_sentence_and_stops_no_other_scene(model, tmp_path, server, capsys):
+    write_scene(tmp_path / "local.tif", town(64, 64)[0])
+    for name in ("good", "page"):
+        write_scene(server.root / f"{name}.tif", town(64, 64)[0])
+    server.fail("page.tif", html=True)
+    scenes = [*(f"{server.url}/{name}.tif" for name in ("absent", "page", "good")), str(tmp_path / "local.tif")]
+    with pytest.raises(InputError, match="2 of 4 scenes failed"):
+        run(model, scenes, tmp_path / "out", settings=SETTINGS)
+    said = capsys.readouterr().out.splitlines()
+    for name in ("absent", "page"):
+        (line,) = [line for line in said if line.startswith(f"failed {name}:")]
+        assert f"{server.url}/{name}.tif: cannot be read" in line
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"good", "local"}
 
 
 def test_finished_scenes_are_skipped_and_changed_ones_are_not(model, tmp_path, capsys):
@@ -479,17 +543,54 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, l
         assert file.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
-def test_expected_iou_is_that_of_true_probabilities():
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [({"gsd": 0}, "more than 0 metres"), ({"gsd": -1.0}, "more than 0 metres"), ({"bands": [0, 1, 2]}, "count from 1"),
+     ({"value_range": (5, 5)}, "LOW < HIGH"), ({"value_range": (3,)}, "LOW < HIGH")],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused_before_any_scene_is_read(model, tmp_path, option, reason):
+    with pytest.raises(InputError, match=reason):
+        run(model, [str(tmp_path / "any.tif")], tmp_path / "out", settings=SETTINGS, **option)
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------- when not to trust the map
+
+
+def test_the_label_free_iou_is_that_of_true_probabilities():
     rng = np.random.default_rng(0)
-    p = rng.beta(0.3, 0.5, 400_000)
+    p = 1 / (1 + np.exp(-rng.normal(-1, 3, 400_000).clip(-8, 8)))
     truth = rng.random(len(p)) < p
     found = p > 0.5
-    histogram = np.bincount(np.rint(p * STEPS).astype(int), minlength=STEPS + 1)
+    totals = Totals(histogram=np.histogram(np.log(p / (1 - p)), len(LOGITS), (-8, 8))[0])
     real = (found & truth).sum() / (found | truth).sum()
-    assert expected_iou(histogram) == pytest.approx(real, abs=0.01)
+    assert label_free_iou(totals, {}) == pytest.approx(real, abs=0.01)
     thresholds = {
         "building": np.quantile(p[found], 1 - truth[found].mean()),
         "background": np.quantile(1 - p[~found], truth[~found].mean()),
     }
-    assert expected_iou(histogram, thresholds) == pytest.approx(real, abs=0.02)
-    assert expected_iou(np.eye(STEPS + 1, dtype=int)[0]) is None
+    assert label_free_iou(totals, {"confidence": thresholds}) == pytest.approx(real, abs=0.02)
+    assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), {}) is None
+
+
+def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):
+    """Calibrated on bright roofs, a brightness threshold errs where they are faint, and says so without labels."""
+    description, cities = Model(architecture="linear"), [CityTiles(toy_tiles / "toyton")]
+    segmenter = build_model(description, 3).eval()
+    with torch.no_grad():
+        segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [40, 0, 0]])[..., None, None]
+        segmenter.network.bias[:] = torch.tensor([0.0, -40 * 135 / 255])  # between noise (90 ± 20) and roofs (180 ± 20)
+    calibration = calibrate(segmenter, cities, 64)
+    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5,
+            **calibration, "metrics": {"validation_iou": 0.94}}  # fmt: skip
+    save_model(tmp_path / "model", segmenter, card)
+    scenes = [
+        write_scene(tmp_path / f"{name}.tif", toy_scene(99, 256, contrast)[0])
+        for name, contrast in (("bright", 90), ("faint", 50))
+    ]
+    run(tmp_path / "model", [str(scene) for scene in scenes], tmp_path / "out", settings=SETTINGS)
+    bright, faint = (json.loads((tmp_path / "out" / f"{s.stem}.json").read_text()) for s in scenes)
+    assert bright["expected_iou"] == pytest.approx(0.94, abs=0.06) and faint["expected_iou"] < 0.65
+    assert (bright["unlike_training"], faint["unlike_training"]) == (False, True)
+    cautions = [line for line in capsys.readouterr().out.splitlines() if line.startswith("caution")]
+    assert len(cautions) == 1 and "faint.tif" in cautions[0]

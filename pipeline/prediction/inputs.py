@@ -1,0 +1,75 @@
+"""What a map is made from: a model, and a scene that fits it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.geo.raster import Raster, open_raster, robust_range
+from pipeline.learning.export import load_onnx
+from pipeline.learning.models import load_model
+from pipeline.learning.precision import device
+from pipeline.params import Predict
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scene to map; `gsd`, `bands` and `range` are what its file does not say itself.
+
+    Raises InputError where one of the three cannot be.
+    """
+
+    scene: str
+    name: str
+    out: str
+    settings: Predict = Predict()
+    gsd: float | None = None  # metres on the ground, where the scene has no CRS
+    bands: tuple[int, ...] | None = None  # 1-based; None = the model's
+    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+
+    def __post_init__(self):
+        if self.gsd is not None and not self.gsd > 0:
+            raise InputError(f"a ground sample distance of {self.gsd:g} m: state more than 0 metres a pixel with --gsd")
+        if self.bands is not None and min(self.bands) < 1:
+            raise InputError(f"--bands {','.join(map(str, self.bands))}: a scene's bands count from 1")
+        if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+            raise InputError(f"--range {','.join(f'{v:g}' for v in self.range)}: write LOW,HIGH with LOW < HIGH")
+
+
+def load(model: str | Path, on=None):
+    """A model folder, or an ONNX file that `export` wrote; `on` None = a GPU where there is one."""
+    return load_onnx(model) if Path(model).suffix == ".onnx" else load_model(model, on or device())
+
+
+def open_scene(stack: ExitStack, task: Task, card: dict) -> Raster:
+    """The scene on the model's grid, open as long as `stack` is.
+
+    Raises InputError where it cannot be read or does not fit the model.
+    """
+    dataset = stack.enter_context(open_raster(task.scene))
+    bands = list(task.bands or card["bands"])
+    if len(bands) != card["channels"]:
+        raise InputError(f"--bands names {len(bands)} bands; the model reads {card['channels']}")
+    if max(bands) > dataset.count:
+        asked = ", ".join(map(str, bands))
+        raise InputError(
+            f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands "
+            f"{asked}; say which of the scene's bands to read with --bands"
+        )
+    if dataset.crs is None and task.gsd is None:
+        raise InputError(f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd")
+    scale = task.range
+    if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
+        scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()])
+        if scale is None:
+            raise InputError(f"{task.scene}: holds no data to estimate a range of values from; state it with --range")
+    return Raster(dataset, bands, card["gsd"], task.gsd, scale)
+
+
+def threshold(settings: Predict, card: dict) -> float:
+    """The building probability from which a pixel is a building: stated, or the model card's, from validation."""
+    return settings.threshold or card.get("threshold", 0.5)
+
+
+def class_names(card: dict) -> list[str]:
+    return ["building"] if card["classes"] == 1 else [f"class {k}" for k in range(1, card["classes"] + 1)]

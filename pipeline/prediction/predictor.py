@@ -1,0 +1,110 @@
+"""Maps from Python: `pipeline.load_model(path).predict(array_or_path)`, held in memory."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from pydantic import ValidationError
+
+from pipeline.errors import InputError
+from pipeline.geo.grid import Grid
+from pipeline.geo.mapping import STEPS, Mapper
+from pipeline.geo.raster import grid_of
+from pipeline.geo.read_ahead import ReadAhead
+from pipeline.geo.scene import IGNORE
+from pipeline.params import Predict
+from pipeline.prediction.flow import fill
+from pipeline.prediction.inputs import Task, open_scene, threshold
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map in memory: mask (H, W) uint8, probability (H, W, k) float32, and polygons with their columns."""
+
+    mask: np.ndarray
+    probability: np.ndarray
+    transform: Affine
+    crs: object | None
+    columns: dict[str, np.ndarray]
+    geometry: np.ndarray
+
+    @property
+    def polygons(self):
+        """A GeoDataFrame: id, label, area_m2, confidence; in pixel coordinates where there is no CRS."""
+        import geopandas
+
+        return geopandas.GeoDataFrame(self.columns, geometry=self.geometry, crs=self.crs)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model, ready to map: what `pipeline.load_model` answers."""
+
+    segmenter: object  # a Segmenter or an OnnxSegmenter
+
+    @property
+    def card(self) -> dict:
+        return self.segmenter.card
+
+    def predict(
+        self,
+        image: np.ndarray | str | Path,
+        *,
+        gsd: float | None = None,
+        bands: list[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+        **settings,
+    ) -> Map:
+        """The map of an array (H, W, C) uint8 or of a raster's path or URL; `settings` as params.Predict.
+
+        An array has the model's bands and ground sample distance; a raster is read as the predict stage reads it,
+        and as its map is held in memory, larger scenes are for that. Raises InputError on an image that does not
+        fit the model.
+        """
+        chosen = _settings(settings)
+        with ExitStack() as stack:
+            if isinstance(image, np.ndarray):
+                scene = model = _check_array(image, self.card)
+                native, validity = (self.card["gsd"], self.card["gsd"]), lambda window: None
+            else:
+                task = Task(str(image), "", "", chosen, gsd, bands and tuple(bands), value_range)
+                raster, twin = (open_scene(stack, task, self.card) for _ in range(2))
+                scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
+                validity, image = twin.source_validity, stack.enter_context(ReadAhead(raster))
+            mask = np.zeros((1, *scene.shape), np.uint8)
+            probability = np.zeros((self.card["classes"], *scene.shape), np.uint8)
+            batches: list[tuple[dict, np.ndarray]] = []
+
+            def into(array: np.ndarray):
+                return lambda row, pixels: np.copyto(array[:, row : row + pixels.shape[1]], pixels)
+
+            mapper = Mapper(
+                model, scene, native, chosen, threshold(chosen, self.card),
+                {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
+                validity,
+            )  # fmt: skip
+            fill(self.segmenter, image, mapper, chosen)
+        columns = {
+            name: np.concatenate([c[name] for c, _ in batches] or [[]])
+            for name in ("id", "label", "area_m2", "confidence")
+        }
+        geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
+        values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))
+        return Map(mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry)
+
+
+def _check_array(image: np.ndarray, card: dict) -> Grid:
+    if image.ndim != 3 or image.shape[2] != card["channels"] or image.dtype != np.uint8 or not image.size:
+        wanted = f"(H, W, {card['channels']}) uint8"
+        raise InputError(f"an image is {wanted} for this model, not {image.shape} {image.dtype}")
+    return Grid(*image.shape[:2], Affine.identity(), None)
+
+
+def _settings(settings: dict) -> Predict:
+    try:
+        return Predict.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"predict: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
