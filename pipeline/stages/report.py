@@ -1,19 +1,34 @@
-"""Stage report: one self-contained page of all that has run, which opens from a USB stick."""
+"""Stage report: one self-contained page of all that has run, which opens from a USB stick.
+
+Writes report/index.html and the page's first table as metrics/report.json, the one metrics file that fits a screen:
+
+    city                 {CITY: {"seen", "unseen", "attacked", "certified"}}, IoU of what the page calls by these names
+    mean_city            the means over the cities that have them
+"""
 
 from pathlib import Path
+from statistics import fmean
 
-from pipeline.console import console
+from pipeline.console import console, table
 from pipeline.params import Params
-from pipeline.storage import atomic_file
+from pipeline.storage import atomic_file, write_json
 
 
 def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
-    """Write report/index.html of the folder `root`. Raises InputError where a metrics file is damaged."""
+    """Write the report of the folder `root`. Raises InputError where a metrics file is damaged."""
+    from pipeline.report.answer import answer
     from pipeline.report.page import page
     from pipeline.report.results import Results
 
     out = out or root / "report/index.html"
-    text = page(Results(params, root))
+    results = Results(params, root)
+    text, found = page(results), answer(results)
     with atomic_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
+    kinds = [kind.name for kind in found.kinds]
+    cities = {city: {kind: measure.iou for kind, measure in row.items()} for city, row in found.rows}
+    mean = {kind: fmean(row[kind] for row in cities.values() if kind in row) for kind in kinds}
+    write_json(root / "metrics/report.json", {"city": cities, "mean_city": mean})
+    rows = [*cities.items(), ("mean city", mean)]
+    table("IoU", ["city", *kinds], [[name, *(row.get(kind) for kind in kinds)] for name, row in rows])
     console.print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")
