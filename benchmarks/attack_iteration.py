@@ -82,8 +82,8 @@ def main() -> None:
 
 def compare_precisions(segmenter, folder: Path, steps: int) -> None:
     from pipeline.geo.tiles import CityTiles
+    from pipeline.learning.crops import to_tensors
     from pipeline.robustness.worst_case import pooled_iou
-    from pipeline.stages.attack import to_tensors
 
     on, rows = device(), []
     for path in sorted(folder.glob("*/regions.json")):

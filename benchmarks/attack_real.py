@@ -16,11 +16,11 @@ import torch
 
 from pipeline.console import progress, table
 from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import to_tensors
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import autocast, device
 from pipeline.robustness import attacks
 from pipeline.robustness.worst_case import pooled_iou, worst_case
-from pipeline.stages.attack import to_tensors
 
 
 def measure(segmenter, images, labels, norm: str, epsilon: float, steps: int, pixels, batch: int, precision: str):

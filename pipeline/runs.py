@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-RUNS = Path(".work/runs.jsonl")
+from pipeline.storage import WORK
+
+RUNS = WORK / "runs.jsonl"
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+WORK = Path(".work")  # unfinished runs and caches: gone, they cost time only
+
 
 @contextmanager
 def scratch(path: str | Path) -> Iterator[Path]:

@@ -1,9 +1,14 @@
 """A segmenter on a batch of tiles, and the IoU of what it says: the short measurements of this folder."""
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
+from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.geo.tiles import CityTiles
 from pipeline.learning.crops import to_float
 from pipeline.learning.models import Segmenter
 from pipeline.learning.precision import autocast
@@ -27,9 +32,29 @@ def building_probability(segmenter: Segmenter, images: np.ndarray, batch_size: i
     return np.concatenate(maps) if maps else np.empty(images.shape[:3], np.float32)
 
 
+@torch.inference_mode()
+def of_tensor(segmenter: Segmenter, images: torch.Tensor) -> np.ndarray:
+    """Building probability (N, H, W) of images that are no longer 8-bit: in full precision, as they were attacked."""
+    return (1 - segmenter(images).float().softmax(1)[:, 0]).cpu().numpy()
+
+
 def tile_iou(probability: np.ndarray, labels: np.ndarray) -> float | None:
     """ΣI/ΣU of probability > ½ against labels (N, H, W) uint8, 255 ignored; None without any building."""
     valid = labels != IGNORE
     found, truth = (probability > 0.5) & valid, (labels > 0) & valid
     union = np.count_nonzero(found | truth)
     return float(np.count_nonzero(found & truth) / union) if union else None
+
+
+def mean(ious: Iterable[float | None]) -> float | None:
+    """The mean of those that are known."""
+    known = [iou for iou in ious if iou is not None]
+    return float(np.mean(known)) if known else None
+
+
+def unlabelled(city: CityTiles, count: float, side: int, seed: int, split: str = "train") -> np.ndarray:
+    """Image crops of a city, from another split where this one has none; labels and their table stay unopened."""
+    for name in (split, "train", "validation", "test"):
+        if city.of_split(name):
+            return city.unlabelled(name, math.ceil(count), side, seed)
+    raise InputError(f"{city.folder}: no scenes; run the tile stage again")

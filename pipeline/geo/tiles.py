@@ -212,6 +212,9 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
     return about
 
 
+Cities = dict[str, CityTiles]  # by name
+
+
 def open_cities(cities: list[str], root: str | Path = "data/tiles") -> list[CityTiles]:
     """The tiles of each named city under `root`. Raises InputError where the tile stage has not run."""
     return [CityTiles(Path(root) / city) for city in cities]

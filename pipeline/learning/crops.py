@@ -107,6 +107,12 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.movedim(-1, 1).to(torch.float32).div_(255)
 
 
+def to_tensors(tiles: tuple[np.ndarray, np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tiles (N, H, W, C) and (N, H, W) uint8 to images (N, C, H, W) float in [0, 1] and labels (N, H, W) int64."""
+    images, labels = (torch.from_numpy(array).to(device) for array in tiles)
+    return to_float(images).contiguous(memory_format=torch.channels_last), labels.long()
+
+
 def channel_statistics(cities: list[CityTiles], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel in [0, 1], over valid pixels of 256 training crops, cities evenly."""
     crops = RandomCrops(cities, 64, seed, "none")

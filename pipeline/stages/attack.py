@@ -28,8 +28,7 @@ from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import Params
 from pipeline.stages.evaluate import check_fit
-from pipeline.stages.train import WORK
-from pipeline.storage import atomic_file, atomic_folder, fingerprint, write_json
+from pipeline.storage import WORK, atomic_file, atomic_folder, fingerprint, write_json
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
 AMPLIFIED = 0.5  # the grey level a perturbation of the whole budget reaches above or below ½ in the figure
@@ -110,19 +109,11 @@ def _key(params: Params, samples: dict) -> str:
     return fingerprint(*parts)
 
 
-def to_tensors(pair: tuple[np.ndarray, np.ndarray], device):
-    """uint8 tiles to images (N, C, H, W) float in [0, 1] and labels (N, H, W)."""
-    import torch
-
-    images, labels = (torch.from_numpy(array).to(device) for array in pair)
-    images = images.movedim(-1, 1).float().div(255)
-    return images.contiguous(memory_format=torch.channels_last), labels.long()
-
-
 def _campaign(params: Params, cities: list[CityTiles], model: Path):
     """The model, the other one its attacks are transferred from, and the classes' training pixels."""
     import torch
 
+    from pipeline.learning.crops import to_tensors
     from pipeline.learning.models import load_model
     from pipeline.learning.precision import autocast, device
     from pipeline.robustness.campaign import Campaign
@@ -157,6 +148,7 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
 
 def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> CityResult:
     """Measured now, or read back from a run that was interrupted."""
+    from pipeline.learning.crops import to_tensors
     from pipeline.robustness.campaign import attack_city
 
     if (kept / "measured.json").exists():
@@ -181,6 +173,7 @@ def _universal(campaign, results: dict[str, CityResult], samples: dict) -> dict[
     """IoU of each city under its own universal perturbation and under every other city's."""
     import torch
 
+    from pipeline.learning.crops import to_tensors
     from pipeline.robustness import attacks
     from pipeline.robustness.worst_case import pooled_iou
 

@@ -16,7 +16,6 @@ from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import Certify, Params
-from pipeline.stages.attack import to_tensors
 from pipeline.stages.evaluate import check_fit
 from pipeline.storage import atomic_file, fingerprint, write_json
 
@@ -69,6 +68,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
     import torch
 
+    from pipeline.learning.crops import to_tensors
     from pipeline.learning.models import load_model
     from pipeline.learning.precision import device
     from pipeline.robustness import sandwich
@@ -142,7 +142,7 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
     """`steps` batches of random training crops, cities drawn evenly, turned and flipped."""
     import torch
 
-    from pipeline.learning.crops import RandomCrops
+    from pipeline.learning.crops import RandomCrops, to_tensors
 
     crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
     for step in progress(range(steps), description):

@@ -7,9 +7,7 @@ from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import open_cities
 from pipeline.params import Params
-from pipeline.storage import atomic_file, write_json
-
-WORK = Path(".work")
+from pipeline.storage import WORK, atomic_file, write_json
 
 
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:

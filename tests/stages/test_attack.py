@@ -8,6 +8,7 @@ from toy import toy_scene, write_city
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import to_tensors
 from pipeline.learning.models import build_model, save_model
 from pipeline.params import parse_params
 from pipeline.robustness import campaign
@@ -33,7 +34,7 @@ def stage(tmp_path):
     images, labels = (
         torch.cat(parts)
         for parts in zip(
-            *(attack.to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES), strict=True
+            *(to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES), strict=True
         )
     )
     optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)

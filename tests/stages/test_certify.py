@@ -10,6 +10,7 @@ from toy import toy_scene, write_city
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.tiles import open_cities
+from pipeline.learning.crops import to_tensors
 from pipeline.learning.models import build_model, load_model, save_model
 from pipeline.params import parse_params
 from pipeline.robustness import sandwich
@@ -47,7 +48,7 @@ def place(tmp_path_factory):
         write_city(folder / "tiles", scenes, CITIES[c])
     torch.manual_seed(0)
     segmenter = build_model(params.Model(**MODEL), 3)
-    pairs = [certify.to_tensors(c.sample("train", 8), "cpu") for c in open_cities(CITIES, folder / "tiles")]
+    pairs = [to_tensors(c.sample("train", 8), "cpu") for c in open_cities(CITIES, folder / "tiles")]
     images, labels = (torch.cat(side) for side in zip(*pairs, strict=True))
     optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
     for _ in range(60):

@@ -94,7 +94,7 @@ def test_seeds_single_cities_and_shares(params, workplace):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_replaced_by_noise_give_the_same_adapted_model(params, workplace, method):
-    from pipeline.stages.generalize import adapt_to
+    from pipeline.generalization.ladder import adapt_to
 
     torch.manual_seed(0)
     resnet = params.train.model.model_copy(update={"architecture": "unet", "decoder_channels": [32, 16]})
@@ -131,7 +131,7 @@ def test_folds_are_compared_at_equal_training(params, workplace):
 
 
 def test_the_honest_choice_does_not_read_its_own_city():
-    from pipeline.stages.generalize import choose
+    from pipeline.generalization.ladder import choose
 
     ladder = {"none": {"a": 0.5, "b": 0.5, "c": 0.1}, "adabn": {"a": 0.7, "b": 0.7, "c": 0.1},
               "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip

@@ -1,0 +1,82 @@
+"""What a city's IoU withstands, by a model that has seen the city and by one that has not: corruptions, a light
+attack, a certificate."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipeline.console import progress
+from pipeline.generalization import corruptions
+from pipeline.generalization.predictions import building_probability, mean, of_tensor, tile_iou
+from pipeline.geo.tiles import Cities
+from pipeline.learning.crops import to_tensors
+from pipeline.learning.models import Segmenter
+from pipeline.learning.precision import device
+from pipeline.params import Params
+from pipeline.robustness.attacks import Target, pgd
+from pipeline.robustness.certificates import certified_iou
+from pipeline.robustness.smoothing import check_samples, radius, smooth
+
+
+def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> dict:
+    """IoU of each city, not seen in training, under every corruption and severity, and the share it retains."""
+    g = params.generalize
+    samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(cities)}
+    clean = {city: tile_iou(building_probability(unseen[city], s[0]), s[1]) for city, s in samples.items()}
+    found: dict = {name: {str(s): {} for s in corruptions.SEVERITIES} for name in corruptions.NAMES}
+    jobs = [(name, s, city) for name in corruptions.NAMES for s in corruptions.SEVERITIES for city in samples]
+    for name, severity, city in progress(jobs, "corruptions"):
+        images, labels = corruptions.corrupt(name, severity, *samples[city], cities[city].gsd, g.seed)
+        found[name][str(severity)][city] = tile_iou(building_probability(unseen[city], images), labels)
+    worst, retained = {}, {name: {} for name in found}
+    for city in [city for city in samples if clean[city]]:
+        shares = {
+            (name, s): found[name][s][city] / clean[city]
+            for name in found
+            for s in found[name]
+            if found[name][s][city] is not None
+        }
+        name, severity = min(shares, key=shares.get)
+        worst[city] = {"name": name, "severity": severity, "retained": shares[name, severity]}
+        for name in found:
+            retained[name][city] = float(np.mean([v for (n, _), v in shares.items() if n == name] or [1.0]))
+    return {"corruption": found, "corruption_clean": clean, "corruption_retained": retained, "worst_corruption": worst}
+
+
+def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str, Segmenter]) -> dict:
+    """Clean, attacked, certified and corrupted IoU of each city by the model that saw it and the one that did not.
+
+    All four on the same crops. The attack is a light PGD (an upper bound; the stage attack has the strong
+    ones), the certificate randomised smoothing, the corruption the mean over the table at severity 3.
+    """
+    g, c, s = params.generalize, params.certify, params.certify.smoothing
+    epsilon, sigma, certify = params.attack.reference, s.sigma[0], "smoothing" in c.methods
+    if certify:
+        check_samples(s.n, c.crop**2, s.tau, s.alpha)
+    found: dict = {city: {} for city in sorted(cities)}
+    sides: list[tuple[str, Callable[[str], Segmenter]]] = [("seen", lambda _: seen), ("unseen", unseen.get)]
+    for city, (side, model) in progress([(city, side) for city in found for side in sides], "robustness"):
+        images, labels = cities[city].sample("test", g.corruption_tiles, c.crop, g.seed)
+        segmenter, on = model(city), device()
+        x, y = to_tensors((images, labels), on)
+        generator = torch.Generator(on).manual_seed(g.seed)
+        target = Target(segmenter, x, y, "linf", epsilon / 255)
+        attacked = pgd(target, g.attack_steps, generator=generator)
+        shaken = [corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed) for name in corruptions.NAMES]
+        scores = [tile_iou(building_probability(segmenter, i), t) for i, t in shaken]
+        row = {
+            "clean": tile_iou(building_probability(segmenter, images), labels),
+            "attacked": tile_iou(of_tensor(segmenter, attacked), labels),
+            "certified": None,
+            "corrupted": mean(scores),
+        }
+        if certify:
+            noisy = smooth(segmenter, x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
+            row["certified"] = certified_iou(noisy.certified(s.tau, s.alpha, s.correction), y)
+        found[city][side] = row if row["clean"] is not None else None
+    return {
+        "attack": {"norm": "linf", "epsilon": epsilon, "steps": g.attack_steps},
+        "certificate": {"norm": "l2", "radius": radius(sigma, s.tau), "sigma": sigma} if certify else None,
+        "city": {city: row for city, row in found.items() if row["seen"] is not None},
+    }
