@@ -16,14 +16,13 @@ from pipeline import params
 from pipeline.learning.perturb import length
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
-from pipeline.robustness.objects import false_by_size, recall_by_size, size_names
+from pipeline.robustness.objects import false_by_size, falses, recall_by_size, recalls
 from pipeline.robustness.patch import beyond, corner_patch, receptive_radius
-from pipeline.robustness.worst_case import pooled_iou, worst_case
+from pipeline.robustness.scores import Measurement
+from pipeline.robustness.worst_case import worst_case
 
 STRONG = 32  # 1/255: a budget at which no segmenter should stand
-APGD = ("mce", "mce_bal", "js")
 HALVING_ROUNDS = 3  # bisections between two known budgets
-Measurement = list[list[int]]  # intersection and union of each tile
 
 
 @dataclass
@@ -66,108 +65,134 @@ def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, h
     return high
 
 
+Found = tuple[str, dict, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), and arrays to keep
+
+
 def attack_city(
     campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, crafting: tuple, gsd: float
-) -> Iterator[tuple[str, dict, dict[str, np.ndarray]]]:
-    """Every measurement the settings ask for, one at a time: its name, numbers (JSON), and arrays to keep.
+) -> Iterator[Found]:
+    """Every measurement the settings ask for, one at a time.
 
     images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of training
     tiles, which the universal perturbation is made on.
     """
-    settings, segmenter = campaign.settings, campaign.segmenter
-    generator = torch.Generator().manual_seed(settings.seed)
-    reference = Target(segmenter, images, labels, "linf", settings.reference / 255)
-    worst_excess = 0.0
-
-    def measure(found: torch.Tensor, target: Target) -> Measurement:
-        nonlocal worst_excess
-        worst_excess = max(worst_excess, excess(found, target))
-        return [c.tolist() for c in attacks.counts(campaign.predict(found), target.labels)]
-
-    def pgd(target: Target, steps: int = settings.steps, **options) -> torch.Tensor:
-        return campaign.run(target, lambda part: attacks.pgd(part, steps, generator=generator, **options))
-
-    clean_map = campaign.predict(images)
-    clean = [c.tolist() for c in attacks.counts(clean_map, labels)]
-    yield "clean", {"tiles": clean}, {}
-
-    known = [(0.0, clean)]  # linf budgets in 1/255 and everything measured there
-    for norm, budgets, unit in (("linf", settings.linf, 255), ("l2", settings.l2, 1)):
-        for budget in sorted(budgets):
-            target = Target(segmenter, images, labels, norm, budget / unit)
-            results = {}
-            for name, found in _all_attacks(campaign, target, generator):
-                results[name] = measure(found, target)
-                if norm == "linf":
-                    known.append((budget, results[name]))
-            yield f"{norm} {budget:g}", results, {}
-
-    half = pgd(reference, max(1, settings.steps // 2))
-    full = pgd(reference)
-    transfer = campaign.run(
-        replace(reference, segmenter=campaign.relative),
-        lambda part: attacks.pgd(part, settings.steps, generator=generator),
-    )
-    strong = replace(reference, epsilon=STRONG / 255)
-    # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
-    vanishing = measure(pgd(strong, 2 * settings.steps, loss=attack_losses.erase), strong)
-    known.append((STRONG, vanishing))
-    yield (
-        "checks",
-        {
-            "half_steps": measure(half, reference),
-            "steps": measure(full, reference),
-            "noise": measure(attacks.noise(reference, generator), reference),
-            "transfer": measure(transfer, reference),
-            "vanishing": vanishing,
-            "relative_clean": [c.tolist() for c in attacks.counts(campaign.predict(images, campaign.relative), labels)],
-        },
-        _picture(campaign, images, labels, full, clean_map),
-    )
-
+    settings, attack = campaign.settings, CityAttack(campaign, images, labels, gsd)
+    yield "clean", {"tiles": attack.clean}, {}
+    yield from attack.by_budget()
+    yield attack.checks()
     if settings.halving:
-        yield "halving", {"linf": _halving(known, lambda target: measure(pgd(target), target), reference)}, {}
+        yield attack.halving()
     if settings.targeted:
-        names = size_names(campaign.size_bins)
-
-        def by_size(counter, attacked: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-            maps = clean_map, campaign.predict(attacked)
-            return tuple(counter(m.cpu().numpy(), labels.cpu().numpy(), gsd, campaign.size_bins) for m in maps)
-
-        outside = replace(reference, mask=(labels == 0).unsqueeze(1), score=attacks.erased)
-        inside = replace(reference, mask=((labels > 0) & (labels != 255)).unsqueeze(1), score=attacks.invented)
-        found = pgd(outside, loss=attack_losses.erase)
-        measure(found, outside)
-        before, after = by_size(recall_by_size, found)
-        yield "erase", _recalls(names, before, after), {}
-        found = pgd(inside, loss=attack_losses.invent)
-        measure(found, inside)
-        before, after = by_size(false_by_size, found)
-        yield "invent", _falses(names, before, after), {}
+        yield attack.erasing()
+        yield attack.inventing()
     if settings.patch:
-        effective, support = receptive_radius(segmenter, images[: settings.batch_size])
-        anything = replace(reference, epsilon=1.0, mask=corner_patch(images, settings.patch))
-        scored = replace(anything, labels=beyond(labels, settings.patch + effective))
-        found = measure(pgd(scored, step=0.1), scored)
-        whole = [c.tolist() for c in attacks.counts(clean_map, scored.labels)]
-        yield (
-            "patch",
-            {
-                "clean": whole,
-                "attacked": found,
-                "effective_radius": effective,
-                "support_radius": support,
-                "scored_share": float((scored.labels != 255).sum() / (labels != 255).sum().clamp_min(1)),
-            },
-            {},
-        )
+        yield attack.patch()
     if settings.universal:
-        batches = list(zip(*(part.split(settings.batch_size) for part in crafting), strict=True))
-        with campaign.autocast():
-            delta = attacks.universal(segmenter, batches, "linf", reference.epsilon, settings.steps)
-        measure(attacks.apply_universal(images, delta), reference)
-        yield "universal", {}, {"universal": delta.cpu().numpy()}
-    yield "excess", {"value": worst_excess}, {}
+        yield attack.universal(crafting)
+    yield "excess", {"value": attack.excess}, {}
+
+
+class CityAttack:
+    """A city's tiles under attack. The order of the attacks is part of the result: they share one generator."""
+
+    def __init__(self, campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, gsd: float):
+        self.campaign, self.images, self.labels, self.gsd = campaign, images, labels, gsd
+        self.settings = campaign.settings
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
+        self.reference = Target(campaign.segmenter, images, labels, "linf", self.settings.reference / 255)
+        self.excess = 0.0  # the worst of all attacks
+        self.clean_map = campaign.predict(images)
+        self.clean = self.counts(self.clean_map)
+        self.known = [(0.0, self.clean)]  # linf budgets in 1/255 and everything measured there
+
+    def counts(self, classes: torch.Tensor, labels: torch.Tensor | None = None) -> Measurement:
+        return [c.tolist() for c in attacks.counts(classes, self.labels if labels is None else labels)]
+
+    def measure(self, found: torch.Tensor, target: Target) -> Measurement:
+        self.excess = max(self.excess, excess(found, target))
+        return self.counts(self.campaign.predict(found), target.labels)
+
+    def pgd(self, target: Target, steps: int | None = None, **options) -> torch.Tensor:
+        steps, options = steps or self.settings.steps, {"generator": self.generator, **options}
+        return self.campaign.run(target, lambda part: attacks.pgd(part, steps, **options))
+
+    def by_budget(self) -> Iterator[Found]:
+        for norm, budgets, unit in (("linf", self.settings.linf, 255), ("l2", self.settings.l2, 1)):
+            for budget in sorted(budgets):
+                target = replace(self.reference, norm=norm, epsilon=budget / unit)
+                results = {}
+                for name, found in _all_attacks(self.campaign, target, self.generator):
+                    results[name] = self.measure(found, target)
+                    if norm == "linf":
+                        self.known.append((budget, results[name]))
+                yield f"{norm} {budget:g}", results, {}
+
+    def checks(self) -> Found:
+        """What the audit needs, at the reference budget and at one that nothing withstands."""
+        campaign, reference = self.campaign, self.reference
+        half = self.pgd(reference, max(1, self.settings.steps // 2))
+        full = self.pgd(reference)
+        transfer = self.pgd(replace(reference, segmenter=campaign.relative))
+        strong = replace(reference, epsilon=STRONG / 255)
+        # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
+        vanishing = self.measure(self.pgd(strong, 2 * self.settings.steps, loss=attack_losses.erase), strong)
+        self.known.append((STRONG, vanishing))
+        measured = {
+            "half_steps": self.measure(half, reference),
+            "steps": self.measure(full, reference),
+            "noise": self.measure(attacks.noise(reference, self.generator), reference),
+            "transfer": self.measure(transfer, reference),
+            "vanishing": vanishing,
+            "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
+        }
+        return "checks", measured, _picture(campaign, self.images, self.labels, full, self.clean_map)
+
+    def halving(self) -> Found:
+        budget = _halving(self.known, lambda target: self.measure(self.pgd(target), target), self.reference)
+        return "halving", {"linf": budget}, {}
+
+    def erasing(self) -> Found:
+        """Change the ground beside buildings until they are gone."""
+        outside = replace(self.reference, mask=(self.labels == 0).unsqueeze(1), score=attacks.erased)
+        before, after = self._by_size(recall_by_size, outside, attack_losses.erase)
+        return "erase", recalls(self.campaign.size_bins, before, after), {}
+
+    def inventing(self) -> Found:
+        """Change buildings until others appear beside them."""
+        built = (self.labels > 0) & (self.labels != 255)
+        inside = replace(self.reference, mask=built.unsqueeze(1), score=attacks.invented)
+        before, after = self._by_size(false_by_size, inside, attack_losses.invent)
+        return "invent", falses(self.campaign.size_bins, before, after), {}
+
+    def _by_size(self, counter: Callable, target: Target, loss: Callable) -> tuple[np.ndarray, np.ndarray]:
+        found = self.pgd(target, loss=loss)
+        self.measure(found, target)
+        maps, labels = (self.clean_map, self.campaign.predict(found)), self.labels.cpu().numpy()
+        before, after = (counter(m.cpu().numpy(), labels, self.gsd, self.campaign.size_bins) for m in maps)
+        return before, after
+
+    def patch(self) -> Found:
+        effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
+        anything = replace(self.reference, epsilon=1.0, mask=corner_patch(self.images, self.settings.patch))
+        scored = replace(anything, labels=beyond(self.labels, self.settings.patch + effective))
+        share = (scored.labels != 255).sum() / (self.labels != 255).sum().clamp_min(1)
+        measured = {
+            "clean": self.counts(self.clean_map, scored.labels),
+            "attacked": self.measure(self.pgd(scored, step=0.1), scored),
+            "effective_radius": effective,
+            "support_radius": support,
+            "scored_share": float(share),
+        }
+        return "patch", measured, {}
+
+    def universal(self, crafting: tuple) -> Found:
+        batches = list(zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True))
+        with self.campaign.autocast():
+            delta = attacks.universal(
+                self.campaign.segmenter, batches, "linf", self.reference.epsilon, self.settings.steps
+            )
+        self.measure(attacks.apply_universal(self.images, delta), self.reference)
+        return "universal", {}, {"universal": delta.cpu().numpy()}
 
 
 def _all_attacks(campaign: Campaign, target: Target, generator) -> Iterator[tuple[str, torch.Tensor]]:
@@ -211,33 +236,6 @@ def _halving(known: list, measure: Callable[[Target], Measurement], reference: T
     return smallest_budget(iou_at, goal, low, enough[0], HALVING_ROUNDS)
 
 
-def _share(part: int, whole: int) -> float | None:
-    return int(part) / int(whole) if whole else None
-
-
-def _recalls(names: list[str], before: np.ndarray, after: np.ndarray) -> dict:
-    """Object recall before and after erasing, of all buildings and by size in m²."""
-    number = before[1]
-    return {
-        "objects": int(number.sum()),
-        "clean": _share(before[0].sum(), number.sum()),
-        "attacked": _share(after[0].sum(), number.sum()),
-        "by_size": {
-            name: {"objects": int(n), "clean": _share(b, n), "attacked": _share(a, n)}
-            for name, n, b, a in zip(names, number, before[0], after[0], strict=True)
-        },
-    }
-
-
-def _falses(names: list[str], before: np.ndarray, after: np.ndarray) -> dict:
-    """False objects before and after inventing, in all and by size in m²."""
-    return {
-        "clean": int(before.sum()),
-        "attacked": int(after.sum()),
-        "by_size": {n: {"clean": int(b), "attacked": int(a)} for n, b, a in zip(names, before, after, strict=True)},
-    }
-
-
 def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:
     """The tile that loses most, as the figure shows it."""
     attacked_map = campaign.predict(found)
@@ -248,81 +246,4 @@ def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, 
         "label": labels[lost].cpu().numpy(),
         "before": clean_map[lost].cpu().numpy(),
         "after": attacked_map[lost].cpu().numpy(),
-    }
-
-
-def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation."""
-
-    def iou(measurement: Measurement) -> float:
-        return pooled_iou(*measurement)
-
-    clean = measured["clean"]["tiles"]
-    metrics: dict = {"linf": {}, "l2": {}}
-    candidates: dict[str, list[Measurement]] = {"linf": [clean], "l2": [clean]}
-    for key, results in measured.items():
-        norm, _, budget = key.partition(" ")
-        if norm not in metrics or not budget:
-            continue
-        candidates[norm] += results.values()
-        row = {"clean": iou(clean), **{name: iou(m) for name, m in results.items() if name not in APGD}}
-        losses = [results[name] for name in APGD if name in results]
-        if losses:
-            row["apgd"] = _worst(losses)
-            row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
-        row["worst"] = _worst(candidates[norm])
-        row["image_clean"], row["image_worst"] = _image_iou([clean]), _image_iou(candidates[norm])
-        metrics[norm][budget] = row
-    checks = measured["checks"]
-    metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
-    if "halving" in measured:
-        metrics["halving"] = measured["halving"]["linf"]
-    if "patch" in measured:
-        p = measured["patch"]
-        scored = p["scored_share"] > 0
-        metrics["patch"] = {
-            **p,
-            "clean": iou(p["clean"]) if scored else None,
-            "attacked": iou(p["attacked"]) if scored else None,
-        }
-    return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
-
-
-def _worst(measurements: list[Measurement]) -> float:
-    return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
-
-
-def _image_iou(measurements: list[Measurement]) -> float:
-    """The mean over tiles of each tile's least IoU: pooled IoU hides losses on small buildings (Halmosi et
-    al. 2024)."""
-    intersection, union = np.array(measurements, float).swapaxes(0, 1)
-    return float(np.where(union > 0, intersection / np.maximum(union, 1), 1).min(0).mean())
-
-
-def evidence(measured: dict[str, dict], reference: str) -> dict:
-    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key."""
-
-    def pooled(measurements: list[Measurement]) -> float:
-        return pooled_iou(*np.concatenate([np.array(m) for m in measurements], axis=1))
-
-    cities = list(measured.values())
-    worst = [
-        [pooled_iou(*city["clean"]["tiles"]), *(row["worst"] for row in city_metrics(city)[norm].values())]
-        for city in cities
-        for norm in ("linf", "l2")
-    ]
-    white_box = []
-    for city in cities:
-        at_reference = {**city.get(f"linf {reference}", {}), "steps": city["checks"]["steps"]}
-        candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
-        choice = worst_case(*candidates.swapaxes(0, 1))[1]
-        white_box.append(candidates[choice, :, np.arange(len(choice))].T)
-    return {
-        "excess": max(city["excess"]["value"] for city in cities),
-        "worst": worst,
-        "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
-        "white_box": pooled(white_box),
-        **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
-        "clean": pooled([city["clean"]["tiles"] for city in cities]),
-        "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
     }

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import ratio
 
 
 def size_names(edges: list[float]) -> list[str]:
@@ -39,3 +40,28 @@ def false_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edges
         true = np.bincount(components[label > 0], minlength=number + 1)[1:]
         counts += np.bincount(np.digitize(area[2 * true < area] * gsd**2, edges), minlength=len(edges) + 1)
     return counts
+
+
+def recalls(edges: list[float], before: np.ndarray, after: np.ndarray) -> dict:
+    """Object recall before and after erasing, of all buildings and by size in m²."""
+    number = before[1]
+    return {
+        "objects": int(number.sum()),
+        "clean": ratio(before[0].sum(), number.sum()),
+        "attacked": ratio(after[0].sum(), number.sum()),
+        "by_size": {
+            name: {"objects": int(n), "clean": ratio(b, n), "attacked": ratio(a, n)}
+            for name, n, b, a in zip(size_names(edges), number, before[0], after[0], strict=True)
+        },
+    }
+
+
+def falses(edges: list[float], before: np.ndarray, after: np.ndarray) -> dict:
+    """False objects before and after inventing, in all and by size in m²."""
+    return {
+        "clean": int(before.sum()),
+        "attacked": int(after.sum()),
+        "by_size": {
+            n: {"clean": int(b), "attacked": int(a)} for n, b, a in zip(size_names(edges), before, after, strict=True)
+        },
+    }

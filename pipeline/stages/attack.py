@@ -63,7 +63,7 @@ def run(
     Raises InputError on bad tiles or models, and AuditFailed, leaving no metrics behind, where a check fails.
     """
     from pipeline.robustness.audit import audit, demand
-    from pipeline.robustness.campaign import city_metrics, evidence
+    from pipeline.robustness.scores import city_metrics, evidence
 
     model, settings = Path(params.attack.model), params.attack
     cities = open_cities(params.fetch.cities, tiles)

@@ -10,7 +10,8 @@ from torch import nn
 from pipeline import params
 from pipeline.params import Adversarial
 from pipeline.robustness.audit import CHECKS, AuditFailed, audit, demand
-from pipeline.robustness.campaign import Campaign, attack_city, city_metrics, evidence
+from pipeline.robustness.campaign import Campaign, attack_city
+from pipeline.robustness.scores import city_metrics, evidence
 
 HONEST = {
     "excess": 1e-8,
