@@ -13,7 +13,8 @@ from pipeline.geo.scene import City, read_city, write_city
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder
 
-SCENES, WORK = Path("data/scenes"), Path("data/downloads")  # WORK outlives a run: what was downloaded or cached
+SCENES = Path("data/scenes")
+DOWNLOADS = Path("data/downloads")  # what outlives a run: archives, cells
 
 
 def run(params: Params, city: str | None = None) -> None:
@@ -27,7 +28,7 @@ def run(params: Params, city: str | None = None) -> None:
     bring, rows, warnings = _source(fetch.source), [], []
     for name in cities:
         with atomic_folder(SCENES / name) as folder:
-            write_city(folder, bring(fetch, name, folder, WORK))
+            write_city(folder, bring(fetch, name, folder, DOWNLOADS))
             found = read_city(folder)
             pixels, small = _check(found, params.tile)
         labelled = sum(scene.labels is not None for scene in found.scenes)

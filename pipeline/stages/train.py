@@ -1,4 +1,8 @@
-"""Stage train: one segmenter on the training scenes of every city, or of every city but one."""
+"""Stage train: one segmenter on the training scenes of every city, or of every city but one.
+
+Writes metrics/train.json: validation_iou, temperature, and how it was trained: seconds, resumed, device, precision,
+processes, torch.
+"""
 
 import csv
 from pathlib import Path
