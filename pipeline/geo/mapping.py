@@ -62,8 +62,14 @@ class Mapper:
         self.band = np.empty((0, model.width, 0), np.float32)  # model rows still needed
         self.top = 0  # the first of them
         self.row = 0  # the scene's next row
-        self.polygoniser = Polygoniser(scene.width)
+        self.polygoniser = Polygoniser(scene.width, self._least_pixels())
         self.totals = Totals()
+
+    def _least_pixels(self) -> int:
+        """Fewer pixels than these are less than the least area anywhere in the scene, with a tenth to spare."""
+        nine = np.stack(np.meshgrid(*(np.linspace(0, side, 3) for side in self.scene.shape[::-1])), -1).reshape(-1, 2)
+        largest = np.nanmax(vectorize.pixel_areas(self.scene, nine, self.native))
+        return max(1, int(0.9 * self.settings.min_area / largest))
 
     def add(self, probabilities: np.ndarray) -> None:
         """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped."""

@@ -54,19 +54,21 @@ class _Component:
 class Polygoniser:
     """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of classes 1..254.
 
+    Those of fewer than `least` pixels are left out; most of them are never traced.
+
     >>> for mask, confidence in bands:
     ...     buildings = polygoniser.add(mask, confidence)  # those that ended above the band's last row
     >>> buildings = polygoniser.finish()
     """
 
-    def __init__(self, width: int):
-        self.row = 0
+    def __init__(self, width: int, least: int = 1):
+        self.row, self.least = 0, least
         self.open: list[_Component] = []
         self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
 
     def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
         """The next rows: mask (rows, W) uint8, 0 and 255 being no building; confidence (rows, W)."""
-        labels, components = _trace(mask, confidence, self.row)
+        labels, components = _trace(mask, confidence, self.row, self.least)
         self.row += len(mask)
         return self._join(labels[0], labels[-1], components)
 
@@ -94,27 +96,36 @@ class Polygoniser:
         still_open[present] = np.arange(1, len(present) + 1)
         self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
         self.open = [merged[g] for g in present]
-        return _buildings([c for c, stays in zip(merged, still_open, strict=True) if not stays])
+        done = [c for c, stays in zip(merged, still_open, strict=True) if not stays and c.pixels >= self.least]
+        return _buildings(done)
 
 
-def _trace(mask: np.ndarray, confidence: np.ndarray, row: int) -> tuple[np.ndarray, list[_Component]]:
-    """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon."""
-    labels, count, classes = np.zeros(mask.shape, np.int32), 0, []
-    inside = (mask > 0) & (mask != IGNORE)
-    for k in np.unique(mask[inside]).tolist():
+def _trace(mask: np.ndarray, confidence: np.ndarray, row: int, least: int) -> tuple[np.ndarray, list[_Component]]:
+    """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon.
+
+    Specks of fewer than `least` pixels are background, unless they may go on above or below.
+    """
+    labels, count, classes = np.zeros(mask.shape, np.int32), 0, [0]
+    for k in np.unique(mask[(mask > 0) & (mask != IGNORE)]).tolist():
         own, found = ndimage.label(mask == k)
         labels = own if not count else np.where(own > 0, own + count, labels)
         count += found
         classes += [k] * found
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    kept[labels[0]] = kept[labels[-1]] = kept[0] = True
+    if not kept.all():
+        labels = np.where(kept, np.cumsum(kept) - 1, 0).astype(np.int32)[labels]
+    classes, count = np.array(classes)[kept].tolist(), np.count_nonzero(kept) - 1
     if not count:
         return labels, []
+    inside = labels > 0
     pixels = np.bincount(labels[inside], minlength=count + 1)
     totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
     polygons = np.empty(count + 1, object)
     traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
     polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
     return labels, [
-        _Component(classes[i - 1], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
+        _Component(classes[i], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
     ]
 
 

@@ -19,9 +19,9 @@ from pipeline.geo.vectorize import (
 )
 
 
-def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int) -> Buildings:
+def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int, least: int = 1) -> Buildings:
     """Pushed in bands of `step` rows, sorted."""
-    polygoniser = Polygoniser(mask.shape[1])
+    polygoniser = Polygoniser(mask.shape[1], least)
     bands = range(0, len(mask), step)
     parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [polygoniser.finish()]
     whole = Buildings(*(np.concatenate([getattr(p, key) for p in parts]) for key in vars(parts[0])))
@@ -54,6 +54,18 @@ def test_polygons_are_the_components_and_do_not_depend_on_the_bands(seed):
         assert shapely.to_wkb(banded.geometry).tolist() == shapely.to_wkb(whole.geometry).tolist()
         np.testing.assert_array_equal(banded.label, whole.label)
         np.testing.assert_allclose(banded.confidence, whole.confidence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("step", [1, 7, 60])
+def test_specks_are_left_out_and_nothing_else_changes(seed, step):
+    mask, confidence = random_mask(seed)
+    every, without = polygons_of(mask, confidence, 60), polygons_of(mask, confidence, step, least=5)
+    expected = every.where(every.pixels >= 5)
+    assert 0 < len(expected) < len(every)
+    assert shapely.to_wkb(without.geometry).tolist() == shapely.to_wkb(expected.geometry).tolist()
+    np.testing.assert_array_equal(without.label, expected.label)
+    np.testing.assert_allclose(without.confidence, expected.confidence, rtol=1e-5)
 
 
 def test_polygons_equal_those_of_gdal_on_the_whole_mask():
