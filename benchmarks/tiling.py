@@ -12,6 +12,7 @@ import contextlib
 import io
 import multiprocessing
 import resource
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -56,9 +57,10 @@ def scene(path: Path, side: int, index: int, profile: dict) -> None:
         dataset.write(pixels)
 
 
-def city(folder: Path, side: int, profile: dict, scenes: int = 3, buildings: int = 400) -> City:
-    """Scenes with footprints: squares of 12 m, as dense as a suburb."""
+def city(folder: Path, side: int, profile: dict, scenes: int = 3, density: float = 45) -> City:
+    """Scenes with footprints: squares of 12 m, `density` a million pixels, which is a suburb's."""
     made, squares, rng = [], [], np.random.default_rng(0)
+    buildings = round(density * side**2 / 1e6)
     for index, split in zip(range(scenes), ("train", "validation", "test"), strict=False):
         path = folder / f"scene{index}.tif"
         scene(path, side, index, profile)
@@ -96,10 +98,11 @@ def speed(side: int, repeats: int) -> None:
                 params, times = parameters(gsd=gsd), {"tile": [], "plain": []}
                 tile.tile_city(params, town, work / "tiles" / f"warm{gsd}")
                 first = CityTiles(work / "tiles" / f"warm{gsd}").regions[0]
-                for i in range(repeats):  # in turns, so that a busy machine is as unfair to both
-                    out = work / "tiles" / f"{gsd}-{i}"
-                    times["tile"].append(seconds(tile.tile_city, params, town, out))
+                for _ in range(repeats):  # in turns, so that a busy machine is as unfair to both
+                    times["tile"].append(seconds(tile.tile_city, params, town, work / "tiles" / "town"))
                     times["plain"].append(seconds(plain, town, work / "plain", first.grid.shape))
+                    shutil.rmtree(work / "tiles" / "town")  # else one would overwrite pages and one ask for new ones
+                    shutil.rmtree(work / "plain")
                 best = {key: min(values) for key, values in times.items()}
                 megapixels = len(town.scenes) * side**2 / 1e6
                 rows.append([name, f"0.3 → {gsd}", megapixels / best["tile"], megapixels / best["plain"],
@@ -140,7 +143,7 @@ def large() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true")
-    parser.add_argument("--side", type=int, default=3000, help="pixels along a scene's side")
+    parser.add_argument("--side", type=int, default=5000, help="pixels along a scene's side; 5000 is Inria's")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     large() if options.large else speed(options.side, options.repeats)

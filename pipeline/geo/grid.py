@@ -125,7 +125,7 @@ def target_grid(grid: Grid, native: tuple[float, float], gsd: float) -> Grid:
 def windows(height: int, width: int, pixels: int) -> Iterator[Window]:
     """Cover a grid once by windows of at most `pixels` pixels: whole rows where BLOCK of them fit."""
     columns = width if pixels >= width * min(height, BLOCK) else _aligned(min(width, isqrt(pixels)))
-    rows = _aligned(min(height, pixels // columns))
+    rows = height if pixels >= height * columns else _aligned(min(height, pixels // columns))
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             yield Window(top, left, min(rows, height - top), min(columns, width - left))

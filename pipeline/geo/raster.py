@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
@@ -31,6 +31,7 @@ REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with t
     "GDAL_HTTP_LOW_SPEED_TIME": 60,  # seconds below
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
 }
+LOCAL = {"GTIFF_DIRECT_IO": True}  # uncompressed pixels straight from the file, a third of the time of GDAL's cache
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
 ALPHA_BETWEEN = 0.1  # with more of a fourth band between its extremes it is near infrared, not alpha
 
@@ -62,12 +63,32 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
 @contextmanager
 def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     """Open with rasterio; whatever it finds wrong, on opening or in mid-read, becomes one InputError."""
+    local = Path(path).is_file()
     with _reading(path), rasterio.Env(**REMOTE) if "://" in str(path) else nullcontext():
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
             dataset = rasterio.open(path)
         with dataset:
+            if local and _blocks_end(dataset) > Path(path).stat().st_size:
+                raise OSError("its last block of pixels lies behind its end")
             yield dataset
+
+
+def _blocks_end(dataset) -> int:
+    """The byte behind the last block of an uncompressed GeoTIFF, of other files 0.
+
+    Read directly, a block that a cut file lacks is silently whatever was in memory before.
+    """
+    if dataset.driver != "GTiff" or dataset.compression is not None:
+        return 0
+    bands = [1] if dataset.interleaving == Interleaving.pixel else dataset.indexes
+    (height, width), last = dataset.block_shapes[0], (0, "0_0", 1)
+    for band in bands:
+        for y in range(-(-dataset.height // height)):
+            for x in range(-(-dataset.width // width)):
+                offset = dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
+                last = max(last, (int(offset or 0), f"{x}_{y}", band))  # a block of a sparse file may be missing
+    return last[0] + int(dataset.get_tag_item(f"BLOCK_SIZE_{last[1]}", "TIFF", bidx=last[2]) or 0)
 
 
 @contextmanager
@@ -162,12 +183,11 @@ class Raster:
         left, right, _ = columns.indices(self.shape[1])
         return self.read(Window(top, left, bottom - top, right - left))[0]
 
-    def read(self, window: Window, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels (h, w, C) uint8, in `out` where given, and validity (h, w) bool, None where all are."""
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """Pixels (h, w, C) uint8 and validity (h, w) bool, None where all are valid."""
         if self.range is None and self.source_dtype != np.uint8:
             raise InputError(f"{self.dataset.name}: holds {self.source_dtype}, and no range to scale it to 8 bits")
-        if out is None:
-            out = np.empty((window.height, window.width, len(self.bands)), np.uint8)
+        out = np.empty((window.height, window.width, len(self.bands)), np.uint8)
         reach = self._resample.source_window(window)
         if self._resample.same and self.range is None:
             raw = self._read(self.bands, reach, np.moveaxis(out, 2, 0))

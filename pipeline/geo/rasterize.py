@@ -1,5 +1,7 @@
 """Footprints onto a pixel grid: polygons (N,) shapely with labels (N,) uint8 become label pixels."""
 
+from itertools import pairwise
+
 import numpy as np
 import shapely
 from rasterio import features
@@ -18,10 +20,20 @@ def rasterize(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched:
     """
     out = np.zeros(grid.shape, np.uint8)
     order = np.argsort(np.where(labels == IGNORE, 0, labels), kind="stable")
-    shapes = list(zip(polygons[order], labels[order].tolist(), strict=True))
-    if shapes:
+    if len(order):
+        shapes = _mappings(polygons[order], labels[order])
         features.rasterize(shapes, out=out, transform=grid.transform, all_touched=all_touched)
     return out
+
+
+def _mappings(polygons: np.ndarray, labels: np.ndarray) -> list[tuple[dict, int]]:
+    """(polygon as rasterio takes it, label) pairs, multipolygons in parts; all at once, for one by one is slow."""
+    parts, owner = shapely.get_parts(polygons, return_index=True)
+    _, xy, (vertices, rings) = shapely.to_ragged_array(parts, include_z=False)
+    xy, vertices, rings = xy.tolist(), vertices.tolist(), rings.tolist()
+    lines = [xy[a:b] for a, b in pairwise(vertices)]
+    outlines = [{"type": "Polygon", "coordinates": lines[a:b]} for a, b in pairwise(rings)]
+    return list(zip(outlines, labels[owner].tolist(), strict=True))
 
 
 class VectorLabels:

@@ -142,7 +142,7 @@ class CityTiles:
 
 
 def allocate(folder: Path, regions: list[Region], channels: int) -> None:
-    """Lay out both arrays for `writable` to fill. Raises InputError where the disk is too small."""
+    """Lay out both arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
     free = shutil.disk_usage(folder).free
     if pixels * (channels + 1) > free:  # a memory map on a full disk would die without a word
@@ -154,25 +154,48 @@ def allocate(folder: Path, regions: list[Region], channels: int) -> None:
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(length,))
 
 
-def writable(folder: Path, region: Region, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A region's (H, W, C) image and (H, W) label, mapped for writing, by several processes if need be."""
-    images = np.load(folder / "images.npy", mmap_mode="r+")
-    labels = np.load(folder / "labels.npy", mmap_mode="r+")
-    start, stop = region.offset, region.offset + region.pixels
-    shape = region.height, region.width
-    return images[start * channels : stop * channels].reshape(*shape, channels), labels[start:stop].reshape(shape)
+def write_window(folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray) -> None:
+    """Put a window of a region, image (h, w, C) and label (h, w) uint8, into both arrays; processes may side by side.
+
+    Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
+    InputError where the disk is full.
+    """
+    whole_rows = window.width == region.width
+    for name, pixels, depth in (("images", image, image.shape[2]), ("labels", label, 1)):
+        try:
+            with (folder / f"{name}.npy").open("r+b") as file:
+                header = _header(file)
+                for row, line in enumerate([pixels] if whole_rows else pixels):
+                    start = region.offset + (window.top + row) * region.width + window.left
+                    file.seek(header + start * depth)
+                    file.write(np.ascontiguousarray(line))
+        except OSError as error:
+            detail = f"{folder.parent}: tiles cannot be written ({error.strerror})"
+            raise InputError(f"{detail}; make room, or raise tile.gsd") from None
+
+
+def _header(file) -> int:
+    """Bytes before the first pixel of a .npy file."""
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file.tell()
+
+
+def written_label(folder: Path, region: Region) -> np.ndarray:
+    """A region's (H, W) label, mapped, while its city is still being written."""
+    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    return labels[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
     """Building pixels and valid pixels of each tile of a (H, W) label: (2, ⌈H/size⌉, ⌈W/size⌉) int64."""
-    rows, columns = (np.arange(0, length, size) for length in label.shape)
-
-    def count(mask: np.ndarray) -> np.ndarray:
-        down = np.add.reduceat(mask, rows, axis=0, dtype=np.uint16)  # rows first: the sum runs along memory
-        return np.add.reduceat(down, columns, axis=1, dtype=np.int64)
-
+    rows, columns = (range(0, length, size) for length in label.shape)
     valid = label != IGNORE
-    return np.stack([count(valid & (label > 0)), count(valid)])
+
+    def count(mask: np.ndarray) -> list[list[int]]:
+        return [[np.count_nonzero(mask[r : r + size, c : c + size]) for c in columns] for r in rows]
+
+    return np.array([count(valid & (label > 0)), count(valid)], np.int64)
 
 
 def write_index(folder: Path, about: dict, regions: list[Region], counts: list[np.ndarray]) -> dict:

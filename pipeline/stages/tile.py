@@ -1,7 +1,7 @@
 """Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
 
 A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker
-processes, shard by shard and window by window, each writing straight into its slice of the arrays. A city
+processes, shard by shard and window by window, each writing its slice of the arrays. A city
 whose parameters and scenes are unchanged is kept.
 """
 
@@ -20,17 +20,18 @@ import shapely
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips, windows
+from pipeline.geo.grid import BLOCK, SPLITS, Grid, Window, draw_splits, missing_splits, strips, windows
 from pipeline.geo.raster import RasterLabels, open_image, open_raster, robust_range
 from pipeline.geo.rasterize import VectorLabels
 from pipeline.geo.scene import IGNORE, City, Scene, Split, read_city
-from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, writable, write_index
+from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, write_index, write_window, written_label
 from pipeline.geo.vector import SUFFIXES, read_footprints
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder, fingerprint
 
 FORMAT = 1  # of the arrays and of the way they are made; raise it and every city is tiled again
 SHARD = 16_000_000  # source pixels a worker takes at a time
+WINDOW = 4_000_000  # pixels read at a time: larger ones ask the system for fresh memory each, at twice the read's cost
 WORTH_A_POOL = 48_000_000  # source pixels below which starting processes costs more than it saves
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
 
@@ -253,26 +254,24 @@ def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple
 def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
     """Write a shard's pixels and labels; returns its tiles' counts and its number of pixels with data."""
     plan, (top, bottom) = shard.plan, shard.rows
-    source, region, channels = plan.source, plan.region, len(plan.source.bands)
-    seen = 0
+    source, region, seen = plan.source, plan.region, 0
     with (
         _named(source.name),
         rasterio.Env(GDAL_CACHEMAX=shard.memory * 2**20 // 4),  # in bytes: rasterize takes MB for bytes
         open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
         _open_labels(source, image) as labels,
     ):
-        budget = int(0.75e6 * shard.memory / image.bytes_per_pixel)
+        budget = min(int(0.75e6 * shard.memory / image.bytes_per_pixel), max(WINDOW, BLOCK * region.width))
         for window in windows(bottom - top, region.width, budget):
             window = window.shifted(top, 0)
             within = window.shifted(plan.window.top, plan.window.left)
-            image_out, label_out = writable(shard.folder, region, channels)  # mapped anew: written pages are let go
-            _, data = image.read(within, out=image_out[window.slices])
+            pixels, data = image.read(within)
             label = labels.read(within)
             if data is not None:
                 label[~data] = IGNORE
-            label_out[window.slices] = label
+            write_window(shard.folder, region, window, pixels, label)
             seen += label.size if data is None else int(data.sum())
-    label = writable(shard.folder, region, channels)[1]
+    label = written_label(shard.folder, region)
     counts = [
         count_tiles(label[row : min(row + shard.size, bottom)], shard.size) for row in range(top, bottom, shard.size)
     ]

@@ -169,11 +169,18 @@ def test_missing_crs_and_missing_band_name_the_file(tmp_path):
     assert image.shape == (10, 10, 1)
 
 
-def test_a_truncated_file_names_itself(tmp_path):
-    path = write(tmp_path / "cut.tif", noise(3, 300, 300), compress="deflate")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+@pytest.mark.parametrize("left", [0.5, 0.9999])
+@pytest.mark.parametrize("profile", [{"compress": "deflate"}, {}, {"tiled": True}, {"interleave": "band"}], ids=str)
+def test_a_truncated_file_names_itself(profile, left, tmp_path):
+    path = write(tmp_path / "cut.tif", noise(3, 300, 300), **profile)
+    read_all(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
     with pytest.raises(InputError, match=r"cut\.tif: cannot be read"):
         read_all(path)
+
+
+def test_no_raster_at_all_is_said(tmp_path):
+    path = tmp_path / "cut.tif"
     path.write_text("<html>")
     with pytest.raises(InputError, match=r"cut\.tif: cannot be read"):
         read_all(path)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipeline.errors import InputError
+from pipeline.geo.grid import Window
 from pipeline.geo.scene import IGNORE
-from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, writable, write_index
+from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, write_index, write_window, written_label
 
 SIZE, CHANNELS = 32, 3
 SHAPES = {"north": (70, 50, "train"), "south": (20, 90, "train"), "east": (64, 32, "test")}
@@ -28,9 +29,16 @@ def city(tmp_path_factory):
     pixels = []
     for region in regions:
         shape = region.height, region.width
-        pixels.append((rng.integers(0, 256, (*shape, CHANNELS)), rng.choice([0, 1, IGNORE], shape)))
-        image, label = writable(folder, region, CHANNELS)
-        image[:], label[:] = pixels[-1]
+        image = rng.integers(0, 256, (*shape, CHANNELS), np.uint8)
+        label = rng.choice(np.array([0, 1, IGNORE], np.uint8), shape)
+        pixels.append((image, label))
+        for window in (
+            Window(0, 0, 15, region.width),
+            Window(15, 0, shape[0] - 15, 11),
+            Window(15, 11, shape[0] - 15, shape[1] - 11),
+        ):
+            write_window(folder, region, window, image[window.slices], label[window.slices])  # whole rows, and parts
+        assert np.array_equal(written_label(folder, region), label)
     about = {"city": "town", "gsd": 0.5, "size": SIZE, "channels": CHANNELS, "classes": 1}
     write_index(folder, about, regions, [count_tiles(label, SIZE) for _, label in pixels])
     return folder, pixels
