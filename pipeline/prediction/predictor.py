@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from affine import Affine
-from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.geo.grid import Grid
@@ -14,7 +13,7 @@ from pipeline.geo.mapping import STEPS, Mapper
 from pipeline.geo.raster import grid_of
 from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.scene import IGNORE
-from pipeline.params import Predict
+from pipeline.params import Predict, parse_section
 from pipeline.prediction.flow import fill
 from pipeline.prediction.inputs import Task, open_scene, threshold
 
@@ -63,7 +62,7 @@ class Predictor:
         and as its map is held in memory, larger scenes are for that. Raises InputError on an image that does not
         fit the model.
         """
-        chosen = _settings(settings)
+        chosen = parse_section(Predict, settings)
         with ExitStack() as stack:
             if isinstance(image, np.ndarray):
                 scene = model = _check_array(image, self.card)
@@ -100,11 +99,3 @@ def _check_array(image: np.ndarray, card: dict) -> Grid:
         wanted = f"(H, W, {card['channels']}) uint8"
         raise InputError(f"an image is {wanted} for this model, not {image.shape} {image.dtype}")
     return Grid(*image.shape[:2], Affine.identity(), None)
-
-
-def _settings(settings: dict) -> Predict:
-    try:
-        return Predict.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"predict: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -203,3 +203,6 @@ def lipschitz_rows(
         rising(place, row, "per_pixel", "certified", "attacked", "clean")
         rows[f"{r:g}"] = row
     return rows
+
+
+ROWS = {"smoothing": smoothing_rows, "convex": convex_rows, "lipschitz": lipschitz_rows}

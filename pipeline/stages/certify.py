@@ -82,7 +82,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     else:
         segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
         result = segmenter.card["metrics"]
-    rows = getattr(sandwich, f"{method}_rows")
+    rows = sandwich.ROWS[method]
     answer = {}
     for city in progress(cities, f"certify: {method}"):
         data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
