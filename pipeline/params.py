@@ -4,14 +4,13 @@
 allowed, and both happen before any stage starts.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -267,8 +266,9 @@ def _known_keys(section: type[Section] | None, location: tuple) -> list[str]:
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(section, error["loc"]), n=1, cutoff=0)
-        return f"{path}: unknown parameter {key}" + (f"; did you mean {near[0]}?" if near else "")
+        known = _known_keys(section, error["loc"])
+        near = f"; did you mean {nearest(str(error['loc'][-1]), known)}?" if known else ""
+        return f"{path}: unknown parameter {key}{near}"
     if error["type"] == "missing":
         return f"{path}: parameter {key} is missing; {example} shows every one"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")

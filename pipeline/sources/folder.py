@@ -7,7 +7,6 @@ PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints i
 Whatever a later stage would stumble over is found here, before anything is computed.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pyproj.exceptions import ProjError
 
 from pipeline import params
 from pipeline.console import progress
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.geo.grid import Grid, ground_sample_distance
 from pipeline.geo.raster import grid_of, open_raster
 from pipeline.geo.scene import City, Scene
@@ -192,8 +191,7 @@ def _city_folder(root: Path, city: str) -> Path:
         there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
         if not there:
             raise InputError(f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities")
-        near = difflib.get_close_matches(city, there, n=1, cutoff=0)[0]
-        raise InputError(f"{root / city}: no such city; did you mean {near}?")
+        raise InputError(f"{root / city}: no such city; did you mean {nearest(city, there)}?")
     return root / city
 
 

@@ -5,7 +5,6 @@ go when the zip is verified. The official split is kept: scenes 1–5 of a train
 papers report, so they are `test` here and nothing else touches them; `tile` draws validation from the rest.
 """
 
-import difflib
 import os
 import shutil
 import zipfile
@@ -22,7 +21,7 @@ from rasterio.io import MemoryFile
 
 from pipeline import params
 from pipeline.console import progress
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.geo.raster import open_raster
 from pipeline.geo.scene import IGNORE, City, Scene, read_city
 from pipeline.params import Count, Positive, Section, load_section
@@ -164,8 +163,7 @@ def _submission_mask(path: Path, side: int) -> bytes:
 def _scene_names(fetch: params.Fetch, city: str, manifest: Manifest) -> list[str]:
     cities = manifest.training + manifest.test
     if city not in cities:
-        near = difflib.get_close_matches(city, cities, n=1, cutoff=0)[0]
-        raise InputError(f"fetch.cities: Inria has no city {city!r}; did you mean {near}?")
+        raise InputError(f"fetch.cities: Inria has no city {city!r}; did you mean {nearest(city, cities)}?")
     numbers = range(1, manifest.numbers + 1) if fetch.scenes == "all" else sorted(set(fetch.scenes))
     if numbers[-1] > manifest.numbers:
         raise InputError(f"fetch.scenes: {city} has no scene {numbers[-1]}, only 1 to {manifest.numbers}")

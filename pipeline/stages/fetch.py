@@ -3,11 +3,10 @@
 Every scene is opened once more as the tile stage will open it, so that a band it lacks is found at once.
 """
 
-import difflib
 from pathlib import Path
 
 from pipeline.console import console, table
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.geo.raster import open_image
 from pipeline.geo.scene import City, read_city, write_city
 from pipeline.params import Params, Tile
@@ -23,8 +22,7 @@ def run(params: Params, city: str | None = None) -> None:
     cities = fetch.cities if city is None else [city]
     for what, names in (("--city", cities), ("fetch.overrides", fetch.overrides)):
         for name in sorted(set(names) - set(fetch.cities)):
-            near = difflib.get_close_matches(name, fetch.cities, n=1, cutoff=0)[0]
-            raise InputError(f"{what}: {name} is not one of fetch.cities; did you mean {near}?")
+            raise InputError(f"{what}: {name} is not one of fetch.cities; did you mean {nearest(name, fetch.cities)}?")
     bring, rows, warnings = _source(fetch.source), [], []
     for name in cities:
         with atomic_folder(SCENES / name) as folder:

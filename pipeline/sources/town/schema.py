@@ -1,11 +1,10 @@
 """What a demo city is like: the schema of data/sources/demo.yaml."""
 
-import difflib
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.params import Count, Positive, Section, Share
 
 Colour = tuple[int, int, int]  # red, green, blue, 0-255, as displayed
@@ -102,8 +101,8 @@ class Manifest(Section):
 def find_city(manifest: Manifest, name: str) -> DemoCity:
     """The demo city of that name. Raises InputError that names the nearest known one."""
     if name not in manifest.cities:
-        near = difflib.get_close_matches(name, manifest.cities, n=1, cutoff=0)[0]
         raise InputError(
-            f"fetch.cities: the demo has no city {name!r}; did you mean {near}? It has {', '.join(manifest.cities)}"
+            f"fetch.cities: the demo has no city {name!r}; did you mean {nearest(name, manifest.cities)}? "
+            f"It has {', '.join(manifest.cities)}"
         )
     return manifest.cities[name]
