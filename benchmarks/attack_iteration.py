@@ -3,9 +3,8 @@
     python -m benchmarks.attack_iteration [--size 256] [--batch 16] [--model models/all]
 
 Measured in one run, interleaved; the table shows medians of `--rounds` as attack / passes, the ratio is its inverse for
-PGD, whose goal of at most 1.1 passes an iteration was set on a GPU. Also
-the IoU that PGD reaches in bfloat16 and in float32, both measured in float32, where a model folder and tiles
-are given.
+PGD, whose goal of at most 1.1 passes an iteration was set on a GPU. Also the IoU that PGD reaches in bfloat16 and in
+float32, both measured in float32, where a model folder and tiles are given.
 """
 
 import argparse

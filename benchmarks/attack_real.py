@@ -2,10 +2,9 @@
 
     python -m benchmarks.attack_real models/standard models/adversarial --tiles data/tiles --cities ohio
 
-The models are folders, as the train stage writes them with train.adversarial.method none and pgd; the tiles
-folder is the tile stage's. Both models are attacked on the same tiles with the same settings. Per city and
-budget: clean, PGD (as many gradients as the whole ensemble) and the exact worst case over the APGD ensemble
-and PGD.
+The models are folders, as the train stage writes them with train.adversarial.method none and pgd; the tiles folder is
+the tile stage's. Both models are attacked on the same tiles with the same settings. Per city and budget: clean, PGD (as
+many gradients as the whole ensemble) and the exact worst case over the APGD ensemble and PGD.
 """
 
 import argparse

@@ -1,9 +1,8 @@
 """Certified IoU on a fixture with a known answer.
 
-Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter by the
-contrast of the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for the small FCN and
-U-Net trained by IBP at 2/255 and for Lipschitz networks, the certified, attacked and clean IoU at each
-radius.
+Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter by the contrast of
+the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for the small FCN and U-Net trained by IBP
+at 2/255 and for Lipschitz networks, the certified, attacked and clean IoU at each radius.
 """
 
 import argparse

@@ -2,10 +2,9 @@
 
     python -m benchmarks.generalize_real        (an hour or two on 2 cores; --epochs 3 for a first look)
 
-Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but each, and
-writes benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the city × city matrix, the
-adaptation ladder and the label-free estimates. Killed and started again, it goes on from the last finished
-epoch.
+Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but each, and writes
+benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the city × city matrix, the adaptation
+ladder and the label-free estimates. Killed and started again, it goes on from the last finished epoch.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
     python -m benchmarks.tint [--steps 200] [--tiles 64]
 
-Prints the IoU of each training method with the tint as planted, removed and flipped, under PGD and under the
-APGD ensemble at equal numbers of gradients, the FGSM − PGD gap, and the time of a step relative to a clean
-one.
+Prints the IoU of each training method with the tint as planted, removed and flipped, under PGD and under the APGD
+ensemble at equal numbers of gradients, the FGSM − PGD gap, and the time of a step relative to a clean one.
 """
 
 import argparse

@@ -31,8 +31,7 @@ model_of = lru_cache(maxsize=1)(load)  # a process maps many scenes with one mod
 def predict_scene(model: str, task: Task) -> dict:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
-    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a full disk. Nothing is left
-    then.
+    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a full disk. Nothing is left then.
     """
     out, record = Path(task.out), Path(task.out) / f"{task.name}.json"
     segmenter = model_of(model)
