@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.geo.grid import Grid
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.bootstrap import interval, iou_of, resample
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,26 @@ def folds(cities: Sequence[str]) -> list[Fold]:
 
 
 def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
-    """Raise InputError where a fold's model, or a city's own split, puts a parent scene on both sides.
+    """Raise InputError where a fold's model has seen its city, or a city's test pixels lie in training as well.
 
-    `card` is the model's card. A city that is one large scene is split by blocks, so there its regions must differ.
+    `card` is the model's card. A city of few scenes is split by strips of them: of one scene, no ground on both sides.
     """
     if fold.held_out in card["cities"]:
         folder = f"models/without-{fold.held_out}"
         raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; train it again")
     for city, of_city in tiles.items():
-        several = len({r.parent for r in of_city.regions}) > 1
-        sides = {split: {r.parent if several else r.name for r in of_city.of_split(split)} for split in SPLITS}
-        both = (sides["train"] | sides["validation"]) & sides["test"]
-        if both:
-            raise InputError(f"data/tiles/{city}: {min(both)} is in training and test; run the tile stage again")
+        learned = [r for r in of_city.regions if r.split in ("train", "validation")]
+        for test in of_city.of_split("test"):
+            if any(test.parent == r.parent and overlap(test.grid, r.grid) for r in learned):
+                raise InputError(f"data/tiles/{city}: {test.parent} is in training and test; run the tile stage again")
+
+
+def overlap(a: Grid, b: Grid) -> bool:
+    """Whether two parts of one scene's grid share a pixel: b's corners in pixels of a, where a is [0, W] × [0, H]."""
+    columns, rows = zip(*(~a.transform @ tuple(corner) for corner in b.corners()[0]), strict=True)
+    across = min(max(columns), a.width) - max(min(columns), 0)
+    down = min(max(rows), a.height) - max(min(rows), 0)
+    return min(across, down) > 0.5
 
 
 @dataclass(frozen=True)

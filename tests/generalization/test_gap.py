@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from affine import Affine
 
 from pipeline.errors import InputError
 from pipeline.generalization.gap import Fold, Pair, check_disjoint, folds, gap_table
+from pipeline.geo.grid import Grid, Window
 
 
 def pair(seed: int, seen: float, unseen: float, units: int = 12, seeds: int = 1) -> Pair:
@@ -24,8 +26,11 @@ def test_folds_depend_on_the_set_of_cities_alone():
         folds(["alone"])
 
 
-def region(parent, split, name=None):
-    return SimpleNamespace(parent=parent, split=split, name=name or parent)
+def region(parent, split, rows=(0, 10)):
+    """A region of the rows from … to of a turned scene ten pixels wide."""
+    scene = Grid(10, 10, Affine(0.5, 0.2, 100, 0.2, -0.5, 900), "EPSG:32633")
+    grid = scene.window(Window(rows[0], 0, rows[1] - rows[0], 10))
+    return SimpleNamespace(parent=parent, split=split, grid=grid)
 
 
 def tiles_of(*regions):
@@ -35,11 +40,11 @@ def tiles_of(*regions):
 def test_no_parent_scene_on_both_sides():
     fold, card = Fold("a", ("b",)), {"cities": ["b"]}
     good = tiles_of(region("s1", "train"), region("s2", "validation"), region("s3", "test"))
-    blocks = tiles_of(region("s", "train", "s/0"), region("s", "test", "s/1"))  # one large scene
-    check_disjoint(fold, card, {"a": good, "b": blocks})
-    leaky = tiles_of(region("s1", "train", "s1/0"), region("s1", "test", "s1/1"), region("s2", "train"))
-    with pytest.raises(InputError, match="s1 is in training and test"):
-        check_disjoint(fold, card, {"a": leaky})
+    strips = [region(s, split, rows) for s in ("s", "t") for split, rows in (("train", (0, 6)), ("test", (6, 10)))]
+    check_disjoint(fold, card, {"a": good, "b": tiles_of(*strips)})
+    for leaky in ([region("s1", "train"), region("s1", "test")], [*strips, region("t", "validation", (9, 10))]):
+        with pytest.raises(InputError, match=r"(s1|t) is in training and test"):
+            check_disjoint(fold, card, {"a": tiles_of(*leaky)})
     with pytest.raises(InputError, match="trained on a"):
         check_disjoint(fold, {"cities": ["a", "b"]}, {"a": good})
 
