@@ -212,6 +212,16 @@ def test_sixteen_bit_scenes_are_scaled_as_a_whole(model, tmp_path):
         np.testing.assert_array_equal(map_.read(1), truth)
 
 
+def test_floats_with_nan_are_scaled_by_what_they_hold(model, tmp_path):
+    image, truth = town()
+    values = image.astype(np.float32) / 7 - 3
+    values[100:200, 50:90, 2] = np.nan
+    scene = write_scene(tmp_path / "town.tif", values)
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS)
+    with rasterio.open(tmp_path / "out" / "town.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), np.where(np.isnan(values).any(axis=-1), 255, truth))
+
+
 def test_layers_are_calibrated_and_symmetric_models_do_not_disagree(model, tmp_path):
     image, truth = town()
     scene = write_scene(tmp_path / "town.tif", image)
