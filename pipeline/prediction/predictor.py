@@ -13,6 +13,7 @@ from pipeline.geo.mapping import STEPS, Mapper
 from pipeline.geo.raster import grid_of
 from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.scene import IGNORE
+from pipeline.geo.scene_list import list_scenes
 from pipeline.params import Predict, parse_section
 from pipeline.prediction.flow import fill
 from pipeline.prediction.inputs import Task, open_scene, threshold
@@ -68,7 +69,7 @@ class Predictor:
                 scene = model = _check_array(image, self.card)
                 native, validity = (self.card["gsd"], self.card["gsd"]), lambda window: None
             else:
-                task = Task(str(image), "", "", chosen, gsd, bands and tuple(bands), value_range)
+                task = Task(_one_scene(str(image)), "", "", chosen, gsd, bands and tuple(bands), value_range)
                 raster, twin = (open_scene(stack, task, self.card) for _ in range(2))
                 scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
                 validity, image = twin.source_validity, stack.enter_context(ReadAhead(raster))
@@ -92,6 +93,13 @@ class Predictor:
         geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
         values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))
         return Map(mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry)
+
+
+def _one_scene(path: str) -> str:
+    found = list(list_scenes([path]).values())
+    if len(found) != 1:
+        raise InputError(f"{path}: names {len(found)} scenes; one is mapped in memory, the predict stage maps many")
+    return found[0]
 
 
 def _check_array(image: np.ndarray, card: dict) -> Grid:

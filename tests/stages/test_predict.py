@@ -301,6 +301,11 @@ def test_python_maps_arrays_and_paths_alike(model, tmp_path):
         predictor.predict(image[..., :2])
     with pytest.raises(InputError, match="polygon"):
         predictor.predict(image, polygons="shp")
+    with pytest.raises(InputError, match="begins with one of"):
+        predictor.predict("ftp://example.org/town.tif")
+    write_scene(tmp_path / "other.tif", image)
+    with pytest.raises(InputError, match="names 2 scenes"):
+        predictor.predict(tmp_path)
 
 
 def test_import_is_instant():
