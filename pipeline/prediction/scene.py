@@ -13,10 +13,11 @@ from pathlib import Path
 import rasterio
 
 from pipeline.errors import InputError
+from pipeline.geo.grid import Grid
 from pipeline.geo.mapping import LAYERS, STEPS, Mapper
 from pipeline.geo.raster import grid_of
 from pipeline.geo.read_ahead import ReadAhead
-from pipeline.geo.writer import cloud_optimised, footprints
+from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
 from pipeline.prediction.flow import fill, label_free_iou
 from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
 from pipeline.storage import fingerprint, scratch
@@ -91,23 +92,27 @@ def _write_record(path: Path, found: dict) -> None:
         raise InputError(f"{path.name}: cannot be written ({error.strerror}); free some disk space") from None
 
 
+def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
+    """The rasters asked for, ready for rows."""
+    bands = {"mask": ["building"]}
+    if task.settings.probability:
+        bands["probability"] = class_names(card)
+    if task.settings.uncertainty:
+        bands["uncertainty"] = ["uncertainty"]
+    layers = {}
+    for layer, names in bands.items():
+        suffix, step = (".tif", 1) if layer == "mask" else (f".{layer}.tif", LAYERS[layer] / STEPS)
+        layers[layer] = stack.enter_context(cloud_optimised(folder / f"{task.name}{suffix}", scene, names, step))
+    return layers
+
+
 def _map_scene(segmenter, task: Task, folder: Path) -> dict:
     """Read, infer, write; returns what was found."""
     settings, card = task.settings, segmenter.card
     with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
         image, twin = (open_scene(stack, task, card) for _ in range(2))  # a handle a thread
         scene = grid_of(image.dataset)
-        bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
-        wanted = {"mask": True, "probability": settings.probability, "uncertainty": settings.uncertainty}
-        layers = {
-            layer: stack.enter_context(
-                cloud_optimised(
-                    folder / (f"{task.name}.tif" if layer == "mask" else f"{task.name}.{layer}.tif"),
-                    scene, bands[layer], 1 if layer == "mask" else LAYERS[layer] / STEPS,
-                )
-            )
-            for layer in LAYERS if wanted[layer]
-        }  # fmt: skip
+        layers = _open_layers(stack, task, folder, scene, card)
         polygons = None
         if settings.polygons != "none":
             polygons = stack.enter_context(footprints(folder / f"{task.name}.{settings.polygons}", scene.crs))
