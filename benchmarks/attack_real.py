@@ -1,10 +1,11 @@
 """IoU against ε of two models side by side: what adversarial training buys on real tiles, and what it costs.
 
-    python -m benchmarks.attack_real models/standard models/adversarial --tiles data/tiles --cities ohio
+    python -m benchmarks.attack_real models/all --harden models/hardened   after `train` of benchmarks/real_cities.yaml
+    python -m benchmarks.attack_real models/all models/hardened --cities ohio
 
-The models are folders, as the train stage writes them with train.adversarial.method none and pgd; the tiles folder is
-the tile stage's. Both models are attacked on the same tiles with the same settings. Per city and budget: clean, PGD (as
-many gradients as the whole ensemble) and the exact worst case over the APGD ensemble and PGD.
+`--harden` fine-tunes the first model into another folder (PGD-3 at 4/255, 300 steps of eight crops) and attacks both on
+the same tiles with the same settings. Per city and budget: clean, PGD (as many gradients as the whole ensemble) and the
+exact worst case over the APGD ensemble and PGD.
 """
 
 import argparse
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 
 from pipeline.console import progress, table
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning.crops import to_tensors
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import autocast, device
+from pipeline.learning.training import fit
+from pipeline.params import Adversarial, load_params
 from pipeline.robustness import attacks
 from pipeline.robustness.worst_case import pooled_iou, worst_case
+from pipeline.storage import WORK
 
 
 def measure(segmenter, images, labels, norm: str, epsilon: float, steps: int, pixels, batch: int, precision: str):
@@ -37,9 +41,20 @@ def measure(segmenter, images, labels, norm: str, epsilon: float, steps: int, pi
     return {n: [c.cpu().numpy() for c in attacks.counts(m, labels)] for n, m in maps.items()}
 
 
+def harden(model: Path, tiles: Path, folder: Path) -> Path:
+    """The model after adversarial training from where it stands: from scratch it would need many times the steps."""
+    params = load_params(Path(__file__).with_name("real_cities.yaml"))
+    recipe = {"adversarial": Adversarial(method="pgd", epsilon=4, steps=3, warmup=0.3), "init": str(model)}
+    shorter = {"epochs": 4, "steps_per_epoch": 75, "crop": 128, "learning_rate": 1e-3}
+    params = params.model_copy(update={"train": params.train.model_copy(update=recipe | shorter)})
+    fit(params, open_cities(params.fetch.cities, tiles), folder, work=WORK, name="hardened")
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path, help="model folders")
+    parser.add_argument("--harden", type=Path, metavar="FOLDER", help="train the first one adversarially into FOLDER")
     parser.add_argument("--tiles", type=Path, default=Path("data/tiles"))
     parser.add_argument("--cities", nargs="*", help="default: every city of the tiles folder")
     parser.add_argument("--count", type=int, default=4, help="test tiles a city")
@@ -48,6 +63,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16"])
     a = parser.parse_args()
+    if a.harden:
+        a.models.append(harden(a.models[0], a.tiles, a.harden))
     names = a.cities or sorted(p.parent.name for p in a.tiles.glob("*/regions.json"))
     cities = {name: CityTiles(a.tiles / name) for name in names}
     pixels = torch.from_numpy(sum(
