@@ -1,12 +1,12 @@
 """All benchmarks that this machine can run, one after another, each in a process of its own.
 
-    python -m benchmarks             every one of them, half an hour on two quiet cores; writes benchmarks/RESULTS.md
+    python -m benchmarks             every one of them, under an hour on two quiet cores; writes benchmarks/RESULTS.md
     python -m benchmarks NAME …      some of them; their rows of the file are renewed, the others stay
     python -m benchmarks.MODULE -h   one module by itself, with its options
 
 Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
 speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams.
+certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope.
 """
 
 import argparse
@@ -24,16 +24,26 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/RESULTS.md"
 BENCHMARKS = {  # name: module and arguments
     "tiling": "tiling",
+    "crops": "crops",
     "training": "training",
+    "training_2": "training --processes 2",
+    "training_gpu": "training --gpu",
     "inference": "inference",
+    "inference_gpu": "inference --gpu",
     "predict": "predict throughput",
     "predict_memory": "predict memory",
     "predict_shards": "predict shards",
     "window_cnn": "window_cnn",
     "attack_iteration": "attack_iteration",
+    "ibp_step": "ibp_step",
     "smoothing": "smoothing",
+    "dvc_status": "no_op status",
+    "dvc_repro": "no_op repro",
     "open_buildings": "open_buildings",
     "polygonise": "polygonise",
+    "peer_crops": "peers crops",
+    "peer_scene": "peers scene",
+    "peer_labels": "peers labels",
 }
 LINE = re.compile(r"ratio (\S+)  goal ≥ (\S+)  (.+?)  \((.+)\)")
 INTRODUCTION = """# Results

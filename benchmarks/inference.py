@@ -1,23 +1,25 @@
 """Scene inference / bare forward passes over the same windows: what reading, blending and writing out cost.
 
-python -m benchmarks.inference [SIDE]
+    python -m benchmarks.inference [--side 2048] [--encoder resnet18] [--gpu]
+
+--gpu: a U-Net ResNet-34 and a scene of 8192², where there is a GPU.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import numpy as np
 import torch
 
-from benchmarks.ratio import report
+from benchmarks.ratio import cannot, report
 from pipeline.learning.crops import to_float
 from pipeline.learning.inference import infer, window_starts
 from pipeline.learning.models import build_model
 from pipeline.learning.precision import autocast, device
 from pipeline.params import Model
 
-SIDE, WINDOW, OVERLAP, BATCH, ROUNDS = 2048, 512, 0.25, 4, 3
+WINDOW, OVERLAP, BATCH, ROUNDS = 512, 0.25, 4, 3
 
 
 @torch.inference_mode()
@@ -40,8 +42,17 @@ def scene(model, image: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    side = int(sys.argv[1]) if len(sys.argv) > 1 else SIDE
-    model = build_model(Model(architecture="unet", encoder="resnet18"), 3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--side", type=int, help="pixels along the scene's side")
+    parser.add_argument("--encoder")
+    options = parser.parse_args()
+    what = "bare forward passes / scene inference" + ", GPU" * options.gpu
+    if options.gpu and not torch.cuda.is_available():
+        cannot(what, 0.95, "no GPU")
+    side = options.side or (8192 if options.gpu else 2048)
+    encoder = options.encoder or ("resnet34" if options.gpu else "resnet18")
+    model = build_model(Model(architecture="unet", encoder=encoder), 3)
     model = model.to(device(), memory_format=torch.channels_last).eval()
     image = np.random.default_rng(0).integers(1, 256, (side, side, 3), np.uint8)
     windows = len(window_starts(side, WINDOW, OVERLAP)) ** 2
@@ -49,5 +60,5 @@ if __name__ == "__main__":
     pairs = [(forward_passes(model, windows), scene(model, image)) for _ in range(ROUNDS)]
     bare, whole = (statistics.median(t) for t in zip(*pairs, strict=True))
     speed = side * side / whole / 1e6
-    measured = f"{windows} windows of {WINDOW}²: {bare:.1f} and {whole:.1f} s, {speed:.2f} Mpx/s"
-    report("bare forward passes / scene inference", statistics.median(a / b for a, b in pairs), 0.95, measured)
+    measured = f"U-Net {encoder}, {windows} windows of {WINDOW}²: {bare:.1f} and {whole:.1f} s, {speed:.2f} Mpx/s"
+    report(what, statistics.median(a / b for a, b in pairs), 0.95, measured)

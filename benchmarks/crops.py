@@ -1,0 +1,52 @@
+"""Random training crops a second from tiles on disk / from the same pixels in memory: what memory mapping costs.
+
+    python -m benchmarks.crops [--side 5000] [--crop 256]
+
+Same crops, same code, no augmentation; the arrays are mapped files on one side and copies in memory on the other. The
+files lie in the system's cache by then, as they do from an epoch's second half on.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.ratio import report
+from benchmarks.tiling import PROFILES, city, parameters
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import RandomCrops
+from pipeline.stages.tile import tile_city
+
+COUNT, ROUNDS = 2000, 5
+
+
+def rate(crops: RandomCrops) -> float:
+    start = time.perf_counter()
+    for i in range(COUNT):
+        crops[i]
+    return COUNT / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=5000, help="pixels along a scene's side")
+    parser.add_argument("--crop", type=int, default=256)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        town = city(Path(work), options.side, PROFILES["uncompressed"])
+        tile_city(parameters(), town, Path(work) / "tiles")
+        mapped, resident = CityTiles(Path(work) / "tiles"), CityTiles(Path(work) / "tiles")
+        resident._images, resident._labels = np.array(mapped._images), np.array(mapped._labels)
+        disk, memory = (RandomCrops([tiles], options.crop, 0, "none") for tiles in (mapped, resident))
+        rate(disk), rate(memory)
+        pairs = [(rate(disk), rate(memory)) for _ in range(ROUNDS)]
+    ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    measured = f"{ours:.0f} and {limit:.0f} pairs of {options.crop}²/s in one process"
+    report("training crops from tiles / from memory", statistics.median(a / b for a, b in pairs), 0.9, measured)
+
+
+if __name__ == "__main__":
+    main()

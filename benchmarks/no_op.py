@@ -1,0 +1,76 @@
+"""`dvc status` and a `dvc repro` with nothing to do, 180 scenes of Inria's size / the same scenes empty.
+
+    python -m benchmarks.no_op status | repro
+
+Both projects are copies of this one with presets/inria.yaml: 5 cities of 36 scenes, 75 MB each, as sparse files, and
+small stand-ins for all other outputs. Hashes are remembered by size and time of change, so the limit is that nobody
+pays for pixels again: what DVC needs for the same stages and files with nothing in them.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from benchmarks.ratio import report
+
+ROOT = Path(__file__).parents[1]
+SCENES, BYTES, ROUNDS = 36, 5000 * 5000 * 3, 3
+
+
+def project(folder: Path, size: int) -> Path:
+    """A copy of the project whose stages are all done, with scenes of `size` bytes."""
+    for name in ("pipeline", "data/sources"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copy(ROOT / "presets/inria.yaml", folder / "params.yaml")
+    dvc(folder, "config", "--local", "core.no_scm", "true")
+    cities = yaml.safe_load((folder / "params.yaml").read_text())["fetch"]["cities"]
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for out in stage.get("outs", []):
+            for city in cities:
+                made = folder / out.replace("${item.city}", city)
+                made.mkdir(parents=True, exist_ok=True)
+                (made / "made.json").write_text(json.dumps([out, city]))
+        for metrics in stage.get("metrics", []):
+            path = folder / next(iter(metrics))
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{}")
+    for city in cities:
+        for i in range(SCENES):
+            with (folder / "data/scenes" / city / f"{city}{i + 1}.tif").open("wb") as file:
+                file.truncate(size)
+    dvc(folder, "commit", "--force", "--quiet")
+    return folder
+
+
+def dvc(folder: Path, *arguments: str) -> float:
+    """Seconds of a command; ends the benchmark where it fails or finds something to do."""
+    start = time.perf_counter()
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode or (arguments[0] in ("status", "repro") and "up to date" not in done.stdout):
+        sys.exit(f"dvc {' '.join(arguments)}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+    return seconds
+
+
+if __name__ == "__main__":
+    command = sys.argv[1]
+    with tempfile.TemporaryDirectory() as work:
+        empty, full = project(Path(work) / "empty", 0), project(Path(work) / "full", BYTES)
+        dvc(empty, command), dvc(full, command)
+        pairs = [(dvc(empty, command), dvc(full, command)) for _ in range(ROUNDS)]
+    limit, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    measured = f"{limit:.1f} and {ours:.1f} s, 180 scenes of 75 MB"
+    report(f"dvc {command} without pixels / with", statistics.median(a / b for a, b in pairs), 0.9, measured)
