@@ -44,6 +44,7 @@ def report(m: dict, params: Params, command: str) -> str:
     estimates, errors = m["label_free"]["city"], m["label_free"]["error"]
     guesses = [[c, r["iou"], *(r[s] for s in scores), r["distance"]] for c, r in estimates.items()]
     kinds = ("clean", "corrupted", "attacked", "certified")
+    attack, certificate = m["robustness"]["attack"], m["robustness"]["certificate"]
     sides = [(c, s, r) for c, city in m["robustness"]["city"].items() for s, r in city.items() if r]
     parts = [
         "# A real city never seen",
@@ -57,7 +58,7 @@ def report(m: dict, params: Params, command: str) -> str:
         table(["trained on", *cities], [[name, *(r[c] for c in cities)] for name, r in m["matrix"].items()]),
         "## Adaptation without labels",
         table(["method", *cities], [[name, *(r[c] for c in cities)] for name, r in m["adaptation"].items()]),
-        *(
+        "\n".join(
             f"- {c}: {r['method']}, chosen on the other cities, {r['iou']:.3f}; "
             f"oracle {r['oracle']['method']} {r['oracle']['iou']:.3f}"
             for c, r in m["adaptation_choice"].items()
@@ -69,8 +70,10 @@ def report(m: dict, params: Params, command: str) -> str:
             [*guesses, ["mean error", None, *(errors[s] for s in scores), None]],
         ),
         "## Robustness, seen and unseen",
+        f"On a few crops a city: the mean over all corruptions at severity 3, PGD at ℓ∞ {attack['epsilon']:g}/255, and "
+        f"what is certified of the smoothed model at ℓ2 {certificate['radius']:.3f}, which is another ball.",
         table(["city", *kinds], [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides]),
-        *(
+        "\n".join(
             f"- {c}: worst corruption {w['name']} at severity {w['severity']}, keeps {w['retained']:.2f}"
             for c, w in m["worst_corruption"].items()
         ),
