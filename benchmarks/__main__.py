@@ -87,7 +87,8 @@ def machine() -> str:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         gpu = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()[0]
     cpu = cpu[1] if cpu else platform.processor()
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {gpu}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpu}, {cores} core{'s' * (cores > 1)}, {memory:.0f} GiB, {gpu}"
 
 
 def versions() -> str:
