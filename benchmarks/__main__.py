@@ -75,8 +75,11 @@ def run(name: str) -> str:
 
 
 def revision() -> str:
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return answer.stdout.strip()
+    """The commit the code is at, marked where the code differs from it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    others = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/RESULTS.md"]
+    changed = commit.stdout and subprocess.run(others, cwd=ROOT).returncode
+    return commit.stdout.strip() + "-dirty" * bool(changed)
 
 
 def machine() -> str:

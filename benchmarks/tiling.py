@@ -5,6 +5,10 @@
 
 The limit reads whole scenes with rasterio (at another ground sample distance by GDAL's own average) and saves
 image and label bytes as .npy; it rasterises nothing, splits nothing, knows no nodata. A ratio of 1 is its speed.
+
+Milliseconds of CPU for an uncompressed scene of 3000², of which the limit takes 33. Filled through memory maps: pixels
+65, labels 8; tiles counted by sums 16; footprints drawn 11 (a window). Expected without maps and GDAL's block cache: 20
+to read and write. Measured: read 12, written 6, counted 5, drawn 6.
 """
 
 import argparse
