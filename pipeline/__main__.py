@@ -1,5 +1,6 @@
 """The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb that needs them."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+STOPPED = 130  # the exit code after Ctrl-C
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -239,15 +243,25 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     try:
         with recorded(sys.argv[1:]):
-            app(standalone_mode=False)
+            if app(standalone_mode=False) == STOPPED:  # typer's whole answer to Ctrl-C
+                raise KeyboardInterrupt
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(
+            f"error: {error.filename or 'disk'}: {error.strerror}; make space or correct its permissions, then run "
+            "the same command again",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()  # a usage mistake: unknown option, missing argument

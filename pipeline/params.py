@@ -4,6 +4,7 @@
 allowed, and both happen before any stage starts.
 """
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -15,6 +16,9 @@ from pipeline.errors import InputError, nearest
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=1024)]  # channels of a layer
+Widths = Annotated[list[Width], Field(max_length=8)]
+GroundSampleDistance = Annotated[float, Field(ge=0.01, le=30)]  # metres
 
 
 EXAMPLE = "presets/demo.yaml"  # a params.yaml with every parameter
@@ -60,7 +64,7 @@ class Fetch(Section):
 
 
 class Tile(Section):
-    gsd: Annotated[float, Field(ge=0.01, le=30)]  # metres on the ground per pixel
+    gsd: GroundSampleDistance  # metres on the ground per pixel
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)]  # pixels along a tile's side
     bands: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3]
     margin: Annotated[int, Field(ge=0)] | None = None  # pixels between blocks of a single scene; null = one tile
@@ -79,12 +83,12 @@ class Model(Section):
         "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
         "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
     ]  # fmt: skip
-    encoder: str = "resnet18"  # any encoder of segmentation-models-pytorch
+    encoder: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "resnet18"  # any encoder of segmentation-models-pytorch
     encoder_weights: str | None = None  # null, imagenet, or a file of weights
-    decoder_channels: list[Count] | None = None  # widths from deep to shallow; null = the architecture's own
+    decoder_channels: Widths | None = None  # widths from deep to shallow; null = the architecture's own
     classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
     activation: Literal["relu", "minmax"] = "relu"
-    width: Annotated[int, Field(ge=1)] = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
+    width: Width = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
 
 
 class Adversarial(Section):
@@ -168,7 +172,7 @@ class Convex(Section):
     radii: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1, 2]  # ℓ∞, 1/255
     train_epsilon: Positive = 2  # 1/255, the budget of IBP training
     steps: Count = 300
-    width: Count = 16
+    width: Width = 16
     architecture: Literal["small_fcn", "small_unet"] = "small_fcn"
     chunk: Count = 256  # backward CROWN passes held at once: bounds the memory
 
@@ -176,7 +180,7 @@ class Convex(Section):
 class LipschitzNet(Section):
     radii: Annotated[list[Positive], Field(min_length=1)] = [0.05, 0.1, 0.3]  # ℓ2, pixel range [0,1]
     steps: Count = 400
-    width: Count = 16
+    width: Width = 16
     margin: Positive = 0.1  # ℓ2 radius the hinge asks for
 
 
@@ -264,7 +268,7 @@ def _known_keys(section: type[Section] | None, location: tuple) -> list[str]:
 
 
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(" ".join(str(part).split()) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _known_keys(section, error["loc"])
         near = f"; did you mean {nearest(str(error['loc'][-1]), known)}?" if known else ""
@@ -272,7 +276,7 @@ def _sentence(error: dict, section: type[Section], path: Path, example: str) -> 
     if error["type"] == "missing":
         return f"{path}: parameter {key} is missing; {example} shows every one"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{path}: {key} is {error['input']!r}, but {message}" if key else f"{path}: {message}"
+    return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}" if key else f"{path}: {message}"
 
 
 def parse_section(section: type[Parsed], values: object, path: Path | None = None, example: str = EXAMPLE) -> Parsed:
@@ -293,7 +297,7 @@ def load_section(section: type[Parsed], path: str | Path, example: str) -> Parse
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); an example is {example}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such day, too many digits
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_section(section, data, path, example)
 

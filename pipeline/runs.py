@@ -38,11 +38,19 @@ def last_runs(root: Path) -> dict[str, list[dict]]:
     """The last run of each verb and arguments under `root`, by verb."""
     path = root / RUNS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    last = {(run["verb"], *run["arguments"]): run for run in map(json.loads, lines)}
+    last = {(run["verb"], *run["arguments"]): run for run in filter(None, map(_run, lines))}
     found: dict[str, list[dict]] = {}
     for run in last.values():
         found.setdefault(run["verb"], []).append(run)
     return found
+
+
+def _run(line: str) -> dict | None:
+    """A line that a full disk cut short says nothing."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def hardware() -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WORK = Path(".work")  # unfinished runs and caches: gone, they cost time only
+LARGEST_JSON = 2**28  # bytes; metrics, cards and lists of regions are a thousandth of it
 
 
 @contextmanager
@@ -71,6 +72,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 os.replace(folder, path)
         else:
             os.replace(folder, path)
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file. Raises OSError, and ValueError where it is not JSON or absurdly long or deep."""
+    path = Path(path)
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{size} bytes where at most {LARGEST_JSON} are expected")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested without end") from None
 
 
 def write_json(path: str | Path, data: object) -> None:

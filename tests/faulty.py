@@ -5,6 +5,7 @@ Whatever Python does to files it announces as audit events (PEP 578), so no modu
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ def perform(arguments: list[str], tree: str, log: str, fault: str | None = None,
     """
     os.setsid()
     os.chdir(tree)
+    multiprocessing.set_start_method(None, force=True)  # as from a command line, not as in this process
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -39,13 +41,15 @@ def perform(arguments: list[str], tree: str, log: str, fault: str | None = None,
     def watch(event: str, details: tuple) -> None:
         nonlocal seen
         if event == "open":
-            path, mode, flags = details
-            grows = isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            path, _, flags = details
+            grows = not isinstance(path, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        elif event in CHANGING:
+            path, grows = details[event == "os.rename"], event in GROWING
         else:
-            path, grows = details[1 if event == "os.rename" else 0], event in GROWING
-        if not (grows or event in CHANGING) or not os.path.abspath(os.fsdecode(path)).startswith(tree):
             return
-        if fault == "full" and not grows:
+        if not (grows or event in CHANGING) or fault == "full" and not grows:
+            return
+        if not os.path.abspath(os.fsdecode(path)).startswith(tree):
             return
         seen += 1
         os.write(changes, f"{event} {os.fsdecode(path)}\n".encode())
@@ -164,7 +168,7 @@ class Tree:
         return process.exitcode
 
     def copy(self, folder: Path) -> "Tree":
-        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
         return Tree(folder, self.processes)
 
     def change(self, **sections) -> None:

@@ -5,6 +5,7 @@ bilinear; both are one sparse matrix along rows and one along columns, so a wind
 wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata (0, label 255).
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from pipeline.errors import InputError
 from pipeline.geo.grid import Grid, Window, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
 
+SCHEMES = ("http", "https", "file", "s3", "gs")
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
 REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with the network but not without end
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -32,6 +34,7 @@ REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with t
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
 }
 LOCAL = {"GTIFF_DIRECT_IO": True}  # uncompressed pixels straight from the file, a third of the time of GDAL's cache
+LARGEST = 100  # times a pixel is enlarged; Sentinel-2 at 30 cm is 33
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
 ALPHA_BETWEEN = 0.1  # with more of a fourth band between its extremes it is near infrared, not alpha
 
@@ -60,9 +63,25 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
     return sparse.csr_matrix(entries, shape=(target, source))
 
 
+def check_address(path: str) -> None:
+    """Raise InputError for what is no URL of SCHEMES and no file: GDAL's own paths reach anywhere, in any protocol."""
+    scheme, found, _ = path.partition("://")
+    if found and "/" not in scheme:
+        if scheme.lower() not in SCHEMES:
+            raise InputError(f"{path}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
+    elif path.startswith("/vsi"):
+        raise InputError(f"{path}: GDAL's own paths are not taken; give the file or its URL")
+    elif not os.path.exists(path):
+        raise InputError(f"{path}: cannot be read (no such file); it is missing: fetch it again")
+
+
 @contextmanager
 def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
-    """Open with rasterio; whatever it finds wrong, on opening or in mid-read, becomes one InputError."""
+    """Open a file, or a URL of SCHEMES, with rasterio.
+
+    Whatever it finds wrong, on opening or in mid-read, becomes one InputError.
+    """
+    check_address(str(path))
     local = Path(path).is_file()
     with _reading(path), rasterio.Env(**REMOTE) if "://" in str(path) else nullcontext():
         with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
@@ -155,6 +174,8 @@ class Raster:
                 f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band {max(bands)} "
                 "is asked for; list the bands it has in tile.bands or in fetch.overrides.CITY.bands"
             )
+        if "complex" in dataset.dtypes[bands[0] - 1]:
+            raise InputError(f"{dataset.name}: holds complex numbers; write their magnitude to a raster of its own")
         self.dataset, self.bands, self.range = dataset, list(bands), value_range
         self.source_dtype = np.dtype(dataset.dtypes[bands[0] - 1])
         source = grid_of(dataset)
@@ -163,6 +184,11 @@ class Raster:
             self.native = (native, native) if stated else ground_sample_distance(source)
         except InputError as error:
             raise InputError(f"{dataset.name}: {error}") from None
+        if max(self.native) > LARGEST * gsd:  # weights for a continent would be drawn up before anything is read
+            raise InputError(
+                f"{dataset.name}: its pixels are {max(self.native):g} m on the ground, more than {LARGEST} times the "
+                f"{gsd:g} m asked for; correct its georeferencing"
+            )
         self.grid = target_grid(source, self.native, gsd)
         self.shape = (*self.grid.shape, len(self.bands))
         self._resample = Resampler(source.shape, self.grid.shape)
@@ -294,7 +320,7 @@ def robust_range(samples: list[np.ndarray]) -> tuple[float, float] | None:
     if not len(values):
         return None
     low, high = (float(v) for v in np.percentile(values, PERCENTILES))
-    return (low, high) if high > low else (low, low + 1)
+    return (low, high) if high > low else (low, low + max(1, abs(low) / 1e6))  # beyond 2⁵³ one more is the same
 
 
 class RasterLabels:

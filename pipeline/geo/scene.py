@@ -4,12 +4,14 @@ A scene is an image, its labels (raster, vector or none) and its city. Paths in 
 where fetch made the files, absolute where the user's own files stay in place; an image may also be a URL.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from pipeline.errors import InputError
-from pipeline.storage import write_json
+from pipeline.storage import read_json, write_json
 
 Split = Literal["train", "validation", "test"]
 IGNORE = 255  # nodata and doubtful labels: out of every loss, metric and attack
@@ -44,18 +46,16 @@ def write_city(folder: Path, city: City) -> None:
 
 def read_city(folder: Path) -> City:
     """Read FOLDER/city.json with its paths made whole. Raises InputError where fetch has not run."""
-    import json
-
     path = Path(folder) / "city.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        city = TypeAdapter(City).validate_python(read_json(path))
     except OSError:
         raise InputError(f"{path}: not found; run the fetch stage for city {folder.name} first") from None
-    whole = [
-        Scene(**{**scene, **{key: located(path.parent, scene[key]) for key in ("image", "labels")}})
-        for scene in data.pop("scenes")
-    ]
-    return City(**{**data, "range": data["range"] and tuple(data["range"])}, scenes=whole)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: damaged ({reason}); run the fetch stage for city {folder.name} again") from None
+    files = ({key: located(path.parent, getattr(scene, key)) for key in ("image", "labels")} for scene in city.scenes)
+    return replace(city, scenes=[replace(scene, **file) for scene, file in zip(city.scenes, files, strict=True)])
 
 
 def located(folder: Path, path: str | None) -> str | None:

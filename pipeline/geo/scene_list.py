@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
+from pipeline.geo.raster import check_address
 
-SCHEMES = ("http", "https", "file", "s3", "gs")
 IMAGES = {".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".img"}
 LISTS = {".txt", ".lst"}  # one scene a line; blank lines and those that begin with # are skipped
 
@@ -15,20 +15,22 @@ LISTS = {".txt", ".lst"}  # one scene a line; blank lines and those that begin w
 def list_scenes(arguments: list[str]) -> dict[str, str]:
     """Names to paths or URLs, in the order given and without doubles.
 
-    Raises InputError where nothing is found, a URL's scheme is not one of SCHEMES, or two scenes share a name.
+    Raises InputError where nothing is found, a URL's scheme is not one of SCHEMES, a list is none or names itself,
+    or two scenes share a name.
     """
-    paths = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, Path())))
-    return dict(zip(_names(paths), paths, strict=True))
+    try:
+        paths = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, Path())))
+        return dict(zip(_names(paths), paths, strict=True))
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # a name no file can have, bytes that are no text, …
+        raise InputError(f"{', '.join(arguments)[:200]}: cannot be read as scenes ({error})") from None
 
 
 def _expand(argument: str, base: Path) -> list[str]:
-    scheme = re.match(r"([A-Za-z][\w+.-]+)://", argument)
-    if scheme:
-        if scheme[1].lower() not in SCHEMES:
-            raise InputError(f"{argument}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
+    if argument.startswith("/vsi") or re.match(r"[A-Za-z][\w+.-]*://", argument):
+        check_address(argument)
         return [argument]
-    if argument.startswith("/vsi"):
-        raise InputError(f"{argument}: GDAL's own paths are not taken; give the file or its URL")
     path = base / argument
     if path.is_dir():
         found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
@@ -51,6 +53,8 @@ def _names(paths: list[str]) -> list[str]:
     parts = []
     for path in paths:
         whole = Path(unquote(urlsplit(path).path) if "://" in path else path)
+        if not whole.stem or "\0" in str(whole):
+            raise InputError(f"{path}: has no file's name to call its map by; give another address of it")
         parts.append([p for p in (*whole.parent.parts, whole.stem) if p not in ("/", "..")])
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["-".join(p[-depth:]) for p in parts]

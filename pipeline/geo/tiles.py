@@ -12,19 +12,22 @@ A region is a whole scene, or one block of a city's single large scene; it belon
 stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not over tiles.
 """
 
-import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from affine import Affine
+from pydantic import Field, TypeAdapter
 
 from pipeline.errors import InputError
 from pipeline.geo.grid import Grid, Window
 from pipeline.geo.scene import IGNORE, Split
-from pipeline.storage import write_json
+from pipeline.params import Count, GroundSampleDistance
+from pipeline.storage import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Region:
     name: str
     parent: str  # the scene it was cut from
     split: Split
-    height: int
-    width: int
-    offset: int  # pixels before it in labels.npy (times C in images.npy)
+    height: Count
+    width: Count
+    offset: Annotated[int, Field(ge=0)]  # pixels before it in labels.npy (times C in images.npy)
     transform: tuple[float, float, float, float, float, float]  # affine a..f: pixel to CRS units
     crs: str | None  # WKT or authority code; None where the image had none
 
@@ -51,29 +54,65 @@ class Region:
         return [Window(r, c, size, size) for r in range(0, self.height, size) for c in range(0, self.width, size)]
 
 
+@dataclass(frozen=True)
+class Index:
+    """What the stages rely on in regions.json; a file may say more."""
+
+    city: str
+    gsd: GroundSampleDistance
+    size: Count
+    channels: Count
+    classes: Annotated[int, Field(ge=1, le=254)]
+    regions: list[Region]
+
+
+INDEX = TypeAdapter(Index)
+
+
+def read_index(folder: Path) -> tuple[dict, Index]:
+    """FOLDER/regions.json as it stands, and checked. Raises InputError where it is absent or damaged."""
+    try:
+        about = read_json(folder / "regions.json")
+        index = INDEX.validate_python(about)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: not found; run the tile stage for {folder.name} first") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / "regions.json", error) from None
+    if index.city != folder.resolve().name:  # it names files that are written
+        raise InputError(f"{folder}: holds the tiles of {index.city!r}; run the tile stage again")
+    return about, index
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); run the tile stage again")
+
+
 class CityTiles:
     """One city's tiles, opened read-only. `image` and `label` return views into the mapped files."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        try:
-            about = json.loads((self.folder / "regions.json").read_text(encoding="utf-8"))
-            self._images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
-            self._labels = np.load(self.folder / "labels.npy", mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise InputError(f"{error.filename}: not found; run the tile stage for {self.folder.name} first") from None
-        except ValueError as error:
-            raise InputError(f"{self.folder}: a tile array is damaged ({error}); run the tile stage again") from None
-        self.city: str = about["city"]
-        self.gsd: float = about["gsd"]
-        self.size: int = about["size"]
-        self.channels: int = about["channels"]
-        self.classes: int = about["classes"]
-        self.about: dict = about
-        self.regions = [Region(**{**r, "transform": tuple(r["transform"])}) for r in about["regions"]]
+        self.about, index = read_index(self.folder)
+        self.city, self.gsd, self.size = index.city, index.gsd, index.size
+        self.channels, self.classes, self.regions = index.channels, index.classes, index.regions
+        self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
         pixels = sum(r.pixels for r in self.regions)
-        if self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
+        inside = all(r.offset + r.pixels <= pixels for r in self.regions)
+        if not inside or self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
             raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
+
+    def _mapped(self, name: str) -> np.ndarray:
+        """An array of bytes as long as its file: what a header claims beyond it is never allocated."""
+        path = self.folder / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise InputError(f"{path}: not found; run the tile stage for {self.folder.name} first") from None
+        except (OSError, ValueError, EOFError, OverflowError) as error:
+            raise _damaged(path, error) from None
+        if array.dtype != np.uint8:
+            raise _damaged(path, TypeError(f"it holds {array.dtype}, not bytes"))
+        return array
 
     def of_split(self, split: Split) -> list[Region]:
         return [r for r in self.regions if r.split == split]
@@ -94,10 +133,20 @@ class CityTiles:
     def table(self) -> dict[str, np.ndarray]:
         """tiles.parquet without its geometry: region (index), split, row, column, building, valid."""
         import pyarrow.parquet as parquet
+        from pyarrow import ArrowException
 
-        columns = ["region", "split", "row", "column", "building", "valid"]
-        table = parquet.read_table(self.folder / "tiles.parquet", columns=columns)
-        return {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+        path, places = self.folder / "tiles.parquet", ("region", "row", "column")
+        columns = [*places, "split", "building", "valid"]
+        try:
+            table = parquet.read_table(path, columns=columns)
+        except (OSError, ArrowException) as error:
+            raise _damaged(path, error) from None
+        found = {name: table[name].to_numpy(zero_copy_only=False) for name in columns}
+        if any(found[name].dtype.kind not in "iu" or (found[name] < 0).any() for name in places):
+            raise _damaged(path, ValueError("a tile has no place"))
+        if (found["region"] >= len(self.regions)).any():
+            raise _damaged(path, ValueError("it holds tiles of another city"))
+        return found
 
     def sample(self, split: Split, count: int, size: int | None = None, seed: int = 0):
         """`count` tiles of a split, without replacement, those with buildings first.
@@ -145,13 +194,16 @@ def allocate(folder: Path, regions: list[Region], channels: int) -> None:
     """Lay out both arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
     free = shutil.disk_usage(folder).free
-    if pixels * (channels + 1) > free:  # a memory map on a full disk would die without a word
+    if pixels * (channels + 1) > free:
         raise InputError(
             f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the "
             f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
     for name, length in (("images", pixels * channels), ("labels", pixels)):
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(length,))
+        path = folder / f"{name}.npy"
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
+        with path.open("r+b") as file:  # take the space now: a memory map that finds the disk full dies without a word
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def write_window(folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray) -> None:

@@ -48,10 +48,10 @@ def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) 
     }  # fmt: skip
 
     def write(row: int, pixels: np.ndarray) -> None:
-        with _disk(path):
+        with onto_disk(path):
             dataset.write(pixels, window=Window(0, row, grid.width, pixels.shape[1]))
 
-    with _disk(path), warnings.catch_warnings():
+    with onto_disk(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(rows, "w", **profile)
     try:
@@ -61,30 +61,30 @@ def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) 
         yield write
     finally:
         dataset.close()
-    with _disk(path), warnings.catch_warnings():
+    with onto_disk(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        _refuse_holes(rows)
+        refuse_holes(rows)
         rasterio.shutil.copy(
             rows, path, driver="COG", compress="deflate", level=4, blocksize=BLOCK, num_threads="all_cpus",
             bigtiff="if_safer", overview_resampling="nearest",
         )  # fmt: skip
-        _refuse_holes(path)
+        refuse_holes(path)
         rows.unlink()
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def onto_disk(path: Path) -> Iterator[None]:
     """What a full disk does to GDAL and Arrow, as a sentence."""
     try:
         yield
     except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
         raise InputError(
-            f"{path.name}: the disk did not take it whole ({detail}); free some space or choose another --out"
+            f"{path.name}: the disk did not take it whole ({detail}); free some space or choose another folder"
         ) from None
 
 
-def _refuse_holes(path: Path) -> None:
+def refuse_holes(path: Path) -> None:
     """GDAL closes a file that a full disk cut short without a word: check that every block lies inside it."""
     size = path.stat().st_size
     with rasterio.open(path) as dataset:
@@ -92,7 +92,8 @@ def _refuse_holes(path: Path) -> None:
             levels = [None, *range(len(dataset.overviews(band)))]
             for level in levels:
                 shrink = 1 if level is None else dataset.overviews(band)[level]
-                down, across = (int(np.ceil(np.ceil(side / shrink) / BLOCK)) for side in dataset.shape)
+                blocks = zip(dataset.shape, dataset.block_shapes[band - 1], strict=True)
+                down, across = (int(np.ceil(np.ceil(side / shrink) / block)) for side, block in blocks)
                 for block in np.ndindex(across, down):
                     start, length = (
                         dataset.get_tag_item(f"BLOCK_{what}_{block[0]}_{block[1]}", "TIFF", band, level)
@@ -124,18 +125,18 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
     )  # fmt: skip
 
     def write(columns: dict[str, np.ndarray], polygons: np.ndarray) -> None:
-        with _disk(path):
+        with onto_disk(path):
             writer.write_table(pa.table({**columns, "geometry": shapely.to_wkb(polygons)}, schema=schema))
 
-    with _disk(path):
+    with onto_disk(path):
         writer = parquet.ParquetWriter(batches, schema, compression="zstd")
     try:
         yield write
     except BaseException:
-        with _disk(path):
+        with onto_disk(path):
             writer.close()
         raise
-    with _disk(path):
+    with onto_disk(path):
         writer.close()
         if driver is not None:
             _convert(batches, path, driver, crs)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.learning.models import SMP, Segmenter, load_model, read_card
+from pipeline.learning.models import SMP, Segmenter, check_card, load_model, read_card
 from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
@@ -74,7 +74,13 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
     about = session.get_modelmeta().custom_metadata_map
     if not {"card", "stride"} <= set(about):
         raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
-    return OnnxSegmenter(session, json.loads(about["card"]), int(about["stride"])).eval()
+    try:
+        card, stride = check_card(json.loads(about["card"]), path), int(about["stride"])
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged model card ({error}); export the model again") from None
+    return OnnxSegmenter(session, card, stride).eval()
 
 
 def export(folder: str | Path) -> Path:

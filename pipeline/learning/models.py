@@ -3,10 +3,11 @@
 A model folder holds weights.safetensors and model.json (the card): data, never code.
 """
 
-import json
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.errors import InputError
-from pipeline.storage import atomic_folder, write_json
+from pipeline.storage import atomic_folder, read_json, write_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMP = {  # our name: class of segmentation_models_pytorch
@@ -211,27 +212,74 @@ def save_model(folder: str | Path, segmenter: Segmenter, card: dict) -> None:
     """Write FOLDER/weights.safetensors and FOLDER/model.json, atomically."""
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
-        save_file(weights, partial / "weights.safetensors")
+        try:
+            save_file(weights, partial / "weights.safetensors")
+        except SafetensorError as error:
+            raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
         write_json(partial / "model.json", card)
 
 
+class Card(BaseModel):
+    """What is relied on in a model card, bounded before anything is built from it; a card may say more."""
+
+    model: params.Model
+    channels: Annotated[int, Field(ge=1, le=256)]
+    classes: Annotated[int, Field(ge=1, le=254)]
+    gsd: params.GroundSampleDistance
+    bands: list[params.Count] | None = None
+    threshold: params.Share = 0.5
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    metrics: dict = {}
+    confidence: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def agrees(self):
+        if self.classes != self.model.classes or self.bands and len(self.bands) != self.channels:
+            raise ValueError("classes or bands are not those of the model")
+        return self
+
+
+def check_card(card: object, where: str | Path) -> dict:
+    """The card, as it is. Raises InputError where it is not one of this pipeline."""
+    try:
+        Card.model_validate(card)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{where}: not a model card of this pipeline ({what}); train the model again") from None
+    return card
+
+
 def read_card(folder: str | Path) -> dict:
+    """FOLDER/model.json. Raises InputError where it is absent or damaged."""
     path = Path(folder) / "model.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return check_card(read_json(path), path)
+    except InputError:
+        raise
     except OSError:
         raise InputError(f"{path}: not found; run the train stage first or correct the model's folder") from None
     except ValueError as error:
         raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
 
 
+def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
+    """The model that an earlier run with the same fingerprint left; None where there is none, or it is damaged."""
+    try:
+        return load_model(folder) if read_card(folder).get("fingerprint") == key else None
+    except InputError:
+        return None
+
+
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
     """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent, damaged or mismatched."""
     card = read_card(folder)
     try:
-        model = params.Model.model_validate({**card["model"], "encoder_weights": None})
+        model = params.Model(**{**card["model"], "encoder_weights": None})
         segmenter = build_model(model, card["channels"])
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder}/model.json: not a model card of this pipeline ({error})") from None
     try:
         segmenter.load_state_dict(read_weights(Path(folder) / "weights.safetensors"))

@@ -28,7 +28,15 @@ from pipeline.learning.adversarial import adversarial_loss, overfitting_gap, rep
 from pipeline.learning.calibration import UNCALIBRATED, calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
-from pipeline.learning.models import IMAGENET_MEAN, Segmenter, build_model, load_model, read_card, save_model
+from pipeline.learning.models import (
+    IMAGENET_MEAN,
+    Segmenter,
+    build_model,
+    kept_model,
+    load_model,
+    read_card,
+    save_model,
+)
 from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
 from pipeline.storage import atomic_file, fingerprint
@@ -206,16 +214,24 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
 
     start = train.init and read_card(train.init)
     key = fingerprint(train.model_dump(), [city.about for city in cities], _code(), start)
-    done = Path(folder) / "model.json"
-    if done.exists() and read_card(folder).get("fingerprint") == key:
-        return read_card(folder)
     work = Path(work) / f"train-{name}-{key}"
-    work.mkdir(parents=True, exist_ok=True)
+    work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
+        if done := kept_model(folder, key):
+            return done.card
         card = _fit(params, cities, Path(folder), work, rank, world, key)
         if rank == 0:
             shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether there is a checkpoint to resume from; one that a failing disk damaged is as good as none."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # torch meets damage with any of half a dozen exceptions
+        return False
+    return True
 
 
 def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> dict:
@@ -260,8 +276,11 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         default_root_dir=work,
     )
     last = work / "last.ckpt"
-    resumed = last.exists()
-    trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
+    resumed = _whole(last)
+    try:
+        trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.perf_counter() - started

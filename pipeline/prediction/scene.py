@@ -20,7 +20,7 @@ from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
 from pipeline.prediction.flow import fill, label_free_iou
 from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
-from pipeline.storage import fingerprint, scratch
+from pipeline.storage import fingerprint, read_json, scratch
 
 FORMAT = 2  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
@@ -79,9 +79,12 @@ def _scene_key(scene: str) -> list:
 
 
 def _read_record(path: Path) -> dict | None:
+    """What an earlier run noted; None where it is absent or damaged, or names files that are not its own."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path)
+        own = all(name.startswith(f"{path.stem}.") and "/" not in name for name in found["files"])
+        return found if own and "key" in found else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

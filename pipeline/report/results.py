@@ -1,14 +1,14 @@
 """What the stages have left on disk: everything the page is made from, and nothing else."""
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.geo.scene import City, read_city
-from pipeline.geo.tiles import Region
+from pipeline.geo.tiles import read_index
 from pipeline.params import Params
+from pipeline.storage import read_json
 
 STAGES = ("train", "evaluate", "attack", "certify", "generalize")
 
@@ -16,7 +16,7 @@ STAGES = ("train", "evaluate", "attack", "certify", "generalize")
 def read(path: Path):
     """The content of a JSON file, None where it is absent. Raises InputError where it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -62,12 +62,9 @@ class Results:
     @cached_property
     def tiles(self) -> dict[str, dict]:
         """regions.json of each tiled city, its regions as `Region`; the pixels stay closed."""
-        found = {city: read(self.root / "data/tiles" / city / "regions.json") for city in self.cities}
-        return {
-            city: {**about, "regions": [Region(**{**r, "transform": tuple(r["transform"])}) for r in about["regions"]]}
-            for city, about in found.items()
-            if about
-        }
+        folders = {city: self.root / "data/tiles" / city for city in self.cities}
+        found = {city: read_index(f) for city, f in folders.items() if (f / "regions.json").exists()}
+        return {city: {**about, "regions": index.regions} for city, (about, index) in found.items()}
 
     @cached_property
     def scenes(self) -> dict[tuple[str, str], float | None]:

@@ -20,6 +20,7 @@ from rasterio.windows import Window
 from pipeline import params
 from pipeline.console import progress
 from pipeline.geo.scene import City, Scene
+from pipeline.geo.writer import onto_disk, refuse_holes
 from pipeline.sources.town.layout import draw_plan
 from pipeline.sources.town.plan import Plan
 from pipeline.sources.town.render import render
@@ -49,8 +50,10 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         stamp = hashlib.sha256((folder / image).read_bytes() + b"".join(shapely.to_wkb(outlines[-1])))
         scenes.append(Scene(f"{city}-{number:02d}", image, "footprints.fgb", stamp=stamp.hexdigest()[:16]))
     buildings = np.concatenate(outlines)
-    pyogrio.raw.write(folder / "footprints.fgb", shapely.to_wkb(buildings), [], [], geometry_type="Polygon",
-                      driver="FlatGeobuf", crs=f"EPSG:{about.labels_epsg}", layer=city)  # fmt: skip
+    path = folder / "footprints.fgb"
+    with onto_disk(path):
+        pyogrio.raw.write(path, shapely.to_wkb(buildings), [], [], geometry_type="Polygon",
+                          driver="FlatGeobuf", crs=f"EPSG:{about.labels_epsg}", layer=city)  # fmt: skip
     return City(
         city=city,
         source="demo",
@@ -86,12 +89,14 @@ def draw_scene(city: DemoCity, materials: dict[str, Material], size: int, entrop
                "crs": f"EPSG:{city.epsg}", "transform": place(city, number, size), "photometric": "RGB",
                "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "predictor": 2,
                "zlevel": 4, "BIGTIFF": "IF_SAFER"}  # fmt: skip
-    with rasterio.open(path, "w", **profile) as dataset:
+    with onto_disk(path), rasterio.open(path, "w", **profile) as dataset:
         for picture in render(plan, city, size, seed):
             image, (rows, cols) = picture.image, picture.image.shape[:2]
             if number % WEDGE == 2:
                 image[unflown(seed, size)(picture.row + np.arange(rows)[:, None], picture.col + np.arange(cols))] = 0
             dataset.write(image.transpose(2, 0, 1), window=Window(picture.col, picture.row, cols, rows))
+    with onto_disk(path):
+        refuse_holes(path)
     return plan
 
 

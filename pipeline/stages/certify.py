@@ -99,7 +99,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     """
     import torch
 
-    from pipeline.learning.models import build_model, load_model, read_card, save_model
+    from pipeline.learning.models import build_model, kept_model, load_model, save_model
     from pipeline.learning.precision import device
     from pipeline.params import Model
     from pipeline.robustness.interval_training import train_interval, train_margin
@@ -107,8 +107,8 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     settings, on = getattr(params.certify, method), device()
     shared = params.certify.crop, params.certify.seed
     key = fingerprint(settings.model_dump(), shared, [c.about for c in cities])
-    if (folder / "model.json").exists() and read_card(folder).get("fingerprint") == key:
-        return load_model(folder, on)
+    if kept := kept_model(folder, key):
+        return kept.to(on)
     architecture = settings.architecture if method == "convex" else "lipschitz"
     model = Model(architecture=architecture, width=settings.width, classes=cities[0].classes)
     epsilon = settings.train_epsilon if method == "convex" else settings.margin

@@ -6,13 +6,15 @@ whose parameters and scenes are unchanged is kept.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import rasterio
@@ -240,15 +242,32 @@ def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple
         for shard in progress(shards, description):
             yield shard, fill_shard(shard)
         return
-    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn"))  # GDAL does not survive fork
+    spawn = get_context("spawn")  # GDAL does not survive fork
+    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=spawn, initializer=_leave_with_parent)
     try:
-        futures = {pool.submit(fill_shard, shard): shard for shard in shards}
+        with _uninterrupted():
+            futures = {pool.submit(fill_shard, shard): shard for shard in shards}
         for future in progress(as_completed(futures), description, total=len(futures)):
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise InputError("a tiling process was killed, perhaps for memory; lower tile.memory or tile.workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits, and what is started meanwhile never hears of it: it is the parent's to answer."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _leave_with_parent() -> None:
+    """A worker whose parent is killed would wait for its next shard for ever."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:

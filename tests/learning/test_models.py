@@ -13,7 +13,7 @@ OWN = ["linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"]
 
 
 def card(model: Model, channels: int) -> dict:
-    return {"model": model.model_dump(), "channels": channels}
+    return {"model": model.model_dump(), "channels": channels, "classes": model.classes, "gsd": 0.5}
 
 
 @pytest.mark.parametrize("architecture", [*SMP, *OWN, "fcn_resnet50", "deeplabv3_resnet50"])
