@@ -21,6 +21,7 @@ class Measure:
     iou: float
     low: float | None = None
     high: float | None = None
+    clean: float | None = None  # of the same tiles, where the measure is of a few tiles under a change
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def measure(row: dict, name: str, prefix: str) -> Measure | None:
     if row.get(name) is None:
         return None
     low, high = row.get(f"{prefix}_low"), row.get(f"{prefix}_high")
-    return Measure(row[name], low, high) if low is not None and (low, high) != (0, 1) else Measure(row[name])
+    if (low, high) == (0, 1):
+        low = high = None
+    return Measure(row[name], low, high, row.get("clean"))
 
 
 def _known(rows: dict, name: str, prefix: str) -> dict[str, Measure]:
@@ -118,12 +121,14 @@ def sentence(results: Results, city: str) -> str:
     elif known:
         first = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"
     harm = [
-        f"a change of {reference(results)}/255 a pixel can bring it down to {values[city].iou:.2f}"
+        f"on the tiles tried, a change of {reference(results)}/255 a pixel can bring it from {values[city].clean:.2f} "
+        f"down to {values[city].iou:.2f}"
         for _, values in attacked(results)
         if city in values
     ]
     proof = [
-        f"under any change up to {kind.budget}, {proven(values[city].iou)} is proven to stay"
+        f"under any change up to {kind.budget}, {proven(values[city].iou)} of {values[city].clean:.2f} is proven "
+        "to stay"
         for kind, values in certified(results)
         if city in values
     ]
