@@ -15,6 +15,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
+from pipeline.geo.scene import IGNORE
 from pipeline.learning.perturb import length
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.robustness import attack_losses, smoothing
@@ -128,13 +129,14 @@ def smoothing_rows(
             changed = torch.where(torch.from_numpy(lost).to(labels.device), counts.argmax(1), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))
+        valid = labels != IGNORE
         row = {
             "clean": certified_iou(seen.majority, labels),
             "attacked": attempts.iou(),
             "certified": certified_iou(chosen, labels),
             "bonferroni": certified_iou(strict, labels),
             "literature": literature_iou(chosen, labels),
-            "abstained": float((chosen == ABSTAIN)[labels != 255].float().mean()),
+            "abstained": int(((chosen == ABSTAIN) & valid).sum()) / max(1, int(valid.sum())),
             "base_clean": base,
         }
         rising(place, row, "bonferroni", "certified", "attacked", "clean")
