@@ -92,7 +92,7 @@ def test_the_stac_item_has_what_the_model_extension_asks_for(exported):
 
 @pytest.mark.parametrize("architecture", get_args(Model.model_fields["architecture"].annotation))
 def test_every_architecture_has_a_name_that_the_extension_takes(tmp_path, architecture):
-    card = {"model": Model(architecture=architecture).model_dump(), "bands": [1], "channels": 1, "classes": 2, "gsd": 1}
+    card = {"model": Model(architecture=architecture).model_dump(), "bands": [1], "channels": 1, "classes": 1, "gsd": 1}
     (tmp_path / "model.json").write_text(json.dumps(card))
     (tmp_path / "weights.safetensors").touch()
     name = stac_item(tmp_path, 1)["properties"]["mlm:name"]
