@@ -80,7 +80,7 @@ class DemoCity(Section):
     labels_epsg: int  # of the footprints
     origin: tuple[float, float]  # easting, northing of the first scene's upper left corner, CRS units
     gsd: Positive  # metres on the ground per pixel
-    scenes: Count = 8
+    scenes: Count = 12
     uses: Weights  # what blocks are used for, see layout.USES
     rural: Share  # chance that a large piece of land stays undivided
     river: Share = 0  # chance that a river crosses a scene
