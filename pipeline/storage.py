@@ -1,5 +1,6 @@
 """Writing that a kill cannot half-do: a temporary name, then a rename."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -24,31 +25,41 @@ def scratch(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
-        with suppress(OSError), _locked(left):
+        with suppress(OSError):
+            handle = _lock(left)
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    folder.chmod(0o755)
+            os.close(handle)
+    folder, handle = _claim(path)
     try:
-        with _locked(folder):
-            yield folder
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process. Raises OSError where another process holds it."""
+def _claim(path: Path) -> tuple[Path, int]:
+    """A new folder beside `path` and its lock. Before it is locked another run may sweep it: then one more is made."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        with suppress(FileNotFoundError, BlockingIOError):
+            folder.chmod(0o755)
+            handle = _lock(folder)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    """A handle; the lock goes with it, or with its process. Raises OSError where another process holds the lock."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a network file system without such locks
-            pass
-        yield
-    finally:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(handle)
+        raise
+    except OSError:  # a network file system without such locks
+        pass
+    return handle
 
 
 @contextmanager
@@ -66,12 +77,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with scratch(path) as folder:
         yield folder
-        if path.is_dir():
-            with scratch(path) as old:  # deleting it in its place could be cut short half-way
+        while True:
+            try:
+                return os.replace(folder, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            with scratch(path) as old, suppress(FileNotFoundError):  # deleting in its place could be cut short
                 os.replace(path, old)
-                os.replace(folder, path)
-        else:
-            os.replace(folder, path)
 
 
 def read_json(path: str | Path) -> object:

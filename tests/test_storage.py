@@ -1,6 +1,7 @@
 """Writing that a failure cannot half-do."""
 
 import json
+import multiprocessing
 
 import pytest
 
@@ -34,6 +35,25 @@ def test_what_a_kill_left_is_swept_and_a_namesake_s_is_not(tmp_path):
     killed.mkdir(), namesake.mkdir()
     with atomic_folder(tmp_path / "city"):
         assert not killed.exists() and namesake.exists()
+
+
+def _write_often(path, times: int) -> None:
+    for i in range(times):
+        write_json(path / "a.json", i)
+        with atomic_folder(path / "city") as partial:
+            (partial / f"{i}").touch()
+
+
+def test_two_that_write_under_one_name_never_sweep_each_other_s_work(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    both = [context.Process(target=_write_often, args=(tmp_path, 200)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "city"]
+    assert len(list((tmp_path / "city").iterdir())) == 1
 
 
 def test_a_fingerprint_follows_content_not_order():
