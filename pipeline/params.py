@@ -4,12 +4,13 @@
 allowed, and both happen before any stage starts.
 """
 
+import re
 import reprlib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import InputError, nearest
 
@@ -19,13 +20,14 @@ Count = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=1024)]  # channels of a layer
 Widths = Annotated[list[Width], Field(max_length=8)]
 GroundSampleDistance = Annotated[float, Field(ge=0.01, le=30)]  # metres
+AsList = Field(strict=False)  # of a tuple, which YAML writes as a list
 
 
 EXAMPLE = "presets/demo.yaml"  # a params.yaml with every parameter
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -35,15 +37,23 @@ class CityOverride(Section):
     """What a folder city's files do not say themselves."""
 
     gsd: Positive | None = None  # metres on the ground, where the images carry no CRS
-    bands: list[Count] | None = None  # 1-based bands to read, in the order red, green, blue
-    range: tuple[float, float] | None = None  # values mapped to 0 and 255
+    bands: Annotated[list[Count], Field(min_length=1)] | None = None  # 1-based, in the order red, green, blue
+    range: Annotated[tuple[float, float], AsList] | None = None  # values mapped to 0 and 255
+    building: Literal[1, 255] | None = None  # its value in label rasters; null = 255 where none holds a 1
+
+    @field_validator("range")
+    @classmethod
+    def low_before_high(cls, value):
+        if value and value[0] >= value[1]:
+            raise ValueError("it must be two values, the lower first")
+        return value
 
 
 class Fetch(Section):
     source: Literal["demo", "folder", "inria", "open_buildings"]
     path: str  # what the source reads: its manifest, or the folder of imagery; DVC watches it
     cities: Annotated[list[str], Field(min_length=1)]
-    scenes: Annotated[list[Count], Field(min_length=1)] | Literal["all"] = "all"  # inria: numbers 1-36; demo: how many
+    scenes: Annotated[list[Count], Field(min_length=1)] | Literal["all"] = "all"  # inria, demo: their numbers
     scene_size: Annotated[int, Field(ge=64, le=20_000)] = 640  # demo: pixels along a scene's side
     seed: Annotated[int, Field(ge=0)] = 0
     archive: str | None = None  # inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset folder
@@ -52,14 +62,25 @@ class Fetch(Section):
     precision: Literal[80, 85, 90] = 90  # open_buildings: per-cell confidence threshold, % precision
     overrides: dict[str, CityOverride] = {}
 
+    @field_validator("scenes", mode="wrap")
+    @classmethod
+    def all_or_numbers(cls, value, check):
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError("it must be all, or a list of scene numbers such as [1, 2]") from None
+
     @model_validator(mode="after")
     def cities_once(self):
         twice = sorted({c for c in self.cities if self.cities.count(c) > 1})
         if twice:
             raise ValueError(f"fetch.cities names {', '.join(twice)} twice; name each city once")
-        for city in self.cities:
-            if not city or city in {".", ".."} or "/" in city or "\\" in city or "\0" in city:
-                raise ValueError(f"fetch.cities: {city!r} cannot be a folder's name")
+        for city in self.cities:  # each names folders, and stands between quotes in the shell command of its stage
+            if city.strip() in {"", ".", ".."} or not city.isprintable() or set(city) & set("/\\'\"$`"):
+                raise ValueError(f"fetch.cities: {city!r} cannot be a folder's name; take letters, digits, - and _")
+        for city in sorted(set(self.overrides) - set(self.cities)):
+            near = nearest(city, self.cities)
+            raise ValueError(f"fetch.overrides: {city} is not one of fetch.cities; did you mean {near}?")
         return self
 
 
@@ -258,25 +279,28 @@ class Params(Section):
     predict: Predict = Predict()
 
 
-def _known_keys(section: type[Section] | None, location: tuple) -> list[str]:
+def _known_keys(section: type[Section], location: tuple) -> list[str]:
     """The keys of the section inside `section` that `location` (pydantic's path to an error) ends in."""
+    kind = section
     for key in location[:-1]:
-        field = section.model_fields.get(key) if section else None
-        annotation = field.annotation if field else None
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-    return list(section.model_fields) if section else []
+        if isinstance(kind, type) and issubclass(kind, Section):
+            kind = kind.model_fields[key].annotation
+        else:  # a dict or list of sections
+            kind = get_args(kind)[-1]
+    return list(kind.model_fields)
 
 
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
     key = ".".join(" ".join(str(part).split()) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _known_keys(section, error["loc"])
-        near = f"; did you mean {nearest(str(error['loc'][-1]), known)}?" if known else ""
-        return f"{path}: unknown parameter {key}{near}"
+        near = nearest(str(error["loc"][-1]), _known_keys(section, error["loc"]))
+        return f"{path}: unknown parameter {key}; did you mean {near}?"
     if error["type"] == "missing":
         return f"{path}: parameter {key} is missing; {example} shows every one"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
-    return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}" if key else f"{path}: {message}"
+    if message.startswith(key):  # it says itself what it is about
+        return f"{path}: {message}"
+    return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}"
 
 
 def parse_section(section: type[Parsed], values: object, path: Path | None = None, example: str = EXAMPLE) -> Parsed:
@@ -290,11 +314,26 @@ def parse_section(section: type[Parsed], values: object, path: Path | None = Non
         raise InputError("\n".join(_sentence(e, section, path, example) for e in error.errors())) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without its two traps: of a key written twice the last silently wins, and 1e-3 is a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def load_section(section: type[Parsed], path: str | Path, example: str) -> Parsed:
     """Read and check a YAML file. Raises InputError when it is absent, is not YAML, or breaks the schema."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); an example is {example}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such day, too many digits

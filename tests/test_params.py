@@ -58,6 +58,22 @@ def test_there_is_a_preset_for_every_source():
         ({"fetch": {"cities": ["a", "b", "a"]}}, "fetch.cities names a twice; name each city once"),
         ({"fetch": {"cities": ["../etc"]}}, "'../etc' cannot be a folder's name"),
         ({"fetch": {"cities": []}}, "fetch.cities"),
+        ({"fetch": {"cities": ["a\nb"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["a'; ls '"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["$HOME"]}}, "cannot be a folder's name"),
+        ({"fetch": {"scenes": 3}}, "fetch.scenes is 3, but it must be all, or a list of scene numbers such as [1, 2]"),
+        ({"fetch": {"overrides": {"tinrof": {}}}}, "tinrof is not one of fetch.cities; did you mean tinroof?"),
+        ({"fetch": {"overrides": {"tinroof": {"bnads": [1]}}}}, "overrides.tinroof.bnads; did you mean bands?"),
+        ({"fetch": {"overrides": {"tinroof": {"bands": []}}}}, "fetch.overrides.tinroof.bands is []"),
+        ({"fetch": {"overrides": {"tinroof": {"range": [5, 5]}}}}, "range is [5, 5], but it must be two values"),
+        ({"fetch": {"overrides": {"tinroof": {"range": [200, 5]}}}}, "the lower first"),
+        (
+            {"fetch": {"overrides": {"tinroof": {"range": [float("nan"), 1]}}}},
+            "range.0 is nan, but it must be a finite",
+        ),
+        ({"train": {"epochs": True}}, "train.epochs is True, but it must be a valid integer"),
+        ({"train": {"compile": 1}}, "train.compile is 1, but it must be a valid boolean"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate is inf, but it must be a finite number"),
         ({"evaluate": {"overlap": 1.0}}, "less than 0.9"),
     ],
 )
@@ -72,6 +88,15 @@ def test_a_nested_mistake_names_the_nearest_key_of_its_own_section():
         data = change()
         data["train"]["model"]["encodr"] = "resnet18"
         parse_params(data)
+
+
+def test_a_key_written_twice_is_refused_and_a_power_of_ten_is_a_number(tmp_path):
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    path.write_text(text.replace("  epochs: 18 ", "  epochs: 18\n  epochs: 3 "))
+    with pytest.raises(InputError, match="not valid YAML: epochs is written twice.* line"):
+        load_params(path)
+    path.write_text(text.replace("learning_rate: 0.002 ", "learning_rate: 2e-3 "))
+    assert load_params(path).train.learning_rate == 0.002
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "fetch: 3\n", "\x00"])

@@ -20,9 +20,8 @@ def run(params: Params, city: str | None = None) -> None:
     """Fetch every city of fetch.cities, or the one given; a city appears whole or not at all."""
     fetch = params.fetch
     cities = fetch.cities if city is None else [city]
-    for what, names in (("--city", cities), ("fetch.overrides", fetch.overrides)):
-        for name in sorted(set(names) - set(fetch.cities)):
-            raise InputError(f"{what}: {name} is not one of fetch.cities; did you mean {nearest(name, fetch.cities)}?")
+    for name in set(cities) - set(fetch.cities):
+        raise InputError(f"--city: {name} is not one of fetch.cities; did you mean {nearest(name, fetch.cities)}?")
     bring, rows, warnings = _source(fetch.source), [], []
     for name in cities:
         with atomic_folder(SCENES / name) as folder:

@@ -71,8 +71,6 @@ def test_only_the_city_asked_for():
     assert [path.name for path in Path("data/scenes").iterdir()] == ["grey"]
     with pytest.raises(InputError, match="--city: gray is not one of fetch.cities; did you mean grey"):
         run(params(["wide", "grey"]), city="gray")
-    with pytest.raises(InputError, match="fetch.overrides: gray is not one of fetch.cities; did you mean grey"):
-        run(params(["wide", "grey"], overrides={"gray": {"bands": [1]}}))
 
 
 def test_an_unchanged_city_is_the_same_bytes():

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import InputError, nearest
-from pipeline.params import Count, Positive, Section, Share
+from pipeline.params import AsList, Count, Positive, Section, Share
 
-Colour = tuple[int, int, int]  # red, green, blue, 0-255, as displayed
-Span = tuple[float, float]  # least and most
+Colour = Annotated[tuple[int, int, int], AsList]  # red, green, blue, 0-255, as displayed
+Span = Annotated[tuple[float, float], AsList]  # least and most
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative frequencies
 
 
@@ -71,14 +71,16 @@ class Camera(Section):
     blur: Annotated[float, Field(ge=0, le=3)]  # pixels, σ of the point spread
     noise: Annotated[float, Field(ge=0, le=30)]  # grey levels, σ
     vignette: Share  # relative darkening of a corner
-    cast: tuple[float, float, float] = (1, 1, 1)  # gain of red, green, blue
+    cast: Annotated[tuple[float, float, float], AsList] = (1, 1, 1)  # gain of red, green, blue
     exposure: Positive = 1
 
 
 class DemoCity(Section):
     epsg: int  # of the images
     labels_epsg: int  # of the footprints
-    origin: tuple[float, float]  # easting, northing of the first scene's upper left corner, CRS units
+    origin: Annotated[
+        tuple[float, float], AsList
+    ]  # easting, northing of the first scene's upper left corner, CRS units
     gsd: Positive  # metres on the ground per pixel
     scenes: Count = 12
     uses: Weights  # what blocks are used for, see layout.USES
