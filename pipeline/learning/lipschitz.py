@@ -90,7 +90,8 @@ class OrthogonalConv(NonExpansiveConv):
         self.inputs, self.outputs, self.size = inputs, outputs, size
         # kernels do not feel the scale of these; a small one lets Adam's steps turn them
         self.mix = nn.Parameter(0.1 * torch.randn(outputs, inputs))
-        self.frames = nn.Parameter(0.1 * torch.randn(4 if size == 3 else 0, widest, max(widest // 2, 1)))
+        frames = 0.1 * torch.randn(4 if size == 3 else 0, widest, max(widest // 2, 1))
+        self.frames = nn.Parameter(frames, requires_grad=size == 3)
 
     def kernel(self) -> Tensor:
         mix = orthonormal(self.mix)

@@ -94,6 +94,7 @@ class _Out(nn.Module):
         return self.network(x)["out"]
 
 
+@torch.inference_mode(False)  # _without_idle asks the gradients
 def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
@@ -103,9 +104,9 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
 
         near = difflib.get_close_matches(model.encoder, known, n=3, cutoff=0)
         raise InputError(f"train.model.encoder: unknown encoder {model.encoder!r}; near it are {', '.join(near)}")
-    options = {"decoder_channels": model.decoder_channels} if model.decoder_channels else {}
-    if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:
-        options["encoder_depth"] = len(model.decoder_channels)  # a decoder has one width a level
+    options = {}
+    if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:  # one width a level
+        options = {"decoder_channels": model.decoder_channels, "encoder_depth": len(model.decoder_channels)}
     try:
         network = getattr(smp, SMP[model.architecture])(
             encoder_name=model.encoder,
@@ -114,7 +115,7 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
             classes=outputs,
             **options,
         )
-        return _without_idle(network, channels) if "encoder_depth" in options else network
+        return _without_idle(network, channels)
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
@@ -124,19 +125,28 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
         raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
 
 
-@torch.no_grad()
+class _Idle(nn.Identity):
+    """In the place of what is called, with whatever arguments, and not used."""
+
+    def forward(self, x, *_):
+        return x
+
+
 def _without_idle(network: nn.Module, channels: int) -> nn.Module:
-    """A shallower encoder keeps its deepest stages unused: replace them, they would be stored and never trained."""
-    called = set()
-    children = dict(network.encoder.named_children())
-    hooks = [c.register_forward_hook(lambda m, *_: called.add(m)) for c in children.values()]
-    network.eval()(torch.zeros(1, channels, 64, 64))
-    for hook in hooks:
-        hook.remove()
-    for name, child in children.items():
-        if child not in called:
-            setattr(network.encoder, name, nn.Identity())
+    """Replace the encoder's stages that no output depends on: they would be stored, and never trained."""
+    network.eval()(torch.zeros(1, channels, 128, 128)).sum().backward()
+    _replace_idle(network.encoder)
+    network.zero_grad()
     return network.train()
+
+
+def _replace_idle(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        trained = [p.grad is not None for p in child.parameters()]
+        if trained and not any(trained):
+            setattr(module, name, _Idle())
+        elif not all(trained):
+            _replace_idle(child)
 
 
 def _torchvision(model: params.Model, channels: int, outputs: int) -> nn.Module:
@@ -151,16 +161,30 @@ def _torchvision(model: params.Model, channels: int, outputs: int) -> nn.Module:
     return _Out(network)
 
 
+def weights_file(path: str) -> Path:
+    """The safetensors file that a path to weights or to a model folder means."""
+    return Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
+
+
 def _load_encoder(network: nn.Module, path: str) -> None:
-    """Start the encoder from a safetensors file, or from the encoder inside a model folder."""
-    file = Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
-    weights = read_weights(file)
-    prefix = "network.encoder."
+    """Start the encoder from a safetensors file of its own, or from the encoder inside a model folder.
+
+    A classifier's weights will do: its head, and stages that the network does without, are left out.
+    """
+    file = weights_file(path)
+    place = "network.backbone" if isinstance(network, _Out) else "encoder"
+    try:
+        encoder = network.get_submodule(place)
+    except AttributeError:
+        raise InputError("train.model.encoder_weights: this architecture has no encoder; set it to null") from None
+    weights, prefix = read_weights(file), f"network.{place}."
     if any(key.startswith(prefix) for key in weights):
         weights = {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
+    idle = [f"{name}." for name, module in encoder.named_modules() if isinstance(module, _Idle)]
+    weights = {key: w for key, w in weights.items() if not key.startswith(("fc.", *idle))}
     try:
-        network.encoder.load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
         raise InputError(f"train.model.encoder_weights: {file} does not fit the encoder: {error}") from None
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.errors import InputError
 from pipeline.learning.models import SMP, TORCHVISION, WindowCNN, build_model, load_model, save_model
@@ -79,6 +80,28 @@ def test_an_encoder_starts_from_a_file(tmp_path):
         build_model(Model(architecture="fpn", encoder="resnet34", encoder_weights=str(tmp_path / "m")), 3)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "shallow"), [("unet", [64, 32, 16, 16]), ("unet", None), ("fcn_resnet50", None)]
+)
+def test_an_encoder_starts_from_a_classifiers_file(tmp_path, architecture, shallow):
+    from torchvision.models import resnet18, resnet50
+
+    classifier = (resnet50 if architecture == "fcn_resnet50" else resnet18)(weights=None)
+    save_file(classifier.state_dict(), tmp_path / "resnet.safetensors")
+    settings = Model(
+        architecture=architecture, decoder_channels=shallow, encoder_weights=str(tmp_path / "resnet.safetensors")
+    )
+    weights = build_model(settings, 3).state_dict()
+    for name, w in classifier.layer3.state_dict().items():
+        found = [key for key in weights if key.endswith(f"layer3.{name}")]
+        assert len(found) == 1 and torch.equal(weights[found[0]], w)
+
+
+def test_an_architecture_without_encoder_takes_no_encoder_weights(tmp_path):
+    with pytest.raises(InputError, match="has no encoder; set it to null"):
+        build_model(Model(architecture="small_unet", encoder_weights=str(tmp_path)), 3)
+
+
 def test_damaged_models_are_refused_with_a_sentence(tmp_path):
     settings = Model(architecture="linear")
     with pytest.raises(InputError, match="model.json: not found; run the train stage"):
@@ -98,9 +121,24 @@ def test_damaged_models_are_refused_with_a_sentence(tmp_path):
         load_model(tmp_path / "m")
 
 
-def test_a_shallower_encoder_has_no_idle_weights():
-    model = build_model(Model(architecture="unet", decoder_channels=[64, 32, 16, 16]), 3)
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "vgg11_bn", "efficientnet-b0", "densenet121", "tu-mobilenetv3_small_050"]
+)
+def test_a_shallower_encoder_has_no_idle_weights(encoder):
+    model = build_model(Model(architecture="unet", encoder=encoder, decoder_channels=[64, 32, 16, 16]), 3)
     model(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_shallower_encoder_is_a_third_of_the_weights():
+    shallow = build_model(Model(architecture="unet", decoder_channels=[64, 32, 16, 16]), 3)
     deep = build_model(Model(architecture="unet"), 3)
-    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in deep.parameters()) / 3
+    assert sum(p.numel() for p in shallow.parameters()) < sum(p.numel() for p in deep.parameters()) / 3
+
+
+@pytest.mark.parametrize("architecture", [*SMP, "deeplabv3_resnet50", "lipschitz"])
+def test_every_weight_is_trained(architecture):
+    """Of any architecture under the shipped parameters: what has no gradient stops several processes."""
+    model = build_model(Model(architecture=architecture, width=8, decoder_channels=[64, 32, 16, 16]), 3)
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
