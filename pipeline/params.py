@@ -105,8 +105,8 @@ class Model(Section):
         "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
     ]  # fmt: skip
     encoder: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "resnet18"  # any encoder of segmentation-models-pytorch
-    encoder_weights: str | None = None  # null, imagenet, or a file of weights
-    decoder_channels: Widths | None = None  # widths from deep to shallow; null = the architecture's own
+    encoder_weights: str | None = None  # null, imagenet, or a file of weights (changed? dvc repro -f train)
+    decoder_channels: Widths | None = None  # unet, unet++, manet: widths from deep to shallow; null = their own
     classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
     activation: Literal["relu", "minmax"] = "relu"
     width: Width = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
