@@ -36,6 +36,16 @@ def load(path: Path):
 
 
 @app.command()
+def check(params: ParamsFile = PARAMS) -> None:
+    """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
+
+    Example: `python -m pipeline check --params presets/inria.yaml`
+    """
+    load(params)
+    print("every parameter is known, every value allowed")
+
+
+@app.command()
 def fetch(city: OneCity = None, params: ParamsFile = PARAMS) -> None:
     """Bring the scenes of each city to data/scenes: demo, folder, inria or open_buildings.
 

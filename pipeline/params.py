@@ -115,7 +115,7 @@ class Model(Section):
 class Adversarial(Section):
     method: Literal["none", "pgd", "trades", "fast", "free"] = "none"
     norm: Literal["linf", "l2"] = "linf"
-    epsilon: Annotated[float, Field(ge=0)] = 4  # budget in 1/255 of the pixel range
+    epsilon: Annotated[float, Field(ge=0)] = 4  # linf: budget in 1/255; l2: in units of the pixel range [0,1]
     steps: Count = 5  # gradient steps a batch
     beta: Positive = 6  # trades: weight of the KL term
     warmup: Share = 0  # share of training over which ε grows from 0
@@ -162,18 +162,18 @@ class Evaluate(Section):
 class Attack(Section):
     model: str = "models/all"
     tiles: Annotated[int, Field(ge=1)] = 2  # tiles a city, drawn from the test split
-    linf: list[Positive] = [0.5, 1, 2]  # budgets in 1/255; the audit adds 32 by itself
+    linf: list[Positive] = [0.5, 1, 2]  # budgets in 1/255; the audit adds the reference and 32
     l2: list[Positive] = []  # budgets in pixel units of the [0,1] range
     methods: list[Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd"]] = ["fgsm", "pgd", "segpgd", "cospgd", "apgd"]
     steps: Count = 8  # gradients of pgd, segpgd, cospgd
     apgd_steps: Count = 8  # gradients of each apgd loss
-    restarts: Count = 1
+    restarts: Count = 1  # random starts of each pgd and apgd; the best counts
     batch_size: Count = 8
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    targeted: bool = True  # erase and invent buildings
+    targeted: Annotated[float, Field(ge=0)] = 8  # 1/255, the ℓ∞ budget that erases and invents buildings; 0 = off
     universal: bool = True
     patch: Annotated[int, Field(ge=0)] = 32  # pixels along a patch's side; 0 = off
-    transfer: str | None = None  # another model's folder; null = a noisy, fine-tuned copy
+    transfer: str | None = None  # another model's folder, not watched by DVC; null = a noisy, tuned copy
     halving: bool = True  # bisect the budget that halves a city's IoU
     reference: Positive = 1  # 1/255, the ℓ∞ budget of the audit and all but the main attacks
     seed: Annotated[int, Field(ge=0)] = 0
@@ -248,7 +248,7 @@ class Pretrain(Section):
 
 class Report(Section):
     title: str = "Buildings from the air"
-    scenes: Count = 3  # scenes a city in the viewer
+    scenes: Count | None = 5  # scenes a city in the viewer; null = all
     image_side: Annotated[int, Field(ge=64)] = 640  # pixels of a viewer image's longer side
 
 
@@ -297,7 +297,8 @@ def _sentence(error: dict, section: type[Section], path: Path, example: str) -> 
         return f"{path}: unknown parameter {key}; did you mean {near}?"
     if error["type"] == "missing":
         return f"{path}: parameter {key} is missing; {example} shows every one"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "it must")
+    message = message.replace("List should have", "it must have").replace(" after validation", "")
     if message.startswith(key):  # it says itself what it is about
         return f"{path}: {message}"
     return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}"

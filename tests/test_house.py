@@ -68,6 +68,15 @@ def test_only_one_module_knows_albumentations():
 # How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
 PLUMBING = {ROOT / "pipeline" / f"{name}.py" for name in ("console", "errors", "params", "runs", "storage")}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+CHECK = STAGES.pop("check")  # computes nothing: it has neither section nor module
+
+
+def test_every_parameter_is_checked_before_the_first_stage():
+    """Whatever is edited in params.yaml: a stage watches single keys, and a misspelt one is none of them."""
+    (out,) = CHECK["outs"]
+    assert CHECK["params"] == [{"params.yaml": None}] and CHECK["cmd"].endswith(f"pipeline check > {out}")
+    for name in ("fetch", "train"):  # train is the first where there is no city
+        assert out in STAGES[name]["deps"]
 
 
 @pytest.mark.parametrize("name", STAGES)

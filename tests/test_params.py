@@ -57,7 +57,7 @@ def test_there_is_a_preset_for_every_source():
         ({"fetch": {"source": "inra"}}, "'demo', 'folder', 'inria' or 'open_buildings'"),
         ({"fetch": {"cities": ["a", "b", "a"]}}, "fetch.cities names a twice; name each city once"),
         ({"fetch": {"cities": ["../etc"]}}, "'../etc' cannot be a folder's name"),
-        ({"fetch": {"cities": []}}, "fetch.cities"),
+        ({"fetch": {"cities": []}}, "fetch.cities is [], but it must have at least 1 item, not 0"),
         ({"fetch": {"cities": ["a\nb"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["a'; ls '"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["$HOME"]}}, "cannot be a folder's name"),
