@@ -161,23 +161,24 @@ def missing_splits(given: list[Split | None]) -> list[Split]:
     return [split for split in SPLITS if split not in given]
 
 
-def strips(grid: Grid, splits: list[Split], validation: float, test: float, margin: int) -> dict[Split, Window] | None:
+def strips(
+    grid: Grid, splits: list[Split], validation: float, test: float, margin: int, span: tuple[int, int]
+) -> dict[Split, Window] | None:
     """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
 
-    Shares are of what the margins leave; the largest block takes the rounding. None where a block would be
-    thinner than LEAST_STRIP pixels.
+    `span` is from where to where on that side there is data: beyond it nothing is cut. Shares are of what the
+    margins leave; the largest block takes the rounding. None where a block would be thinner than LEAST_STRIP pixels.
     """
-    length = max(grid.shape)
-    usable = length - margin * (len(splits) - 1)
+    usable = span[1] - span[0] - margin * (len(splits) - 1)
     weights = {"train": max(0.1, 1 - validation - test), "validation": validation, "test": test}
     total = sum(weights[split] for split in splits)
     sizes = [max(LEAST_STRIP, round(usable * weights[split] / total)) for split in splits]
     sizes[sizes.index(max(sizes))] += usable - sum(sizes)
     if min(sizes) < LEAST_STRIP:
         return None
-    blocks, start = {}, 0
+    blocks, start = {}, span[0]
     for split, size in zip(splits, sizes, strict=True):
-        along = {"top": start, "height": size} if length == grid.height else {"left": start, "width": size}
+        along = {"top": start, "height": size} if grid.height >= grid.width else {"left": start, "width": size}
         blocks[split] = Window(0, 0, grid.height, grid.width)._replace(**along)
         start += size + margin
     return blocks

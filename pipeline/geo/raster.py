@@ -20,10 +20,11 @@ from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
 from pipeline.errors import InputError
-from pipeline.geo.grid import Grid, Window, ground_sample_distance, target_grid
+from pipeline.geo.grid import BLOCK, Grid, Window, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
 
 SCHEMES = ("http", "https", "file", "s3", "gs")
+STRIP = 2**22  # pixels read at a time where all of a scene is
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
 REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with the network but not without end
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -33,6 +34,7 @@ REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with t
     "GDAL_HTTP_LOW_SPEED_TIME": 60,  # seconds below
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1,  # bytes a second
 }
+CAUTIOUS = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": False}  # a shortcut that takes a PNG cut short for a whole one
 LOCAL = {"GTIFF_DIRECT_IO": True}  # uncompressed pixels straight from the file, a third of the time of GDAL's cache
 LARGEST = 100  # times a pixel is enlarged; Sentinel-2 at 30 cm is 33
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
@@ -83,7 +85,7 @@ def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     """
     check_address(str(path))
     local = Path(path).is_file()
-    with _reading(path), rasterio.Env(**REMOTE) if "://" in str(path) else nullcontext():
+    with _reading(path), rasterio.Env(**CAUTIOUS, **(REMOTE if "://" in str(path) else {})):
         with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
             dataset = rasterio.open(path)
@@ -275,6 +277,26 @@ class Raster:
             return None  # nothing could say otherwise: spare the reading
         return self._validity(self._read(self.bands, window), window)
 
+    def data_span(self, axis: int) -> tuple[int, int]:
+        """The first row (axis 0) or column (axis 1) with data, and the one behind the last; all, where none has any.
+
+        Read from both ends, and no farther than the first pixel with data.
+        """
+        shape = self.dataset.shape
+
+        def with_data(start: int) -> np.ndarray:
+            slab = [0, 0, *shape]
+            slab[axis], slab[axis + 2] = start, min(BLOCK, shape[axis] - start)
+            valid = self.source_validity(Window(*slab))
+            return start + (np.arange(slab[axis + 2]) if valid is None else np.flatnonzero(valid.any(axis=1 - axis)))
+
+        starts, scale = range(0, shape[axis], BLOCK), self.grid.shape[axis] / shape[axis]
+        first = next((found[0] for found in map(with_data, starts) if len(found)), None)
+        if first is None:
+            return 0, self.grid.shape[axis]
+        last = next(found[-1] for found in map(with_data, reversed(starts)) if len(found))
+        return int(first * scale), int(np.ceil((last + 1) * scale))
+
     @cached_property
     def _alpha(self) -> int | None:
         """The transparency band. Files call any fourth band alpha; near infrared shows by its values."""
@@ -285,13 +307,16 @@ class Raster:
         return alpha[0] if ((values > 0) & (values < values.max())).mean() <= ALPHA_BETWEEN else None
 
     def sample(self) -> np.ndarray:
-        """(N,) valid values of the bands, from patches spread over the image."""
-        found = []
-        for patch in _patches(self.dataset):
-            raw = self._read(self.bands, patch)
-            valid = self._validity(raw, patch)
-            found.append(raw.reshape(-1) if valid is None else raw[:, valid].reshape(-1))
-        return np.concatenate(found)
+        """(N,) valid values of the bands, from patches spread over the image; from all of it where these miss them."""
+        found = np.concatenate([self._values(patch) for patch in _patches(self.dataset)])
+        return found if len(found) else np.concatenate([self._values(strip) for strip in _strips(self.dataset)])
+
+    def _values(self, window: Window) -> np.ndarray:
+        """(N,) valid values of the bands, of about as many pixels as a patch has at most."""
+        raw = self._read(self.bands, window)
+        valid = self._validity(raw, window)
+        values = raw.reshape(len(raw), -1) if valid is None else raw[:, valid]
+        return values[:, :: max(1, values.shape[1] // SAMPLE_SIDE**2)].reshape(-1)
 
 
 def _patches(dataset) -> Iterator[Window]:
@@ -299,6 +324,12 @@ def _patches(dataset) -> Iterator[Window]:
         for left in np.unique(np.linspace(0, max(0, dataset.width - SAMPLE_SIDE), SAMPLES).astype(int)):
             size = min(SAMPLE_SIDE, dataset.height), min(SAMPLE_SIDE, dataset.width)
             yield Window(int(top), int(left), *size)
+
+
+def _strips(dataset) -> Iterator[Window]:
+    rows = max(1, STRIP // dataset.width)
+    for top in range(0, dataset.height, rows):
+        yield Window(top, 0, min(rows, dataset.height - top), dataset.width)
 
 
 @contextmanager

@@ -27,13 +27,11 @@ def run(params: Params, city: str | None = None) -> None:
         with atomic_folder(SCENES / name) as folder:
             write_city(folder, bring(fetch, name, folder, DOWNLOADS))
             found = read_city(folder)
-            pixels, small = _check(found, params.tile)
+            pixels = _check(found, params.tile)
         labelled = sum(scene.labels is not None for scene in found.scenes)
         notes = {key: value for key, value in found.notes.items() if key not in {"warnings", "label_values"}}
         rows.append([name, len(found.scenes), labelled, pixels / 1e6, _short(notes)])
         warnings += found.notes.get("warnings", [])
-        if small:
-            warnings.append(f"{name}: {small} scenes are smaller than a tile of {params.tile.size} px and are padded")
     table(f"fetch: {fetch.source}", ["city", "scenes", "labelled", "Mpx", "notes"], rows)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
@@ -52,14 +50,13 @@ def _source(name: str):
     return source.fetch
 
 
-def _check(city: City, tile: Tile) -> tuple[int, int]:
-    """Pixels of a city's images, and how many are smaller than a tile. Raises InputError: band missing."""
-    pixels = small = 0
+def _check(city: City, tile: Tile) -> int:
+    """Pixels of a city's images. Raises InputError: band missing."""
+    pixels = 0
     for scene in city.scenes:
         with open_image(scene.image, city.bands or tile.bands, tile.gsd, city.gsd, (0, 1)) as image:
             pixels += image.dataset.height * image.dataset.width
-            small += min(image.grid.shape) < tile.size
-    return pixels, small
+    return pixels
 
 
 def _short(notes: dict) -> str | None:

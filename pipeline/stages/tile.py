@@ -117,10 +117,28 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
             raise InputError(
                 f"{city.city}: scene {', '.join(blank)} is nodata everywhere; remove it or correct its nodata"
             )
+        built = _built(city, regions, counts)
         about = write_index(partial, _about(params, city, plans, counts, mark), regions, counts)
-    if not about["statistics"]["building"]:
+    if not any(built.values()):
         _warn(f"{city.city}: no building anywhere in its labels; it can teach and test background only")
+    elif not built.get("test", True):
+        _warn(f"{city.city}: no building in its test split, so it will have no IoU; another tile.seed may draw one")
     return about
+
+
+def _built(city: City, regions: list[Region], counts: list[np.ndarray]) -> dict[Split, int]:
+    """Building pixels of each split. Raises InputError where a split has no pixel to learn from or to score."""
+    built = {}
+    for split in {region.split for region in regions}:
+        members = [i for i, region in enumerate(regions) if region.split == split]
+        built[split], valid = sum(counts[i].sum(axis=(1, 2)) for i in members).tolist()
+        if not valid:
+            names = ", ".join(regions[i].name for i in members)
+            raise InputError(
+                f"{city.city}: its {split} split ({names}) has no pixel with both data and a label; "
+                "change tile.seed, tile.validation or tile.test, or add scenes"
+            )
+    return built
 
 
 def plan_city(params: Params, city: City) -> list[Planned]:
@@ -158,9 +176,11 @@ def plan_city(params: Params, city: City) -> list[Planned]:
             f"{city.city}: {enlarged} of {len(scenes)} scenes are enlarged {max(natives) / tile.gsd:.1f} "
             f"times: their pixels are {max(natives):.2f} m and tile.gsd asks for {tile.gsd:g} m"
         )
+    if small := sum(min(grid.shape) < tile.size for grid in grids):
+        _warn(f"{city.city}: {small} of {len(scenes)} scenes are smaller than a tile of {tile.size} px and are padded")
     sources = _with_labels(city, scenes, sources, grids)
     plans, offset = [], 0
-    for i, split, window in _cut(tile, city, scenes, grids):
+    for i, split, window in _cut(tile, city, scenes, grids, sources):
         part = grids[i].window(window)
         name = scenes[i].name if window[2:] == grids[i].shape else f"{scenes[i].name}/{split}"
         crs = None if part.crs is None else part.crs.to_string()
@@ -171,7 +191,9 @@ def plan_city(params: Params, city: City) -> list[Planned]:
     return plans
 
 
-def _cut(tile: Tile, city: City, scenes: list[Scene], grids: list[Grid]) -> Iterator[tuple[int, Split, Window]]:
+def _cut(
+    tile: Tile, city: City, scenes: list[Scene], grids: list[Grid], sources: list[Source]
+) -> Iterator[tuple[int, Split, Window]]:
     """(scene, split, window) of every region: whole scenes, or blocks where a city has too few scenes."""
     given = [scene.split for scene in scenes]
     splits = draw_splits(given, tile.validation, tile.test, tile.seed)
@@ -179,22 +201,25 @@ def _cut(tile: Tile, city: City, scenes: list[Scene], grids: list[Grid]) -> Iter
     if missing and None not in given:
         _warn(f"{city.city}: every scene comes with a split and none is for {' or '.join(missing)}")
     margin = tile.size if tile.margin is None else tile.margin
-    blocks = {
-        i: strips(grids[i], missing, tile.validation, tile.test, margin)
-        for i, split in enumerate(splits)
-        if split is None
-    }
+    spans = {i: _span(sources[i]) for i, split in enumerate(splits) if split is None}
+    blocks = {i: strips(grids[i], missing, tile.validation, tile.test, margin, span) for i, span in spans.items()}
     if blocks and not any(blocks.values()):
-        i = max(blocks, key=lambda i: max(grids[i].shape))
+        longest = max(spans, key=lambda i: spans[i][1] - spans[i][0])
         raise InputError(
-            f"{city.city}: scene {scenes[i].name} has {max(grids[i].shape)} pixels at {tile.gsd:g} m, too "
-            f"few for blocks of {', '.join(missing)} with {margin} between; lower tile.gsd or tile.margin, "
-            "or add scenes"
+            f"{city.city}: scene {scenes[longest].name} has {spans[longest][1] - spans[longest][0]} pixels at "
+            f"{tile.gsd:g} m, too few for blocks of {', '.join(missing)} with {margin} between; lower tile.gsd or "
+            "tile.margin, or add scenes"
         )
     for i, split in enumerate(splits):
         whole = {split or "train": Window(0, 0, *grids[i].shape)}  # a scene too small to cut, beside one that is not
         for name, window in (blocks.get(i) or whole).items():
             yield i, name, window
+
+
+def _span(source: Source) -> tuple[int, int]:
+    """From where to where along its longer side a scene holds data."""
+    with _named(source.name), open_image(source.image, source.bands, source.gsd, source.native) as image:
+        return image.data_span(0 if image.grid.height >= image.grid.width else 1)
 
 
 def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: list[Grid]) -> list[Source]:

@@ -139,7 +139,7 @@ def test_inria_keeps_its_test_scenes_and_draws_validation_from_the_rest():
     st.floats(0.01, 0.59), st.sampled_from([list(SPLITS), ["train", "validation"], ["validation", "test"]]),
 )  # fmt: skip
 def test_strips_are_disjoint_by_the_margin(height, width, margin, validation, test, splits):
-    blocks = strips(Grid(height, width, Affine.identity()), splits, validation, test, margin)
+    blocks = strips(Grid(height, width, Affine.identity()), splits, validation, test, margin, (0, max(height, width)))
     if blocks is None:
         assert max(height, width) < len(splits) * LEAST_STRIP * 12 + (len(splits) - 1) * margin
         return

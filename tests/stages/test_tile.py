@@ -126,6 +126,29 @@ def test_a_scene_too_small_for_blocks_says_what_to_lower(town):
         town.add(noise(3, 150, 100), noise(150, 100, high=2)).tiles()
 
 
+@pytest.mark.parametrize("tall", [True, False])
+def test_blocks_are_cut_where_the_data_are(town, tall):
+    image, label = noise(3, 600, 60), np.ones((600, 60), np.uint8)
+    image[:, :100] = image[:, 430:] = 0
+    image, label = (image, label) if tall else (image.transpose(0, 2, 1), label.T)
+    tiles = town.add(image, label, nodata=0).tiles(margin=0, test=0.3)
+    assert [r.split for r in tiles.regions] == ["train", "validation", "test"]
+    assert all((tiles.label(region) == 1).all() for region in tiles.regions)
+    assert sum(region.pixels for region in tiles.regions) == 330 * 60
+    assert [max(region.grid.shape) for region in tiles.regions][2] == 99
+
+
+def test_a_split_without_a_pixel_or_a_building(town, capsys):
+    empty = np.full((40, 40), IGNORE, np.uint8)
+    for split in ("train", "validation", "test"):
+        town.add(noise(3, 40, 40), empty if split == "test" else np.ones((40, 40), np.uint8), split=split)
+    with pytest.raises(InputError, match=r"town: its test split \(town2\) has no pixel with both data and a label"):
+        town.tiles()
+    raster(town.folder / "town2.label.tif", np.zeros((40, 40), np.uint8), index=2)
+    town.tiles()
+    assert "town: no building in its test split" in " ".join(capsys.readouterr().out.split())
+
+
 def test_official_splits_are_honoured(town):
     for i in range(6):
         town.add(noise(3, 40, 40), noise(40, 40, high=3) % 2, split="test" if i < 2 else None)
@@ -211,8 +234,9 @@ def test_a_south_up_scene_equals_its_north_up_twin(town, tmp_path):
     assert ground[0].symmetric_difference(ground[1]).area < 1e-3
 
 
-def test_a_scene_smaller_than_a_tile_is_padded_with_ignore(town):
+def test_a_scene_smaller_than_a_tile_is_padded_with_ignore(town, capsys):
     tiles = three(town, noise(3, 20, 24)).tiles(size=64)
+    assert "town: 3 of 3 scenes are smaller than a tile of 64 px" in capsys.readouterr().out
     assert tiles.table["valid"].tolist() == pytest.approx([20 * 24 / 64**2] * 3)
     labels = tiles.sample("train", 1)[1][0]
     assert (labels != IGNORE).sum() == 20 * 24 and (labels[:20, :24] == 0).all()
