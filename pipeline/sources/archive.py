@@ -23,6 +23,10 @@ from pipeline.sources.download import CHUNK, byte_bar, ensure_free
 from pipeline.storage import atomic_file
 
 
+class Damaged(InputError):
+    """An archive that did not arrive as it was sent: only a new download helps."""
+
+
 def volumes_of(first: str | Path) -> list[Path]:
     """The volumes NAME.7z.001, NAME.7z.002, … beside the first one, in order. Raises InputError at a gap."""
     first = Path(first)
@@ -109,8 +113,8 @@ class _Sink:
 def extract_7z(volumes: list[Path], member: str, path: Path, *, limit: int, md5: str | None = None) -> Path:
     """Stream `member` of a 7z archive in one or more volumes to `path`, hashing it in the same pass.
 
-    `limit` is the most bytes the member may declare. Raises InputError: a volume missing, cut or damaged, no
-    such member, an unsafe name, a member over the limit, another md5, no space on the disk.
+    `limit` is the most bytes the member may declare. Raises Damaged: a volume cut or damaged, another md5.
+    Raises InputError: no such member, an unsafe name, a member over the limit, no space on the disk.
     """
     import py7zr
     from py7zr.io import WriterFactory
@@ -139,9 +143,9 @@ def extract_7z(volumes: list[Path], member: str, path: Path, *, limit: int, md5:
         except Exception as error:  # py7zr meets damage with any of a dozen exceptions, IndexError among them
             raise _damaged(where, error) from None
         if md5 is not None and sink.hash.hexdigest() != md5.lower():
-            raise InputError(
+            raise Damaged(
                 f"{where}: the md5 of {member} is {sink.hash.hexdigest()} where {md5} is expected, so a "
-                "volume was damaged on its way; delete the volumes and download them again"
+                "volume was damaged on its way; download the volumes again"
             )
     return path
 
@@ -203,8 +207,8 @@ def _size_of(member: str, sizes: dict[str, int], limit: int, where: object) -> i
     return sizes[member]
 
 
-def _damaged(where: object, error: Exception) -> InputError:
-    return InputError(f"{where}: cut short or damaged ({type(error).__name__}: {error}); download it again")
+def _damaged(where: object, error: Exception) -> Damaged:
+    return Damaged(f"{where}: cut short or damaged ({type(error).__name__}: {error}); download it again")
 
 
 def _disk(error: OSError, path: Path) -> Exception:

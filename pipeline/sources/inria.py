@@ -25,7 +25,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.geo.raster import open_raster
 from pipeline.geo.scene import IGNORE, City, Scene, read_city
 from pipeline.params import Count, Positive, Section, load_section
-from pipeline.sources.archive import extract_7z, extract_zip, names_in_zip, volumes_of
+from pipeline.sources.archive import Damaged, extract_7z, extract_zip, names_in_zip, volumes_of
 from pipeline.sources.download import download, ensure_free
 from pipeline.storage import atomic_file
 
@@ -226,7 +226,14 @@ def _zip(given: Path | None, manifest: Manifest, work: Path) -> Path:
     if not path.exists():
         volumes = _given_volumes(given, manifest) if given else _download_volumes(ours, manifest)
         limit = MAX_RATIO * sum(volume.size for volume in manifest.volumes) + 2**20
-        extract_7z(volumes, path.name, path, limit=limit, md5=manifest.zip.md5)
+        try:
+            extract_7z(volumes, path.name, path, limit=limit, md5=manifest.zip.md5)
+        except Damaged as error:
+            if given:
+                raise
+            for volume in ours:  # no md5 of theirs is published: none of them can be trusted
+                volume.unlink()
+            raise InputError(f"{error} (the volumes were removed: run the same command)") from None
     for volume in ours:  # the zip holds all that they held
         volume.unlink(missing_ok=True)
     return path

@@ -163,15 +163,15 @@ def test_stamps_follow_the_contents(fetch):
 def test_never_three_copies_on_disk(fetch, tmp_path, monkeypatch):
     seen = []
 
-    def watching(*arguments, **options):
-        seen.append(on_disk(tmp_path / "work"))
-        return real(*arguments, **options)
+    def watched(extract):
+        def watching(*arguments, **options):
+            seen.append(on_disk(tmp_path / "work"))
+            return extract(*arguments, **options)
 
-    real, unzip = inria.extract_7z, inria.extract_zip
-    monkeypatch.setattr(inria, "extract_7z", watching)
-    fetch()
-    real = unzip
-    monkeypatch.setattr(inria, "extract_zip", watching)
+        return watching
+
+    for name in ("extract_7z", "extract_zip"):
+        monkeypatch.setattr(inria, name, watched(getattr(inria, name)))
     fetch()
     assert seen == [{f"aerialimagelabeling.7z.00{i}" for i in range(1, 6)}, {ZIP}]
 
@@ -226,18 +226,22 @@ def test_a_volume_that_does_not_come_is_an_error_and_costs_no_other(fetch, serve
 def test_a_damaged_volume_of_the_right_size_is_an_error(fetch, server, tmp_path):
     volume = server.root / "aerialimagelabeling.7z.002"
     server.fail(volume.name, content=bytes(volume.stat().st_size))
-    with pytest.raises(InputError, match="cut short or damaged"):
+    with pytest.raises(InputError, match="cut short or damaged .* the volumes were removed"):
         fetch()
-    assert ZIP not in on_disk(tmp_path / "work")
+    assert on_disk(tmp_path / "work") == set()
+    server.fail(volume.name)
+    assert len(fetch().scenes) == 3
 
 
 def test_a_wrong_checksum_of_the_zip_is_an_error(fetch, published, tmp_path):
     manifest = yaml.safe_load(published.read_text())
-    manifest["zip"]["md5"] = "0" * 32
-    published.write_text(yaml.safe_dump(manifest))
+    wrong = {**manifest, "zip": {**manifest["zip"], "md5": "0" * 32}}
+    published.write_text(yaml.safe_dump(wrong))
     with pytest.raises(InputError, match=f"the md5 of {ZIP} is .* where 0+ is expected"):
         fetch()
-    assert ZIP not in on_disk(tmp_path / "work")
+    assert on_disk(tmp_path / "work") == set()
+    published.write_text(yaml.safe_dump(manifest))
+    assert len(fetch().scenes) == 3
 
 
 def test_a_disk_too_small_is_noticed_before_the_download(fetch, server, monkeypatch):
