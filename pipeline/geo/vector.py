@@ -14,6 +14,7 @@ import shapely
 from pyproj import CRS, Transformer
 
 from pipeline.errors import InputError
+from pipeline.geo.formats import check_footprints
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 SUFFIXES = frozenset({
@@ -63,7 +64,7 @@ def _polygonal(collection):
 def vector_crs(path: str | Path) -> CRS:
     """The CRS a file of footprints is in. Raises InputError where it cannot be read or has none."""
     path = Path(path)
-    if path.suffix in PARQUET:
+    if path.suffix.lower() in PARQUET:
         return _parquet_geo(path)[1]
     layer = _polygon_layer(path)
     crs = pyogrio.read_info(path, layer=layer)["crs"]
@@ -84,7 +85,7 @@ def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None) ->
     box = None if bounds is None else transform_bounds(bounds, target, source)
     if box is not None and box[0] > box[2]:  # across the antimeridian: no single box holds it
         box = None
-    read = _read_parquet if path.suffix in PARQUET else _read_pyogrio
+    read = _read_parquet if path.suffix.lower() in PARQUET else _read_pyogrio
     geometries, column = read(path, box)
     if box is not None:
         near = shapely.intersects(shapely.envelope(geometries), shapely.box(*box))
@@ -130,7 +131,10 @@ def _labels(path: Path, column: np.ndarray | None, count: int) -> np.ndarray:
 
 def _polygon_layer(path: Path) -> str:
     try:
+        check_footprints(path)
         layers = pyogrio.list_layers(path)
+    except InputError:
+        raise
     except Exception as error:  # pyogrio raises several kinds, all with GDAL's own words
         raise _unreadable(path, error) from None
     polygonal = ("Polygon", "Surface", "Unknown", "Geometry")
@@ -163,6 +167,8 @@ def _parquet_geo(path: Path) -> tuple[str, CRS]:
     declared = geo["columns"][name].get("crs", "OGC:CRS84")  # GeoParquet 1.1: absent is CRS84, null is unknown
     if declared is None:
         raise InputError(f"{path}: the footprints carry no CRS; write the file again with one")
+    if (encoding := geo["columns"][name].get("encoding")) != "WKB":
+        raise InputError(f"{path}: its geometry is encoded as {encoding}; write the file again, encoded as WKB")
     return name, CRS.from_user_input(declared)
 
 

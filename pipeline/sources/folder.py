@@ -1,8 +1,8 @@
 """Source `folder`: the user's own imagery, left where it is.
 
 PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type
-PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255
-PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any format and CRS
+PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
+PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any CRS (formats: geo.vector)
 
 Whatever a later stage would stumble over is found here, before anything is computed.
 """
@@ -55,7 +55,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     images, notes = survey_all([str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd)
     labels = _label_source(root, notes)
     if labels.name == LABELS:
-        paths, raster_building = _rasters(labels, images, notes)
+        paths, raster_building = _rasters(labels, images, city, override.building, notes)
     else:
         overlay(labels, images, city, notes)
         paths, raster_building = [labels] * len(images), 1
@@ -222,8 +222,8 @@ def _label_source(root: Path, notes: dict) -> Path:
     return vectors[0]
 
 
-def _rasters(folder: Path, images: list[Image], notes: dict) -> tuple[list[Path], int]:
-    """The label file of every image, and which value means building. Notes the values found."""
+def _rasters(folder: Path, images: list[Image], city: str, building: int | None, notes: dict) -> tuple[list[Path], int]:
+    """The label file of every image, and which value means building (`building`, if stated). Notes the values found."""
     by_name = {path.stem: path for path in _geotiffs(folder)}
     if missing := [image.name for image in images if image.name not in by_name]:
         raise InputError(
@@ -231,12 +231,35 @@ def _rasters(folder: Path, images: list[Image], notes: dict) -> tuple[list[Path]
             f"{missing[0]}.tif or take the image away"
         )
     paths = [by_name[image.name] for image in images]
-    values = set().union(*(_label_values(path, image) for path, image in zip(paths, images, strict=True)))
+    found = {path.name: _label_values(path, image) for path, image in zip(paths, images, strict=True)}
+    values = set().union(*found.values())
     notes["label_values"] = sorted(values)
-    raster_building = 255 if values <= {0, 255} and 255 in values else 1
+    if building is None:
+        building = _building_value(found, folder, city, notes)
     if values <= {0}:
         notes["warnings"].append(f"{folder}: no label holds a building anywhere, only 0")
-    return paths, raster_building
+    return paths, building
+
+
+def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: dict) -> int:
+    """What draws a building, by the values in each label file: 255 where no file holds a class, else 1.
+
+    A file with both tells that 255 is ignore. Raises InputError where some hold the one, some the other, none both.
+    """
+    stated, classes = f"fetch.overrides.{city}.building", set(range(1, 255))
+    only_255 = [name for name, values in found.items() if 255 in values and not values & classes]
+    with_class = [name for name, values in found.items() if values & classes]
+    if only_255 and not with_class:
+        notes["warnings"].append(
+            f"{folder}: 255 is read as building, for no label holds a 1; where it means ignore, state {stated}: 1"
+        )
+        return 255
+    if only_255 and not any(255 in found[name] for name in with_class):
+        raise InputError(
+            f"{folder}: {only_255[0]} holds 255 and no class, {with_class[0]} a class and no 255; recode one if both "
+            f"draw buildings, or state {stated}: 1 if 255 means ignore"
+        )
+    return 1
 
 
 def _label_values(path: Path, image: Image) -> set[int]:

@@ -50,6 +50,17 @@ def test_geoparquet_carries_its_crs(tmp_path):
     assert found.labels.tolist() == [2]
 
 
+def test_geoparquet_under_capitals_and_in_another_encoding(tmp_path):
+    import geopandas
+
+    geoparquet(tmp_path / "a.parquet", [SQUARE]).rename(tmp_path / "B.PARQUET")
+    assert read_footprints(tmp_path / "B.PARQUET").polygons[0].equals(SQUARE)
+    path = tmp_path / "arrow.parquet"
+    geopandas.GeoDataFrame(geometry=[SQUARE], crs=UTM).to_parquet(path, geometry_encoding="geoarrow")
+    with pytest.raises(InputError, match="its geometry is encoded as polygon; write the file again, encoded as WKB"):
+        read_footprints(path)
+
+
 def test_geoparquet_without_crs_key_is_longitude_latitude_and_null_is_refused(tmp_path):
     path = geoparquet(tmp_path / "a.parquet", [shapely.box(10, 50, 11, 51)], crs=None)
     with pytest.raises(InputError, match="carry no CRS"):

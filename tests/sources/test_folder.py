@@ -81,6 +81,25 @@ def test_which_value_draws_a_building(town, values, building):
         tif(town / "raster/labels" / f"s{i}.tif", pixels)
     city = taken(town, "raster")
     assert (city.raster_building, city.notes["label_values"]) == (building, list(values))
+    told = [warning for warning in city.notes["warnings"] if "255 is read as building" in warning]
+    assert bool(told) == (building == 255)
+
+
+def test_what_255_means_is_not_guessed(town):
+    def draw(name, *values):
+        tif(town / "raster/labels" / name, np.resize(np.uint8(values), (1, 64, 64)))
+
+    draw("s1.tif", 0, 255), draw("s2.tif", 0, 1)
+    with pytest.raises(
+        InputError, match=r"s1.tif holds 255 and no class, s2.tif a class and no 255; .*raster.building"
+    ):
+        taken(town, "raster")
+    assert taken(town, "raster", building=1).raster_building == 1
+    draw("s2.tif", 0, 1, 255)
+    assert taken(town, "raster").raster_building == 1  # s2 tells that 255 is ignore
+    draw("s2.tif", 0, 255)
+    assert taken(town, "raster", building=1).raster_building == 1
+    assert taken(town, "raster", building=255).notes["warnings"] == []
 
 
 def test_declared_nodata_is_no_building(town):
