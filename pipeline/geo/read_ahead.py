@@ -5,9 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from pipeline.geo.grid import Window
-from pipeline.geo.raster import Raster
-
-STRIP = 2**22  # pixels read at a time
+from pipeline.geo.raster import STRIP, Raster
 
 
 class ReadAhead:
@@ -20,6 +18,7 @@ class ReadAhead:
         self.raster, self.shape = raster, raster.shape
         self.rows = np.empty((0, *self.shape[1:]), np.uint8)  # read and still needed, then room for more
         self.top = self.end = 0  # the first and the last of them
+        self.strips: list[tuple[int, int, np.ndarray | None]] = []  # first row, end and validity of what was read
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self.next = self._submit(0)
 
@@ -38,10 +37,18 @@ class ReadAhead:
         first, last, _ = rows.indices(self.shape[0])
         self._keep_from(first)
         while self.end < last:
-            strip, _ = self.next.result()
+            strip, valid = self.next.result()
+            self.strips.append((self.end, self.end + len(strip), valid))
             self.next = self._submit(self.end + len(strip))
             self._append(strip, last)
         return self.rows[: last - first]
+
+    def empty(self, rows: slice, columns: slice) -> bool:
+        """Whether no pixel of these rows, which the last answer held, holds data."""
+        asked = [(top, valid) for top, end, valid in self.strips if top < rows.stop and rows.start < end]
+        return not any(
+            valid is None or valid[max(0, rows.start - top) : rows.stop - top, columns].any() for top, valid in asked
+        )
 
     def _keep_from(self, first: int) -> None:
         """Move the rows from `first` on to the buffer's beginning, a strip at a time."""
@@ -51,6 +58,7 @@ class ReadAhead:
             part = slice(row, min(row + step, count))
             self.rows[part] = self.rows[part.start + gone : part.stop + gone]
         self.top, self.end = first, max(first, self.end)
+        self.strips = [strip for strip in self.strips if strip[1] > first]
 
     def _append(self, strip: np.ndarray, last: int) -> None:
         begin, end = self.end - self.top, self.end - self.top + len(strip)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles, Region
 from pipeline.learning import metrics
 from pipeline.learning.bootstrap import iou_interval
@@ -46,10 +47,10 @@ class CityResult:
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate, temperature: float = 1.0):
     """The building map of one region: argmax class and building probability, both (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
-    confidence = np.empty_like(prediction)
+    confidence, label = np.empty_like(prediction), city.label(region)
     bands = infer(
-        segmenter, city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
-        augment=e.augment, temperature=temperature,
+        segmenter, city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size, augment=e.augment,
+        temperature=temperature, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, p in bands:
         prediction[top : top + len(p)] = p.argmax(-1)

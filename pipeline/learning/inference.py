@@ -4,7 +4,7 @@ Memory grows with a band of rows (window × scene width), never with the scene's
 of the network's stride: a pixel meets the same phase of the encoder's halvings in every window, whatever its size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -61,11 +61,13 @@ def infer(
     augment: bool = False,
     temperature: float = 1.0,
     precision: str = "auto",
+    empty: Callable[[slice, slice], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps.
 
     `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
-    time. Windows without data (all 0) are not computed: they are background with probability 1.
+    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are
+    background with probability 1. Black is data.
     """
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
@@ -78,8 +80,9 @@ def infer(
     norm = torch.zeros(tall, right, device=on)
     for i, top in enumerate(rows):
         band = image[top : top + tall]
+        lines = slice(top, top + len(band))
+        busy = [left for left in columns if not (empty and empty(lines, slice(left, left + wide)))]
         band = torch.from_numpy(np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge"))
-        busy = [left for left in columns if band[:, left : left + wide].any()]
         for left in columns:
             norm[:, left : left + wide] += weight
         for start in range(0, len(busy), batch_size):

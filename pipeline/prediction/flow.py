@@ -1,5 +1,6 @@
 """Pixels through the model into a map: reading, forward passes and mapping overlap, a band of rows at a time."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,14 +15,24 @@ from pipeline.params import Predict
 BAND, LEAST_WINDOW = 24_000_000, 128  # pixels of a band of windows; rows it never goes below
 
 
-def fill(segmenter, image, mapper: Mapper, settings: Predict, name: str = "") -> Totals:
-    """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread."""
+def fill(
+    segmenter,
+    image,
+    mapper: Mapper,
+    settings: Predict,
+    name: str = "",
+    empty: Callable[[slice, slice], bool] | None = None,
+) -> Totals:
+    """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread.
+
+    empty: see `infer`.
+    """
     temperature, augment = segmenter.card.get("temperature", 1.0), settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
     bands = infer(
         segmenter, image, window=_window(settings.window, image.shape[1]), overlap=settings.overlap,
-        batch_size=settings.batch_size, augment=augment, temperature=temperature,
+        batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None

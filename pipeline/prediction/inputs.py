@@ -1,7 +1,7 @@
 """What a map is made from: a model, and a scene that fits it."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -10,6 +10,8 @@ from pipeline.learning.export import load_onnx
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
 from pipeline.params import Predict
+
+NO_RANGE = (0.0, 1.0)  # of a scene without a single value: its map is no data everywhere
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,16 @@ def load(model: str | Path, on=None):
     return load_onnx(model) if Path(model).suffix == ".onnx" else load_model(model, on or device())
 
 
-def open_scene(stack: ExitStack, task: Task, card: dict) -> Raster:
-    """The scene on the model's grid, open as long as `stack` is.
+def open_scene(stack: ExitStack, task: Task, card: dict) -> tuple[Raster, Raster]:
+    """The scene on the model's grid, a handle for each of two threads, open as long as `stack` is.
 
     Raises InputError where it cannot be read or does not fit the model.
     """
+    image = _open(stack, task, card)
+    return image, _open(stack, replace(task, range=image.range), card)
+
+
+def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
     bands = list(task.bands or card["bands"])
     if len(bands) != card["channels"]:
@@ -60,9 +67,7 @@ def open_scene(stack: ExitStack, task: Task, card: dict) -> Raster:
         raise InputError(f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd")
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
-        scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()])
-        if scale is None:
-            raise InputError(f"{task.scene}: holds no data to estimate a range of values from; state it with --range")
+        scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()]) or NO_RANGE
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
 
 

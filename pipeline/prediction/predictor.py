@@ -67,12 +67,15 @@ class Predictor:
         with ExitStack() as stack:
             if isinstance(image, np.ndarray):
                 scene = model = _check_array(image, self.card)
-                native, validity = (self.card["gsd"], self.card["gsd"]), lambda window: None
+                native, validity, empty = (self.card["gsd"], self.card["gsd"]), lambda window: None, None
+                if not gsd is bands is value_range is None:
+                    raise InputError("gsd, bands and value_range tell how to read a raster; an array is the model's")
             else:
                 task = Task(_one_scene(str(image)), "", "", chosen, gsd, bands and tuple(bands), value_range)
-                raster, twin = (open_scene(stack, task, self.card) for _ in range(2))
+                raster, twin = open_scene(stack, task, self.card)
                 scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
-                validity, image = twin.source_validity, stack.enter_context(ReadAhead(raster))
+                image = stack.enter_context(ReadAhead(raster))
+                validity, empty = twin.source_validity, image.empty
             mask = np.zeros((1, *scene.shape), np.uint8)
             probability = np.zeros((self.card["classes"], *scene.shape), np.uint8)
             batches: list[tuple[dict, np.ndarray]] = []
@@ -85,7 +88,7 @@ class Predictor:
                 {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
                 validity,
             )  # fmt: skip
-            fill(self.segmenter, image, mapper, chosen)
+            fill(self.segmenter, image, mapper, chosen, empty=empty)
         columns = {
             name: np.concatenate([c[name] for c, _ in batches] or [[]])
             for name in ("id", "label", "area_m2", "confidence")

@@ -9,14 +9,15 @@ from pipeline.geo.read_ahead import ReadAhead
 class Pixels:
     """A raster in memory that counts what is read of it."""
 
-    def __init__(self, array: np.ndarray, fail_at: int | None = None):
-        self.array, self.shape, self.fail_at, self.rows_read = array, array.shape, fail_at, 0
+    def __init__(self, array: np.ndarray, fail_at: int | None = None, valid: np.ndarray | None = None):
+        self.array, self.shape, self.fail_at, self.rows_read, self.valid = array, array.shape, fail_at, 0, valid
 
     def read(self, window):
         if self.fail_at is not None and window.top >= self.fail_at:
             raise InputError("cut short")
         self.rows_read += window.height
-        return self.array[window.slices].copy(), None
+        valid = None if self.valid is None else self.valid[window.slices]
+        return self.array[window.slices].copy(), None if valid is None or valid.all() else valid
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -30,6 +31,19 @@ def test_any_walk_downwards_sees_the_raster_and_reads_it_once(seed, monkeypatch)
             first, last = int(rng.integers(first, last + 1)), int(rng.integers(last, len(pixels) + 1))
             np.testing.assert_array_equal(image[first:last], pixels[first:last])
     assert raster.rows_read == len(pixels)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_window_is_empty_where_no_pixel_is_valid(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    valid = np.kron(rng.random((6, 5)) < 0.3, np.ones((10, 8))).astype(bool)
+    monkeypatch.setattr(read_ahead, "STRIP", int(rng.integers(1, 1000)))
+    with ReadAhead(Pixels(np.zeros((*valid.shape, 3), np.uint8), valid=valid)) as image:
+        for top in range(0, 50, 7):
+            assert len(image[top : top + 20])
+            for left in range(0, 40, 8):
+                window = slice(top, min(60, top + 20)), slice(left, left + 9)  # the last one ends beyond the raster
+                assert image.empty(*window) == (not valid[window].any())
 
 
 def test_memory_is_that_of_a_window_and_a_strip(monkeypatch):

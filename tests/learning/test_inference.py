@@ -113,9 +113,18 @@ def test_only_one_band_of_the_scene_is_read_at_a_time():
     assert Scene.tallest == 64
 
 
-def test_windows_without_data_are_background():
-    image = np.zeros((128, 128, 3), np.uint8)
-    assert (inferred(pointwise(), image, window=64)[..., 0] == 1).all()
+def test_windows_without_data_are_background_and_black_ones_are_not():
+    image, asked = np.zeros((100, 130, 3), np.uint8), set()
+
+    def empty(rows: slice, columns: slice) -> bool:
+        asked.add((rows.start, rows.stop, columns.start))
+        return rows.start == columns.start == 0
+
+    everywhere = inferred(pointwise(), image, window=64, overlap=0, precision="fp32")[0, 0, 0]
+    found = inferred(pointwise(), image, window=64, overlap=0, precision="fp32", empty=empty)[..., 0]
+    assert {(0, 64, 0), (36, 100, 66)} <= asked
+    assert (found[:36, :33] == 1).all() and 0.1 < everywhere < 0.9  # up to the next windows
+    np.testing.assert_allclose(found[64:], everywhere, atol=1e-6)
 
 
 def test_the_eight_symmetries_average_out_a_direction():
