@@ -18,7 +18,7 @@ from pipeline.geo.vectorize import Buildings, Polygoniser
 from pipeline.geo.writer import WriteFootprints, WriteRows
 from pipeline.params import Predict
 
-CHUNK = 2**22  # pixels of the scene's grid mapped at a time
+CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
 STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no data
 LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
 LOGITS = np.linspace(-8, 8, 256)  # building probabilities are counted by their logit: 0.999 is not 0.9999
@@ -62,6 +62,7 @@ class Mapper:
         self.band = np.empty((0, model.width, 0), np.float32)  # model rows still needed
         self.top = 0  # the first of them
         self.row = 0  # the scene's next row
+        self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)  # its rows mapped at a time
         self.polygoniser = Polygoniser(scene.width, self._least_pixels())
         self.totals = Totals()
 
@@ -73,7 +74,7 @@ class Mapper:
 
     def add(self, probabilities: np.ndarray) -> None:
         """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped."""
-        step = max(1, CHUNK // self.scene.width)
+        step = max(1, CHUNK // probabilities.shape[1])
         for start in range(0, len(probabilities), step):
             piece = probabilities[start : start + step]
             self.band = np.concatenate([self.band, piece]) if len(self.band) else piece
@@ -83,7 +84,7 @@ class Mapper:
         """Map the scene's rows that the model's rows so far decide."""
         height, width = self.scene.shape
         while self.row < height:
-            window = Window(self.row, 0, min(max(1, CHUNK // width), height - self.row), width)
+            window = Window(self.row, 0, min(self.step, height - self.row), width)
             reach = self.resample.source_window(window)
             if reach.top + reach.height > self.top + len(self.band):
                 return
