@@ -15,43 +15,78 @@ import rasterio
 from pipeline.errors import InputError
 from pipeline.geo.grid import Grid
 from pipeline.geo.mapping import LAYERS, STEPS, Mapper
-from pipeline.geo.raster import grid_of
+from pipeline.geo.raster import grid_of, open_raster
 from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
 from pipeline.prediction.flow import fill, label_free_iou
 from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
 from pipeline.storage import fingerprint, read_json, scratch
 
-FORMAT = 2  # raise it when the same inputs give other outputs
+FORMAT = 3  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
-
-model_of = lru_cache(maxsize=1)(load)  # a process maps many scenes with one model
 
 
 def predict_scene(model: str, task: Task) -> dict:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
-    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a full disk. Nothing is left then.
+    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
+    predict's, a full disk. Nothing is left then.
     """
     out, record = Path(task.out), Path(task.out) / f"{task.name}.json"
-    segmenter = model_of(model)
-    key = fingerprint(FORMAT, _model_key(model), _scene_key(task.scene), _choices(task))
-    before = _read_record(record)
-    if before and before["key"] == key and all((out / name).exists() for name in before["files"]):
+    segmenter, model_key = model_of(model)
+    key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
+    files = sorted(file_names(task).values())
+    there = {name for name in (record.name, *files) if (out / name).exists()}
+    # Another process may be publishing this very map: its journal is gone only when its record is there.
+    unfinished, before = (_read_record(path, task.name) for path in (_journal(record), record))
+    if before and (before["key"], before["files"]) == (key, files) and there == {record.name, *files}:
+        _journal(record).unlink(missing_ok=True)
         return {**before, "fresh": False}
+    ours = {name for notes in (unfinished, before) if notes for name in (record.name, *notes["files"])}
+    if there - ours:
+        raise InputError(
+            f"{out / min(there - ours)}: would be overwritten, and no record beside it says that predict made it; "
+            "move it, or choose another --out"
+        )
     with scratch(record) as partial:
         found = _map_scene(segmenter, task, partial)
-        files = sorted(path.name for path in partial.iterdir())
         found = {"scene": task.scene, "key": key, "files": files, **found}
-        _write_record(partial / record.name, found)
-        record.unlink(missing_ok=True)  # from here to the last rename the scene counts as unfinished
-        for name in files:
-            os.replace(partial / name, out / name)
-        for name in set(before["files"] if before else []) - set(files):
-            (out / name).unlink(missing_ok=True)
-        os.replace(partial / record.name, record)
+        _publish(partial, record, found, ours - {record.name})
     return {**found, "fresh": True}
+
+
+def _publish(partial: Path, record: Path, found: dict, ours: set[str]) -> None:
+    """Give a map's files their names, and delete those `ours` that it lacks.
+
+    Until the record is there the scene is unfinished; what a kill leaves meanwhile is named in the journal.
+    """
+    journal, files = _journal(record), found["files"]
+    _write_record(partial / journal.name, {"key": "", "files": sorted(ours.union(files))})
+    _write_record(partial / record.name, found)
+    os.replace(partial / journal.name, journal)
+    record.unlink(missing_ok=True)
+    for name in files:
+        os.replace(partial / name, record.with_name(name))
+    for name in ours.difference(files):
+        record.with_name(name).unlink(missing_ok=True)
+    os.replace(partial / record.name, record)
+    journal.unlink(missing_ok=True)
+
+
+def _journal(record: Path) -> Path:
+    return record.with_name(f".{record.name}")
+
+
+def file_names(task: Task) -> dict[str, str]:
+    """The files of a map beside its record, by layer."""
+    asked, names = task.settings, {"mask": f"{task.name}.tif"}
+    for layer in ("probability", "uncertainty"):
+        if getattr(asked, layer):
+            names[layer] = f"{task.name}.{layer}.tif"
+    if asked.polygons != "none":
+        names["polygons"] = f"{task.name}.{asked.polygons}"
+    return names
 
 
 def _choices(task: Task) -> dict:
@@ -59,31 +94,49 @@ def _choices(task: Task) -> dict:
     return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range}
 
 
+def model_of(model: str) -> tuple:
+    """A segmenter and its fingerprint, loaded once a process as long as its files do not change."""
+    parts = [Path(model) / name for name in ("weights.safetensors", "model.json")] if Path(model).is_dir() else [model]
+    return _model(model, tuple(_state(part) for part in parts))
+
+
 @lru_cache(maxsize=1)
-def _model_key(model: str) -> str:
-    card = {k: v for k, v in model_of(model).card.items() if k not in {"metrics", "history", "training"}}
+def _model(model: str, state: tuple) -> tuple:
+    segmenter = load(model)
+    card = {k: v for k, v in segmenter.card.items() if k not in {"metrics", "history", "training"}}
     weights = Path(model) / "weights.safetensors" if Path(model).is_dir() else Path(model)
     with open(weights, "rb") as file:
-        return fingerprint(hashlib.file_digest(file, "sha256").hexdigest(), card)
+        return segmenter, fingerprint(hashlib.file_digest(file, "sha256").hexdigest(), card)
 
 
 def _scene_key(scene: str) -> list:
-    """What tells a scene from an earlier state of it: a file's size and time; a URL is taken at its word."""
+    """What tells a scene from an earlier state of it: its files' sizes and times; a URL is taken at its word."""
     if "://" in scene:
         return [scene]
     try:
-        about = os.stat(scene)
+        os.stat(scene)
     except OSError as error:
         raise InputError(f"{scene}: {error.strerror}") from None
-    return [scene, about.st_size, about.st_mtime_ns]
+    if not scene.lower().endswith(".vrt"):
+        return [scene, _state(scene)]
+    with open_raster(scene) as mosaic:
+        return [scene, *map(_state, sorted(mosaic.files))]
 
 
-def _read_record(path: Path) -> dict | None:
-    """What an earlier run noted; None where it is absent or damaged, or names files that are not its own."""
+def _state(path: str | Path) -> tuple[int, int] | None:
+    try:
+        about = os.stat(path)
+    except OSError:  # absent, or a mosaic's source behind a URL
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def _read_record(path: Path, name: str) -> dict | None:
+    """What an earlier run noted, of files that are its own; None where it is absent or no record."""
     try:
         found = read_json(path)
-        own = all(name.startswith(f"{path.stem}.") and "/" not in name for name in found["files"])
-        return found if own and "key" in found else None
+        own = [file for file in found["files"] if file.startswith(f"{name}.") and "/" not in file]
+        return {**found, "key": found["key"], "files": own}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -97,15 +150,12 @@ def _write_record(path: Path, found: dict) -> None:
 
 def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
     """The rasters asked for, ready for rows."""
-    bands = {"mask": ["building"]}
-    if task.settings.probability:
-        bands["probability"] = class_names(card)
-    if task.settings.uncertainty:
-        bands["uncertainty"] = ["uncertainty"]
+    bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
     layers = {}
-    for layer, names in bands.items():
-        suffix, step = (".tif", 1) if layer == "mask" else (f".{layer}.tif", LAYERS[layer] / STEPS)
-        layers[layer] = stack.enter_context(cloud_optimised(folder / f"{task.name}{suffix}", scene, names, step))
+    for layer, name in file_names(task).items():
+        if layer in LAYERS:
+            step = 1 if layer == "mask" else LAYERS[layer] / STEPS
+            layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step))
     return layers
 
 
@@ -113,17 +163,18 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
     """Read, infer, write; returns what was found."""
     settings, card = task.settings, segmenter.card
     with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
-        image, twin = (open_scene(stack, task, card) for _ in range(2))  # a handle a thread
+        image, twin = open_scene(stack, task, card)
         scene = grid_of(image.dataset)
         layers = _open_layers(stack, task, folder, scene, card)
         polygons = None
         if settings.polygons != "none":
-            polygons = stack.enter_context(footprints(folder / f"{task.name}.{settings.polygons}", scene.crs))
+            polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
         mapper = Mapper(
             image.grid, scene, image.native, settings, threshold(settings, card),
             layers, polygons, twin.source_validity, task.name,
         )  # fmt: skip
-        totals = fill(segmenter, stack.enter_context(ReadAhead(image)), mapper, settings, task.name)
+        rows = stack.enter_context(ReadAhead(image))
+        totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)
         expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
         return {
             "gsd": [round(metres, 6) for metres in image.native],

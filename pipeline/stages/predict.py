@@ -10,7 +10,9 @@ A scene is a pure function of the model, the scene and the settings: a finished 
 is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
+import errno
 import time
+from collections import Counter
 from pathlib import Path
 
 from pipeline.console import console, table
@@ -19,7 +21,7 @@ from pipeline.geo.scene_list import list_scenes
 from pipeline.params import Predict
 from pipeline.prediction.cluster import on_ray
 from pipeline.prediction.inputs import Task
-from pipeline.prediction.scene import model_of, predict_scene
+from pipeline.prediction.scene import file_names, model_of, predict_scene
 
 CAUTIONS = 5  # scenes named one by one
 
@@ -41,14 +43,18 @@ def run(
     shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster.
     Raises InputError at the end where a scene failed; the others are done.
     """
-    settings, model, out, begun = settings or Predict(), str(model), Path(out), time.perf_counter()
+    settings, model, out, begun = settings or Predict(), _absolute(model), Path(out), time.perf_counter()
     options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range)}
-    named = list_scenes(scenes)
-    _refuse_overwriting(named, out)
-    tasks = [Task(scene, name, str(out), settings, **options) for name, scene in named.items()]
+    tasks = [
+        Task(_absolute(scene), name, _absolute(out), settings, **options) for name, scene in list_scenes(scenes).items()
+    ]
+    _refuse_overwriting(tasks, out)
     tasks = _shard(tasks, shard)
     model_of(model)  # fails before any scene is read
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
     done, failed = [], []
     results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
     for task, record, error in results:
@@ -74,10 +80,19 @@ def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
     return tasks[int(index) - 1 :: int(count)]
 
 
-def _refuse_overwriting(named: dict[str, str], out: Path) -> None:
-    for scene in named.values():
-        if "://" not in scene and Path(scene).resolve().parent == out.resolve():
-            raise InputError(f"{out}: holds the scene {Path(scene).name}; choose another --out, results bear its name")
+def _absolute(path: str | Path) -> str:
+    """The same path for every working folder, so that a record is the same wherever its scene was mapped."""
+    return str(path) if "://" in str(path) else str(Path(path).absolute())
+
+
+def _refuse_overwriting(tasks: list[Task], out: Path) -> None:
+    for task in tasks:
+        scene = Path(task.scene)
+        if "://" not in task.scene and out.resolve() in {scene.resolve().parent, scene.parent.resolve()}:
+            raise InputError(f"{out}: holds the scene {scene.name}; choose another --out, results bear its name")
+    for name, times in Counter(name for task in tasks for name in file_names(task).values()).most_common(1):
+        if times > 1:
+            raise InputError(f"{out / name}: two scenes would both be mapped to it; rename one of them")
 
 
 def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
@@ -86,6 +101,12 @@ def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
         return predict_scene(model, task), None
     except InputError as error:
         return None, str(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # the disk is everybody's
+            raise
+        return None, f"{task.scene}: its name is too long to name a map by; rename it"
+    except (MemoryError, RuntimeError) as error:  # a GPU's memory among them
+        return None, f"{task.scene}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _summarise(done: list[dict], failed: list[Task], seconds: float) -> None:

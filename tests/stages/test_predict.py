@@ -1,7 +1,9 @@
 import json
 import multiprocessing
+import os
 import re
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -32,7 +34,9 @@ from pipeline.learning.disagreement import Disagreement
 from pipeline.learning.models import build_model, save_model
 from pipeline.params import Fetch, Model, Predict
 from pipeline.prediction.flow import label_free_iou
+from pipeline.prediction.inputs import load
 from pipeline.sources import demo
+from pipeline.stages import predict as stage
 from pipeline.stages.predict import run
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000), "EPSG:32632"
@@ -222,6 +226,44 @@ def test_floats_with_nan_are_scaled_by_what_they_hold(model, tmp_path):
         np.testing.assert_array_equal(map_.read(1), np.where(np.isnan(values).any(axis=-1), 255, truth))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.uint16])
+def test_a_range_is_found_where_data_are_few_and_a_map_where_there_are_none(model, tmp_path, kind):
+    """360 × 360 pixels of data between the patches that a range is usually estimated from."""
+    nothing, (image, truth) = {np.float32: np.nan, np.uint16: 0}[kind], town(360, 360)
+    values = np.full((3000, 3000, 3), nothing, kind)
+    write_scene(tmp_path / "nothing.tif", values, nodata=nothing, compress="deflate")
+    values[480:840, 480:840] = image.astype(kind) + 1
+    values[np.add.outer(*(np.isin(np.arange(3000), np.linspace(0, 2968, 8).astype(int)[:, None] + range(32)),) * 2)] = (
+        nothing
+    )
+    write_scene(tmp_path / "corner.tif", values, nodata=nothing, compress="deflate")
+    run(model, [str(tmp_path / f"{name}.tif") for name in ("corner", "nothing")], tmp_path / "out", settings=SETTINGS)
+    with (
+        rasterio.open(tmp_path / "out" / "corner.tif") as corner,
+        rasterio.open(tmp_path / "out" / "nothing.tif") as none,
+    ):
+        mask, data = corner.read(1)[480:840, 480:840], (values > 0).all(axis=-1)[480:840, 480:840]
+        np.testing.assert_array_equal(mask, np.where(data, truth, 255))
+        assert (none.read(1) == 255).all()
+
+
+@pytest.mark.parametrize("window", [64, 128])
+def test_black_roofs_are_data(tmp_path, window):
+    folder, description = tmp_path / "dark", Model(architecture="linear")
+    segmenter = build_model(description, 3)
+    with torch.no_grad():
+        segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [-20.0, -20, -20]])[..., None, None]
+        segmenter.network.bias[:] = torch.tensor([0.0, 8])
+    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    save_model(folder, segmenter, card)
+    image = np.full((400, 400, 3), 120, np.uint8)
+    image[100:300, 100:300] = 0
+    scene = write_scene(tmp_path / "roof.tif", image)
+    run(folder, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"window": window}))
+    with rasterio.open(tmp_path / "out" / "roof.tif") as map_:
+        np.testing.assert_array_equal(map_.read(1), image[..., 0] == 0)
+
+
 def test_layers_are_calibrated_and_symmetric_models_do_not_disagree(model, tmp_path):
     image, truth = town()
     scene = write_scene(tmp_path / "town.tif", image)
@@ -303,6 +345,8 @@ def test_python_maps_arrays_and_paths_alike(model, tmp_path):
         predictor.predict(image, polygons="shp")
     with pytest.raises(InputError, match="begins with one of"):
         predictor.predict("ftp://example.org/town.tif")
+    with pytest.raises(InputError, match="how to read a raster"):
+        predictor.predict(image, gsd=0.3)
     write_scene(tmp_path / "other.tif", image)
     with pytest.raises(InputError, match="names 2 scenes"):
         predictor.predict(tmp_path)
@@ -320,7 +364,7 @@ def test_lists_of_scenes(tmp_path):
     for name in ("a/one.tif", "a/two.TIF", "b/one.tif", "b/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text("# mine\na/one.tif\n\nhttps://example.org/x/three.tif?key=1\n")
+    (tmp_path / "list.txt").write_text("\ufeffa/one.tif\n# mine\na/one.tif\n\nhttps://example.org/x/three.tif?key=1\n")
     a, b = tmp_path / "a", tmp_path / "b"
     assert list(list_scenes([str(a)])) == ["one", "two"]
     assert list(list_scenes([f"{tmp_path}/**/*.tif"])) == ["a-one", "b-one"]
@@ -338,12 +382,11 @@ def test_lists_of_scenes(tmp_path):
             list_scenes([wrong])
 
 
-def test_urls_of_files(model, tmp_path):
-    image, truth = town(64, 64)
-    scene = write_scene(tmp_path / "town.tif", image)
-    run(model, [f"file://{scene}"], tmp_path / "out", settings=SETTINGS)
-    with rasterio.open(tmp_path / "out" / "town.tif") as map_:
-        np.testing.assert_array_equal(map_.read(1), truth)
+def test_urls_of_files_are_files(tmp_path):
+    scene = tmp_path / "old town.tif"
+    assert list_scenes([scene.as_uri(), str(scene), f"FILE://localhost{scene}"]) == {"old town": str(scene)}
+    with pytest.raises(InputError, match="three slashes"):
+        list_scenes(["file://town.tif"])
 
 
 def cog(path: Path, image: np.ndarray) -> Path:
@@ -394,12 +437,89 @@ def test_finished_scenes_are_skipped_and_changed_ones_are_not(model, tmp_path, c
         np.testing.assert_array_equal(map_.read(1), town(100, 100, seed=1)[1])
 
 
-def test_results_never_overwrite_scenes(model, tmp_path):
-    scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
-    before = scene.read_bytes()
+def test_a_mosaic_whose_source_changed_and_a_model_trained_on_are_not_finished(model, tmp_path):
+    tile, out, own = tmp_path / "tile.tif", tmp_path / "out", shutil.copytree(model, tmp_path / "model")
+    write_scene(tile, town(100, 100)[0])
+    rasterio.shutil.copy(tile, tmp_path / "town.vrt", driver="VRT")
+
+    def mask() -> np.ndarray:
+        run(own, [str(tmp_path / "town.vrt")], out, settings=SETTINGS)
+        with rasterio.open(out / "town.tif") as map_:
+            return map_.read(1)
+
+    np.testing.assert_array_equal(mask(), town(100, 100)[1])
+    write_scene(tile, town(100, 100, seed=1)[0])
+    np.testing.assert_array_equal(mask(), town(100, 100, seed=1)[1])
+    segmenter = load(own, "cpu")
+    with torch.no_grad():
+        segmenter.network.bias[1] = -99
+    save_model(own, segmenter, segmenter.card)
+    assert not mask().any()
+
+
+@pytest.mark.parametrize("how", ["path", "URL", "link"])
+def test_results_never_overwrite_scenes(model, tmp_path, how):
+    (tmp_path / "out").mkdir()
+    scene = write_scene(tmp_path / "out" / "town.tif", town(64, 64)[0])
+    if how == "link":
+        scene = scene.rename(tmp_path / "elsewhere.tif")
+        (tmp_path / "out" / "town.tif").symlink_to(scene)
+    before, given = scene.read_bytes(), tmp_path / "out" / "town.tif"
     with pytest.raises(InputError, match="choose another --out"):
-        run(model, [str(scene)], tmp_path)
-    assert scene.read_bytes() == before
+        run(model, [given.as_uri() if how == "URL" else str(given)], tmp_path / "out")
+    assert scene.read_bytes() == before and given.is_symlink() == (how == "link")
+
+
+def test_what_predict_did_not_write_it_does_not_overwrite(model, tmp_path, capsys):
+    scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
+    out.mkdir()
+    for name in ("town.tif", "town.json", "town.gpkg"):
+        (out / name).write_text("[1]")
+        with pytest.raises(InputError, match="1 of 1"):
+            run(model, [str(scene)], out, settings=SETTINGS)
+        assert f"{name}: would be overwritten" in capsys.readouterr().out
+        assert snapshot(out) == {name: b"[1]"}
+        (out / name).unlink()
+    run(model, [str(scene)], out, settings=SETTINGS)
+    (out / "town.fgb").write_text("mine")
+    with pytest.raises(InputError, match="1 of 1"):
+        run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"polygons": "fgb"}))
+
+
+def test_two_scenes_never_share_a_file(model, tmp_path):
+    scenes = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("town", "town.probability")]
+    rich = SETTINGS.model_copy(update={"probability": True})
+    with pytest.raises(InputError, match=r"town\.probability\.tif: two scenes"):
+        run(model, scenes, tmp_path / "out", settings=rich)
+    assert not (tmp_path / "out").exists()
+    run(model, scenes, tmp_path / "out", settings=SETTINGS)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_killed_while_files_get_their_names_other_settings_leave_nothing_of_it(model, tmp_path, monkeypatch, step):
+    """The steps of giving a map its names, each the last one; then a map of fewer files."""
+    path, out = write_scene(tmp_path / "town.tif", town(100, 100)[0]), tmp_path / "out"
+    rich, steps = SETTINGS.model_copy(update={"probability": True, "polygons": "fgb"}), iter(range(step))
+
+    def until_killed(change):
+        def changed(file, *rest, **options):
+            if Path((file, *rest)[-1]).parent == out and next(steps, None) is None:
+                raise Killed
+            return change(file, *rest, **options)
+
+        return changed
+
+    run(model, [str(path)], out, settings=SETTINGS.model_copy(update={"uncertainty": True}))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        for change in ("replace", "unlink"):
+            patch.setattr(os, change, until_killed(getattr(os, change)))
+        run(model, [str(path)], out, settings=rich)
+    run(model, [str(path)], out, settings=SETTINGS)
+    assert sorted(snapshot(out)) == ["town.gpkg", "town.json", "town.tif"]
 
 
 @pytest.fixture(scope="module")
@@ -464,10 +584,17 @@ def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, wor
             run(model, [str(towns)], tmp_path / "out", shard=shard)
 
 
-def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference):
-    pytest.importorskip("ray", reason="the ray extra is not installed")
-    run(model, [str(towns)], tmp_path / "out", settings=EVERYTHING, ray="local")
+def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference, monkeypatch):
+    """Of relative paths too: the workers' folder is another."""
+    monkeypatch.chdir(towns.parent)
+    run(os.path.relpath(model), [towns.name], tmp_path / "out", settings=EVERYTHING, ray="local")
     assert snapshot(tmp_path / "out") == reference[0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:0"])
+def test_a_cluster_that_is_not_there_is_a_sentence(model, towns, tmp_path, address):
+    with pytest.raises(InputError, match="nothing answers there"):
+        run(model, [str(towns)], tmp_path / "out", ray=address)
 
 
 # ---------------------------------------------------------------- bad input
@@ -487,17 +614,18 @@ BAD = {
     "empty.tif": (lambda p: p.touch(), "cannot be read"),
     "absent.tif": (lambda p: None, "No such file"),
     "words.tif": (lambda p: p.write_text("not a picture"), "cannot be read"),
-    "nothing.tif": (lambda p: write_scene(p, np.full((64, 64, 3), np.nan, np.float32)), "no data.*--range"),
+    "t" * 235 + ".tif": (lambda p: write_scene(p, town(64, 64)[0]), "too long"),
 }
 
 
 def truncated(path: Path) -> None:
-    write_scene(path, town(400, 400)[0], compress="deflate", tiled=True, blockxsize=128, blockysize=128)
+    options = {"driver": "PNG"} if path.suffix == ".png" else {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    write_scene(path, town(400, 400)[0], **({"compress": "deflate"} | options if "tiled" in options else options))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
-BAD["truncated.tif"] = (truncated, "cannot be read")
+BAD["truncated.tif"] = BAD["cut.png"] = (truncated, "cannot be read")
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -568,6 +696,29 @@ def test_options_that_cannot_be_are_refused_before_any_scene_is_read(model, tmp_
     with pytest.raises(InputError, match=reason):
         run(model, [str(tmp_path / "any.tif")], tmp_path / "out", settings=SETTINGS, **option)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_out_that_is_no_folder_is_a_sentence(model, tmp_path, out):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file or lies under one"):
+        run(model, [str(write_scene(tmp_path / "town.tif", town(64, 64)[0]))], tmp_path / out)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA error:\n no kernel")])
+def test_a_machine_that_cannot_map_one_scene_maps_the_others(model, tmp_path, monkeypatch, capsys, error):
+    whole, scenes = stage.predict_scene, [write_scene(tmp_path / f"{n}.tif", town(64, 64)[0]) for n in ("a", "b")]
+
+    def failing(model, task):
+        if task.name == "a":
+            raise error
+        return whole(model, task)
+
+    monkeypatch.setattr(stage, "predict_scene", failing)
+    with pytest.raises(InputError, match=r"1 of 2 scenes failed \(a\)"):
+        run(model, list(map(str, scenes)), tmp_path / "out", settings=SETTINGS)
+    assert f"a.tif: {type(error).__name__}: {' '.join(str(error).split())}" in capsys.readouterr().out
+    assert (tmp_path / "out" / "b.tif").exists()
 
 
 # ---------------------------------------- when not to trust the map
