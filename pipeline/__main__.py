@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import InputError
-from pipeline.runs import recorded
+from pipeline.runs import cores, recorded
 
 app = typer.Typer(
     name="pipeline",
@@ -173,22 +173,25 @@ def predict(
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: every n-th scene from the i-th.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
-    params: Annotated[Path | None, typer.Option(help="File with other defaults: its section predict.")] = None,
+    params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
     """Map any scene: a mask on its own grid, and polygons; memory grows with a band of rows only.
 
+    What is not given is as ./params.yaml says in its section predict, if it is there.
+
     Example: `python -m pipeline predict models/all scenes/*.tif --out maps --polygons gpkg`
     """
-    from pipeline.params import Predict, parse_section
+    from pipeline.params import EXAMPLE, OnlyPredict, Predict, load_section, parse_section
     from pipeline.stages import predict as stage
 
     given = {
         "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
         "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
     }  # fmt: skip
-    defaults = load(params).predict.model_dump() if params else {}
+    file = params or (PARAMS if PARAMS.exists() else None)
+    defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
@@ -250,7 +253,7 @@ def summary() -> None:
 
 def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     try:
         with recorded(sys.argv[1:]):
             if app(standalone_mode=False) == STOPPED:  # typer's whole answer to Ctrl-C

@@ -234,6 +234,13 @@ class Generalize(Section):
     initialisations: list[Literal["random", "imagenet", "self_supervised", "other_cities"]] = ["random"]
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("seeds", "fractions", "initialisations", "adaptation")
+    @classmethod
+    def once_each(cls, values):
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{twice[0]} stands in it twice, and a copy measures nothing new; drop one")
+        return values
+
 
 class Pretrain(Section):
     steps: Count = 300  # batches
@@ -276,6 +283,12 @@ class Params(Section):
     generalize: Generalize = Generalize()
     pretrain: Pretrain = Pretrain()
     report: Report = Report()
+    predict: Predict = Predict()
+
+
+class OnlyPredict(Section, extra="ignore"):
+    """A params.yaml of which only the section predict matters: the rest may be another project's."""
+
     predict: Predict = Predict()
 
 

@@ -25,6 +25,7 @@ from scipy import ndimage
 from toy import toy_scene
 
 from pipeline import load_model
+from pipeline.__main__ import app
 from pipeline.errors import InputError
 from pipeline.geo.mapping import CONFIDENCE, LOGITS, STEPS, Totals
 from pipeline.geo.scene_list import list_scenes
@@ -355,6 +356,28 @@ def test_python_maps_arrays_and_paths_alike(model, tmp_path):
 def test_import_is_instant():
     code = "import sys, pipeline; assert not {'torch', 'rasterio', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_the_command_reads_the_section_predict_of_params_yaml_and_no_other(model, tmp_path, monkeypatch):
+    scene, said = write_scene(tmp_path / "town.tif", town(64, 64)[0]), {}
+    monkeypatch.chdir(tmp_path)
+
+    def settings(*options: str) -> Predict:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "run", lambda *_, settings, **__: said.update(settings=settings))
+            app(["predict", str(model), str(scene), *options], standalone_mode=False)
+        return said["settings"]
+
+    assert settings() == Predict()
+    Path("params.yaml").write_text("train: {of: another project}\npredict: {square: true, min_area: 3}\n")
+    assert settings("--min-area", "7") == Predict(square=True, min_area=7)
+    Path("params.yaml").write_text("predict: {min_aera: 3}\n")
+    Path("other.yaml").write_text("predict: {window: 64}\n")
+    assert settings("--params", "other.yaml") == Predict(window=64)
+    for broken, reason in (("predict: {min_aera: 3}", "did you mean min_area"), ("a: [", "not valid YAML")):
+        Path("params.yaml").write_text(broken)
+        with pytest.raises(InputError, match=reason):
+            settings()
 
 
 # ---------------------------------------- which scenes, again and elsewhere
