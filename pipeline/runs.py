@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -29,20 +29,17 @@ def recorded(arguments: list[str]) -> Iterator[None]:
         "finished": datetime.now().astimezone().isoformat(timespec="minutes"),
         "hardware": hardware(),
     }
-    RUNS.parent.mkdir(exist_ok=True)
-    with RUNS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
+    with suppress(OSError):  # a full or read-only disk: the run itself is done, and this note is no reason to fail
+        RUNS.parent.mkdir(exist_ok=True)
+        with RUNS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
 
 
-def last_runs(root: Path) -> dict[str, list[dict]]:
-    """The last run of each verb and arguments under `root`, by verb."""
+def last_runs(root: Path) -> list[dict]:
+    """The last run of each verb and arguments under `root`."""
     path = root / RUNS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    last = {(run["verb"], *run["arguments"]): run for run in filter(None, map(_run, lines))}
-    found: dict[str, list[dict]] = {}
-    for run in last.values():
-        found.setdefault(run["verb"], []).append(run)
-    return found
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return list({(run["verb"], *run["arguments"]): run for run in filter(None, map(_run, lines))}.values())
 
 
 def _run(line: str) -> dict | None:
@@ -57,7 +54,12 @@ def hardware() -> str:
     """The processor, its cores open to this process, and the GPU if this process has used one."""
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else None
-    return ", ".join(filter(None, [processor(), f"{len(os.sched_getaffinity(0))} cores", gpu]))
+    return ", ".join(filter(None, [processor(), f"{cores()} cores", gpu]))
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 
 
 def processor() -> str:

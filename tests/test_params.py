@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.params import Params, Section, load_params, parse_params
+from pipeline.params import Model, Params, Section, load_params, parse_params
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -43,6 +44,11 @@ def test_presets_are_complete_and_every_line_has_its_comment(preset):
 def test_there_is_a_preset_for_every_source():
     assert {p.stem for p in PRESETS} == {"demo", "folder", "inria", "open_buildings"}
     assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/demo.yaml").read_text()
+
+
+def test_every_architecture_is_listed_where_one_is_chosen():
+    listed = (ROOT / "params.yaml").read_text().partition("  model:")[2].partition("architecture:")[0]
+    assert set(re.findall(r"[\w+]+", listed)) >= set(get_args(Model.model_fields["architecture"].annotation))
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,9 @@ def allocate(folder: Path, regions: list[Region], channels: int) -> None:
     for name, length in (("images", pixels * channels), ("labels", pixels)):
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
-        with path.open("r+b") as file:  # take the space now: a memory map that finds the disk full dies without a word
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with path.open("r+b") as file:  # take the space now, not window by window until the disk is full
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def write_window(folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray) -> None:

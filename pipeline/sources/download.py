@@ -174,7 +174,7 @@ def _receive_all(part: _Part, size: int | None, retries: int, progress: bool) ->
                     f"{part.url}: gave up after {failures} failures in a row ({error}); {part.size} bytes "
                     f"are kept in {part.path}, run again to go on from there"
                 ) from None
-            time.sleep(max(min(BACKOFF * 2 ** (failures - 1), LONGEST_PAUSE), getattr(error, "pause", 0)))
+            time.sleep(min(max(BACKOFF * 2 ** (failures - 1), getattr(error, "pause", 0)), LONGEST_PAUSE))
         except requests.RequestException as error:
             raise InputError(f"{part.url}: cannot be asked for ({error}); correct the URL") from None
 

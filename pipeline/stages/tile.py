@@ -29,6 +29,7 @@ from pipeline.geo.scene import IGNORE, City, Scene, Split, read_city
 from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, write_index, write_window, written_label
 from pipeline.geo.vector import SUFFIXES, read_footprints
 from pipeline.params import Params, Tile
+from pipeline.runs import cores
 from pipeline.storage import atomic_folder, fingerprint
 
 FORMAT = 1  # of the arrays and of the way they are made; raise it and every city is tiled again
@@ -258,7 +259,7 @@ def _workers(tile: Tile, plans: list[Planned]) -> int:
     if tile.workers:
         return tile.workers
     source = sum(plan.region.pixels * plan.density for plan in plans)
-    return len(os.sched_getaffinity(0)) if source > WORTH_A_POOL else 1
+    return cores() if source > WORTH_A_POOL else 1
 
 
 def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple[Shard, tuple]]:

@@ -157,6 +157,10 @@ def test_the_pause_doubles_and_the_server_may_ask_for_more(fetch, served, pauses
     (served.root / "a.bin").write_bytes(b"new")
     assert fetch(size=3).read_bytes() == b"new"
     assert pauses[3:] == [7]
+    served.fail("a.bin", status=429, retry_after="86400", times=1)
+    (served.root / "a.bin").write_bytes(b"newer")
+    assert fetch(size=5).read_bytes() == b"newer"
+    assert pauses[4:] == [60]  # not a day
 
 
 def test_no_answer_at_all_is_retried_and_then_said(tmp_path, pauses):

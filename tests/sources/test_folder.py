@@ -270,7 +270,7 @@ def test_two_scenes_of_one_name(town):
 
 
 def test_real_cities_as_they_stand(shared_cities):
-    scenes = {"austin": 1, "banepa": 1, "montenegro": 12, "zanzibar": 2}
+    scenes = {"austin": 1, "banepa": 1, "montenegro": 12, "ohio": 118, "zanzibar": 2}
     for name, count in scenes.items():
         city = taken(shared_cities, name)
         assert (len(city.scenes), city.raster_building, city.notes["warnings"]) == (count, 1, [])

@@ -81,7 +81,7 @@ def test_an_unchanged_city_is_the_same_bytes():
 
 
 def test_real_cities(shared_cities, capsys):
-    cities = ["austin", "banepa", "montenegro", "zanzibar"]
+    cities = ["austin", "banepa", "montenegro", "ohio", "zanzibar"]
     run(params(cities).model_copy(update={"fetch": Fetch(source="folder", path=str(shared_cities), cities=cities)}))
-    assert [len(read_city(Path("data/scenes") / city).scenes) for city in cities] == [1, 1, 12, 2]
+    assert [len(read_city(Path("data/scenes") / city).scenes) for city in cities] == [1, 1, 12, 118, 2]
     assert "1466 footprints" in capsys.readouterr().out.replace("\n", " ")
