@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from zlib import crc32
 
 import geopandas as gpd
 import numpy as np
@@ -18,7 +19,7 @@ def write_city(folder: Path, scenes: list, city: str = "toyton", gsd: float = 0.
         name = f"{city}-{i + 1}"
         regions.append({
             "name": name, "parent": name, "split": split, "height": height, "width": width, "offset": offset,
-            "transform": [gsd, 0, 1000.0 * i, 0, -gsd, 0], "crs": "EPSG:32633",
+            "transform": [gsd, 0, 1000.0 * i, 0, -gsd, 1000.0 * (crc32(city.encode()) % 1000)], "crs": "EPSG:32633",
         })  # fmt: skip
         offset += height * width
         for top in range(0, height, size):

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from pipeline.geo.scene import IGNORE
-from pipeline.learning.augment import albumentations as a
+from pipeline.learning.augment import compression, defocus, motion_blur
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Corrupt = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # (H, W, C) float in [0, 1] and back
@@ -99,23 +99,12 @@ def band_shift(image, pixels, rng):
     return np.stack(moved, axis=-1)
 
 
-def _albumentation(build: Callable[[float], "a.BasicTransform"], image, level, rng):
-    transform = build(level)
+def _optical(fault: Callable, image, level, rng):
+    """`fault` builds a transform of 8-bit images."""
+    transform = fault(level)
     transform.set_random_seed(int(rng.integers(2**31)))
     out = transform(image=np.clip(np.rint(image * 255), 0, 255).astype(np.uint8))["image"]
     return out.astype(np.float32) / 255
-
-
-def _motion(length):
-    return a.MotionBlur(blur_limit=(length, length), allow_shifted=False, p=1)
-
-
-def _defocus(radius):
-    return a.Defocus(radius=(radius, radius), alias_blur=(0.1, 0.1), p=1)
-
-
-def _jpeg(quality):
-    return a.ImageCompression(quality_range=(quality, quality), p=1)
 
 
 TABLE: dict[str, tuple[Corrupt, tuple[float, float, float, float, float]]] = {
@@ -123,9 +112,9 @@ TABLE: dict[str, tuple[Corrupt, tuple[float, float, float, float, float]]] = {
     "shot_noise": (shot_noise, (300, 120, 50, 25, 12)),  # photons at white
     "salt_and_pepper": (salt_and_pepper, (0.005, 0.01, 0.03, 0.06, 0.12)),  # share of pixels
     "striping": (striping, (0.02, 0.05, 0.09, 0.14, 0.2)),  # σ of a column's gain
-    "defocus": (partial(_albumentation, _defocus), (1, 2, 3, 4, 6)),  # pixels, radius
-    "motion_blur": (partial(_albumentation, _motion), (3, 5, 9, 13, 17)),  # pixels
-    "compression": (partial(_albumentation, _jpeg), (60, 40, 25, 15, 8)),  # JPEG quality
+    "defocus": (partial(_optical, defocus), (1, 2, 3, 4, 6)),  # pixels, radius
+    "motion_blur": (partial(_optical, motion_blur), (3, 5, 9, 13, 17)),  # pixels
+    "compression": (partial(_optical, compression), (60, 40, 25, 15, 8)),  # JPEG quality
     "haze": (haze, (0.12, 0.25, 0.4, 0.55, 0.7)),  # share of airlight
     "cloud_shadow": (cloud_shadow, (0.2, 0.35, 0.5, 0.65, 0.8)),  # light lost
     "darker": (gain, (0.85, 0.7, 0.55, 0.4, 0.28)),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-SEEN, UNSEEN, GREY = "#0072B2", "#D55E00", "#999999"
-CITIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+from pipeline.colours import CITIES, GREY, SEEN, UNSEEN, VERMILION
+
 
 
 def draw_all(metrics: dict, folder: Path) -> None:
@@ -53,7 +53,7 @@ def matrix(metrics: dict) -> Figure:
                 dark = table[model][city] < 0.6
                 axes.text(j, i, f"{table[model][city]:.2f}", ha="center", va="center", color="w" if dark else "k")
             if model == f"without-{city}":
-                frame = dict(fill=False, edgecolor="#D55E00", linewidth=2)
+                frame = dict(fill=False, edgecolor=VERMILION, linewidth=2)
                 axes.add_patch(_rectangle((j - 0.48, i - 0.46), 0.96, 0.92, **frame))
     axes.set(xticks=range(len(cities)), yticks=range(len(models)), yticklabels=models, xlabel="tested on")
     axes.set_xticklabels(cities, rotation=30, ha="right")
@@ -127,24 +127,26 @@ def adaptation(metrics: dict) -> Figure:
 
 
 def label_free(metrics: dict) -> Figure:
-    """IoU estimated without labels against the IoU that the labels then showed."""
+    """IoU estimated without labels, and the best naive guess, against the IoU that the labels then showed."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     rows = metrics["label_free"]["city"]
     truths = [row["iou"] for row in rows.values()]
-    for key, marker, colour in (("thresholded", "o", SEEN), ("corrected", "D", UNSEEN)):
-        name = f"{key}, mean error {metrics['label_free']['error'][key]:.2f}"
-        axes.scatter(truths, [row[key] for row in rows.values()], marker=marker, color=colour, label=name)
+    naive = metrics["label_free"]["naive"]
+    for key, marker, colour in (("thresholded", "o", UNSEEN), (naive, "x", GREY)):
+        if key:
+            name = f"{key.replace('_', ' ')}, mean error {metrics['label_free']['mean_error'][key]:.2f}"
+            axes.scatter(truths, [_number(row[key]) for row in rows.values()], marker=marker, color=colour, label=name)
     for city, row in rows.items():
-        axes.annotate(city, (row["iou"], row["corrected"]), xytext=(5, -9), textcoords="offset points", fontsize=8)
+        axes.annotate(city, (row["iou"], row["thresholded"]), xytext=(5, -9), textcoords="offset points", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoU of the held-out city", ylabel="estimated without labels")
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
 def frugal(metrics: dict) -> Figure:
-    """Mean-city IoU against the share of the new city's training scenes, one line an initialisation."""
+    """Mean-city IoU against the share of training scenes, one line an initialisation."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, (start, table) in enumerate(metrics["frugal_by_initialisation"].items()):
@@ -152,7 +154,7 @@ def frugal(metrics: dict) -> Figure:
         mean = [_mean(list(table[share].values())) for share in shares]
         name = start.replace("_", " ")
         axes.plot([float(s) for s in shares], mean, marker="o", color=CITIES[i], label=name)
-    axes.set(xscale="log", ylim=(0, 1), xlabel="share of its training scenes", ylabel="IoU, mean of cities")
+    axes.set(xscale="log", ylim=(0, 1), xlabel="share of the training scenes", ylabel="IoU, mean of cities")
     axes.minorticks_off()
     axes.set_xticks([float(s) for s in shares], [f"{100 * float(s):g} %" for s in shares])
     axes.grid(alpha=0.25)

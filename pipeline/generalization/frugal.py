@@ -1,4 +1,7 @@
-"""Frugal learning: what a share of a new city's training scenes buys, and what the start of training is worth.
+"""Frugal learning: what a share of the training scenes buys, and what the start of training is worth.
+
+One training a share sees that share of every city. The start "other_cities" is the question of a new city instead: the
+model that has all scenes of the others goes on with the share of this one's, one training a city.
 
 Subsets are nested (1 % ⊂ 2 % ⊂ … ⊂ 100 %), so that a curve moves by the scenes added, not by a new draw.
 """
@@ -15,7 +18,7 @@ from pipeline.learning.evaluation import evaluate_city
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
 from pipeline.learning.training import fit
-from pipeline.params import Params
+from pipeline.params import Params, Train
 from pipeline.storage import WORK
 
 
@@ -50,42 +53,52 @@ def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
     return smaller
 
 
-def frugal(params: Params, cities: Cities, models: Path) -> dict:
-    """IoU of each city after training on a nested share of its own scenes, from each initialisation.
+def frugal(params: Params, cities: Cities, models: Path, reference: Path) -> dict:
+    """IoU of each city after training on a nested share of scenes, from each initialisation.
 
-    A share limits validation scenes too: early stopping must not see more labels than training.
+    A share limits validation scenes too: early stopping must not see more labels than training. `params.train` is that
+    of the model on all cities in the folder `reference`, which is the whole share from its own start; `models` holds
+    the folds, where "other_cities" begins.
     """
-    g = params.generalize
-    epochs = g.epochs or params.train.epochs
-    found: dict = {start: {f"{share:g}": {} for share in g.fractions} for start in g.initialisations}
-    scenes: dict = {f"{share:g}": {} for share in g.fractions}
-    jobs = [(start, share, city) for start in g.initialisations for share in g.fractions for city in sorted(cities)]
-    for start, share, city in progress(jobs, "frugal learning"):
-        init, weights = start_of(params, cities, models, start, city)
-        model = params.train.model.model_copy(update={"encoder_weights": weights})
-        changed = {"epochs": epochs, "init": init, "model": model}
-        fair = params.model_copy(update={"train": params.train.model_copy(update=changed)})
-        smaller = share_of(cities[city], share, g.seed)
-        name = f"frugal-{start}-{share:g}-{city}"
-        folder = WORK / "generalize" / name
-        fit(fair, [smaller], folder, work=WORK, name=name)
-        found[start][f"{share:g}"][city] = evaluate_city(load_model(folder, device()), smaller, params.evaluate).iou
-        scenes[f"{share:g}"][city] = len(nested_scenes(cities[city], "train", [share], g.seed)[share])
-    first = next(iter(found.values()))
-    return {"frugal": first, "frugal_by_initialisation": found, "frugal_scenes": scenes}
+    g, f = params.generalize, sorted(params.generalize.fractions)
+    starts = [start for start in g.initialisations if start != "other_cities" or len(cities) > 1]
+    found: dict = {start: {f"{share:g}": {} for share in f} for start in starts}
+    for start, share in progress([(start, share) for start in found for share in f], "frugal learning"):
+        smaller = {city: share_of(cities[city], share, g.seed) for city in sorted(cities)}
+        groups = [[city] for city in smaller] if start == "other_cities" else [list(smaller)]
+        for group in groups:
+            train = start_of(params, cities, models, start, group[0])
+            if share == 1 and train == params.train:
+                folder = reference
+            else:
+                name = "-".join(["frugal", start, f"{share:g}", *group[: len(groups) > 1]])
+                folder = WORK / "generalize" / name
+                changed = params.model_copy(update={"train": train})
+                fit(changed, [smaller[city] for city in group], folder, work=WORK, name=name)
+            segmenter = load_model(folder, device())
+            for city in group:
+                found[start][f"{share:g}"][city] = evaluate_city(segmenter, smaller[city], params.evaluate).iou
+    scenes = {
+        f"{share:g}": {c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in sorted(cities)}
+        for share in f
+    }
+    return {"frugal": next(iter(found.values()), {}), "frugal_by_initialisation": found, "frugal_scenes": scenes}
 
 
-def start_of(params: Params, cities: Cities, models: Path, start: str, city: str) -> tuple[str | None, str | None]:
-    """(train.init, train.model.encoder_weights) of an initialisation."""
+def start_of(params: Params, cities: Cities, models: Path, start: str, city: str) -> Train:
+    """params.train, begun as an initialisation says."""
+    init, weights = None, params.train.model.encoder_weights
     match start:
+        case "random":
+            weights = None
         case "imagenet":
-            return None, "imagenet"
+            weights = "imagenet"
         case "other_cities":
-            return str(models / f"without-{city}"), params.train.model.encoder_weights
+            init = str(models / f"without-{city}")
         case "self_supervised":
             from pipeline.learning.pretraining import pretrain
 
-            folder = WORK / "generalize" / "self-supervised"
-            pretrain(params, [cities[c] for c in sorted(cities)], folder)
-            return str(folder), params.train.model.encoder_weights
-    return None, None
+            init = str(WORK / "generalize" / "self-supervised")
+            pretrain(params, [cities[c] for c in sorted(cities)], Path(init))
+    model = params.train.model.model_copy(update={"encoder_weights": weights})
+    return params.train.model_copy(update={"init": init, "model": model})

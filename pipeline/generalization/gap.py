@@ -2,18 +2,22 @@
 
 gap = IoU(trained on all cities) − IoU(trained on all but this one), both on this city's test scenes: the reference is
 "in-distribution" on the *target*, because another city's IoU also differs by how hard that city is (WILDS, Koh et al.,
-ICML 2021, section 4, "mixed-to-test"). Scenes are resampled in pairs, each city within itself.
+ICML 2021, section 4, "mixed-to-test"). Scenes are resampled in pairs, each city within itself; the models are held
+fixed, so an interval says what other scenes of the city would show, not what another training would.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import numpy as np
+import shapely
 
 from pipeline.errors import InputError
 from pipeline.geo.grid import Grid
-from pipeline.geo.tiles import CityTiles
+from pipeline.geo.tiles import Cities
 from pipeline.learning.bootstrap import interval, iou_of, resample
+
+SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
 
 
 @dataclass(frozen=True)
@@ -22,27 +26,57 @@ class Fold:
     training: tuple[str, ...]
 
 
-def folds(cities: Sequence[str]) -> list[Fold]:
-    """One fold a city, in the order of the names: the folds depend on nothing but the set of cities."""
+def folds(cities: Iterable[str]) -> list[Fold]:
+    """One fold a city, in the order of the names; a single city leaves nothing to train on, hence no fold."""
     ordered = sorted(cities)
     if len(ordered) < 2:
-        raise InputError("fetch.cities has one city; leaving it out leaves nothing to train on: name at least two")
+        return []
     return [Fold(city, tuple(c for c in ordered if c != city)) for city in ordered]
 
 
-def check_disjoint(fold: Fold, card: dict, tiles: dict[str, CityTiles]) -> None:
-    """Raise InputError where a fold's model has seen its city, or a city's test pixels lie in training as well.
-
-    `card` is the model's card. A city of few scenes is split by strips of them: of one scene, no ground on both sides.
-    """
+def check_fold(fold: Fold, card: dict, reference: dict) -> None:
+    """Raise InputError unless a fold's model was trained on its cities, on no label of the held-out one, and as the
+    `reference` on all cities was. Both are the models' cards."""
+    folder, again = f"models/without-{fold.held_out}", f"run `python -m pipeline train --without {fold.held_out}` again"
     if fold.held_out in card["cities"]:
-        folder = f"models/without-{fold.held_out}"
-        raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; train it again")
+        raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; {again}")
+    if fold.held_out in card.get("inherited", []):
+        raise InputError(
+            f"{folder}: train.init started it from a model that had been trained on {fold.held_out}; "
+            f"start from one that has not, or from `python -m pipeline pretrain`, and {again}"
+        )
+    if set(card["cities"]) != set(fold.training):
+        raise InputError(f"{folder}: trained on {', '.join(card['cities'])}, not {', '.join(fold.training)}; {again}")
+    ours, theirs = card["params"]["train"], reference["params"]["train"]
+    if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+        raise InputError(
+            f"{folder}: train.{different[0]} is {ours.get(different[0])!r}, of the model on all cities "
+            f"{theirs.get(different[0])!r}: their gap would say nothing; {again}"
+        )
+
+
+def check_ground(tiles: Cities) -> None:
+    """Raise InputError where the ground of a city's test scenes was trained or tuned on.
+
+    A city of few scenes is split by strips of them: of one scene, no ground on both sides. Two cities may be one ground
+    flown twice; a hair's breadth between neighbours is no matter.
+    """
     for city, of_city in tiles.items():
-        learned = [r for r in of_city.regions if r.split in ("train", "validation")]
+        learned = [r for r in of_city.regions if r.split != "test"]
         for test in of_city.of_split("test"):
             if any(test.parent == r.parent and overlap(test.grid, r.grid) for r in learned):
                 raise InputError(f"data/tiles/{city}: {test.parent} is in training and test; run the tile stage again")
+    placed = [(city, r) for city, of_city in tiles.items() for r in of_city.regions if r.crs is not None]
+    outlines = np.array([shapely.Polygon(r.grid.degrees()[0]) for _, r in placed], object)
+    for i, j in shapely.STRtree(outlines).query(outlines, predicate="intersects").T.tolist():
+        (city, test), (other, learned) = placed[i], placed[j]
+        if city != other and test.split == "test" and learned.split != "test":
+            shared = outlines[i].intersection(outlines[j]).area / min(outlines[i].area, outlines[j].area)
+            if shared > SAME_GROUND:
+                raise InputError(
+                    f"{city}: its test scene {test.parent} shares {100 * shared:.0f} % of its ground with "
+                    f"{learned.parent} of {other}: a model without {city} has seen it; drop one, or make them one city"
+                )
 
 
 def overlap(a: Grid, b: Grid) -> bool:
@@ -66,11 +100,17 @@ class Pair:
     def units(self) -> int:
         return self.seen_union.shape[1]
 
-    def ious(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """IoU (seeds, draws) seen and unseen under the same resampling `counts` (draws, units)."""
+    @property
+    def with_buildings(self) -> "Pair":
+        """Without the units in which neither labels nor models know a building: they say nothing of an IoU."""
+        some = ((self.seen_union > 0) | (self.unseen_union > 0)).any(axis=0)
+        return Pair(*(getattr(self, f.name)[:, some] for f in fields(self)))
+
+    def ious(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """IoU (seeds, draws) seen and unseen under the same resampling `weights` (draws, units)."""
         seen = zip(self.seen_intersection, self.seen_union, strict=True)
         unseen = zip(self.unseen_intersection, self.unseen_union, strict=True)
-        return np.stack([iou_of(counts, *s) for s in seen]), np.stack([iou_of(counts, *u) for u in unseen])
+        return np.stack([iou_of(weights, *s) for s in seen]), np.stack([iou_of(weights, *u) for u in unseen])
 
 
 def _spread(values: np.ndarray) -> float | None:
@@ -81,21 +121,23 @@ def _spread(values: np.ndarray) -> float | None:
 def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
     """{"city": {CITY: row}, "mean_city": row, "pooled": row, "worst_city": row and the city's name}.
 
-    A row: seen, unseen, gap (means over seeds), their 95 % intervals *_low and *_high over test units (the
+    A row: units, seen, unseen, gap (means over seeds), their 95 % intervals *_low and *_high over test units (the
     models held fixed), and the spread over training seeds. Cities without any building in their test units
-    are left out; the mean's and the pool's intervals resample each city's units within the city.
+    are left out; the mean's and the pool's intervals resample each city's units within the city. Without any pair,
+    there is an empty "city" and nothing else.
     """
-    drawn, table = {}, {}
+    kept, drawn, table = {}, {}, {}
     for i, (city, pair) in enumerate(sorted(pairs.items())):
-        counts = resample(pair.units, draws, np.random.default_rng([seed, i]))
-        once = [iou[:, 0] for iou in pair.ious(np.ones((1, pair.units), int))]
+        pair = pair.with_buildings
+        once = [iou[:, 0] for iou in pair.ious(np.ones((1, pair.units)))]
         if np.isnan(once).any():
             continue
-        drawn[city] = counts
-        table[city] = _row(*once, *(iou.mean(0) for iou in pair.ious(counts)), pair.units)
+        kept[city], drawn[city] = pair, resample(pair.units, draws, np.random.default_rng([seed, i]))
+        table[city] = _row(*once, *(iou.mean(0) for iou in pair.ious(drawn[city])), pair.units)
     if not table:
-        raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
-    kept = {city: pairs[city] for city in table}
+        if pairs:
+            raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
+        return {"city": {}}
     worst = min(table, key=lambda city: table[city]["unseen"])
     return {
         "city": table,
@@ -107,46 +149,47 @@ def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
 
 def _row(seen: np.ndarray, unseen: np.ndarray, seen_draws, unseen_draws, units: float) -> dict:
     row: dict = {"units": round(units, 1)}
-    for name, values, draws, widest in (
+    for name, values, draws, limits in (
         ("seen", seen, seen_draws, (0.0, 1.0)),
         ("unseen", unseen, unseen_draws, (0.0, 1.0)),
         ("gap", seen - unseen, seen_draws - unseen_draws, (-1.0, 1.0)),
     ):
-        low, high = interval(draws, units) or widest
-        row |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-        row[f"{name}_spread"] = _spread(values)
+        mean = float(values.mean())
+        low, high = interval(mean, draws, units, limits)
+        row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_spread": _spread(values)}
     return row
 
 
 def _combined(pairs: dict[str, Pair], drawn: dict[str, np.ndarray], how: str) -> dict:
     """The row of all cities together: the mean of their IoU, or ΣI/ΣU over all of them."""
 
-    def reduce(counts: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def reduce(weights: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         if how == "mean":
-            seen, unseen = zip(*(pairs[city].ious(counts[city]) for city in pairs), strict=True)
+            seen, unseen = zip(*(pairs[city].ious(weights[city]) for city in pairs), strict=True)
             return np.mean(seen, axis=0), np.mean(unseen, axis=0)
         parts = [
-            [counts[c] @ getattr(pair, f"{side}_{kind}").T for c, pair in pairs.items()]
+            [weights[c] @ getattr(pair, f"{side}_{kind}").T for c, pair in pairs.items()]
             for side in ("seen", "unseen")
             for kind in ("intersection", "union")
         ]
         i_seen, u_seen, i_unseen, u_unseen = (np.sum(part, axis=0).T for part in parts)
         return i_seen / np.maximum(u_seen, 1), i_unseen / np.maximum(u_unseen, 1)
 
-    once = {city: np.ones((1, pair.units), int) for city, pair in pairs.items()}
+    once = {city: np.ones((1, pair.units)) for city, pair in pairs.items()}
     seen, unseen = (iou[:, 0] for iou in reduce(once))
-    return _row(seen, unseen, *(iou.mean(0) for iou in reduce(drawn)), _effective_units(pairs, drawn))
+    shares = {city: 1.0 if how == "mean" else float(pair.seen_union.sum()) for city, pair in pairs.items()}
+    return _row(seen, unseen, *(iou.mean(0) for iou in reduce(drawn)), _effective_units(pairs, drawn, shares))
 
 
-def _effective_units(pairs: dict[str, Pair], drawn: dict[str, np.ndarray]) -> float:
-    """Welch–Satterthwaite: the number of units whose mean would be known as well as the mean of these cities' gaps."""
+def _effective_units(pairs: dict[str, Pair], drawn: dict[str, np.ndarray], shares: dict[str, float]) -> float:
+    """Welch–Satterthwaite: how many units would know their gap as well as the sum, by `shares`, of these cities' is."""
     fewest = min(pair.units for pair in pairs.values())
     if fewest < 2:
         return fewest
     variances, freedoms = [], []
     for city, pair in pairs.items():
         seen, unseen = (iou.mean(0) for iou in pair.ious(drawn[city]))
-        variances.append(np.nanvar(seen - unseen))
+        variances.append(shares[city] ** 2 * np.nanvar(seen - unseen))
         freedoms.append(pair.units - 1)
     squares = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
     return 1 + sum(variances) ** 2 / squares if squares else fewest

@@ -11,7 +11,8 @@ from pipeline.learning.evaluation import evaluate_city
 from pipeline.learning.models import Segmenter
 from pipeline.params import Params
 
-REPAIRED = 0.25  # share of the way up to the model's seen cities that an adaptation must go to count as a repair
+CLEAR = 0.05  # IoU by which a model that has seen the city must be better, for there to be anything to repair
+REPAIRED = 0.25  # share of that difference that an adaptation must make good to count as a repair
 
 
 def adapted(params: Params, cities: Cities, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict) -> dict:
@@ -26,10 +27,7 @@ def adapted(params: Params, cities: Cities, held_out: list[Fold], unseen: dict[s
             continue
         segmenter = adapt_to(params, cities, fold, method, unseen[city])
         ladder[method][city] = evaluate_city(segmenter, cities[city], params.evaluate).iou
-    return {
-        "adaptation": ladder,
-        **choose(ladder, {fold.held_out: matrix[f"without-{fold.held_out}"] for fold in held_out}),
-    }
+    return {"adaptation": ladder, **choose(ladder, matrix)}
 
 
 def adapt_to(params: Params, cities: Cities, fold: Fold, method: str, segmenter: Segmenter) -> Segmenter:
@@ -44,11 +42,15 @@ def adapt_to(params: Params, cities: Cities, fold: Fold, method: str, segmenter:
     return adapt(method, segmenter, source, target, steps=g.adaptation_steps, batch_size=batch, seed=g.seed)
 
 
-def choose(ladder: dict[str, dict[str, float | None]], unadapted: dict) -> dict:
+def choose(ladder: dict[str, dict[str, float | None]], matrix: dict[str, dict[str, float | None]]) -> dict:
     """For each city the method that was best on average on the *other* cities, and beside it the oracle's.
 
-    beyond_adaptation: cities clearly under the mean of the model's own seen cities that no method, not even the
-    oracle's, lifts by the share REPAIRED of that gap: a shift in what a roof looks like, not in the light.
+    The choice borrows one thing: the other cities' folds, which rank the methods, have trained on this city. It never
+    sees the IoU of a model that has not, which is what it predicts.
+
+    beyond_adaptation: cities that some model of the `matrix` maps clearly better for having seen them, and where no
+    method, not even the oracle's, makes good a share REPAIRED of that difference: what a roof looks like has shifted,
+    not the light. One model that has seen the city is enough to show that it can be mapped.
     """
     cities = [c for c in next(iter(ladder.values())) if all(ladder[m][c] is not None for m in ladder)]
     choice, beyond = {}, []
@@ -61,9 +63,8 @@ def choose(ladder: dict[str, dict[str, float | None]], unadapted: dict) -> dict:
             "iou": ladder[honest][city],
             "oracle": {"method": oracle, "iou": ladder[oracle][city]},
         }
-        seen = [iou for c, iou in unadapted[city].items() if c != city and iou is not None]
-        before = unadapted[city][city]
-        gap = np.mean(seen) - before if seen else 0
-        if gap > 0.02 and ladder[oracle][city] - before < REPAIRED * gap:
+        unadapted = matrix[f"without-{city}"][city]
+        seen = max(row[city] for model, row in matrix.items() if model != f"without-{city}")
+        if seen - unadapted > CLEAR and ladder[oracle][city] - unadapted < REPAIRED * (seen - unadapted):
             beyond.append(city)
     return {"adaptation_choice": choice, "beyond_adaptation": beyond}

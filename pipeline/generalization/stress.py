@@ -18,11 +18,16 @@ from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.certificates import certified_iou
 from pipeline.robustness.smoothing import check_samples, radius, smooth
 
+MAPPED = 0.1  # a clean IoU below which a city is not mapped: what it retains would be a ratio of noise
+
 
 def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> dict:
-    """IoU of each city, not seen in training, under every corruption and severity, and the share it retains."""
+    """IoU of each city, not seen in training, under every corruption and severity, and the share it retains.
+
+    The share is left out where the clean IoU is under MAPPED.
+    """
     g = params.generalize
-    samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(cities)}
+    samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(unseen)}
     clean = {city: tile_iou(building_probability(unseen[city], s[0]), s[1]) for city, s in samples.items()}
     found: dict = {name: {str(s): {} for s in corruptions.SEVERITIES} for name in corruptions.NAMES}
     jobs = [(name, s, city) for name in corruptions.NAMES for s in corruptions.SEVERITIES for city in samples]
@@ -30,7 +35,7 @@ def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> d
         images, labels = corruptions.corrupt(name, severity, *samples[city], cities[city].gsd, g.seed)
         found[name][str(severity)][city] = tile_iou(building_probability(unseen[city], images), labels)
     worst, retained = {}, {name: {} for name in found}
-    for city in [city for city in samples if clean[city]]:
+    for city in [city for city in samples if (clean[city] or 0) >= MAPPED]:
         shares = {
             (name, s): found[name][s][city] / clean[city]
             for name in found
@@ -47,6 +52,8 @@ def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> d
 def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str, Segmenter]) -> dict:
     """Clean, attacked, certified and corrupted IoU of each city by the model that saw it and the one that did not.
 
+    A side is None where there is no such model, or nothing to find.
+
     All four on the same crops. The attack is a light PGD (an upper bound; the stage attack has the strong
     ones), the certificate randomised smoothing, the corruption the mean over the table at severity 3.
     """
@@ -58,7 +65,9 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
     sides: list[tuple[str, Callable[[str], Segmenter]]] = [("seen", lambda _: seen), ("unseen", unseen.get)]
     for city, (side, model) in progress([(city, side) for city in found for side in sides], "robustness"):
         images, labels = cities[city].sample("test", g.corruption_tiles, c.crop, g.seed)
-        segmenter, on = model(city), device()
+        found[city][side], segmenter, on = None, model(city), device()
+        if segmenter is None:
+            continue
         x, y = to_tensors((images, labels), on)
         generator = torch.Generator(on).manual_seed(g.seed)
         target = Target(segmenter, x, y, "linf", epsilon / 255)

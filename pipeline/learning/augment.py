@@ -12,6 +12,19 @@ import albumentations  # noqa: E402
 from pipeline.geo.scene import IGNORE  # noqa: E402
 
 
+# The optical faults of generalization/corruptions.py, each of one strength.
+def defocus(radius: int) -> albumentations.BasicTransform:
+    return albumentations.Defocus(radius=(radius, radius), alias_blur=(0.1, 0.1), p=1)
+
+
+def motion_blur(length: int) -> albumentations.BasicTransform:
+    return albumentations.MotionBlur(blur_limit=(length, length), allow_shifted=False, p=1)
+
+
+def compression(quality: int) -> albumentations.BasicTransform:
+    return albumentations.ImageCompression(quality_range=(quality, quality), p=1)
+
+
 @cache
 def _pipeline(level: str) -> albumentations.Compose:
     a = albumentations

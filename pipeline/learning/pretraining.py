@@ -59,8 +59,8 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
         "bands": p.tile.bands,
         "classes": model.classes,
         "gsd": cities[0].gsd,
-        "cities": [c.city for c in cities],
-        "labels": "none: masked-image modelling",
+        "cities": [],  # whose labels it has seen; a fold may start from it whatever city is held out
+        "images": [c.city for c in cities],
         "threshold": 0.5,
         "temperature": 1.0,
         "params": json.loads(p.model_dump_json(include={"tile", "pretrain"})),

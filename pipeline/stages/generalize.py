@@ -2,15 +2,18 @@
 
 Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.json:
 
-    city, mean_city, pooled, worst_city    seen, unseen, gap, 95 % intervals, spread over training seeds
+    city, mean_city, pooled, worst_city    seen, unseen, gap, 95 % intervals, the number of test units they are from,
+                         spread over training seeds
     matrix               {MODEL: {CITY: IoU}}
     corruption           {NAME: {SEVERITY: {CITY: IoU}}} of the model that has not seen the city, on a few tiles, with
                          corruption_clean, corruption_retained and the worst_corruption a city
     adaptation           {METHOD: {CITY: IoU}}; adaptation_choice: the method chosen on the other cities, and the
                          "oracle", chosen with the city's own labels; beyond_adaptation: cities none of them repairs
-    label_free           IoU estimated from unlabelled tiles, and the error of the estimates over the folds
+    label_free           IoU estimated from unlabelled tiles, and the mean_error of the estimates over the folds
     robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal pixels
     frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions is set
+
+With one city there is nothing to hold out: "city" is empty, and only what needs no fold is measured.
 
 Held-out labels are read by `evaluate_city` and `tile_iou` alone, after a model is final: training, early
 stopping and adaptation never meet them.
@@ -25,7 +28,7 @@ from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.generalization import figures
 from pipeline.generalization.frugal import frugal
-from pipeline.generalization.gap import Fold, Pair, check_disjoint, folds, gap_table
+from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.generalization.label_free import estimated
 from pipeline.generalization.ladder import adapted
 from pipeline.generalization.stress import corrupted, robustness
@@ -45,34 +48,40 @@ def run(
     out: Path = Path("metrics/generalize.json"),
     figures_folder: Path = Path("figures/generalize"),
 ) -> None:
-    """Measure everything above. Raises InputError where a fold's model or a city's test scenes are missing."""
+    """Measure everything above.
+
+    Raises InputError where a fold's model or a city's test scenes are missing, a model has seen what it must not have,
+    or was trained otherwise than the model it is compared with.
+    """
     g = params.generalize
     cities = {city.city: city for city in open_cities(params.fetch.cities, tiles)}
-    held_out = folds(list(cities))
+    held_out = folds(cities)
     for city in cities.values():
         if not city.of_split("test"):
             raise InputError(f"{city.folder}: no test scenes; raise tile.test or drop the city from fetch.cities")
 
+    check_ground(cities)
     of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
     loaded = {name: load_model(folder, device()) for name, folder in of_seed[0].items()}
     for fold in held_out:
-        check_disjoint(fold, loaded[f"without-{fold.held_out}"].card, cities)
+        check_fold(fold, loaded[f"without-{fold.held_out}"].card, loaded["all"].card)
 
     results = evaluate_all(params, cities, loaded)
     pairs = {fold.held_out: pair(params, cities, fold.held_out, results, of_seed[1:]) for fold in held_out}
-    metrics = gap_table(pairs, g.bootstrap, g.seed)
+    metrics = {**gap_table(pairs, g.bootstrap, g.seed), "corruption": {}, "adaptation": {}, "frugal": {}}
     metrics["seeds"] = list(g.seeds)
     metrics["matrix"] = {model: {city: r.iou for city, r in row.items()} for model, row in results.items()}
-    unseen = {city: loaded[f"without-{city}"] for city in cities}
-    if g.corruptions:
+    unseen = {fold.held_out: loaded[f"without-{fold.held_out}"] for fold in held_out}
+    if held_out and g.corruptions:
         metrics |= corrupted(params, cities, unseen)
-    if g.adaptation:
+    if held_out and g.adaptation:
         metrics |= adapted(params, cities, held_out, unseen, metrics["matrix"])
-    metrics["label_free"] = estimated(params, cities, held_out, unseen, metrics["matrix"])
+    if held_out:
+        metrics["label_free"] = estimated(params, cities, held_out, unseen, metrics["matrix"])
     if g.attack_steps:
         metrics["robustness"] = robustness(params, cities, loaded["all"], unseen)
     if g.fractions:
-        metrics |= frugal(params, cities, models)
+        metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"])
     with atomic_folder(figures_folder) as folder:
         figures.draw_all(metrics, folder)
     write_json(out, metrics)
@@ -86,23 +95,26 @@ def models_of_seed(params: Params, cities: Cities, held_out: list[Fold], models:
     on all cities when folds are trained for fewer epochs than models/all (a gap must not pay for shorter
     training), are trained here, once.
     """
-    g, train = params.generalize, params.train
-    epochs = g.epochs or train.epochs
-    fair = params.model_copy(update={"train": train.model_copy(update={"seed": seed, "epochs": epochs})})
+    same, own = fair(params, seed), seed == params.train.seed
 
     def trained(name: str, on: Iterable[str]) -> Path:
         folder = WORK / "generalize" / f"seed-{seed}" / name
-        fit(fair, [cities[city] for city in on], folder, work=WORK, name=f"{name}-seed-{seed}")
+        fit(same, [cities[city] for city in on], folder, work=WORK, name=f"{name}-seed-{seed}")
         return folder
 
-    own = seed == train.seed
-    found = {"all": models / "all" if own and epochs == train.epochs else trained("all", sorted(cities))}
+    found = {"all": models / "all" if same == params else trained("all", sorted(cities))}
     for fold in held_out:
         name = f"without-{fold.held_out}"
         found[name] = models / name if own else trained(name, fold.training)
-    if g.single_city:
+    if params.generalize.single_city:
         found |= {f"only-{city}": trained(f"only-{city}", [city]) for city in sorted(cities)}
     return found
+
+
+def fair(params: Params, seed: int) -> Params:
+    """What every model to be compared is trained with: the folds' epochs, and the experiment's seed."""
+    epochs = params.generalize.epochs or params.train.epochs
+    return params.model_copy(update={"train": params.train.model_copy(update={"seed": seed, "epochs": epochs})})
 
 
 def evaluate_all(params: Params, cities: Cities, loaded: dict[str, Segmenter]) -> dict[str, dict[str, CityResult]]:
@@ -124,23 +136,31 @@ def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: 
 
 
 def print_tables(metrics: dict) -> None:
-    rows = [(city, row) for city, row in metrics["city"].items()]
-    rows += [(name.replace("_", " "), metrics[name]) for name in ("mean_city", "pooled")]
-    keys = ("seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
-    table("IoU seen and unseen", ["city", "seen", "unseen", "gap", "low", "high", "spread"],
-          [[name, *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
     columns = list(metrics["city"])
-    if "adaptation" in metrics:
+    if not columns:
+        console.print("one city: nothing to hold out, so no unseen IoU; name more in fetch.cities", markup=False)
+        return
+    rows = [*metrics["city"].items(), ("mean city", metrics["mean_city"]), ("pooled", metrics["pooled"])]
+    keys = ("units", "seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
+    table("IoU seen and unseen, from so many test scenes or blocks",
+          ["city", "units", "seen", "unseen", "gap", "low", "high", "spread"],
+          [[name, *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
+    if metrics["adaptation"]:
         table("IoU of the held-out city after adaptation without labels", ["method", *columns],
               [[m, *(row[c] for c in columns)] for m, row in metrics["adaptation"].items()])  # fmt: skip
-        for city in metrics["beyond_adaptation"]:
-            console.print(f"no adaptation repairs {city}: it needs labels of its own", markup=False)
+        if metrics["beyond_adaptation"]:
+            console.print(f"no method tried repairs {', '.join(metrics['beyond_adaptation'])}", markup=False)
     if "robustness" in metrics:
         sides = [(c, s, r) for c, city in metrics["robustness"]["city"].items() for s, r in city.items() if r]
         kinds = ("clean", "corrupted", "attacked", "certified")
         table("Robustness, seen and unseen", ["city", *kinds],
               [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides])  # fmt: skip
-    estimates = metrics["label_free"]
-    table("IoU estimated without labels", ["city", "true", "estimated", "feature distance"],
-          [[c, r["iou"], r["corrected"], r["distance"]] for c, r in estimates["city"].items()]
-          + [["mean error", None, estimates["error"]["corrected"], None]])  # fmt: skip
+    if metrics["frugal"]:
+        table("IoU by share of training scenes", ["share", *columns],
+              [[f"{float(s):.0%}", *(row[c] for c in columns)] for s, row in metrics["frugal"].items()])  # fmt: skip
+    estimates, naive = metrics["label_free"], metrics["label_free"]["naive"]
+    guesses = ("thresholded", "expected", *([naive] if naive else []))
+    errors = [estimates["mean_error"][guess] for guess in guesses]
+    table("IoU estimated without labels, and the best naive guess", ["city", "true", *guesses, "feature distance"],
+          [[c, r["iou"], *(r[guess] for guess in guesses), r["distance"]] for c, r in estimates["city"].items()]
+          + [["mean error", None, *errors, None]])  # fmt: skip

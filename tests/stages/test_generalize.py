@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import InputError
 from pipeline.generalization.corruptions import NAMES
 from pipeline.generalization.gap import Fold
 from pipeline.geo.tiles import CityTiles
-from pipeline.learning.models import build_model
+from pipeline.learning.models import build_model, read_card
 from pipeline.params import parse_params
+from pipeline.storage import WORK
 
 METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 PARAMS = {
@@ -57,7 +59,13 @@ def test_the_stage_writes_the_schema(params, workplace):
         for side in metrics["robustness"]["city"][city].values():
             assert side["certified"] <= side["clean"] + 0.02 and side["attacked"] <= side["clean"]
         estimate = metrics["label_free"]["city"][city]
-        assert 0 <= estimate["corrected"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
+        assert 0 <= estimate["thresholded"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
+    a, b = (metrics["label_free"]["city"][c] for c in sorted(cities))  # a guess for one city from the other
+    assert a["mean_unseen"] == b["iou"] and a["mean_gap"] == pytest.approx(a["no_gap"] - b["no_gap"] + b["iou"])
+    errors = metrics["label_free"]["mean_error"]
+    assert errors["mean_unseen"] == pytest.approx(abs(a["iou"] - b["iou"]))
+    assert errors[metrics["label_free"]["naive"]] == min(errors[g] for g in ("no_gap", "mean_gap", "mean_unseen"))
+    assert metrics["frugal"] == {}
     assert set(metrics["corruption"]) == set(NAMES)
     assert set(metrics["corruption"]["haze"]) == {"1", "2", "3", "4", "5"}
     assert set(metrics["corruption"]["haze"]["3"]) == cities
@@ -73,8 +81,8 @@ def test_seeds_single_cities_and_shares(params, workplace):
 
     small = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
     options = {
-        "seeds": [0, 1], "single_city": True, "fractions": [0.3, 1.0], "corruptions": False, "adaptation": [],
-        "attack_steps": 0, "initialisations": ["random", "other_cities", "self_supervised"],
+        "epochs": 1, "seeds": [0, 1], "single_city": True, "fractions": [0.3, 1.0], "corruptions": False,
+        "adaptation": [], "attack_steps": 0, "initialisations": ["random", "other_cities", "self_supervised"],
     }  # fmt: skip
     brief = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
     params = params.model_copy(
@@ -90,6 +98,78 @@ def test_seeds_single_cities_and_shares(params, workplace):
     assert metrics["frugal"] == metrics["frugal_by_initialisation"]["random"]
     assert metrics["frugal_scenes"] == {"0.3": {"dimham": 1, "toyton": 1}, "1": {"dimham": 3, "toyton": 3}}
     assert set(metrics["frugal_by_initialisation"]) == {"random", "other_cities", "self_supervised"}
+    assert metrics["frugal"]["1"] == metrics["matrix"]["all"]
+    trainings = {path.name: read_card(path) for path in (WORK / "generalize").glob("frugal-*")}
+    assert "frugal-random-1" not in trainings  # it is the reference, not trained once more
+    assert set(trainings["frugal-random-0.3"]["cities"]) == {"toyton", "dimham"}
+    card = trainings["frugal-other_cities-1-dimham"]
+    assert (card["cities"], card["inherited"]) == (["dimham"], ["toyton"])
+
+
+def trained(params, workplace):
+    from pipeline.stages import train
+
+    brief = {"epochs": 1, "steps_per_epoch": 1}
+    params = params.model_copy(update={"train": params.train.model_copy(update=brief)})
+    for city in (None, "toyton", "dimham"):
+        train.run(params, city, tiles=workplace)
+    return params
+
+
+def with_init(params, folder):
+    return params.model_copy(update={"train": params.train.model_copy(update={"init": str(folder)})})
+
+
+def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervised_one_is_not(params, workplace):
+    from pipeline.learning.pretraining import pretrain
+    from pipeline.stages import generalize, train
+
+    params = trained(params, workplace)
+    cities = [CityTiles(workplace / name) for name in ("toyton", "dimham")]
+    (workplace.parent / "models" / "all").rename(workplace.parent / "clean")
+    (workplace.parent / "models" / "without-toyton").rename(workplace.parent / "clean-dimham")
+    for start, dimham_unseen in (("clean", False), ("clean-dimham", False), ("pretrained", True)):
+        if start == "pretrained":
+            small = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
+            pretrain(params.model_copy(update={"pretrain": small}), cities, workplace.parent / start)
+        begun = with_init(params, workplace.parent / start)
+        train.run(begun, "dimham", tiles=workplace)
+        card = json.loads((workplace.parent / "models/without-dimham/model.json").read_text())
+        assert card["cities"] == ["toyton"] and ("dimham" in card["inherited"]) != dimham_unseen
+        if not dimham_unseen:
+            train.run(begun, tiles=workplace)
+            train.run(begun, "toyton", tiles=workplace)
+            with pytest.raises(InputError, match="train.init started it from a model that had been trained on dimham"):
+                generalize.run(begun, tiles=workplace)
+
+
+def test_a_stale_fold_is_refused(params, workplace):
+    from pipeline.stages import generalize, train
+
+    params = trained(params, workplace)
+    other = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
+    train.run(other, "dimham", tiles=workplace)
+    with pytest.raises(InputError, match="models/without-dimham: train.learning_rate is 0.5.* --without dimham"):
+        generalize.run(params, tiles=workplace)
+
+
+def test_one_city_has_nothing_to_hold_out(params, workplace):
+    from pipeline.stages import generalize, train
+
+    alone = params.fetch.model_copy(update={"cities": ["toyton"]})
+    brief = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
+    few = params.generalize.model_copy(update={"fractions": [1.0], "initialisations": ["random", "other_cities"]})
+    params = params.model_copy(update={"fetch": alone, "train": brief, "generalize": few})
+    for city in (None, "toyton"):
+        train.run(params, city, tiles=workplace)
+    fold = workplace.parent / "models" / "without-toyton"
+    assert fold.is_dir() and not any(fold.iterdir())
+    generalize.run(params, tiles=workplace)
+    metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
+    assert metrics["city"] == metrics["corruption"] == metrics["adaptation"] == {}
+    assert set(metrics["matrix"]) == {"all"} and metrics["frugal"] == {"1": metrics["matrix"]["all"]}
+    assert metrics["robustness"]["city"]["toyton"]["unseen"] is None
+    assert (workplace.parent / "figures" / "generalize" / "matrix.svg").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -135,8 +215,10 @@ def test_the_honest_choice_does_not_read_its_own_city():
 
     ladder = {"none": {"a": 0.5, "b": 0.5, "c": 0.1}, "adabn": {"a": 0.7, "b": 0.7, "c": 0.1},
               "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip
-    unadapted = {city: {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]} for city in "abc"}
-    found = choose(ladder, unadapted)
+    matrix = {f"without-{city}": {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]} for city in "abc"}
+    found = choose(ladder, matrix)
     assert {city: row["method"] for city, row in found["adaptation_choice"].items()} == dict.fromkeys("abc", "adabn")
     assert found["adaptation_choice"]["c"]["oracle"]["method"] == "fda"
     assert found["beyond_adaptation"] == ["c"]
+    unmapped = {model: row | {"c": 0.1} for model, row in matrix.items()}  # no model maps it: nothing to repair
+    assert choose(ladder, unmapped)["beyond_adaptation"] == []
