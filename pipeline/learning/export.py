@@ -55,9 +55,7 @@ def _onnxruntime():
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(
-            "ONNX models need onnxruntime; install the extra: pip install 'building-pipeline[onnx]'"
-        ) from None
+        raise InputError("ONNX models need onnxruntime; install the extra: pip install -e '.[onnx]'") from None
     return onnxruntime
 
 
@@ -107,9 +105,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter stands on it
     except ImportError:
-        raise InputError(
-            "export needs onnx and onnxscript; install the extra: pip install 'building-pipeline[onnx]'"
-        ) from None
+        raise InputError("export needs onnx and onnxscript; install the extra: pip install -e '.[onnx]'") from None
     dynamic = torch.export.Dim.DYNAMIC
     try:
         program = torch.onnx.export(
