@@ -1,8 +1,13 @@
-"""Losses on logits (N, K, H, W) and labels (N, H, W); label 255 is ignored by every one of them."""
+"""Losses on logits (N, K, H, W) and labels (N, H, W); label 255 is ignored by every one of them.
+
+Means over pixels (cross-entropy, focal, hinge) are over the valid pixels of all processes that train together, so that
+many give the loss and gradient of one. Dice and Lovász are ratios of each process's own share of the batch.
+"""
 
 from collections.abc import Callable
 
 import torch
+from torch import distributed
 from torch.nn import functional as F
 
 from pipeline.geo.scene import IGNORE
@@ -10,9 +15,17 @@ from pipeline.geo.scene import IGNORE
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def _pixels(labels: torch.Tensor) -> torch.Tensor:
+    """Valid pixels of the batch; of several processes the mean, for DDP takes the mean of what is divided by it."""
+    valid = (labels != IGNORE).sum()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(valid)
+        valid = valid / distributed.get_world_size()
+    return valid.clamp_min(1)
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    valid = (labels != IGNORE).sum().clamp_min(1)
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / valid
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / _pixels(labels)
 
 
 def _classes(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,7 +46,7 @@ def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
     """(1 − p)^γ · CE (Lin et al. 2017)."""
     ce = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    return ((1 - torch.exp(-ce)) ** gamma * ce).sum() / (labels != IGNORE).sum().clamp_min(1)
+    return ((1 - torch.exp(-ce)) ** gamma * ce).sum() / _pixels(labels)
 
 
 def lovasz(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -57,7 +70,7 @@ def hinge(logits: torch.Tensor, labels: torch.Tensor, margin: float = 1.0) -> to
     truth = torch.where(valid, labels, 0).unsqueeze(1)
     own = logits.gather(1, truth)
     best_other = logits.scatter(1, truth, float("-inf")).amax(1, keepdim=True)
-    return (F.relu(margin - (own - best_other))[:, 0] * valid).sum() / valid.sum().clamp_min(1)
+    return (F.relu(margin - (own - best_other))[:, 0] * valid).sum() / _pixels(labels)
 
 
 LOSSES = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz, "hinge": hinge}

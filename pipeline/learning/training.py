@@ -2,10 +2,16 @@
 
 `fit` is a function of its parameters, tiles and code: killed at any moment and called again it resumes from the last
 epoch's checkpoint and ends with the same weights; changed parameters, tiles or code never meet an old checkpoint.
+
+Several processes (DDP under torchrun) see the batches of one. Their losses are one process's where these are means over
+pixels (see losses.py); batch statistics are shared on GPUs, and each process's own on CPUs, where torch has no other.
 """
 
+import csv
+import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -20,7 +26,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
-from pipeline.console import progress_bar
+from pipeline.console import console, progress_bar
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
@@ -36,6 +42,7 @@ from pipeline.learning.models import (
     load_model,
     read_card,
     save_model,
+    weights_file,
 )
 from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
@@ -51,6 +58,12 @@ class SegmentationTraining(lightning.LightningModule):
         self.loss = build_loss(train.loss)
         self.history: list[dict] = []
         self.losses: list[torch.Tensor] = []
+        self.before, self.started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since training began, the time between a kill and the next start left out."""
+        return self.before + time.perf_counter() - self.started
 
     def configure_model(self) -> None:
         if self.train_params.compile:
@@ -76,8 +89,9 @@ class SegmentationTraining(lightning.LightningModule):
             case "cosine":
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
             case "one_cycle":
+                rise = 0.2 if total > 5 else 0.3  # a fifth of 5 steps rises in no time at all, a division by zero
                 schedule = torch.optim.lr_scheduler.OneCycleLR(
-                    optimizer, t.learning_rate, total_steps=total, pct_start=0.2
+                    optimizer, t.learning_rate, total_steps=total, pct_start=rise
                 )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -86,6 +100,7 @@ class SegmentationTraining(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def training_step(self, batch, _):
+        self.check_loss()
         # Dropout, noise and attacks draw from a generator that any restart reaches again.
         torch.manual_seed(hash((self.train_params.seed, self.global_step, self.global_rank)) % 2**63)
         t, images, labels = self.train_params, to_float(batch[0]), batch[1].long()
@@ -97,13 +112,17 @@ class SegmentationTraining(lightning.LightningModule):
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"training: the loss is not finite at step {self.global_step}; lower train.learning_rate "
-                f"({t.learning_rate}) or set train.clip_gradient"
-            )
         self.losses.append(loss.detach())
         return loss
+
+    def check_loss(self) -> None:
+        """Raise InputError where the loss of the step before is not finite: to ask for this one's would empty a GPU's
+        queue at every step."""
+        if self.losses and not torch.isfinite(self.losses[-1]):
+            raise InputError(
+                f"training: the loss is not finite at step {self.global_step - 1}; lower train.learning_rate "
+                f"({self.train_params.learning_rate}) or set train.clip_gradient"
+            )
 
     def on_validation_epoch_start(self) -> None:
         self.counts = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -117,6 +136,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.counts += torch.stack([(found & truth).sum(), (found | truth).sum()])
 
     def on_validation_epoch_end(self) -> None:
+        self.check_loss()
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
         loss = torch.stack(self.losses).mean() if self.losses else torch.zeros((), device=self.device)
         loss = self.trainer.strategy.reduce(loss.float(), reduce_op="mean")
@@ -129,6 +149,8 @@ class SegmentationTraining(lightning.LightningModule):
         if self.train_params.adversarial.method != "none":
             record |= self.overfitting()
         self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        if self.trainer.is_global_zero:
+            write_history(Path(self.trainer.default_root_dir) / "curve.csv", self.history)
 
     def overfitting(self) -> dict[str, float]:
         """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
@@ -138,10 +160,19 @@ class SegmentationTraining(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["history"], checkpoint["replay"] = self.history, replay(self.segmenter)
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.before = checkpoint["history"], checkpoint["seconds"]
         resume_replay(self.segmenter, checkpoint["replay"])
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """The learning curve as CSV: a row an epoch."""
+    with atomic_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, history[-1])
+        writer.writeheader()
+        writer.writerows(history)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -170,6 +201,23 @@ class Bar(Callback):
             self.bar.stop()
 
 
+def processes() -> tuple[int, int]:
+    """This process's rank and how many train together: (0, 1) but under torchrun."""
+    if not TorchElasticEnvironment.detect():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _start(train: Train) -> list:
+    """What training starts from, card and digests: files that change under the same path make another training."""
+    digests = []
+    for path in (train.init, train.model.encoder_weights):
+        if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
+            with file.open("rb") as weights:
+                digests.append(hashlib.file_digest(weights, "sha256").hexdigest())
+    return [train.init and read_card(train.init), digests]
+
+
 def _code() -> str:
     files = sorted(Path(__file__).parent.glob("*.py"))
     return fingerprint([file.read_text(encoding="utf-8") for file in files])
@@ -190,7 +238,19 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
     if different or card["channels"] != channels:
         what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
         raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
+        console.print(
+            f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
+            "set tile.gsd to match, or expect it to learn the scale anew",
+            style="yellow", markup=False,
+        )  # fmt: skip
     return load_model(train.init).requires_grad_(True).train()
+
+
+def inherited(train: Train) -> list[str]:
+    """Cities whose labels the model that training starts from has seen: one that is held out must not be among them."""
+    start = read_card(train.init) if train.init else {}
+    return sorted({*start.get("cities", []), *start.get("inherited", [])})
 
 
 def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> dict:
@@ -200,20 +260,23 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     Raises InputError on parameters that cannot be trained.
     """
     train = params.train
-    for key in ("channels", "gsd"):
+    for key in ("channels", "gsd", "classes"):
         if len({getattr(city, key) for city in cities}) > 1:
             raise InputError(f"the cities' tiles differ in {key}; run the tile stage for all of them again")
+    if cities[0].classes != train.model.classes:
+        raise InputError(
+            f"the tiles hold {cities[0].classes} classes, but train.model.classes is {train.model.classes}; "
+            "run the tile stage again"
+        )
     for split in ("train", "validation"):
         if not any(city.of_split(split) for city in cities):
             names = ", ".join(city.city for city in cities)
             raise InputError(f"no {split} scenes in {names}; change tile.validation and tile.test, or add scenes")
-    distributed = TorchElasticEnvironment.detect()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) if distributed else 1
+    rank, world = processes()
     if train.batch_size % world:
         raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
 
-    start = train.init and read_card(train.init)
-    key = fingerprint(train.model_dump(), [city.about for city in cities], _code(), start)
+    key = fingerprint(train.model_dump(), [city.about for city in cities], _code(), _start(train))
     work = Path(work) / f"train-{name}-{key}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
@@ -241,54 +304,32 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     lightning.seed_everything(train.seed, verbose=False)
     segmenter = _segmenter(params, cities)
     module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
-
-    workers = train.workers or (min(12, os.cpu_count() or 1) if on.type == "cuda" else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
-    steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
-    windows = WindowGrid(cities, "validation", train.crop)
-    looks = [list(batch) for batch in np.array_split(range(len(windows)), -(-len(windows) // train.batch_size))]
-    cuda = on.type == "cuda"
-    loaders = loader(crops, steps, workers, cuda), loader(windows, looks[rank::world], 0, cuda)
-
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
-    callbacks: list[Callback] = [checkpoint, Bar()]
-    if train.patience:
-        callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
-    if train.ema:
-        callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=True))
-    started = time.perf_counter()
-    trainer = lightning.Trainer(
-        accelerator="gpu" if on.type == "cuda" else "cpu",
-        devices=int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1,
-        num_nodes=world // int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1,
-        strategy="ddp" if world > 1 else "auto",
-        precision=LIGHTNING_PRECISION[choose(train.precision, on)],
-        max_epochs=train.epochs,
-        gradient_clip_val=train.clip_gradient or None,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        logger=False,
-        log_every_n_steps=1,
-        default_root_dir=work,
-    )
+    trainer = _trainer(train, on, work, world, checkpoint)
     last = work / "last.ckpt"
     resumed = _whole(last)
+    loaders = _loaders(train, cities, on, rank, world)
     try:
         trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"train.batch_size: {train.model.architecture} normalises over its batch and cannot learn from one crop a "
+            "process; raise it"
+        ) from None
     if trainer.interrupted:
         raise KeyboardInterrupt
-    seconds = time.perf_counter() - started
+    seconds = module.seconds
 
-    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-    segmenter = segmenter.cpu()
-    segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
-    calibration = calibrate(segmenter.eval(), cities, train.crop) if rank == 0 else UNCALIBRATED
+    if rank == 0:
+        best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
+        calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
+    else:
+        calibration = UNCALIBRATED
     card = {
         "model": train.model.model_dump(),
         "channels": cities[0].channels,
@@ -296,6 +337,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         "classes": train.model.classes,
         "gsd": cities[0].gsd,
         "cities": [c.city for c in cities],
+        "inherited": inherited(train),
         "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
         "params": json.loads(params.model_dump_json(include={"tile", "train"})),
@@ -309,3 +351,47 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()
     return card
+
+
+def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int, world: int):
+    """Batches of training crops and of validation windows, this process's share of them."""
+    cuda = on.type == "cuda"
+    workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
+    windows = WindowGrid(cities, "validation", train.crop)
+    if len(windows) < world:
+        raise InputError(
+            f"validation has {len(windows)} windows of train.crop {train.crop} for {world} processes; start fewer"
+        )
+    looks = -(-len(windows) // (train.batch_size * world)) * world  # as many for each process: they wait for each other
+    batches = [list(batch) for batch in np.array_split(range(len(windows)), looks)]
+    return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
+
+
+def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback) -> lightning.Trainer:
+    callbacks: list[Callback] = [checkpoint, Bar()]
+    if train.patience:
+        callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
+    if train.ema:
+        callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=True))
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
+    return lightning.Trainer(
+        accelerator="gpu" if on.type == "cuda" else "cpu",
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        sync_batchnorm=world > 1 and on.type == "cuda",
+        precision=LIGHTNING_PRECISION[choose(train.precision, on)],
+        max_epochs=train.epochs,
+        gradient_clip_val=train.clip_gradient or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        log_every_n_steps=1,
+        default_root_dir=work,
+    )

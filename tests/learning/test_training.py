@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,9 +62,9 @@ def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
     kills = 0
     for _ in range(3):
         process = start(toy_tiles, folder, params)
-        before = {p: p.stat().st_mtime for p in (folder.parent / "work").rglob("last.ckpt")}
+        before = {p: p.stat().st_mtime for p in (folder.parent / "work").glob("*/last.ckpt")}
         while process.poll() is None and kills < 3:
-            now = {p: p.stat().st_mtime for p in (folder.parent / "work").rglob("last.ckpt")}
+            now = {p: p.stat().st_mtime for p in (folder.parent / "work").glob("*/last.ckpt")}
             if now and now != before:  # an epoch further than where it started
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
@@ -78,7 +79,7 @@ def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
 def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
     folder = tmp_path / "run" / "model"
     process = start(toy_tiles, folder, settings(epochs=400))
-    while not list((folder.parent / "work").rglob("last.ckpt")):
+    while not list((folder.parent / "work").glob("*/last.ckpt")):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill(), process.wait()
@@ -87,21 +88,42 @@ def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
     assert not card["training"]["resumed"] and len(card["history"]) == 3
 
 
-def test_two_processes_draw_the_same_loss_curve_as_one(toy_tiles, tmp_path):
-    params = settings(optimizer="sgd")
-    train(toy_tiles, tmp_path / "one" / "model", params)
-    script = tmp_path / "train.py"
+def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
+    """The model card of two processes under torchrun."""
+    folder.parent.mkdir()
+    script = folder.parent / "train.py"
     script.write_text(SCRIPT)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
                 f"--master-port={port}", str(script)]  # fmt: skip
-    assert start(toy_tiles, tmp_path / "two" / "model", params, prefix=tuple(torchrun)).wait(180) == 0
-    one, two = (json.loads((tmp_path / n / "model" / "model.json").read_text()) for n in ("one", "two"))
+    assert start(tiles, folder, params, prefix=tuple(torchrun)).wait(180) == 0
+    return json.loads((folder / "model.json").read_text())
+
+
+def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
+    """Also where their shares of a batch hold unlike numbers of valid pixels."""
+    random = np.random.default_rng(0)
+    for city in ("toyton", "dimham"):
+        scenes = [(split, *toy_scene(i)) for i, split in enumerate(["train", "train", "train", "validation"])]
+        for _, _, label in scenes[:3]:
+            label[random.integers(8, 120) :] = 255
+        write_city(tmp_path / "tiles", scenes, city)
+    params = settings(optimizer="sgd", epochs=2, loss={"cross_entropy": 1.0, "focal": 1.0, "hinge": 0.5})
+    train(tmp_path / "tiles", tmp_path / "one" / "model", params)
+    two = train_by_two(tmp_path / "tiles", tmp_path / "two" / "model", params)
+    one = json.loads((tmp_path / "one" / "model" / "model.json").read_text())
     assert two["training"]["processes"] == 2
     assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], rel=1e-4)
     assert [e["iou"] for e in two["history"]] == pytest.approx([e["iou"] for e in one["history"]], abs=1e-3)
+
+
+def test_two_processes_train_what_holds_batch_norm_and_a_shortened_encoder(toy_tiles, tmp_path):
+    model = {"architecture": "pspnet", "encoder": "resnet18"}
+    params = settings(model=model, epochs=2, steps_per_epoch=2, crop=32, batch_size=4)
+    card = train_by_two(toy_tiles, tmp_path / "two" / "model", params)
+    assert len(card["history"]) == 2 and card["temperature"] != 1
 
 
 def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, tmp_path):
@@ -165,6 +187,64 @@ def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
         fit(missing, cities, tmp_path / "m", work=tmp_path / "w")
     with pytest.raises(InputError, match="tile stage"):
         CityTiles(tmp_path / "untiled")
+    two_classes = parse_params(settings(model={"architecture": "small_fcn", "classes": 2}))
+    with pytest.raises(InputError, match="tiles hold 1 classes, but train.model.classes is 2; run the tile stage"):
+        fit(two_classes, cities, tmp_path / "m", work=tmp_path / "w")
+    one_crop = parse_params(settings(model={"architecture": "deeplabv3+"}, batch_size=1))
+    with pytest.raises(InputError, match=r"deeplabv3\+ .* cannot learn from one crop a process; raise it"):
+        fit(one_crop, cities, tmp_path / "m", work=tmp_path / "w")
     with pytest.raises(InputError, match="not finite at step"):
         fit(parse_params(settings(learning_rate=1e30, clip_gradient=0)), cities, tmp_path / "m", work=tmp_path / "w")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("key", ["encoder_weights", "init"])
+def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_path, key):
+    from pipeline.learning.models import build_model, save_model
+    from pipeline.learning.training import fit
+
+    cities, start = open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "start"
+    model = {"architecture": "unet", "encoder": "resnet18", "decoder_channels": [16, 8]}
+    chosen = {"model": {**model, key: str(start)}} if key == "encoder_weights" else {"model": model, key: str(start)}
+    params = parse_params(settings(epochs=1, steps_per_epoch=1, **chosen))
+    cards = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        segmenter = build_model(params.train.model.model_copy(update={"encoder_weights": None}), 3)
+        save_model(
+            start, segmenter, {"model": params.train.model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5}
+        )
+        cards.append(fit(params, cities, tmp_path / "m", work=tmp_path / "w"))
+    assert cards[0] == cards[1] and cards[1]["fingerprint"] != cards[2]["fingerprint"]
+
+
+def test_several_classes_are_learned(tmp_path):
+    """Bright rectangles are class 1, dark ones class 2."""
+    from pipeline.learning.evaluation import city_metrics, evaluate_city
+    from pipeline.learning.models import load_model
+    from pipeline.learning.training import fit
+
+    for city in ("toyton", "dimham"):
+        scenes = []
+        for i, split in enumerate(["train", "train", "validation", "test"]):
+            image, label = toy_scene(i)
+            dark = toy_scene(50 + i)[1].astype(bool)
+            image[dark], label[dark] = image[dark] // 4, 2
+            scenes.append((split, image, label))
+        about = write_city(tmp_path / "tiles", scenes, city) / "regions.json"
+        about.write_text(json.dumps({**json.loads(about.read_text()), "classes": 2}))
+    model = {"architecture": "small_fcn", "width": 8, "classes": 2}
+    params = parse_params(settings(epochs=4, steps_per_epoch=30, learning_rate=0.02, model=model))
+    cities = open_cities(["toyton", "dimham"], tmp_path / "tiles")
+    fit(params, cities, tmp_path / "m", work=tmp_path / "w")
+    found = city_metrics(evaluate_city(load_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
+    assert min(found["class_iou"].values()) > 0.6 and list(found["class_iou"]) == ["1", "2"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 6])
+def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
+    from pipeline.learning.training import fit
+
+    params = parse_params(settings(epochs=1, steps_per_epoch=steps))
+    card = fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
+    assert len(card["history"]) == 1
