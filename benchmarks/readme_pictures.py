@@ -28,7 +28,8 @@ def take(page_file: Path, folder: Path) -> None:
         page.locator(".swipe").blur()
         page.add_style_tag(content=".keys { display: none !important }")
         page.set_viewport_size({"width": 820, "height": 1000})
-        save(page.locator("#viewer").screenshot(), folder / "viewer.jpg")
+        box = page.locator("#viewer").bounding_box()
+        save(page.screenshot(clip=box | {"x": 0, "width": 820}, full_page=True), folder / "viewer.jpg")
         browser.close()
 
 

@@ -1,139 +1,173 @@
-"""The answer in one look: four IoUs a city, the worst city first, and one sentence made from them."""
+"""The answer in one look: four IoUs a city, the worst city first, and a few plain sentences made from them."""
 
+import math
 from dataclasses import dataclass
 
+from pipeline.colours import BOUNDS, SEEN, UNSEEN
 from pipeline.report.results import Results
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A column of the answer: what is measured, its colour (Okabe and Ito) and its mark."""
+    """A column of the answer: what is measured, its colour and its mark."""
 
     name: str
     colour: str
     mark: str
     meaning: str
-    budget: str = ""  # of the change that it stands for, in words
 
 
 @dataclass(frozen=True)
 class Measure:
+    """An IoU, its 95 % interval where one is known, and what it would be `of` a city seen or tiles left alone."""
+
     iou: float
     low: float | None = None
     high: float | None = None
-    clean: float | None = None  # of the same tiles, where the measure is of a few tiles under a change
+    of: float | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
     kinds: list[Kind]
     rows: list[tuple[str, dict[str, Measure]]]
-    sentence: str
+    lead: str
 
 
 def answer(results: Results) -> Answer:
     """Rows of the cities that anything is known of; kinds that no stage has measured are left out."""
-    columns = [(seen_kind(results), seen(results)), *unseen(results), *attacked(results), *certified(results)]
+    columns = zip(kinds(results), (seen(results), unseen(results), attacked(results), certified(results)), strict=True)
     columns = [(kind, values) for kind, values in columns if values]
     rows = [(c, {kind.name: v[c] for kind, v in columns if c in v}) for c in results.cities]
-    rows = [(city, row) for city, row in rows if row]
-    return Answer([kind for kind, _ in columns], rows, sentence(results, rows[0][0]) if rows else "")
+    return Answer([kind for kind, _ in columns], [(city, row) for city, row in rows if row], lead(results))
 
 
-def measure(row: dict, name: str, prefix: str) -> Measure | None:
-    """An IoU with its interval; [0, 1] is how the bootstrap says that one scene has no spread to show."""
-    if row.get(name) is None:
-        return None
-    low, high = row.get(f"{prefix}_low"), row.get(f"{prefix}_high")
-    if (low, high) == (0, 1):
-        low = high = None
-    return Measure(row[name], low, high, row.get("clean"))
+def kinds(results: Results) -> list[Kind]:
+    p = results.params
+    brief = f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two" * results.brief
+    road, radius = proof(results)
+    whose = "the smoothed model" if road == "smoothing" else f"the {road} network"
+    sure = f", {100 * (1 - p.certify.smoothing.alpha):g} % sure of each tile" if road == "smoothing" else ""
+    return [
+        Kind("seen", SEEN, "circle", f"{p.evaluate.split} scenes of the cities the model was trained on"),
+        Kind("unseen", UNSEEN, "diamond", "the same scenes by a model that has not seen their city, of what one "
+             f"trained alike that has seen it reaches{brief}"),
+        Kind("attacked", BOUNDS["attacked"], "triangle", "the worst attack found, every pixel changed by at most "
+             f"{budget(results)}/255 (an upper bound)"),
+        Kind("certified", BOUNDS["certified"], "square", f"proven of {whose}{sure}: no change up to "
+             f"{length(road, radius)}{pixel(road, radius)} leaves less (a lower bound)"),
+    ]  # fmt: skip
 
 
-def _known(rows: dict, name: str, prefix: str) -> dict[str, Measure]:
-    measures = {city: measure(row, name, prefix) for city, row in rows.items()}
-    return {city: m for city, m in measures.items() if m}
-
-
-def seen_kind(results: Results) -> Kind:
-    meaning = f"{results.params.evaluate.split} scenes of the cities the model was trained on"
-    return Kind("seen", "#0072B2", "circle", meaning)
+def measures(rows: dict, name: str, of: str | None = None) -> dict[str, Measure]:
+    """The IoU `name` of each row that has it. [0, 1] is how the bootstrap says that one scene has no spread to show."""
+    found = {}
+    for city, row in rows.items():
+        if row.get(name) is not None:
+            low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+            interval = (None, None) if (low, high) == (0, 1) else (low, high)
+            found[city] = Measure(row[name], *interval, row.get(of))
+    return found
 
 
 def seen(results: Results) -> dict[str, Measure]:
     """The delivered model's, else that of the gap's reference."""
-    return _known(results.of("evaluate"), "iou", "iou") or _known(results.of("generalize"), "seen", "seen")
+    return measures(results.of("evaluate"), "iou") or measures(results.of("generalize"), "seen")
 
 
-def unseen(results: Results) -> list[tuple[Kind, dict]]:
-    meaning = "the same scenes, mapped by a model trained on the other cities only"
-    if shorter(results):
-        p = results.params
-        meaning += f" (for {p.generalize.epochs} of {p.train.epochs} epochs only: expect more of a full training)"
-    return [(Kind("unseen", "#E69F00", "diamond", meaning), _known(results.of("generalize"), "unseen", "unseen"))]
+def unseen(results: Results) -> dict[str, Measure]:
+    return measures(results.of("generalize"), "unseen", of="seen")
 
 
-def shorter(results: Results) -> bool:
-    """Whether the models without a city were trained for fewer epochs than the delivered one."""
-    return (results.params.generalize.epochs or results.params.train.epochs) < results.params.train.epochs
+def attacked(results: Results) -> dict[str, Measure]:
+    rows = {city: row["linf"].get(budget(results), {}) for city, row in results.of("attack").items()}
+    return measures(rows, "worst", of="clean")
 
 
-def reference(results: Results) -> str:
+def certified(results: Results) -> dict[str, Measure]:
+    road, radius = proof(results)
+    rows = {city: by_radius.get(radius, {}) for city, by_radius in results.of("certify", road).get("city", {}).items()}
+    return measures(rows, "certified", of="clean")
+
+
+def budget(results: Results) -> str:
     """The budget of the summaries as attack.json names it, or the least it has."""
     wanted = f"{results.params.attack.reference:g}"
     budgets = next((row["linf"] for row in results.of("attack").values() if row.get("linf")), {})
     return wanted if wanted in budgets else min(budgets, key=float, default=wanted)
 
 
-def attacked(results: Results) -> list[tuple[Kind, dict]]:
-    budget = reference(results)
-    rows = {city: row["linf"].get(budget, {}) for city, row in results.of("attack").items()}
-    meaning = f"the worst attack found, every pixel changed by at most {budget}/255 (an upper bound)"
-    return [(Kind("attacked", "#D55E00", "triangle", meaning), _known(rows, "worst", "worst"))]
-
-
-def certified(results: Results) -> list[tuple[Kind, dict]]:
-    """The smallest radius of the first road that ran; smoothing certifies the delivered model itself."""
+def proof(results: Results) -> tuple[str, str]:
+    """The first road to a certificate that ran, and its smallest radius; smoothing certifies the delivered model."""
     for road in ("smoothing", "convex", "lipschitz"):
-        cities = results.of("certify", road).get("city")
-        if cities:
-            radius = min(next(iter(cities.values())), key=float)
-            length = f"{float(radius):.2g}/255 a pixel" if road == "convex" else f"{float(radius):.2g} in length (ℓ2)"
-            of = "the smoothed model" if road == "smoothing" else f"the {road} network"
-            meaning = f"proven of {of}: no change up to {length} leaves less (a lower bound)"
-            rows = {city: by_radius.get(radius, {}) for city, by_radius in cities.items()}
-            kind = Kind("certified", "#009E73", "square", meaning, length)
-            return [(kind, _known(rows, "certified", "certified"))]
-    return []
+        for by_radius in results.of("certify", road).get("city", {}).values():
+            return road, min(by_radius, key=float)
+    return "smoothing", "0"
 
 
-def sentence(results: Results, city: str) -> str:
-    """What to expect of the worst city, in words. Attacks and certificates are of the model that has seen it."""
-    row = results.of("generalize").get(city, {})
-    known = seen(results).get(city)
-    first, then = f"Of {city} only its robustness is known", "There"
-    if row.get("unseen") is not None:
-        gap = row["seen"] - row["unseen"]
-        compared = "as much as" if abs(gap) < 0.005 else f"{abs(gap):.2f} {'less' if gap > 0 else 'more'} than"
-        other = "an equally short training that has seen it" if shorter(results) else "where it was trained"
-        first = f"In a city like {city} expect an IoU of {row['unseen']:.2f}, {compared} {other}"
-        then = "Even where it was trained"
-    elif known:
-        first = f"In {city}, the hardest city it was trained on, expect an IoU of {known.iou:.2f}"
-    harm = [
-        f"on the tiles tried, a change of {reference(results)}/255 a pixel can bring it from {values[city].clean:.2f} "
-        f"down to {values[city].iou:.2f}"
-        for _, values in attacked(results)
-        if city in values
-    ]
-    proof = [
-        f"under any change up to {kind.budget}, {proven(values[city].iou)} of {values[city].clean:.2f} is proven "
-        "to stay"
-        for kind, values in certified(results)
-        if city in values
-    ]
-    return f"{first}. {then}, {'; '.join(harm + proof)}." if harm or proof else f"{first}."
+def length(road: str, radius: str) -> str:
+    """A radius in words, rounded down: what is said must have been proven."""
+    return f"{float(radius):g}/255 a pixel" if road == "convex" else f"{down(radius):g} in length (ℓ2)"
 
 
-def proven(iou: float) -> str:
-    return f"{iou:.2f}" if iou >= 0.005 else "nothing"
+def pixel(road: str, radius: str) -> str:
+    """How much, or how little, a length over a whole crop is."""
+    if road == "convex":
+        return ""
+    return f" over the whole crop, as of one channel of one pixel by {math.floor(255 * down(radius))}/255,"
+
+
+def down(radius: str | float) -> float:
+    return math.floor(1000 * float(radius)) / 1000
+
+
+def lead(results: Results) -> str:
+    """What to expect of cities seen and not seen, under attack and in proof: each of the city where it is worst."""
+    return " ".join([*where_trained(results), *elsewhere(results), *under_attack(results), *proven(results)])
+
+
+def where_trained(results: Results) -> list[str]:
+    known = seen(results)
+    return [f"Where it was trained, expect an IoU of {across(known)}."] if known else []
+
+
+def elsewhere(results: Results) -> list[str]:
+    """The IoU of a short training says little of a full one; what it loses in a city not seen says more."""
+    known = {city: m for city, m in unseen(results).items() if m.of is not None}
+    if not known:
+        return []
+    city = min(known, key=lambda c: known[c].iou - known[c].of if results.brief else known[c].iou)
+    iou, of = known[city].iou, known[city].of
+    if of - iou < 0.005:
+        other = "an equally short training that saw it" if results.brief else "where it was trained"
+        return [f"A city like {city}, never seen: {iou:.2f}, no less than {other}."]
+    if results.brief:
+        return [
+            f"A city like {city}, never seen: {iou:.2f}, where an equally short training that saw it reaches {of:.2f}."
+        ]
+    return [f"In a city like {city}, never seen, expect {iou:.2f}, {of - iou:.2f} less than where it was trained."]
+
+
+def under_attack(results: Results) -> list[str]:
+    known = attacked(results)
+    if not known:
+        return []
+    city = min(known, key=lambda c: known[c].iou)
+    change = f"On the tiles attacked, a change of at most {budget(results)}/255 a pixel"
+    return [f"{change} takes {city} from {known[city].of:.2f} down to {known[city].iou:.2f}."]
+
+
+def proven(results: Results) -> list[str]:
+    known = certified(results)
+    if not known:
+        return []
+    kept = across(known) if max(m.iou for m in known.values()) >= 0.005 else "nothing"
+    return [f"Whatever the change up to {length(*proof(results))}, {kept} is proven to stay."]
+
+
+def across(known: dict[str, Measure]) -> str:
+    """The least and the greatest IoU with their cities."""
+    worst, best = (pick(known, key=lambda c: known[c].iou) for pick in (min, max))
+    if len(known) == 1:
+        return f"{known[worst].iou:.2f}"
+    return f"{known[worst].iou:.2f} ({worst}) to {known[best].iou:.2f} ({best})"

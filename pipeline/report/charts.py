@@ -12,21 +12,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from pipeline.report.answer import reference
+from pipeline.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
+from pipeline.report.answer import budget
 from pipeline.report.results import Results, read
 
-INK, GREY = "#222222", "#8a8a8a"
-CITIES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00", "#000000"]  # Okabe and Ito
-KINDS = {"clean": "#0072B2", "attacked": "#D55E00", "certified": "#009E73"}
-ATTACKS = {
-    "noise": "#8a8a8a", "fgsm": "#E69F00", "pgd": "#56B4E9", "segpgd": "#009E73", "cospgd": "#CC79A7",
-    "apgd": "#0072B2", "worst": "#D55E00",
-}  # fmt: skip
 ROADS = {"smoothing": "radius, ℓ2", "convex": "radius, ℓ∞ in 1/255", "lipschitz": "radius, ℓ2"}
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a city may be called $x$
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -49,6 +43,7 @@ class Line:
     y: list[float | None]
     colour: str
     width: float = 1.5
+    steps: str = "default"  # "steps-pre": a value holds before its x too, "steps-post": after it
 
 
 @dataclass(frozen=True)
@@ -68,17 +63,23 @@ class Gallery:
     first: int = 6
 
 
-def panel(title: str, lines: list[Line], x: str, y: str = "IoU", *, prepare: Callable | None = None, **limits) -> Chart:
-    """One small chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
+SMALL, WIDE = (2.3, 1.9), (4.8, 2.2)  # inches of a panel among others, and of one alone
+
+
+def panel(
+    title: str, lines: list[Line], x: str, y: str = "IoU", *, size=SMALL, prepare: Callable | None = None, **limits
+) -> Chart:
+    """One chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
-        figure = Figure(figsize=(2.5, 1.9))
-        figure.subplots_adjust(left=0.2, right=0.94, top=0.95, bottom=0.23)
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:
             mark = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
             values = [np.nan if v is None else v for v in line.y]
-            axes.plot(line.x, values, color=line.colour, linewidth=line.width, **mark)
+            if line.steps == "steps-pre":  # nothing was measured at its first x, it only says how far back y holds
+                mark |= {"markevery": slice(1, None)}
+            axes.plot(line.x, values, color=line.colour, linewidth=line.width, drawstyle=line.steps, **mark)
         axes.set_yticks([0.25, 0.75], minor=True)
         axes.grid(which="minor")
         axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), "yticks": (0, 0.5, 1), **limits})
@@ -125,7 +126,7 @@ def learning(results: Results) -> list[Gallery]:
     if not history:
         return []
     epochs = [h["epoch"] + 1 for h in history]
-    iou = Line("IoU", epochs, [h["iou"] for h in history], KINDS["clean"])
+    iou = Line("IoU", epochs, [h["iou"] for h in history], BOUNDS["clean"])
     loss = Line("loss", epochs, [h["loss"] for h in history], GREY)
     natural = {"ylim": (0, None), "yticks": [], "prepare": free}
     charts = [panel("Validation IoU", [iou], "epoch"), panel("Training loss", [loss], "epoch", "loss", **natural)]
@@ -137,7 +138,7 @@ def confidence(results: Results) -> list[Gallery]:
     charts, legend = [], {}
     bins = read(results.figure("evaluate", "reliability.json"))
     if bins:
-        line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], KINDS["clean"])
+        line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], INK)
         names = "probability of building", "share that is building"
         charts.append(panel("Reliability", [line], *names, prepare=diagonal, xlim=(0, 1)))
     cities = [c for c in results.cities if c in results.of("evaluate")]
@@ -152,9 +153,13 @@ def confidence(results: Results) -> list[Gallery]:
         legend = city_legend(cities)
         bins = list(next(iter(sizes.values())))
         lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, {}).get("iou") for b in bins])
-        ticks = {"xticks": range(len(bins)), "xticklabels": bins, "xlim": (-0.3, len(bins) - 0.7)}
+        names = [b.replace("-", "–\n") for b in bins]
+        ticks = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
         charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
-    text = "A reliable model stays on the dashed line: of pixels given 80 %, 80 % are building."
+    text = (
+        "A reliable model (black, all cities, as trained: before the temperature that predict applies) stays on the "
+        "dashed line: of pixels given 80 %, 80 % are building."
+    )
     return [Gallery("Confidence and size", text, charts, legend)] if charts else []
 
 
@@ -192,7 +197,7 @@ def attack(results: Results) -> list[Gallery]:
 
     x = [0.0, *map(float, budgets)]
     worst = lines_of(cities, x, lambda c: along(c, "worst"))
-    together = panel("All cities, worst of all attacks", worst, "ε in 1/255", prepare=ticks_at(x))
+    together = panel("All cities, worst of all attacks", worst, "ε in 1/255", size=WIDE, prepare=ticks_at(x))
     of_city = []
     for city in cities:
         lines = [Line(a, x, along(city, a), colour, 2.4 if a == "worst" else 1.1) for a, colour in ATTACKS.items()]
@@ -200,7 +205,7 @@ def attack(results: Results) -> list[Gallery]:
         of_city.append(panel(city, lines, "ε in 1/255", prepare=ticks_at(x)))
     return [
         Gallery("IoU against the budget ε", f"No pixel is changed by more than ε; the summary above is at "
-                f"{reference(results)}/255, far below what an eye can see.", [together], city_legend(cities)),
+                f"{budget(results)}/255, far below what an eye can see.", [together], city_legend(cities)),
         Gallery("Every attack", "Noise of the same budget is what chance can do; the worst case takes the most harmful "
                 "attack on each tile.", of_city, ATTACKS),
     ]  # fmt: skip
@@ -225,16 +230,24 @@ def sandwich(results: Results) -> list[Gallery]:
         rows = results.of("certify", road).get("city") or {}
         charts = []
         for city in [c for c in results.cities if c in rows]:
-            radii = sorted(rows[city], key=float)
-            clean = rows[city][radii[0]]["clean"]
-            lines = [
-                Line(kind, [0.0, *map(float, radii)], [clean, *(rows[city][r].get(kind) for r in radii)], colour)
-                for kind, colour in KINDS.items()
-            ]
-            charts.append(panel(city, lines, label, prepare=between(lines[1], lines[2])))
+            lines = sandwich_lines(rows[city])
+            charts.append(panel(city, lines, label, prepare=between(*lines[1:])))
         if charts:
-            galleries.append(Gallery(ROAD_TITLES[road], ROAD_TEXTS[road], charts, KINDS, first=5))
+            galleries.append(Gallery(ROAD_TITLES[road], ROAD_TEXTS[road], charts, BOUNDS, first=5))
     return galleries
+
+
+def sandwich_lines(by_radius: dict[str, dict]) -> list[Line]:
+    """Clean, attacked, certified. In steps, since no more is known between the radii: a certificate holds for all
+    smaller ones, and what an attack does it can do within all greater ones."""
+    radii = sorted(by_radius, key=float)
+    clean, attacked, certified = ([by_radius[r].get(kind) for r in radii] for kind in BOUNDS)
+    x = [0.0, *map(float, radii)]
+    return [
+        Line("clean", x, [clean[0], *clean], BOUNDS["clean"]),
+        Line("attacked", x, [clean[0], *attacked], BOUNDS["attacked"], steps="steps-post"),
+        Line("certified", x, [certified[0], *certified], BOUNDS["certified"], steps="steps-pre"),
+    ]
 
 
 ROAD_TITLES = {"smoothing": "Randomised smoothing", "convex": "Convex relaxation", "lipschitz": "Lipschitz network"}
@@ -246,9 +259,10 @@ ROAD_TEXTS = {
 
 
 def between(upper: Line, lower: Line) -> Callable:
-    """Shade what is unknown: the room between the best attack and the certificate."""
-    values = [[np.nan if v is None else v for v in line.y] for line in (upper, lower)]
-    return lambda axes: axes.fill_between(upper.x, *values, color="#dddddd", alpha=0.7, linewidth=0)
+    """Shade what is unknown: the room between the best attack of less and the certificate of no less."""
+    above, below = ([np.nan if v is None else v for v in line.y] for line in (upper, lower))
+    above = [above[0], *above[:-1]]
+    return lambda axes: axes.fill_between(upper.x, above, below, step="pre", color="#dddddd", alpha=0.7, linewidth=0)
 
 
 def corruption(results: Results) -> list[Gallery]:
@@ -272,9 +286,9 @@ def adaptation(results: Results) -> list[Gallery]:
     if ladder and cities:
         methods = list(ladder)
         lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
-        names = [{"histogram": "histo-\ngram", "self_training": "self-\ntraining"}.get(m, m) for m in methods]
+        names = [method.replace("_", "-\n") for method in methods]
         ticks = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
-        chart = panel("Adapting without labels", lines, "", "IoU", **ticks)
+        chart = panel("Adapting without labels", lines, "", size=WIDE, **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
         beyond = results.of("generalize", "beyond_adaptation") or []
         text += f" No method repairs {', '.join(beyond)}." if beyond else ""
@@ -288,7 +302,9 @@ def adaptation(results: Results) -> list[Gallery]:
             means = [np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares]
             lines.append(Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour))
             legend[f"from {start.replace('_', ' ')}"] = colour
-        chart = panel("Learning from few labels", lines, "share of the city's scenes in %", "mean IoU")
-        text = "How much of the gap closes by labelling a few scenes."
+        chart = panel(
+            "Learning from few labels", lines, "labelled share of its training scenes in %", "mean IoU", size=WIDE
+        )
+        text = "How much of the gap closes by labelling a few scenes; the mean over the cities."
         galleries.append(Gallery("Learning from few labels", text, [chart], legend))
     return galleries

@@ -8,15 +8,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline import colours
 from pipeline.report import charts, provenance
-from pipeline.report.answer import answer, reference, shorter
+from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
-from pipeline.report.viewer import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, examples, pictures
+from pipeline.report.viewer import examples, pictures
 from pipeline.runs import hardware
 
 HERE = Path(__file__).parent
+GUESSES = {
+    "no_gap": "that a new city is mapped like the others",
+    "mean_gap": "that it loses what other new cities lose",
+    "mean_unseen": "that it is mapped like other new cities",
+}
+MANY = 12  # rows of a table beyond which they are folded away
 
 
 def page(results: Results) -> str:
@@ -25,7 +32,7 @@ def page(results: Results) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["score"] = score
-    environment.globals |= {"colour": colour, "ink": ink, "rgb": lambda c: "#{:02x}{:02x}{:02x}".format(*c)}
+    environment.globals |= {"colour": colour, "ink": ink, "many": MANY, "down": down}
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js"))
     shown = pictures(results)
     evaluated = results.of("evaluate")
@@ -39,21 +46,20 @@ def page(results: Results) -> str:
         answer=answer(results),
         pictures=shown,
         legends={
-            "truth": {"building": TRUTH},
-            "prediction": {"building": PREDICTION},
-            "errors": {"found": FOUND, "invented": INVENTED, "missed": MISSED},
-            "confidence": {"0": (68, 1, 84), "½": (33, 145, 140), "1": (253, 231, 37)},
+            "truth": {"building": colours.TRUTH},
+            "prediction": {"building": colours.PREDICTION},
+            "errors": {"found": colours.FOUND, "invented": colours.INVENTED, "missed": colours.MISSED},
+            "confidence": {"0": colour(0), "½": colour(0.5), "1": colour(1)},
         },
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
         learning=[*charts.learning(results), *charts.confidence(results)],
         matrix=heat_map(results),
-        shorter=shorter(results),
         unseen=[*charts.corruption(results), *charts.adaptation(results)],
         robustness=results.of("generalize", "robustness"),
-        label_free=results.of("generalize", "label_free"),
+        estimate=estimate(results),
         attack=charts.attack(results),
-        attack_reference=reference(results),
+        budget=budget(results),
         attack_examples=examples(results),
         attack_city={c: results.of("attack")[c] for c in results.cities if c in results.of("attack")},
         audit=results.of("attack", "audit"),
@@ -73,6 +79,21 @@ def page(results: Results) -> str:
 def score(value: float | None, digits: int = 2) -> str:
     """0.58, or a dash where nothing was measured."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def estimate(results: Results) -> dict | None:
+    """The IoU estimated without labels beside the naive guess that erred least, and the mean errors of both."""
+    label_free = results.of("generalize", "label_free")
+    guess = label_free.get("naive")
+    if not guess:
+        return None
+    rows = {city: label_free["city"][city] for city in results.cities if city in label_free["city"]}
+    return {
+        "guess": GUESSES[guess],
+        "error": label_free["mean_error"]["thresholded"],
+        "guess_error": label_free["mean_error"][guess],
+        "rows": [(city, row["iou"], row["thresholded"], row[guess]) for city, row in rows.items()],
+    }
 
 
 def heat_map(results: Results) -> list[tuple[str, list[tuple[str, float | None, bool]]]]:

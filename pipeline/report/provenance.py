@@ -12,6 +12,7 @@ from pipeline.report.results import STAGES, Results
 from pipeline.runs import last_runs
 
 LIBRARIES = ("torch", "lightning", "segmentation-models-pytorch", "numpy", "scipy", "rasterio", "geopandas", "dvc")
+FOREIGN = {"--params", "--model", "--tiles", "--out"}  # a run with these is of other things than this page shows
 
 
 def data(results: Results) -> list[dict]:
@@ -59,10 +60,14 @@ def revision(results: Results) -> str:
 
 
 def runs(results: Results) -> list[dict]:
-    """When each stage ran last, how long and on what; a stage that ran once a city is one row, its times summed."""
-    recorded = last_runs(results.root)
+    """When each stage ran last, how long and on what; a stage that runs once a city is one row, its times summed."""
+    recorded: dict[str, list[dict]] = {}
+    for run in last_runs(results.root):
+        if not FOREIGN & {argument.split("=")[0] for argument in run["arguments"]}:
+            fold = run["verb"] == "train" and "--without" in run["arguments"]
+            recorded.setdefault("holdout" if fold else run["verb"], []).append(run)
     rows = []
-    for stage in ("fetch", "tile", *STAGES):
+    for stage in ("fetch", "tile", "train", "holdout", *STAGES[1:]):
         path = results.root / f"metrics/{stage}.json"
         if stage in recorded:
             last = max(recorded[stage], key=lambda run: run["finished"])

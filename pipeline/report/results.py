@@ -42,17 +42,23 @@ class Results:
         """models/all's card; empty before training."""
         return read(self.root / "models/all/model.json") or {}
 
+    @property
+    def brief(self) -> bool:
+        """Whether the models without a city were trained for fewer epochs than the delivered one."""
+        return (self.params.generalize.epochs or self.params.train.epochs) < self.params.train.epochs
+
     @cached_property
     def cities(self) -> list[str]:
-        """Every city named by the parameters or a metrics file, the worst mapped one first."""
+        """Every city named by the parameters or a metrics file, the worst mapped one first, unmeasured ones last."""
         names = dict.fromkeys([*self.params.fetch.cities, *self.of("evaluate"), *self.of("generalize")])
-        return sorted(names, key=lambda city: self.score(city)[::-1])
+        return sorted(names, key=lambda city: (self.score(city), city))
 
-    def score(self, city: str) -> tuple[str, float]:
-        """The city's name and the IoU it is ranked by: unseen, else seen; unmeasured cities come last."""
+    def score(self, city: str) -> float:
+        """The IoU a city is ranked by: unseen, unless that is of a short training; else seen."""
         unseen = self.of("generalize").get(city, {}).get("unseen")
         seen = self.of("evaluate").get(city, {}).get("iou")
-        return city, next((iou for iou in (unseen, seen) if iou is not None), 2.0)
+        known = (seen, unseen) if self.brief else (unseen, seen)
+        return next((iou for iou in known if iou is not None), 2.0)
 
     @cached_property
     def sources(self) -> dict[str, City]:

@@ -44,6 +44,7 @@
     });
     divider.style.left = `${swipe.value}%`;
     divider.classList.toggle("shown", swipe.value > 0 && state.layer !== "photo");
+    viewer.style.setProperty("--ratio", frame().style.getPropertyValue("--ratio"));  // the slider is as wide as the scene
     scale.textContent = `${+state.zoom.toFixed(1)}×`;
   }
 
@@ -76,8 +77,8 @@
     draw();
   }
 
-  function follow() {
-    const target = location.hash.match(/^#scene-(\d+)$/);
+  function follow(hash = location.hash) {
+    const target = hash.match(/^#scene-(\d+)$/);
     if (!target || +target[1] >= scenes.length) return;
     show(+target[1]);
     viewer.scrollIntoView();
@@ -89,7 +90,10 @@
   const zooms = { in: () => zoom(1.5), out: () => zoom(1 / 1.5), fit: () => zoom(1 / MOST) };
   all("button[data-zoom]").forEach((b) => b.addEventListener("click", zooms[b.dataset.zoom]));
   swipe.addEventListener("input", draw);
-  addEventListener("hashchange", follow);
+  addEventListener("hashchange", () => follow());
+  for (const link of document.querySelectorAll('#map a')) {  // a second click changes no hash
+    link.addEventListener("click", () => follow(link.getAttribute("href")));
+  }
 
   const keys = {
     "+": zooms.in, "=": zooms.in, "-": zooms.out, 0: zooms.fit,

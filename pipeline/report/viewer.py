@@ -9,12 +9,11 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from pipeline.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
+from pipeline.errors import InputError
 from pipeline.geo.tiles import Region
 from pipeline.report.results import Results
 
-# Okabe and Ito, as in the error maps of the evaluate stage
-FOUND, INVENTED, MISSED = (0, 158, 115), (230, 159, 0), (204, 60, 160)
-TRUTH, PREDICTION = (86, 180, 233), (240, 228, 66)
 LAYERS = ("truth", "prediction", "errors", "confidence")
 
 
@@ -44,7 +43,10 @@ class Picture:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """report.scenes scenes of each city: its worst, its best, then the next worst."""
+    """report.scenes scenes of each city (null: all): its worst, its best, then the next worst.
+
+    Raises InputError where a picture is missing or damaged.
+    """
     found = []
     for city in results.cities:
         about = results.tiles.get(city)
@@ -65,7 +67,7 @@ def files(results: Results, city: str, region: Region) -> dict[str, Path]:
 
 def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
     """Layers from what the evaluate stage drew. The masks are cut from JPEG, so they are for the eye alone."""
-    shown = {name: Image.open(path) for name, path in files(results, city, region).items()}
+    shown = {name: opened(path, results.root) for name, path in files(results, city, region).items()}
     scale = min(1, results.params.report.image_side / max(shown["image"].size))
     size = tuple(max(1, round(side * scale)) for side in shown["image"].size)
     photo = np.asarray(shown["image"].convert("RGB").resize(size, Image.Resampling.LANCZOS))
@@ -87,6 +89,17 @@ def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
     )  # fmt: skip
 
 
+def opened(path: Path, root: Path) -> Image.Image:
+    """A picture drawn by another stage, read to its end. Raises InputError where it is missing or damaged."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except OSError as error:
+        stage = path.relative_to(root / "figures").parts[0]
+        raise InputError(f"{path}: not a readable picture ({error}); run `python -m pipeline {stage}` again") from None
+    return image
+
+
 def edge(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool: the mask and two pixels around it."""
     from scipy.ndimage import binary_dilation
@@ -94,16 +107,16 @@ def edge(mask: np.ndarray) -> np.ndarray:
     return binary_dilation(mask, iterations=2)
 
 
-def mask(where: np.ndarray, colour: tuple) -> str:
+def mask(where: np.ndarray, colour: str) -> str:
     layer = np.zeros((*where.shape, 4), np.uint8)
-    layer[where] = (*colour, 165)
+    layer[where] = (*rgb(colour), 165)
     return webp(Image.fromarray(layer), lossless=True)
 
 
 def errors(truth: np.ndarray, found: np.ndarray, ignored: np.ndarray) -> str:
     layer = np.zeros((*truth.shape, 4), np.uint8)
     for where, colour in ((found & truth, FOUND), (found & ~truth, INVENTED), (~found & truth, MISSED)):
-        layer[where] = (*colour, 185)
+        layer[where] = (*rgb(colour), 185)
     layer[ignored] = (0, 0, 0, 150)
     return webp(Image.fromarray(layer), lossless=True)
 
@@ -134,13 +147,20 @@ def webp(image: Image.Image, **options) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def examples(results: Results, most: int = 4) -> list[tuple[str, str]]:
-    """(city, picture) of what the attack did to the tile that lost most, of the hardest cities."""
+@dataclass(frozen=True)
+class Example:
+    city: str
+    source: str
+    width: int
+    height: int
+
+
+def examples(results: Results, most: int = 4) -> list[Example]:
+    """What the attack did to the tile that lost most, of the hardest cities."""
+    paths = {city: results.figure("attack", f"{city}.png") for city in results.cities}
     found = []
-    for city in results.cities:
-        path = results.figure("attack", f"{city}.png")
-        if path.exists() and len(found) < most:
-            image = Image.open(path).convert("RGB")
-            image.thumbnail((1320, 1320))
-            found.append((city, webp(image, quality=70)))
+    for city in [city for city, path in paths.items() if path.exists()][:most]:
+        image = opened(paths[city], results.root).convert("RGB")
+        image.thumbnail((1320, 1320))
+        found.append(Example(city, webp(image, quality=70), *image.size))
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.colours import BLUE, BOUNDS, GREEN, VERMILION
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
@@ -21,8 +22,7 @@ from pipeline.storage import atomic_file, fingerprint, write_json
 
 BATCH = 8  # crops a step of training
 HALVINGS = 2  # of the training budget, after a collapse
-COLOURS = {"clean": "#0072B2", "attacked": "#D55E00", "certified": "#009E73"}
-METHOD_COLOURS = {"smoothing": "#0072B2", "convex": "#D55E00", "lipschitz": "#009E73"}
+METHOD_COLOURS = {"smoothing": BLUE, "convex": VERMILION, "lipschitz": GREEN}
 UNIT = {"smoothing": "ℓ2, pixel range [0,1]", "convex": "ℓ∞, 1/255", "lipschitz": "ℓ2, pixel range [0,1]"}
 
 
@@ -156,7 +156,7 @@ def print_table(metrics: dict) -> None:
         for method, result in metrics.items() for city, by_radius in result["city"].items()
         for radius, row in by_radius.items()
     ]  # fmt: skip
-    table("Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", *reversed(COLOURS)], rows)
+    table("Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", *reversed(BOUNDS)], rows)
     for method, result in metrics.items():
         if result.get("collapsed"):
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
@@ -177,7 +177,7 @@ def draw_sandwich(method: str, cities: dict, path: Path) -> None:
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (city, by_radius) in zip(axes, cities.items(), strict=False):
-        for name, colour in COLOURS.items():
+        for name, colour in BOUNDS.items():
             axis.plot(*_curve(by_radius, name), color=colour, marker="o", markersize=3, label=name)
         x, low = _curve(by_radius, "certified")
         axis.fill_between(x, low, _curve(by_radius, "attacked")[1], color="#999999", alpha=0.25, linewidth=0)

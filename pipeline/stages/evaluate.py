@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.colours import FOUND, INVENTED, MISSED, rgb
 from pipeline.console import progress, table
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
@@ -19,8 +20,6 @@ from pipeline.learning import metrics
 from pipeline.params import Params
 from pipeline.storage import atomic_folder, write_json
 
-# Okabe-Ito colours, apart for every kind of colour vision
-FOUND, INVENTED, MISSED = (0, 158, 115), (230, 159, 0), (204, 60, 160)
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 
@@ -83,7 +82,7 @@ def overlay(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.
     picture = 0.75 * grey + 40
     found, truth = prediction > 0, (label > 0) & (label != IGNORE)
     for mask, colour in ((found & truth, FOUND), (found & ~truth, INVENTED), (~found & truth, MISSED)):
-        picture[mask] = 0.45 * picture[mask] + 0.55 * np.array(colour)
+        picture[mask] = 0.45 * picture[mask] + 0.55 * np.array(rgb(colour))
     picture[label == IGNORE] *= 0.4
     return picture.astype(np.uint8)
 

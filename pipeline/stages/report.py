@@ -1,9 +1,10 @@
 """Stage report: one self-contained page of all that has run, which opens from a USB stick.
 
-Writes report/index.html and the page's first table as metrics/report.json, the one metrics file that fits a screen:
+Writes report/index.html, and the page's first table as metrics/report/CITY.json (DVC prints a row a file):
 
-    city                 {CITY: {"seen", "unseen", "attacked", "certified"}}, IoU of what the page calls by these names
-    mean_city            the means over the cities that have them
+    seen, unseen, attacked, certified      IoU of what the page calls by these names, those that were measured
+
+and their means over the cities that have them as metrics/report/mean_city.json.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from statistics import fmean
 
 from pipeline.console import console, table
 from pipeline.params import Params
-from pipeline.storage import atomic_file, write_json
+from pipeline.storage import atomic_file, atomic_folder, write_json
 
 
 def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
@@ -28,7 +29,9 @@ def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
     kinds = [kind.name for kind in found.kinds]
     cities = {city: {kind: measure.iou for kind, measure in row.items()} for city, row in found.rows}
     mean = {kind: fmean(row[kind] for row in cities.values() if kind in row) for kind in kinds}
-    write_json(root / "metrics/report.json", {"city": cities, "mean_city": mean})
-    rows = [*cities.items(), ("mean city", mean)]
+    rows = [*cities.items(), ("mean_city", mean)]
+    with atomic_folder(root / "metrics/report") as folder:
+        for name, row in rows:
+            write_json(folder / f"{name}.json", row)
     table("IoU", ["city", *kinds], [[name, *(row.get(kind) for kind in kinds)] for name, row in rows])
     console.print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")

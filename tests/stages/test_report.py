@@ -10,6 +10,7 @@ from report_factory import STAGES, commit, make, write
 
 from pipeline.errors import InputError
 from pipeline.params import load_params
+from pipeline.report import charts, provenance
 from pipeline.report.answer import answer
 from pipeline.report.changes import changes
 from pipeline.report.results import Results
@@ -56,21 +57,45 @@ def test_answer_is_sorted_by_the_worst_and_says_it_in_words(three):
     row = dict(found.rows)[EVIL]
     assert (row["unseen"].iou, row["unseen"].low) == (generalize["unseen"], generalize["unseen_low"])
     assert row["attacked"].iou == attack
-    assert f"expect an IoU of {generalize['unseen']:.2f}, 0.20 less than where it was trained" in found.sentence
-    tiles = row["attacked"].clean
-    assert tiles > attack and f"from {tiles:.2f} down to {attack:.2f}" in found.sentence
-    metrics = json.loads((three / "metrics/report.json").read_text())
-    assert list(metrics["city"]) == [EVIL, "$x_1$ & co", "sunnyside"] and metrics["city"][EVIL]["attacked"] == attack
-    unseen = [row["unseen"] for row in metrics["city"].values()]
+    assert f"expect {generalize['unseen']:.2f}, 0.20 less than where it was trained" in found.lead
+    tiles = row["attacked"].of
+    assert tiles > attack and f"takes {EVIL} from {tiles:.2f} down to {attack:.2f}" in found.lead
+    metrics = {path.stem: json.loads(path.read_text()) for path in (three / "metrics/report").iterdir()}
+    assert metrics[EVIL]["attacked"] == attack
+    unseen = [metrics[city]["unseen"] for city in (EVIL, "$x_1$ & co", "sunnyside")]
     assert metrics["mean_city"]["unseen"] == pytest.approx(sum(unseen) / 3)
 
 
-def test_models_trained_more_briefly_are_compared_with_their_equals(three):
-    params = params_of(["sunnyside", EVIL])
-    params = params.model_copy(update={"generalize": params.generalize.model_copy(update={"epochs": 1})})
-    found = answer(Results(params, three))
-    assert "0.20 less than an equally short training" in found.sentence
-    assert any(kind.name == "unseen" and f"1 of {params.train.epochs} epochs" in kind.meaning for kind in found.kinds)
+def brief(root: Path, cities: list[str], gaps: dict[str, tuple[float, float]]) -> Results:
+    """Of models trained for one epoch, with seen and unseen IoU as given."""
+    make(root, cities, ("evaluate",))
+    write(root / "metrics/generalize.json", {"city": {c: {"seen": s, "unseen": u} for c, (s, u) in gaps.items()}})
+    params = params_of(cities)
+    return Results(params.model_copy(update={"generalize": params.generalize.model_copy(update={"epochs": 1})}), root)
+
+
+def test_models_trained_more_briefly_are_compared_with_their_equals_only(tmp_path):
+    """The city that a short training hardly learns is neither the lead's nor first: its IoU says nothing."""
+    found = answer(
+        brief(tmp_path, ["easy", "hard", "slow"], {"easy": (0.7, 0.6), "hard": (0.7, 0.1), "slow": (0.01, 0.02)})
+    )
+    assert "A city like hard, never seen: 0.10, where an equally short training that saw it reaches 0.70." in found.lead
+    assert [city for city, _ in found.rows] == ["slow", "hard", "easy"]  # as the delivered model maps them
+    assert dict(found.rows)["hard"]["unseen"].of == 0.7
+    assert "1, not 18 epochs" in next(kind.meaning for kind in found.kinds if kind.name == "unseen")
+
+
+def test_a_gap_that_is_none_is_called_no_less(tmp_path):
+    lead = answer(brief(tmp_path, ["here"], {"here": (0.30, 0.31)})).lead
+    assert "A city like here, never seen: 0.31, no less than an equally short training that saw it." in lead
+
+
+@pytest.mark.parametrize(("radius", "said"), [("0.03399", "0.033 in length"), ("0.06745", "0.067 in length")])
+def test_a_proven_radius_is_rounded_down(tmp_path, radius, said):
+    make(tmp_path, ["here"], ())
+    row = {"clean": 0.8, "attacked": 0.6, "certified": 0.5}
+    write(tmp_path / "metrics/certify.json", {"smoothing": {"city": {"here": {radius: row}}}})
+    assert f"up to {said} (ℓ2), 0.50 is proven" in answer(Results(params_of(["here"]), tmp_path)).lead
 
 
 def test_an_interval_that_says_nothing_is_not_drawn(tmp_path):
@@ -116,6 +141,14 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
     assert not (tmp_path / "report/index.html").exists()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"])
+def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
+    make(tmp_path, ["here"], ("evaluate",))
+    damage(tmp_path / "figures/evaluate/here/here-4.truth.jpg")
+    with pytest.raises(InputError, match=r"here-4.truth.jpg: not a readable picture .* pipeline evaluate"):
+        report.run(params_of(["here"]), tmp_path)
+
+
 def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_path):
     make(tmp_path, ["here"], ("evaluate",))
     folder = tmp_path / "figures/evaluate"
@@ -129,19 +162,66 @@ def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_pa
     assert [p.scene for p in pictures(Results(params, tmp_path))] == ["here-4", "here-5", "here-1", "here-0"]
 
 
+def test_times_are_of_this_pipeline_a_row_a_stage(tmp_path):
+    runs = [
+        ("train", [], 225), *(("train", ["--without", city], 50) for city in "abc"),
+        ("train", ["--params", "other.yaml"], 600), ("evaluate", ["--model=m", "--out", "o.json"], 400),
+    ]  # fmt: skip
+    lines = [
+        json.dumps({"verb": v, "arguments": a, "seconds": s, "finished": "2026-01-01T10:00", "hardware": "one core"})
+        for v, a, s in runs
+    ]
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work/runs.jsonl").write_text("\n".join(lines))
+    rows = provenance.runs(Results(params_of(["here"]), tmp_path))
+    assert [(row["stage"], row["seconds"]) for row in rows] == [("train", 225), ("holdout", 150)]
+
+
+def test_certificates_and_attacks_are_drawn_as_the_steps_they_are():
+    """Between two radii the greater's certificate holds, and the less's attack: nothing in between is claimed."""
+    rows = {
+        "1": {"clean": 0.9, "attacked": 0.8, "certified": 0.6},
+        "2": {"clean": 0.9, "attacked": 0.7, "certified": 0.3},
+    }
+    drawn = charts.sandwich_lines(rows)
+    at = {line.name: dict(zip(line.x, line.y, strict=True)) for line in drawn}
+    assert at["certified"] == {0: 0.6, 1: 0.6, 2: 0.3} and at["attacked"] == {0: 0.9, 1: 0.8, 2: 0.7}
+    assert {line.name: line.steps for line in drawn[1:]} == {"attacked": "steps-post", "certified": "steps-pre"}
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
 def test_what_changed_since_the_commit(tmp_path):
-    results = Results(params_of(["here"]), make(tmp_path, ["here"], ("evaluate",)))
-    assert changes(results) is None or changes(results).total == 0
-    commit(tmp_path)
-    assert changes(results).total == 0
+    """Changed, come and gone numbers are all told; nothing is said only where nothing is."""
+
+    def told() -> str:
+        report.run(params_of(["here"]), tmp_path)
+        text = (tmp_path / "report/index.html").read_text(encoding="utf-8").split('<section id="changes">')[1]
+        return re.sub(r"<[^>]*>|\s+", " ", text.split("</section>")[0])
+
+    commit(make(tmp_path, ["here"], ("evaluate",)))
+    assert "Nothing: the metrics are those of commit" in told()
     metrics = json.loads((tmp_path / "metrics/evaluate.json").read_text())
-    before = metrics["city"]["here"]["iou"]
-    metrics["city"]["here"]["iou"] = before - 0.25
+    here = metrics["city"]["here"]
+    here["iou"] -= 0.25
     write(tmp_path / "metrics/evaluate.json", metrics)
     found = changes(Results(params_of(["here"]), tmp_path))
-    assert found.total == 1 and found.rows[0].name == "city · here · iou"
+    assert (found.moved, found.added, found.gone) == (1, 0, 0) and found.rows[0].name == "city · here · iou"
     assert found.rows[0].after - found.rows[0].before == pytest.approx(-0.25)
+    assert "1 number changed;" in told() and "-0.250" in told()
+    here["object_f1"] = None
+    metrics["city"]["there"] = {"iou": 0.1}
+    write(tmp_path / "metrics/evaluate.json", metrics)
+    assert "1 number changed, 1 number came, 1 number went;" in told()
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git")
+def test_a_commit_with_damaged_metrics_is_one_sentence(tmp_path):
+    make(tmp_path, ["here"], ("evaluate",))
+    (tmp_path / "metrics/attack.json").write_text("<<<<<<< HEAD")
+    commit(tmp_path)
+    (tmp_path / "metrics/attack.json").unlink()
+    with pytest.raises(InputError, match=r"metrics/attack.json in the last commit is not valid JSON"):
+        changes(Results(params_of(["here"]), tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +291,24 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
     assert "50%" in shown.locator(".layer:visible").evaluate("e => e.style.clipPath")
     page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     page.wait_for_function("document.querySelector('.scene.shown').id === location.hash.slice(1)")
+    page.click("button[data-step='1']")
+    page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    assert shown.get_attribute("id") == page.evaluate("location.hash.slice(1)"), "a second click chooses it again"
     assert noise == []
+
+
+def test_a_jump_lands_where_it_says(opened, three):
+    page, _ = opened(three)
+    page.add_style_tag(content="html { scroll-behavior: auto !important }")
+    page.click("nav a[href='#certified']")
+    page.wait_for_timeout(300)
+    assert abs(page.evaluate("document.getElementById('certified').getBoundingClientRect().top")) < 60
 
 
 @pytest.fixture(scope="module", params=[1, 40])
 def few_or_many(request, tmp_path_factory) -> tuple[Path, int]:
     root = tmp_path_factory.mktemp("cities")
-    written(root, [f"city-{i}" for i in range(request.param)], ("evaluate", "generalize"))
+    written(root, [f"city-{i}" for i in range(request.param)])
     return root, request.param
 
 
@@ -226,5 +317,7 @@ def test_one_city_and_forty_fit_the_page(opened, few_or_many):
     page, noise = opened(root)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.locator("table.answer tbody tr").count() == count
+    assert page.locator("table.answer tbody tr:visible").count() == min(count, 12)
+    assert page.evaluate("document.documentElement.scrollHeight") < 16000, "more than a reader scrolls through"
     assert page.locator(".thumb").count() == 2 * count
     assert noise == [] and (root / "report/index.html").stat().st_size < 15e6
