@@ -13,9 +13,12 @@ import yaml
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.scene import read_city, write_city
+from pipeline.learning.models import build_model, save_model
 from pipeline.params import load_section
 from pipeline.sources import download, inria
 from pipeline.sources.inria import MANIFEST, Manifest, check_scene, pack_submission
+from pipeline.stages import fetch as fetch_stage
+from pipeline.stages import predict as predict_stage
 
 SIDE = 64
 PLACE = {"crs": "EPSG:26914", "transform": rasterio.Affine(0.3, 0, 616500, 0, -0.3, 3345000)}
@@ -434,6 +437,24 @@ def test_a_submission_is_a_zip_of_0_and_255(predicted, published, tmp_path):
             with rasterio.open(predicted / "sfo" / f"{name}.tif") as mask:
                 assert (packed.read() == np.where(mask.read() == 1, 255, 0)).all()
             assert packed.count == 1 and packed.dtypes == ("uint8",) and packed.crs == PLACE["crs"]
+
+
+def test_a_submission_from_the_server_to_the_zip(published, tmp_path, monkeypatch):
+    """The README's recipe: the test cities are named in a parameter file of their own, and never tiled."""
+    manifest, preset = yaml.safe_load(published.read_text()), yaml.safe_load(Path("presets/inria.yaml").read_text())
+    published.write_text(yaml.safe_dump({**manifest, "test": ["sfo"]}))
+    preset["fetch"] |= {"path": str(published), "cities": ["sfo"]}
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(preset))
+    network = params.Model(architecture="linear")
+    card = {"model": network.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.3,
+            "threshold": 0.5, "temperature": 1.0, "metrics": {}}  # fmt: skip
+    save_model(tmp_path / "model", build_model(network, 3), card)
+    monkeypatch.chdir(tmp_path)
+    fetch_stage.run(params.load_params("test.yaml"))
+    predict_stage.run(Path("model"), ["data/scenes/sfo/images"], Path("predictions"))
+    packed = pack_submission("predictions", "submission.zip", published)
+    with zipfile.ZipFile(packed) as archive:
+        assert archive.namelist() == ["sfo1.tif", "sfo2.tif", "sfo3.tif"]
 
 
 def test_a_submission_that_the_contest_would_refuse(predicted, published, tmp_path):
