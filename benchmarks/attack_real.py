@@ -32,7 +32,7 @@ def measure(segmenter, images, labels, norm: str, epsilon: float, steps: int, pi
     target = attacks.Target(segmenter, images, labels, norm, epsilon)
     runs = {"pgd": lambda part: attacks.pgd(part, 3 * steps, generator=generator)}
     for name, loss in attacks.sea_losses(pixels).items():
-        runs[name] = lambda part, loss=loss: attacks.red_epsilon(part, loss, steps, generator)
+        runs[name] = lambda part, loss=loss: attacks.red_epsilon(part, loss, steps, generator=generator)
     found = {"clean": images}
     with autocast(images.device, precision):
         found |= {name: attacks.in_batches(target, batch, run) for name, run in runs.items()}

@@ -39,7 +39,7 @@ def ensemble(model, images, labels, epsilon: float, steps: int) -> float:
     """The exact worst case over the three losses, `steps` gradients each."""
     generator = torch.Generator().manual_seed(0)
     target = attacks.Target(model, images, labels, "linf", epsilon)
-    found = [attacks.red_epsilon(target, f, steps, generator) for f in attacks.sea_losses(PIXELS).values()]
+    found = [attacks.red_epsilon(target, f, steps, generator=generator) for f in attacks.sea_losses(PIXELS).values()]
     with torch.no_grad():
         counts = [attacks.counts(model(x).argmax(1), labels) for x in found]
     return worst_case([i.numpy() for i, _ in counts], [u.numpy() for _, u in counts])[0]

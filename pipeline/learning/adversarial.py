@@ -49,10 +49,10 @@ def resume_replay(segmenter, state: dict | None) -> None:
 
 
 def epsilon_at(config: params.Adversarial, progress: float) -> float:
-    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. The budget
-    of ℓ2 is also 1/255 of the pixel range."""
+    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. As in the attack
+    stage, ℓ∞ budgets are written in 1/255 and ℓ2 budgets in units of the pixel range [0, 1]."""
     share = 1.0 if config.warmup == 0 else min(1.0, progress / config.warmup)
-    return share * config.epsilon / 255
+    return share * config.epsilon / (255 if config.norm == "linf" else 1)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -83,12 +83,15 @@ def move(
     epsilon: float,
     steps: int,
     step: float | None = None,
+    random_start: bool = True,
     pixel_loss=_cross_entropy,
 ) -> torch.Tensor:
-    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball: the last point, as
-    training wants it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
+    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball, or from themselves: the last point,
+    as training wants it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
     step = 2.5 * epsilon / steps if step is None else step
-    moved = project(images + epsilon * random_direction(images, norm), images, norm, epsilon)
+    moved = images
+    if random_start:
+        moved = project(images + epsilon * random_direction(images, norm), images, norm, epsilon)
     with _evaluating(segmenter):
         for _ in range(steps):
             gradient, _, _ = pixel_gradient(segmenter, moved, labels, pixel_loss)
@@ -104,7 +107,7 @@ def adversarial_loss(
     `loss` is the training loss on logits and labels; `progress` the share of training done, which sets ε.
     """
     epsilon = epsilon_at(config, progress)
-    logs = {"epsilon": 255 * epsilon}
+    logs = {"epsilon": 255 * epsilon if config.norm == "linf" else epsilon}
     if config.method == "none" or epsilon == 0:
         return loss(segmenter(images).float(), labels), logs
     ball = {"norm": config.norm, "epsilon": epsilon}
@@ -135,6 +138,8 @@ def _trades(segmenter, images, labels, loss, config, ball, logs):
 def _free(segmenter, images, labels, loss, config, epsilon):
     """The batches that arrive while one is replayed are dropped, so any trainer's loop will do."""
     now = _replays.get(segmenter)
+    if now is not None:  # a checkpoint's tensors come back on the CPU
+        now.images, now.labels, now.delta = now.images.to(images), now.labels.to(labels), now.delta.to(images)
     if now is None or now.left == 0 or now.delta.shape[1:] != images.shape[1:]:
         fits = now is not None and now.delta.shape == images.shape
         delta = now.delta if fits else torch.zeros_like(images)  # the paper carries δ over to the next batch
@@ -154,17 +159,17 @@ def _free(segmenter, images, labels, loss, config, epsilon):
 def overfitting_gap(
     segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial, steps: int = 10
 ) -> dict[str, float]:
-    """IoU of the buildings under one step of ε, under `steps` steps, and the difference: a large one means that
+    """IoU of the buildings under FGSM, under PGD of `steps` steps, and the difference: a large one means that
     training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
-    ball = {"norm": config.norm, "epsilon": config.epsilon / 255}
+    ball = {"norm": config.norm, "epsilon": epsilon_at(config, 1)}
 
     def iou(moved: torch.Tensor) -> float:
         with _evaluating(segmenter):
-            found = segmenter(moved).argmax(1)
+            found = segmenter(moved).argmax(1) > 0
         valid, building = labels != IGNORE, labels > 0
-        union = (valid & (building | (found > 0))).sum()
-        return float((valid & building & (found == labels)).sum() / union.clamp_min(1))
+        union = (valid & (building | found)).sum()
+        return float((valid & building & found).sum() / union.clamp_min(1))
 
-    fgsm = iou(move(segmenter, images, labels, steps=1, step=config.epsilon / 255, **ball))
+    fgsm = iou(move(segmenter, images, labels, steps=1, step=ball["epsilon"], random_start=False, **ball))
     pgd = iou(move(segmenter, images, labels, steps=steps, **ball))
     return {"fgsm_iou": fgsm, "pgd_iou": pgd, "overfitting_gap": fgsm - pgd}

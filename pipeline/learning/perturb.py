@@ -20,10 +20,10 @@ def length(vectors: torch.Tensor, norm: str) -> torch.Tensor:
 
 
 def ball(delta: torch.Tensor, norm: str, epsilon) -> torch.Tensor:
-    """The nearest point of the ball of radius ε around 0."""
+    """The nearest point of the ball of radius ε around 0; of ℓ2, a millionth inside, where rounding cannot leave it."""
     if norm == "linf":
         return torch.clamp(delta, min=-epsilon, max=epsilon)
-    return delta * (epsilon / length(delta, norm).clamp_min(1e-12)).clamp_max(1)
+    return delta * ((1 - 1e-6) * epsilon / length(delta, norm).clamp_min(1e-12)).clamp_max(1)
 
 
 def project(perturbed: torch.Tensor, images: torch.Tensor, norm: str, epsilon, mask=None) -> torch.Tensor:

@@ -33,6 +33,14 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: float = 
     return -_log_p(logits, labels)
 
 
+def scale_free(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
+    """CE of the logits rescaled to at most 10, image by image: a factor on the logits, under which CE saturates and its
+    gradient underflows, changes nothing here (after Croce & Hein 2020, section 4, the DLR loss)."""
+    valid = (labels != IGNORE).unsqueeze(1)
+    largest = torch.where(valid, logits.detach().abs(), 0).amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
+    return cross_entropy(10 * logits / largest, labels)
+
+
 def segpgd(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
     """(1 − λ)·CE on right pixels, λ·CE on wrong ones, λ = t/2T = progress/2 (Gu et al. 2022, eq. 6)."""
     weight = progress / 2

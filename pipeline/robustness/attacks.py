@@ -10,8 +10,7 @@ Erasing and inventing buildings, and patches, are `pgd` with another loss, score
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -41,12 +40,14 @@ def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     at half the weight, per building pixel.
 
     At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands for it.
+    So a tile without any building left goes on: what it invents lowers the pooled IoU.
     """
-    buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2))
+    valid = labels != IGNORE
+    buildings = ((labels > 0) & valid).sum((1, 2))
     intersection, union = counts(logits.argmax(1), labels)
     return (
         (buildings - intersection + (union - buildings) / 2) / buildings.clamp_min(1),
-        (intersection == 0) & (buildings > 0),
+        (intersection == 0) & (union == valid.sum((1, 2))),
     )
 
 
@@ -106,6 +107,88 @@ def checkpoints(steps: int) -> set[int]:
     return marks
 
 
+def _where(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`new` for the images (N,) that fulfil the condition, `old` for the others."""
+    return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+@dataclass
+class Climb:
+    """The images still attacked, one along the first axis of every field, and where each of them stands."""
+
+    index: torch.Tensor  # its place in the batch
+    images: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    point: torch.Tensor
+    previous: torch.Tensor
+    gradient: torch.Tensor  # of the loss at `point`
+    step: torch.Tensor
+    found: torch.Tensor
+    score: torch.Tensor
+    done: torch.Tensor
+    top: torch.Tensor
+    top_loss: torch.Tensor
+    top_gradient: torch.Tensor
+    last_loss: torch.Tensor
+    rises: torch.Tensor  # of the loss, since the last checkpoint
+    marked_loss: torch.Tensor  # the highest at the last checkpoint
+    halved: torch.Tensor  # at the last checkpoint
+
+    @classmethod
+    def at(cls, start: torch.Tensor, target: Target, step: float) -> "Climb":
+        count, like = len(start), {"device": start.device}
+        every, zero, low = torch.ones(count, 1, 1, 1, **like), torch.zeros_like(start), torch.full((count,), -torch.inf)
+        low = low.to(**like)
+        return cls(
+            index=torch.arange(count, **like), images=target.images, labels=target.labels,
+            mask=every if target.mask is None else target.mask,
+            point=start, previous=start, gradient=zero, step=every * step,
+            found=start, score=low, done=torch.zeros(count, dtype=torch.bool, **like),
+            top=start, top_loss=low, top_gradient=zero, last_loss=-low,
+            rises=torch.zeros(count, **like), marked_loss=low, halved=torch.ones(count, dtype=torch.bool, **like),
+        )  # fmt: skip
+
+    def keep(self, chosen: torch.Tensor) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[chosen])
+
+    def look(self, score: Score, logits: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
+        """Take the point in: is it the best so far, by score and by loss? A model that fails there, with NaN or
+        infinity among its logits, has not been fooled."""
+        sound = logits.isfinite().flatten(1).all(1)
+        value = torch.where(sound, value, -torch.inf)
+        harmed, done = score(logits, self.labels)
+        better = sound & (harmed > self.score)
+        self.found, self.score = _where(better, self.point, self.found), torch.where(better, harmed, self.score)
+        self.done = self.done | (done & sound)
+        better = value > self.top_loss
+        self.top, self.top_loss = _where(better, self.point, self.top), torch.where(better, value, self.top_loss)
+        self.rises, self.last_loss = self.rises + (value > self.last_loss), value
+        if gradient is not None:
+            self.gradient = gradient.nan_to_num(0, 0, 0)
+            self.top_gradient = _where(better, self.gradient, self.top_gradient)
+
+    def look_back(self, steps: int) -> None:
+        """APGD's checkpoint: where fewer than 75 % of the last `steps` raised the loss, or nothing changed since the
+        last checkpoint, halve the step and return to the highest point."""
+        stuck = ~self.halved & (self.top_loss <= self.marked_loss)
+        self.halved = (self.rises <= 0.75 * steps) | stuck
+        self.marked_loss, self.rises = self.top_loss, torch.zeros_like(self.rises)
+        self.step = _where(self.halved, self.step / 2, self.step)
+        self.point = _where(self.halved, self.top, self.point)
+        self.previous = _where(self.halved, self.top, self.previous)
+        self.gradient = _where(self.halved, self.top_gradient, self.gradient)
+
+    def move(self, norm: str, epsilon: float, inertia: float) -> None:
+        ahead = self.point + self.step * steepest(self.gradient * self.mask, norm)
+        ahead = project(ahead, self.images, norm, epsilon, self.mask)
+        if inertia:
+            ahead = self.point + (1 - inertia) * (ahead - self.point) + inertia * (self.point - self.previous)
+            ahead = project(ahead, self.images, norm, epsilon, self.mask)
+        self.previous, self.point = self.point, ahead
+
+
 def ascend(
     target: Target,
     loss: AttackLoss,
@@ -120,88 +203,47 @@ def ascend(
     """Projected steepest ascent of the loss: `steps` gradients, and one last look.
 
     inertia     share of the last move kept in the next; APGD's momentum, 0.75 on the new point, is 0.25 here
-    adaptive    APGD: at a checkpoint, where fewer than 75 % of the steps raised the loss or nothing changed
-                since the last one, halve the step and return to the best point
+    adaptive    APGD's checkpoints: see `Climb.look_back`
     early_stop  leave the images out that have nothing left to lose
     """
-    norm, count = target.norm, len(target.images)
-    like = {"device": target.images.device}
-    every = torch.ones(count, 1, 1, 1, **like)
-    start = project(start, target.images, norm, target.epsilon, target.mask)
-    live = SimpleNamespace(  # all that belongs to the images still attacked, first axis: image
-        index=torch.arange(count, **like),
-        images=target.images,
-        labels=target.labels,
-        mask=every if target.mask is None else target.mask,
-        point=start,
-        previous=start,
-        step=every * step,
-        found=start,
-        score=torch.full((count,), -torch.inf, **like),
-        done=torch.zeros(count, dtype=bool, **like),
-        top=start,
-        top_loss=torch.full((count,), -torch.inf, **like),
-        top_gradient=torch.zeros_like(start),
-        last_loss=torch.full((count,), torch.inf, **like),
-        rises=torch.zeros(count, **like),
-        marked_loss=torch.full((count,), -torch.inf, **like),
-        halved=torch.ones(count, dtype=bool, **like),
-    )
-    answer = Found(start.clone(), torch.zeros(count, **like), start.clone())
-
-    def where(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        return torch.where(condition.view(-1, *[1] * (new.ndim - 1)), new, old)
+    start = project(start, target.images, target.norm, target.epsilon, target.mask)
+    climb = Climb.at(start, target, step)
+    answer = Found(start.clone(), climb.score.clone(), start.clone())
 
     def settle() -> None:
-        answer.images[live.index], answer.score[live.index], answer.top[live.index] = live.found, live.score, live.top
+        answer.images[climb.index], answer.score[climb.index] = climb.found, climb.score
+        answer.top[climb.index] = climb.top
 
     marks, mark = checkpoints(steps) if adaptive else set(), 0
-    for t in range(steps + 1):
-        if t < steps:
-            now = t / steps
-            gradient, value, logits = pixel_gradient(
-                target.segmenter, live.point, live.labels, lambda u, y, now=now: loss(u, y, now)
-            )
-        else:
-            with torch.no_grad():
-                logits = target.segmenter(live.point).float()
-                value = valid_mean(loss(logits, live.labels, 1), live.labels)
-        score, done = target.score(logits, live.labels)
-        better = score > live.score
-        live.found, live.score = where(better, live.point, live.found), where(better, score, live.score)
-        live.done |= done
-        better = value > live.top_loss
-        live.top, live.top_loss = where(better, live.point, live.top), where(better, value, live.top_loss)
-        if t == steps:
-            break
-        if adaptive:
-            live.top_gradient = where(better, gradient, live.top_gradient)
-            live.rises = live.rises + (value > live.last_loss)
-            live.last_loss = value
-            if t in marks:
-                stuck = ~live.halved & (live.top_loss <= live.marked_loss)
-                live.halved = (live.rises <= 0.75 * (t - mark)) | stuck
-                live.marked_loss, live.rises, mark = live.top_loss, torch.zeros_like(live.rises), t
-                live.step = where(live.halved, live.step / 2, live.step)
-                live.point = where(live.halved, live.top, live.point)
-                live.previous = where(live.halved, live.top, live.previous)
-                gradient = where(live.halved, live.top_gradient, gradient)
-        if early_stop and t % STOP_EVERY == STOP_EVERY - 1 and bool(live.done.any()):
+    for t in range(steps):
+        gradient, value, logits = pixel_gradient(
+            target.segmenter, climb.point, climb.labels, lambda u, y, now=t / steps: loss(u, y, now)
+        )
+        climb.look(target.score, logits, value, gradient)
+        if t in marks:
+            climb.look_back(t - mark)
+            mark = t
+        if early_stop and t % STOP_EVERY == STOP_EVERY - 1 and bool(climb.done.any()):
             settle()
-            keep = ~live.done
-            if not keep.any():
+            climb.keep(~climb.done)
+            if not len(climb.index):
                 return answer
-            gradient = gradient[keep]
-            for name, tensor in vars(live).items():
-                setattr(live, name, tensor[keep])
-        following = live.point + live.step * steepest(gradient * live.mask, norm)
-        following = project(following, live.images, norm, target.epsilon, live.mask)
-        if inertia:
-            following = live.point + (1 - inertia) * (following - live.point) + inertia * (live.point - live.previous)
-            following = project(following, live.images, norm, target.epsilon, live.mask)
-        live.previous, live.point = live.point, following
+        climb.move(target.norm, target.epsilon, inertia if t else 0)
+    with torch.no_grad():
+        logits = target.segmenter(climb.point).float()
+        climb.look(target.score, logits, valid_mean(loss(logits, climb.labels, 1), climb.labels), None)
     settle()
     return answer
+
+
+def best_of(restarts: int, attack: Callable[[], Found]) -> Found:
+    """Of each image the highest score of all runs of an attack that starts at random."""
+    best = attack()
+    for _ in range(restarts - 1):
+        found = attack()
+        better = found.score > best.score
+        best = Found(*(_where(better, new, old) for new, old in zip(found, best, strict=True)))
+    return best
 
 
 def noise(target: Target, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -228,19 +270,11 @@ def pgd(
     """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by default 2.5 ε
     / steps (Madry et al. 2018): any point of the ball is within reach."""
     step = 2.5 * target.epsilon / steps if step is None else step
-    best: Found | None = None
-    for _ in range(restarts):
-        found = ascend(target, loss, noise(target, generator), steps=steps, step=step, early_stop=early_stop)
-        if best is None:
-            best = found
-        else:
-            better = found.score > best.score
-            best = Found(
-                torch.where(better.view(-1, 1, 1, 1), found.images, best.images),
-                torch.where(better, found.score, best.score),
-                found.top,
-            )
-    return best.images
+
+    def once() -> Found:
+        return ascend(target, loss, noise(target, generator), steps=steps, step=step, early_stop=early_stop)
+
+    return best_of(restarts, once).images
 
 
 def segpgd(target: Target, steps: int, **options) -> torch.Tensor:
@@ -256,15 +290,21 @@ def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> F
     return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
 
 
-def red_epsilon(target: Target, loss: AttackLoss, steps: int, generator: torch.Generator | None = None) -> torch.Tensor:
+def red_epsilon(
+    target: Target, loss: AttackLoss, steps: int, *, restarts: int = 1, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the
-    one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer."""
-    point = noise(replace(target, epsilon=2 * target.epsilon), generator)
+    one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer: the best of all restarts."""
     phases = [round(0.3 * steps), round(0.3 * steps), steps - 2 * round(0.3 * steps)]
-    for radius, share in zip((2, 1.5, 1), phases, strict=True):
-        found = apgd(replace(target, epsilon=radius * target.epsilon), loss, share, point)
-        point = found.top
-    return found.images
+
+    def once() -> Found:
+        point = noise(replace(target, epsilon=2 * target.epsilon), generator)
+        for radius, share in zip((2, 1.5, 1), phases, strict=True):
+            found = apgd(replace(target, epsilon=radius * target.epsilon), loss, share, point)
+            point = found.top
+        return found
+
+    return best_of(restarts, once).images
 
 
 def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:

@@ -1,7 +1,8 @@
 """Is the attack honest? Checks that a weak attack or a model that hides its gradients does not pass.
 
 After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more iterations help
-less than fewer, a copy's gradients beat the model's own, or pixels turned nearly at will leave the map standing.
+less than fewer, a copy's gradients beat the model's own, a loss that rescales the logits beats those that do not, or
+pixels turned nearly at will leave the map standing.
 """
 
 from collections.abc import Iterable
@@ -12,9 +13,10 @@ TOLERANCE = 0.005  # IoU: half a point
 ROUNDING = 1e-6  # pixel range [0, 1]
 CHECKS = {
     "within_budget": "no perturbation is longer than ε + 1e-6 and every pixel is in [0, 1]",
-    "monotone_in_budget": "the worst IoU never rises with ε",
+    "monotone_in_budget": "the worst IoU found at a budget is no higher than that found at a smaller one",
     "monotone_in_steps": "PGD of more steps is no weaker than PGD of half as many",
     "white_box_below_transfer": "gradients of the model itself harm no less than those of another",
+    "white_box_below_scale_free": "the attacks harm no less than one that the size of the logits cannot mislead",
     "transfer_below_noise": "gradients of another model harm no less than noise",
     "noise_below_clean": "noise helps no city",
     "vanishes": "the IoU at 32/255 is below 0.1 in every city",
@@ -25,7 +27,7 @@ class AuditFailed(InputError):
     """An attack that cannot be trusted: its numbers must not be published."""
 
 
-def falls(values: Iterable[float], tolerance: float = 0) -> bool:
+def falls(values: Iterable[float], tolerance: float) -> bool:
     """Whether no value is above the one before by more than the tolerance."""
     values = list(values)
     return all(b <= a + tolerance for a, b in zip(values[:-1], values[1:], strict=True))
@@ -37,6 +39,7 @@ def audit(
     worst: list[list[float]],
     steps: list[float],
     white_box: float,
+    scale_free: float,
     transfer: float,
     noise: float,
     clean: float,
@@ -45,16 +48,17 @@ def audit(
     """Every check by name.
 
     excess      the largest ‖δ‖ − ε, or distance of a pixel from [0, 1], of all attacks
-    worst       for each city and norm the worst IoU by growing ε, the clean IoU first
+    worst       for each city and norm the worst IoU of each ε's own attacks by growing ε, the clean IoU first
     steps       pooled IoU under PGD by growing number of steps
-    white_box, transfer, noise, clean   pooled IoU at one budget
+    white_box, scale_free, transfer, noise, clean   pooled IoU at one budget
     vanishing   each city's IoU under a white-box attack at 32/255
     """
     return {
         "within_budget": excess <= ROUNDING,
-        "monotone_in_budget": all(falls(values) for values in worst),
+        "monotone_in_budget": all(falls(values, TOLERANCE) for values in worst),
         "monotone_in_steps": falls(steps, TOLERANCE),
         "white_box_below_transfer": falls([transfer, white_box], TOLERANCE),
+        "white_box_below_scale_free": falls([scale_free, white_box], TOLERANCE),
         "transfer_below_noise": falls([noise, transfer], TOLERANCE),
         "noise_below_clean": falls([clean, noise], TOLERANCE),
         "vanishes": all(value < 0.1 for value in vanishing),
@@ -67,5 +71,6 @@ def demand(checks: dict[str, bool], evidence: str) -> None:
     if failed:
         raise AuditFailed(
             f"attack: honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, or the "
-            f"attack is too weak: raise attack.steps or attack.restarts; the measurements are in {evidence}"
+            "attack is too weak: raise attack.steps, apgd_steps or restarts, or name more attack.methods; the "
+            f"measurements are in {evidence}"
         )

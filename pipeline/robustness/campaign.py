@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from pipeline import params
+from pipeline.errors import InputError
+from pipeline.geo.scene import IGNORE
 from pipeline.learning.perturb import length
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
@@ -22,7 +24,7 @@ from pipeline.robustness.scores import Measurement
 from pipeline.robustness.worst_case import worst_case
 
 STRONG = 32  # 1/255: a budget at which no segmenter should stand
-HALVING_ROUNDS = 3  # bisections between two known budgets
+HALVING_ROUNDS = 5  # bisections between two known budgets
 
 
 @dataclass
@@ -37,10 +39,18 @@ class Campaign:
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def predict(self, images: torch.Tensor, segmenter=None) -> torch.Tensor:
-        """(N, H, W) classes, in float32 whatever the attack's precision."""
-        size = self.settings.batch_size
+        """(N, H, W) classes, in float32 whatever the attack's precision. Raises InputError where the model fails."""
+        maps = []
         with torch.no_grad():
-            return torch.cat([(segmenter or self.segmenter)(part).argmax(1) for part in images.split(size)])
+            for part in images.split(self.settings.batch_size):
+                logits = (segmenter or self.segmenter)(part)
+                if not logits.isfinite().all():
+                    raise InputError(
+                        f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
+                        "its weights are damaged or overflow: train it again"
+                    )
+                maps.append(logits.argmax(1))
+        return torch.cat(maps)
 
     def run(self, target: Target, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
         with self.autocast():
@@ -48,9 +58,12 @@ class Campaign:
 
 
 def excess(found: torch.Tensor, target: Target) -> float:
-    """By how much the longest perturbation exceeds ε, or a pixel leaves [0, 1]; 0 at best."""
-    over = length(found.double() - target.images.double(), target.norm).max() - target.epsilon
-    return float(torch.stack([over, found.max() - 1, -found.min()]).max().clamp_min(0))
+    """By how much the longest perturbation exceeds ε, or a pixel leaves [0, 1]; 0 at best. What is not a number
+    exceeds everything."""
+    found = found.double()
+    over = length(found - target.images.double(), target.norm).max() - target.epsilon
+    worst = torch.stack([over, found.max() - 1, -found.min()]).max().clamp_min(0)
+    return float(worst.nan_to_num(torch.finfo(worst.dtype).max))
 
 
 def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int) -> float:
@@ -65,19 +78,19 @@ def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, h
     return high
 
 
-Found = tuple[str, dict, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), and arrays to keep
+Record = tuple[str, dict, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), and arrays to keep
 
 
 def attack_city(
     campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, crafting: tuple, gsd: float
-) -> Iterator[Found]:
+) -> Iterator[Record]:
     """Every measurement the settings ask for, one at a time.
 
     images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of training
     tiles, which the universal perturbation is made on.
     """
     settings, attack = campaign.settings, CityAttack(campaign, images, labels, gsd)
-    yield "clean", {"tiles": attack.clean}, {}
+    yield "clean", {"tiles": attack.clean, "buildings": attack.buildings}, {}
     yield from attack.by_budget()
     yield attack.checks()
     if settings.halving:
@@ -103,6 +116,7 @@ class CityAttack:
         self.excess = 0.0  # the worst of all attacks
         self.clean_map = campaign.predict(images)
         self.clean = self.counts(self.clean_map)
+        self.buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2)).tolist()  # pixels of each tile
         self.known = [(0.0, self.clean)]  # linf budgets in 1/255 and everything measured there
 
     def counts(self, classes: torch.Tensor, labels: torch.Tensor | None = None) -> Measurement:
@@ -113,69 +127,126 @@ class CityAttack:
         return self.counts(self.campaign.predict(found), target.labels)
 
     def pgd(self, target: Target, steps: int | None = None, **options) -> torch.Tensor:
-        steps, options = steps or self.settings.steps, {"generator": self.generator, **options}
+        steps = steps or self.settings.steps
+        options = {"generator": self.generator, "restarts": self.settings.restarts, **options}
         return self.campaign.run(target, lambda part: attacks.pgd(part, steps, **options))
 
-    def by_budget(self) -> Iterator[Found]:
-        for norm, budgets, unit in (("linf", self.settings.linf, 255), ("l2", self.settings.l2, 1)):
+    def by_budget(self) -> Iterator[Record]:
+        linf = {*self.settings.linf, self.settings.reference}  # the audit judges every attack at the reference
+        for norm, budgets, unit in (("linf", linf, 255), ("l2", self.settings.l2, 1)):
             for budget in sorted(budgets):
                 target = replace(self.reference, norm=norm, epsilon=budget / unit)
-                results = {}
-                for name, found in _all_attacks(self.campaign, target, self.generator):
-                    results[name] = self.measure(found, target)
-                    if norm == "linf":
-                        self.known.append((budget, results[name]))
+                results = {name: self.measure(found, target) for name, found in self.every_attack(target)}
+                if norm == "linf":
+                    self.known += [(budget, measurement) for measurement in results.values()]
                 yield f"{norm} {budget:g}", results, {}
 
-    def checks(self) -> Found:
+    def every_attack(self, target: Target) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every method of the settings, the cheapest first."""
+        settings, run = self.settings, self.campaign.run
+        options = {"generator": self.generator, "restarts": settings.restarts}
+        yield "noise", attacks.noise(target, self.generator)
+        for method in settings.methods:
+            match method:
+                case "fgsm":
+                    yield "fgsm", run(target, attacks.fgsm)
+                case "pgd" | "segpgd" | "cospgd":
+                    attack = getattr(attacks, method)
+                    yield method, run(target, lambda part, a=attack: a(part, settings.steps, **options))
+                case "apgd":
+                    for name, loss in attacks.sea_losses(self.campaign.pixels).items():
+                        yield (
+                            name,
+                            run(
+                                target,
+                                lambda part, f=loss: attacks.red_epsilon(part, f, settings.apgd_steps, **options),
+                            ),
+                        )
+
+    def checks(self) -> Record:
         """What the audit needs, at the reference budget and at one that nothing withstands."""
         campaign, reference = self.campaign, self.reference
         half = self.pgd(reference, max(1, self.settings.steps // 2))
         full = self.pgd(reference)
+        scale_free = self.pgd(reference, loss=attack_losses.scale_free)
         transfer = self.pgd(replace(reference, segmenter=campaign.relative))
-        strong = replace(reference, epsilon=STRONG / 255)
         # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
+        strong = replace(reference, epsilon=STRONG / 255, score=attacks.erased)
         vanishing = self.measure(self.pgd(strong, 2 * self.settings.steps, loss=attack_losses.erase), strong)
-        self.known.append((STRONG, vanishing))
         measured = {
             "half_steps": self.measure(half, reference),
             "steps": self.measure(full, reference),
+            "scale_free": self.measure(scale_free, reference),
             "noise": self.measure(attacks.noise(reference, self.generator), reference),
             "transfer": self.measure(transfer, reference),
+        }
+        self.known += [(self.settings.reference, measurement) for measurement in measured.values()]
+        self.known.append((STRONG, vanishing))
+        measured |= {
             "vanishing": vanishing,
             "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
         }
         return "checks", measured, _picture(campaign, self.images, self.labels, full, self.clean_map)
 
-    def halving(self) -> Found:
-        budget = _halving(self.known, lambda target: self.measure(self.pgd(target), target), self.reference)
-        return "halving", {"linf": budget}, {}
+    def worst_up_to(self, budget: float) -> float:
+        """The exact worst IoU over all that was measured at ℓ∞ budgets (1/255) up to this one."""
+        return worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))[0]
 
-    def erasing(self) -> Found:
+    def halving(self) -> Record:
+        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does."""
+        goal = self.worst_up_to(0) / 2
+        budgets = sorted({e for e, _ in self.known})
+        enough = [e for e in budgets if self.worst_up_to(e) <= goal]
+        if not enough or goal == 0:
+            return "halving", {"linf": None}, {}
+        low = max(e for e in budgets if e < enough[0])
+
+        def iou_at(budget: float) -> float:
+            target = replace(self.reference, epsilon=budget / 255)
+            for _, found in self.every_attack(target):
+                self.known.append((budget, self.measure(found, target)))
+                if self.worst_up_to(budget) <= goal:  # enough is known
+                    break
+            return self.worst_up_to(budget)
+
+        return "halving", {"linf": smallest_budget(iou_at, goal, low, enough[0], HALVING_ROUNDS)}, {}
+
+    def erasing(self) -> Record:
         """Change the ground beside buildings until they are gone."""
-        outside = replace(self.reference, mask=(self.labels == 0).unsqueeze(1), score=attacks.erased)
-        before, after = self._by_size(recall_by_size, outside, attack_losses.erase)
+        target = self.targeted(self.labels == 0, attacks.erased)
+        before, after = self._by_size(recall_by_size, target, attack_losses.erase, lambda counts: -counts[0].sum())
         return "erase", recalls(self.campaign.size_bins, before, after), {}
 
-    def inventing(self) -> Found:
+    def inventing(self) -> Record:
         """Change buildings until others appear beside them."""
-        built = (self.labels > 0) & (self.labels != 255)
-        inside = replace(self.reference, mask=built.unsqueeze(1), score=attacks.invented)
-        before, after = self._by_size(false_by_size, inside, attack_losses.invent)
+        target = self.targeted((self.labels > 0) & (self.labels != IGNORE), attacks.invented)
+        before, after = self._by_size(false_by_size, target, attack_losses.invent, np.sum)
         return "invent", falses(self.campaign.size_bins, before, after), {}
 
-    def _by_size(self, counter: Callable, target: Target, loss: Callable) -> tuple[np.ndarray, np.ndarray]:
+    def targeted(self, where: torch.Tensor, score: attacks.Score) -> Target:
+        return replace(self.reference, epsilon=self.settings.targeted / 255, mask=where.unsqueeze(1), score=score)
+
+    def _by_size(
+        self, counter: Callable, target: Target, loss: attack_losses.AttackLoss, harm: Callable[[np.ndarray], int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Objects counted before and after. The attack counts pixels; where it did no `harm` to a tile's objects, the
+        attacker leaves the tile as it is."""
         found = self.pgd(target, loss=loss)
         self.measure(found, target)
-        maps, labels = (self.clean_map, self.campaign.predict(found)), self.labels.cpu().numpy()
-        before, after = (counter(m.cpu().numpy(), labels, self.gsd, self.campaign.size_bins) for m in maps)
-        return before, after
 
-    def patch(self) -> Found:
+        def count(maps: torch.Tensor) -> list[np.ndarray]:
+            pairs = zip(maps.cpu().numpy(), self.labels.cpu().numpy(), strict=True)
+            return [counter(m[None], label[None], self.gsd, self.campaign.size_bins) for m, label in pairs]
+
+        before, after = count(self.clean_map), count(self.campaign.predict(found))
+        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True))
+
+    def patch(self) -> Record:
         effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
         anything = replace(self.reference, epsilon=1.0, mask=corner_patch(self.images, self.settings.patch))
-        scored = replace(anything, labels=beyond(self.labels, self.settings.patch + effective))
-        share = (scored.labels != 255).sum() / (self.labels != 255).sum().clamp_min(1)
+        reach = max(self.labels.shape) if effective is None else self.settings.patch + effective
+        scored = replace(anything, labels=beyond(self.labels, reach))
+        share = (scored.labels != IGNORE).sum() / (self.labels != IGNORE).sum().clamp_min(1)
         measured = {
             "clean": self.counts(self.clean_map, scored.labels),
             "attacked": self.measure(self.pgd(scored, step=0.1), scored),
@@ -185,7 +256,7 @@ class CityAttack:
         }
         return "patch", measured, {}
 
-    def universal(self, crafting: tuple) -> Found:
+    def universal(self, crafting: tuple) -> Record:
         batches = list(zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True))
         with self.campaign.autocast():
             delta = attacks.universal(
@@ -193,47 +264,6 @@ class CityAttack:
             )
         self.measure(attacks.apply_universal(self.images, delta), self.reference)
         return "universal", {}, {"universal": delta.cpu().numpy()}
-
-
-def _all_attacks(campaign: Campaign, target: Target, generator) -> Iterator[tuple[str, torch.Tensor]]:
-    settings = campaign.settings
-    options = {"generator": generator, "restarts": settings.restarts}
-    yield "noise", attacks.noise(target, generator)
-    for method in settings.methods:
-        match method:
-            case "fgsm":
-                yield "fgsm", campaign.run(target, attacks.fgsm)
-            case "pgd" | "segpgd" | "cospgd":
-                attack = getattr(attacks, method)
-                yield method, campaign.run(target, lambda part, a=attack: a(part, settings.steps, **options))
-            case "apgd":
-                for name, loss in attacks.sea_losses(campaign.pixels).items():
-                    yield (
-                        name,
-                        campaign.run(
-                            target,
-                            lambda part, loss=loss: attacks.red_epsilon(part, loss, settings.apgd_steps, generator),
-                        ),
-                    )
-
-
-def _halving(known: list, measure: Callable[[Target], Measurement], reference: Target) -> float | None:
-    """The smallest ℓ∞ budget (1/255) that halves the city's IoU, or None where not even the strongest does."""
-
-    def worst_up_to(budget: float, *more: Measurement) -> float:
-        return worst_case(*np.array([*(m for e, m in known if e <= budget), *more]).swapaxes(0, 1))[0]
-
-    goal = worst_up_to(0) / 2
-    budgets = sorted({e for e, _ in known})
-    enough = [e for e in budgets if worst_up_to(e) <= goal]
-    if not enough or goal == 0:
-        return None
-    low = max(e for e in budgets if e < enough[0])
-
-    def iou_at(budget: float) -> float:
-        return worst_up_to(budget, measure(replace(reference, epsilon=budget / 255)))
-
-    return smallest_budget(iou_at, goal, low, enough[0], HALVING_ROUNDS)
 
 
 def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:

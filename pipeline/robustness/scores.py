@@ -28,7 +28,8 @@ def city_metrics(measured: dict) -> dict:
             row["apgd"] = _worst(losses)
             row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
         row["worst"] = _worst(candidates[norm])
-        row["image_clean"], row["image_worst"] = _image_iou([clean]), _image_iou(candidates[norm])
+        for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
+            row[name] = _image_iou(measurements, measured["clean"]["buildings"])
         metrics[norm][budget] = row
     checks = measured["checks"]
     metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
@@ -49,11 +50,11 @@ def _worst(measurements: list[Measurement]) -> float:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
 
 
-def _image_iou(measurements: list[Measurement]) -> float:
-    """The mean over tiles of each tile's least IoU: pooled IoU hides losses on small buildings (Halmosi et
-    al. 2024)."""
-    intersection, union = np.array(measurements, float).swapaxes(0, 1)
-    return float(np.where(union > 0, intersection / np.maximum(union, 1), 1).min(0).mean())
+def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float | None:
+    """The mean over tiles with buildings of each tile's least IoU, None without any: pooled IoU hides losses on small
+    buildings (Halmosi et al. 2024)."""
+    intersection, union = np.array(measurements, float)[:, :, np.array(buildings) > 0].swapaxes(0, 1)
+    return float((intersection / union).min(0).mean()) if union.size else None
 
 
 def evidence(measured: dict[str, dict], reference: str) -> dict:
@@ -64,13 +65,16 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
 
     cities = list(measured.values())
     worst = [
-        [pooled_iou(*city["clean"]["tiles"]), *(row["worst"] for row in city_metrics(city)[norm].values())]
+        [
+            pooled_iou(*city["clean"]["tiles"]),
+            *(_worst(list(found.values())) for key, found in city.items() if key.startswith(norm)),
+        ]
         for city in cities
         for norm in ("linf", "l2")
     ]
     white_box = []
     for city in cities:
-        at_reference = {**city.get(f"linf {reference}", {}), "steps": city["checks"]["steps"]}
+        at_reference = {**city[f"linf {reference}"], "steps": city["checks"]["steps"]}
         candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
         choice = worst_case(*candidates.swapaxes(0, 1))[1]
         white_box.append(candidates[choice, :, np.arange(len(choice))].T)
@@ -79,7 +83,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         "worst": worst,
         "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
         "white_box": pooled(white_box),
-        **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
+        **{key: pooled([city["checks"][key] for city in cities]) for key in ("scale_free", "transfer", "noise")},
         "clean": pooled([city["clean"]["tiles"] for city in cities]),
         "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
     }

@@ -3,7 +3,7 @@
 Writes metrics/attack.json:
 
     city CITY linf, l2   {BUDGET: {ATTACK: IoU}} with "clean", "noise" and "worst", the exact worst case over them;
-                         image_clean and image_worst are means over tiles
+                         image_clean and image_worst are means over tiles with buildings
               transfer   IoU under a copy's perturbations, and relative_clean, the copy's own clean IoU
               halving    the ℓ∞ budget in 1/255 that halves the IoU
               patch      IoU outside the patch
@@ -11,7 +11,8 @@ Writes metrics/attack.json:
               universal  IoU under a perturbation made "from" each city
     audit                {CHECK: whether it holds}, see robustness.audit
 
-Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is.
+Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is. DVC
+watches models/all, not the folders of attack.model and attack.transfer: after a change there `dvc repro -f attack`.
 """
 
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.colours import ATTACKS
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
@@ -31,21 +33,13 @@ from pipeline.stages.evaluate import check_fit
 from pipeline.storage import WORK, atomic_file, atomic_folder, fingerprint, write_json
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
+CODE = ("robustness", "learning")  # of this code kept measurements are made
 AMPLIFIED = 0.5  # the grey level a perturbation of the whole budget reaches above or below ½ in the figure
-COLOURS = {
-    "noise": "#999999",
-    "fgsm": "#E69F00",
-    "pgd": "#56B4E9",
-    "segpgd": "#009E73",
-    "cospgd": "#F0E442",
-    "apgd": "#0072B2",
-    "worst": "#D55E00",
-}
 
 
 @dataclass
-class CityResult:
-    """What was measured in one city, and the arrays the pictures and the universal transfer need."""
+class Attacked:
+    """A city: what was measured there, and the arrays the pictures and the universal transfer need."""
 
     measured: dict
     arrays: dict[str, np.ndarray]
@@ -68,7 +62,7 @@ def run(
     model, settings = Path(params.attack.model), params.attack
     cities = open_cities(params.fetch.cities, tiles)
     samples = {city.city: _sample(city, settings.tiles, settings.seed) for city in cities}
-    folder = work / _key(params, samples)
+    folder = work / _key(params, cities, samples)
     campaign = _campaign(params, cities, model)
     results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
 
@@ -99,12 +93,15 @@ def _sample(city: CityTiles, count: int, seed: int) -> tuple[np.ndarray, np.ndar
     return images, labels
 
 
-def _key(params: Params, samples: dict) -> str:
-    """What a kept measurement depends on: the settings, the models, the pixels and labels attacked."""
-    parts = [params.attack.model_dump(), params.evaluate.size_bins]
+def _key(params: Params, cities: list[CityTiles], samples: dict) -> str:
+    """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
+    the code that attacks them."""
+    parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
     for model in filter(None, (params.attack.model, params.attack.transfer)):
-        path = Path(model) / "weights.safetensors"
-        parts.append(sha256(path.read_bytes()).hexdigest() if path.exists() else None)
+        files = (Path(model) / name for name in ("weights.safetensors", "model.json"))
+        parts += [sha256(file.read_bytes()).hexdigest() if file.exists() else None for file in files]
+    code = Path(__file__).parents[1]
+    parts += [file.read_text(encoding="utf-8") for floor in CODE for file in sorted((code / floor).glob("*.py"))]
     parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
     return fingerprint(*parts)
 
@@ -146,20 +143,21 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
     )
 
 
-def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> CityResult:
+def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
     """Measured now, or read back from a run that was interrupted."""
     from pipeline.learning.crops import to_tensors
     from pipeline.robustness.campaign import attack_city
 
     if (kept / "measured.json").exists():
         with np.load(kept / "arrays.npz", allow_pickle=False) as file:
-            return CityResult(json.loads((kept / "measured.json").read_text(encoding="utf-8")), dict(file))
-    result = CityResult({}, {})
+            return Attacked(json.loads((kept / "measured.json").read_text(encoding="utf-8")), dict(file))
+    result = Attacked({}, {})
     device = next(campaign.segmenter.parameters()).device
     crafting = to_tensors(city.sample("train", CRAFTING_TILES, seed=campaign.settings.seed), device)
     steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
-    total = 4 + len(s.linf) + len(s.l2) + s.halving + 2 * s.targeted + bool(s.patch) + s.universal
+    budgets = len({*s.linf, s.reference}) + len(s.l2)
+    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal
     for name, numbers, arrays in progress(steps, f"attacking {city.city}", total):
         result.measured[name] = numbers
         result.arrays |= arrays
@@ -169,7 +167,7 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> CityResul
     return result
 
 
-def _universal(campaign, results: dict[str, CityResult], samples: dict) -> dict[str, dict]:
+def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[str, dict]:
     """IoU of each city under its own universal perturbation and under every other city's."""
     import torch
 
@@ -199,8 +197,7 @@ def print_table(metrics: dict, reference: str) -> None:
     names = ["clean", "noise", "fgsm", "pgd", "segpgd", "cospgd", "apgd", "worst"]
     rows = []
     for city, row in metrics["city"].items():
-        budget = reference if reference in row["linf"] else next(iter(row["linf"]), None)
-        rows.append([city, *(row["linf"].get(budget, {}).get(name) for name in names), row.get("halving")])
+        rows.append([city, *(row["linf"][reference].get(name) for name in names), row.get("halving")])
     table(f"IoU under attack at ℓ∞ {reference}/255", ["city", *names, "halved at /255"], rows)
     console.print(f"audit: {len(metrics['audit'])} checks passed")
 
@@ -215,7 +212,7 @@ def draw_curves(cities: dict[str, dict], path: Path) -> None:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, (city, metrics) in zip(axes, cities.items(), strict=False):
         budgets = list(metrics["linf"])
-        for name, colour in COLOURS.items():
+        for name, colour in ATTACKS.items():
             points = [(float(b), metrics["linf"][b][name]) for b in budgets if name in metrics["linf"][b]]
             if points:
                 x, y = zip((0, metrics["linf"][budgets[0]]["clean"]), *points, strict=True)

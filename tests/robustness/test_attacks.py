@@ -8,17 +8,20 @@ from robustness import tint
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline import params
+from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
-from pipeline.learning.perturb import length, project, valid_mean
+from pipeline.learning.perturb import ball, length, project, valid_mean
 from pipeline.params import Adversarial
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
-from pipeline.robustness.campaign import smallest_budget
+from pipeline.robustness.campaign import Campaign, excess, smallest_budget
 from pipeline.robustness.patch import receptive_radius
 from pipeline.robustness.worst_case import worst_case
 
 LOSSES = [
     attack_losses.cross_entropy,
+    attack_losses.scale_free,
     attack_losses.segpgd,
     attack_losses.cospgd,
     attack_losses.masked_cross_entropy,
@@ -53,7 +56,7 @@ def every_attack(target: Target) -> dict[str, torch.Tensor]:
     }
     classes = target.segmenter.out_channels
     for name, loss in attacks.sea_losses(torch.arange(1, classes + 1)).items():
-        found[name] = attacks.red_epsilon(target, loss, 10, generator)
+        found[name] = attacks.red_epsilon(target, loss, 10, generator=generator)
     return found
 
 
@@ -119,6 +122,16 @@ def test_losses_are_the_papers():
     assert torch.allclose(attack_losses.invent(logits, labels), torch.where(labels == 0, (1 - p[:, 0]).log(), 0))
 
 
+def test_a_factor_on_the_logits_is_nothing_to_the_scale_free_loss():
+    images, labels = batch()
+    gradients = []
+    for factor in (1, 1e6):
+        leaf = images.clone().requires_grad_()
+        value = valid_mean(attack_losses.scale_free(factor * linear()(leaf), labels), labels)
+        gradients.append(torch.autograd.grad(value.sum(), leaf)[0])
+    assert gradients[0].any() and torch.allclose(*gradients, rtol=1e-4, atol=1e-8)
+
+
 def test_jensen_shannon_survives_certainty():
     logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]]).T.reshape(1, 2, 1, 2).requires_grad_()
     value = attack_losses.jensen_shannon(logits, torch.zeros(1, 1, 2, dtype=torch.long))
@@ -135,6 +148,12 @@ def test_projection_is_idempotent_and_keeps_masked_pixels():
         moved = project(images + torch.randn_like(images), images, norm, epsilon, mask)
         assert torch.equal(moved[..., 4:], images[..., 4:]) and not torch.equal(moved, images)
         assert torch.allclose(project(moved, images, norm, epsilon, mask), moved, atol=1e-6)
+
+
+def test_rounding_does_not_leave_a_large_ball():
+    delta = torch.randn(8, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    for epsilon in (0.5, 8.0, 64.0):
+        assert float(length(ball(delta, "l2", epsilon).double(), "l2").max()) <= epsilon
 
 
 def test_checkpoints_of_apgd():
@@ -160,19 +179,69 @@ def test_the_best_iterate_is_kept_not_the_last():
     assert torch.equal(attacks.harm(target.segmenter(found.images), labels)[0], found.score)
 
 
-def test_early_stop_changes_only_the_work():
-    """A finished image's answer is as lost as with all iterations; unfinished ones end exactly as without."""
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_early_stop_changes_only_the_work(restarts):
+    """Only a tile with no pixel right is finished: one that has lost its buildings may still gain false ones, which
+    lower the pooled IoU. So both ways find the same."""
     images, labels = tint.tiles(6, 3)
-    model = standard()
-    for attack in (attacks.pgd, functools.partial(attacks.pgd, restarts=2)):
-        found = {}
-        for stop in (False, True):
-            target = Target(model, images[:, :, :, :], labels, "linf", 6 / 255)
-            generator = torch.Generator().manual_seed(0)
-            found[stop] = attack(target, 9, early_stop=stop, generator=generator)
-        gone = attacks.harm(model(found[True]), labels)[1]
-        assert torch.equal(gone, attacks.harm(model(found[False]), labels)[1])
+    labels[0] = 1 - labels[0] % 2  # a tile of mostly buildings
+    labels[1], labels[2, :, :16] = 0, IGNORE
+    for epsilon, steps in ((6, 20), (32, 20)):
+        target = Target(standard(), images, labels, "linf", epsilon / 255)
+        found = {
+            stop: attacks.pgd(
+                target, steps, restarts=restarts, early_stop=stop, generator=torch.Generator().manual_seed(0)
+            )
+            for stop in (False, True)
+        }
+        assert tint.pooled(standard(), found[True], labels) == tint.pooled(standard(), found[False], labels)
+        gone = attacks.harm(standard()(found[False]), labels)[1]
         assert torch.equal(found[True][~gone], found[False][~gone])
+
+
+def test_a_tile_without_buildings_left_is_not_finished():
+    """Its intersection is 0, but what it invents still counts against the pooled IoU."""
+    labels = torch.tensor([[[0, 1, 1, 255]]])
+    wrong = {"missed": [0, 0, 0, 0], "all wrong": [1, 0, 0, 0], "right": [0, 1, 1, 1]}
+    logits = {name: F.one_hot(torch.tensor([[row]]), 2).movedim(-1, 1).float() for name, row in wrong.items()}
+    assert {name: bool(attacks.harm(u, labels)[1]) for name, u in logits.items()} == {
+        "missed": False, "all wrong": True, "right": False,
+    }  # fmt: skip
+
+
+class Failing(nn.Module):
+    """A network that answers NaN to every image but the one it knows."""
+
+    def __init__(self, network: nn.Module, image: torch.Tensor):
+        super().__init__()
+        self.network, self.image = network, image
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        moved = (images - self.image).abs().amax((1, 2, 3), keepdim=True) > 1e-9
+        return self.network(images) + torch.where(moved, torch.nan, 0)
+
+
+def test_a_model_that_fails_has_not_been_fooled():
+    images, labels = batch(count=1)
+    target = Target(Failing(linear(), images), images, labels, "linf", 4 / 255)
+    assert torch.equal(attacks.fgsm(target), images)  # the step leads to NaN: the image itself is the best known
+    assert excess(torch.full_like(images, torch.nan), target) > 1e-6
+    campaign = Campaign(target.segmenter, target.segmenter, params.Attack(), torch.ones(2), [50.0])
+    assert campaign.predict(images).shape == labels.shape
+    with pytest.raises(InputError, match="NaN"):
+        campaign.predict(images + 1e-3)
+
+
+def test_restarts_keep_the_best():
+    images, labels = tint.tiles(12, 8)
+    target = Target(standard(), images, labels, "linf", 2 / 255)
+    js = attacks.sea_losses(torch.tensor([800, 200]))["js"]
+    for attack in (functools.partial(attacks.pgd, target, 3), functools.partial(attacks.red_epsilon, target, js, 4)):
+        generator = torch.Generator().manual_seed(0)
+        single = [attacks.harm(standard()(attack(generator=generator)), labels)[0] for _ in range(3)]
+        best = attack(restarts=3, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(attacks.harm(standard()(best), labels)[0], torch.stack(single).amax(0))
+        assert not torch.equal(single[0], torch.stack(single).amax(0))
 
 
 def test_batches_make_no_difference():
@@ -200,10 +269,22 @@ def test_universal_harms_images_it_has_not_seen():
 
 
 def test_receptive_field_is_measured():
-    """3×3 kernels of dilation 1, 2 and 4: seven pixels to each side."""
-    images, _ = tint.tiles(2, 6)
-    effective, support = receptive_radius(standard(), images)
-    assert support == 7 and 1 <= effective <= 7
+    """3×3 kernels of dilation 1, 2 and 4: seven pixels to each side, whatever the tile's side."""
+    for size in (16, 32):
+        images, _ = tint.tiles(2, 6, size=size) if size > 16 else (torch.rand(2, 3, 16, 16), None)
+        effective, support = receptive_radius(standard(), images)
+        assert support == 7 and 1 <= effective <= 7
+
+
+def test_a_receptive_field_that_is_not_seen_whole_is_not_told():
+    class Mean(nn.Module):
+        def forward(self, images):
+            return self.factor * images.mean((2, 3), keepdim=True)[:, :2].expand(-1, -1, *images.shape[2:])
+
+    wide, dead = Mean(), Mean()
+    wide.factor, dead.factor = 1, 0
+    for segmenter in (wide, dead):
+        assert receptive_radius(segmenter, torch.rand(1, 3, 16, 16)) == (None, None)
 
 
 def test_bisection_finds_a_known_budget():
@@ -230,7 +311,11 @@ def worst(model: nn.Module, epsilon: float, steps: int = 10, names: tuple = ("mc
     generator = torch.Generator().manual_seed(0)
     target = Target(model, images, labels, "linf", epsilon / 255)
     losses = attacks.sea_losses(torch.tensor([800, 200]))
-    found = [attacks.red_epsilon(target, losses[name], steps, generator) for name in names]
+    found = [attacks.red_epsilon(target, losses[name], steps, generator=generator) for name in names]
+    return _worst(model, found, labels)
+
+
+def _worst(model: nn.Module, found: list[torch.Tensor], labels: torch.Tensor) -> float:
     measured = [[c.numpy() for c in attacks.counts(model(x).argmax(1), labels)] for x in found]
     return worst_case(*map(list, zip(*measured, strict=True)))[0]
 
@@ -253,15 +338,23 @@ def test_planted_tint_the_ensemble_is_no_weaker_than_pgd_of_as_many_gradients(mo
 
 
 def test_mixed_precision_finds_no_weaker_attacks():
-    """Crafted in bfloat16, measured in float32."""
+    """Crafted in bfloat16, measured in float32: at no budget is PGD, or the ensemble's worst case, more than half a
+    point weaker than crafted in float32."""
     images, labels = tint.tiles(48, 99)
-    iou = {}
-    for precise in (True, False):
-        target = Target(standard(), images, labels, "linf", 2 / 255)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
-            found = attacks.pgd(target, 10, generator=torch.Generator().manual_seed(0))
-        iou[precise] = tint.pooled(standard(), found, labels)
-    assert iou[False] <= iou[True] + 0.02
+    pixels = torch.tensor([800, 200])
+    for epsilon in (1, 2, 4, 8):
+        target = Target(standard(), images, labels, "linf", epsilon / 255)
+        iou = {}
+        for precise in (True, False):
+            generator = torch.Generator().manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+                pgd = attacks.pgd(target, 10, generator=generator)
+                ensemble = [
+                    attacks.red_epsilon(target, loss, 10, generator=generator)
+                    for loss in attacks.sea_losses(pixels).values()
+                ]
+            iou[precise] = tint.pooled(standard(), pgd, labels), _worst(standard(), ensemble, labels)
+        assert all(b <= a + 0.005 for a, b in zip(iou[True], iou[False], strict=True)), (epsilon, iou)
 
 
 def test_erase_and_invent_change_only_what_is_not_scored():

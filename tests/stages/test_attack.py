@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,24 @@ def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
     resumed = paths["out"].read_bytes()
     attack.run(settings, **paths)
     assert len(attacked) == 5 and paths["out"].read_bytes() == resumed
+
+
+def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
+    settings, paths = stage
+    cities = [CityTiles(paths["tiles"] / city) for city in CITIES]
+    samples = {city.city: attack._sample(city, 1, 0) for city in cities}
+    keys = [attack._key(settings, cities, samples)]
+    assert keys[0] == attack._key(settings, cities, samples)
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **k: read(self, **k) + "#" * (self.name == "attacks.py"))
+    keys.append(attack._key(settings, cities, samples))
+    monkeypatch.undo()
+    card = paths["tiles"].parent / "model" / "model.json"
+    card.write_text(card.read_text() + " ")
+    keys.append(attack._key(settings, cities, samples))
+    cities[0].about["gsd"] = 0.6
+    keys.append(attack._key(settings, cities, samples))
+    assert len(set(keys)) == 4
 
 
 def test_a_failed_check_fails_the_stage_and_leaves_no_metrics(stage, monkeypatch):
