@@ -15,8 +15,9 @@ from pipeline.learning.lipschitz import LipschitzNet
 from pipeline.learning.models import Segmenter
 from pipeline.learning.small_nets import SmallFCN, SmallUNet
 from pipeline.robustness.attacks import Target, pgd
-from pipeline.robustness.bounds import Bounds, certified_classes, crown_ibp_margins, image_box, interval_margins
+from pipeline.robustness.bounds import Bounds, certified_classes, image_box, interval_margins
 from pipeline.robustness.certificates import at_radius, certified_iou, collective_iou, lipschitz_radii
+from pipeline.robustness.crown import crown_ibp_margins
 from pipeline.robustness.interval_training import train_interval, train_margin
 
 

@@ -34,7 +34,7 @@ class _Graph(nn.Module):
         stride = self.segmenter.stride
         x = (images - self.segmenter.mean) / self.segmenter.std
         if stride > 1:
-            x = F.pad(x, (0, -width % stride, 0, -height % stride), mode="replicate")
+            x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
         return self.segmenter.network(x)[..., :height, :width]
 
 

@@ -29,7 +29,9 @@ class MinMax(nn.Module):
 
 
 def replace_relu(network: nn.Module) -> nn.Module:
-    """Put MinMax in the place of every ReLU module of `network`, which is changed and returned."""
+    """Put MinMax in the place of every ReLU module of `network`, which is changed and returned. Other activations stay,
+    as the SiLU of EfficientNet's encoders.
+    """
     for name, child in network.named_children():
         if isinstance(child, nn.ReLU):
             setattr(network, name, MinMax())
@@ -144,7 +146,8 @@ CONVOLUTIONS = {"orthogonal": OrthogonalConv, "aol": AOLConv}
 class LipschitzNet(nn.Module):
     """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4, ‖Δlogits‖₂ ≤ ‖Δx‖₂.
 
-    PixelUnshuffle → convolutions and MinMax at ½ and ¼ resolution → concat(skip, up) / √2 → PixelShuffle.
+    PixelUnshuffle → convolutions and MinMax at ½ and ¼ resolution → concat(skip, up) / √2 → PixelShuffle. Other sides
+    have to be padded with a constant, which leaves ‖Δx‖ as it is; repeating the edge would stretch it.
     """
 
     def __init__(self, channels: int, outputs: int, width: int, convolution: str = "orthogonal"):

@@ -31,9 +31,10 @@ class Segmenter(nn.Module):
     The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model.
     """
 
-    def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1):
+    def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1, sides: str = "replicate"):
         super().__init__()
         self.network, self.classes, self.stride = network, classes, stride
+        self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
         self.card: dict = {}
@@ -47,7 +48,7 @@ class Segmenter(nn.Module):
         x = (images - self.mean) / self.std
         down, right = -height % self.stride, -width % self.stride
         if down or right:  # encoders halve the image `log2(stride)` times
-            x = F.pad(x, (0, right, 0, down), mode="replicate")
+            x = F.pad(x, (0, right, 0, down), mode=self.sides)
         return self.network(x)[..., :height, :width]
 
 
@@ -65,14 +66,15 @@ class WindowCNN(nn.Module):
         self.c1, self.c2 = nn.Conv2d(channels, width, 3), nn.Conv2d(width, width, 3)
         self.c3 = nn.Conv2d(width, width, 3)
         self.hidden, self.out = nn.Conv2d(width, 2 * width, 6), nn.Conv2d(2 * width, outputs, 1)
+        self.relu = nn.ReLU()  # a module, so that train.model.activation finds it
 
     def _features(self, x: torch.Tensor, dense: bool) -> torch.Tensor:
         stride, d = (1, 2) if dense else (2, 1)
-        x = F.relu(self.c2(F.relu(self.c1(x))))
+        x = self.relu(self.c2(self.relu(self.c1(x))))
         x = F.max_pool2d(x, 2, stride)
-        x = F.relu(F.conv2d(x, self.c3.weight, self.c3.bias, dilation=d))
+        x = self.relu(F.conv2d(x, self.c3.weight, self.c3.bias, dilation=d))
         x = F.max_pool2d(x, 2, stride, dilation=d)
-        return self.out(F.relu(F.conv2d(x, self.hidden.weight, self.hidden.bias, dilation=d * d)))
+        return self.out(self.relu(F.conv2d(x, self.hidden.weight, self.hidden.bias, dilation=d * d)))
 
     def classify(self, windows: torch.Tensor) -> torch.Tensor:
         """Windows (N, C, 32, 32) to logits (N, K) of the pixel at row 15, column 15."""
@@ -190,10 +192,10 @@ def _load_encoder(network: nn.Module, path: str) -> None:
 
 def build_model(model: params.Model, channels: int) -> Segmenter:
     """The segmenter that train.model describes, with random or given weights. Raises InputError on what cannot be."""
-    from pipeline.learning.lipschitz import LipschitzNet, replace_relu
+    from pipeline.learning.lipschitz import LipschitzNet, MinMax, replace_relu
     from pipeline.learning.small_nets import SmallFCN, SmallUNet
 
-    outputs, stride = model.classes + 1, 1
+    outputs, stride, sides = model.classes + 1, 1, "replicate"
     match model.architecture:
         case "linear":
             network = nn.Conv2d(channels, outputs, 1)
@@ -204,7 +206,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         case "small_unet":
             network, stride = SmallUNet(channels, outputs, model.width), 4
         case "lipschitz":
-            network, stride = LipschitzNet(channels, outputs, model.width), 4
+            network, stride, sides = LipschitzNet(channels, outputs, model.width), 4, "constant"
         case name if name in TORCHVISION:
             network, stride = _torchvision(model, channels, outputs), 8
         case _:
@@ -212,9 +214,13 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
             stride = 128 if model.architecture == "pan" else 32  # PAN pools its 1/32 features thrice more
     if model.activation == "minmax":
         replace_relu(network)
+        if not any(isinstance(m, MinMax) for m in network.modules()):
+            raise InputError(
+                f"train.model.activation: {model.architecture} has no ReLU for minmax to replace; set it to relu"
+            )
     if model.encoder_weights not in (None, "imagenet"):
         _load_encoder(network, model.encoder_weights)
-    segmenter = Segmenter(network, channels, model.classes, stride)
+    segmenter = Segmenter(network, channels, model.classes, stride, sides)
     if model.encoder_weights == "imagenet" and channels == 3:
         segmenter.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
     return segmenter

@@ -94,3 +94,12 @@ def refuted(certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms
     """
     changed = (attacked != certified) & (certified != ABSTAIN) & (labels != IGNORE)
     return changed & (norms[:, None, None] < certified_radius)
+
+
+def overspent(radius: Tensor, prediction: Tensor, attacked: Tensor, norms: Tensor) -> Tensor:
+    """Where an attack proves the collective certificate wrong (N, H, W): the pixels that it changed, of images in which
+    their certified radii r (N, H, W) satisfy Σ r² > ‖δ‖², the attack's norm (N,). Ignored pixels count: they cost too.
+    """
+    changed = attacked != prediction
+    spent = (radius.double().square() * changed).sum((1, 2))
+    return changed & (spent > norms.double().square() * (1 + 1e-4))[:, None, None]

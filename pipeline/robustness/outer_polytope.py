@@ -13,6 +13,7 @@ of every hidden layer come from the same dual, layer by layer, and not from inte
 import torch
 
 from pipeline.robustness.bounds import Bounds, Box, ReLU
+from pipeline.robustness.crown import linear_lower
 
 
 def outer_polytope_boxes(bounds: Bounds, image: Box, *, chunk: int = 64) -> dict:
@@ -34,6 +35,6 @@ def _dual_box(bounds: Bounds, boxes: dict, node, chunk: int) -> Box:
         channels = torch.eye(boxes[node].lower.shape[1], dtype=boxes[node].lower.dtype)
         specs = (sign * channels)[:, :, None, None].expand(-1, -1, *boxes[node].lower.shape[2:])
         specs = specs.to(boxes[node].lower.device)
-        low = [bounds.linear_lower(boxes, node, c, relaxation="parallel", chunk=chunk) for c in specs]
+        low = [linear_lower(bounds, boxes, node, c, relaxation="parallel", chunk=chunk) for c in specs]
         ends.append(sign * torch.stack(low)[None])
     return Box(*ends)
