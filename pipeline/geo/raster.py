@@ -5,7 +5,6 @@ bilinear; both are one sparse matrix along rows and one along columns, so a wind
 wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata (0, label 255).
 """
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,10 +19,10 @@ from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
 from pipeline.errors import InputError
+from pipeline.geo.formats import open_alone
 from pipeline.geo.grid import BLOCK, Grid, Window, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
 
-SCHEMES = ("http", "https", "file", "s3", "gs")
 STRIP = 2**22  # pixels read at a time where all of a scene is
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
 REMOTE = {  # GDAL on a URL: no listing of the folder beside it, patience with the network but not without end
@@ -65,30 +64,17 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
     return sparse.csr_matrix(entries, shape=(target, source))
 
 
-def check_address(path: str) -> None:
-    """Raise InputError for what is no URL of SCHEMES and no file: GDAL's own paths reach anywhere, in any protocol."""
-    scheme, found, _ = path.partition("://")
-    if found and "/" not in scheme:
-        if scheme.lower() not in SCHEMES:
-            raise InputError(f"{path}: a scene's URL begins with one of {', '.join(f'{s}://' for s in SCHEMES)}")
-    elif path.startswith("/vsi"):
-        raise InputError(f"{path}: GDAL's own paths are not taken; give the file or its URL")
-    elif not os.path.exists(path):
-        raise InputError(f"{path}: cannot be read (no such file); it is missing: fetch it again")
-
-
 @contextmanager
 def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     """Open a file, or a URL of SCHEMES, with rasterio.
 
     Whatever it finds wrong, on opening or in mid-read, becomes one InputError.
     """
-    check_address(str(path))
     local = Path(path).is_file()
     with _reading(path), rasterio.Env(**CAUTIOUS, **(REMOTE if "://" in str(path) else {})):
         with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
-            dataset = rasterio.open(path)
+            dataset = open_alone(str(path))
         with dataset:
             if local and _blocks_end(dataset) > Path(path).stat().st_size:
                 raise OSError("its last block of pixels lies behind its end")

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import InputError
-from pipeline.geo.raster import check_address
+from pipeline.geo.formats import check_address
 
 IMAGES = {".tif", ".tiff", ".vrt", ".jp2", ".jpg", ".jpeg", ".png", ".img"}
 LISTS = {".txt", ".lst"}  # one scene a line; blank lines and those that begin with # are skipped
@@ -30,7 +30,7 @@ def list_scenes(arguments: list[str]) -> dict[str, str]:
 def _expand(argument: str, base: Path) -> list[str]:
     if argument.startswith("/vsi") or re.match(r"[A-Za-z][\w+.-]*://", argument):
         check_address(argument)
-        return [argument]
+        return [argument] if not argument.lower().startswith("file://") else [_path(argument)]
     path = base / argument
     if path.is_dir():
         found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
@@ -38,7 +38,7 @@ def _expand(argument: str, base: Path) -> list[str]:
             raise InputError(f"{path}: no images in this folder ({', '.join(sorted(IMAGES))})")
         return found
     if path.suffix.lower() in LISTS and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         return [p for line in lines if line and not line.startswith("#") for p in _expand(line, path.parent)]
     if not path.exists() and glob.has_magic(argument):
         found = sorted(glob.glob(str(path), recursive=True))
@@ -46,6 +46,13 @@ def _expand(argument: str, base: Path) -> list[str]:
             raise InputError(f"{argument}: matches no file")
         return [p for p in found if Path(p).is_file()]
     return [str(path)]
+
+
+def _path(url: str) -> str:
+    place = urlsplit(url)
+    if place.netloc not in {"", "localhost"}:
+        raise InputError(f"{url}: a file's URL has three slashes, file:///folder/scene.tif")
+    return unquote(place.path)
 
 
 def _names(paths: list[str]) -> list[str]:

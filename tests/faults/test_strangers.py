@@ -2,11 +2,17 @@
 
 import ast
 import json
+import socket
 import struct
+import threading
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from faulty import ROOT, snapshot, visible
 from toy import toy_scene, write_city
 
@@ -16,6 +22,7 @@ from pipeline.geo.scene import City, read_city
 from pipeline.geo.scene import write_city as write_scenes
 from pipeline.geo.scene_list import list_scenes
 from pipeline.geo.tiles import CityTiles
+from pipeline.geo.vector import read_footprints
 
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 RUNNING = {"eval", "exec", "compile", "__import__"}  # builtins that make code of text
@@ -241,8 +248,6 @@ def test_a_damaged_table_of_tiles(city):
 )  # fmt: skip
 def test_only_files_and_five_schemes_reach_gdal(address, tmp_path, monkeypatch):
     """On the command line, in a list, and in a city.json alike."""
-    import rasterio
-
     monkeypatch.setattr(rasterio, "open", lambda *_, **__: pytest.fail("GDAL was asked"))
     write_scenes(tmp_path, City("town", "stranger", []))
     about = json.loads((tmp_path / "city.json").read_text())
@@ -256,6 +261,146 @@ def test_only_files_and_five_schemes_reach_gdal(address, tmp_path, monkeypatch):
             for scene in list_scenes([given]).values():
                 with open_raster(scene):
                     pass
+
+
+@pytest.fixture
+def listener():
+    """A port of this machine that hangs up on whoever calls, and the list of its callers."""
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as waiting:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    call, caller = waiting.accept()
+                    calls.append(caller)
+                    call.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        yield waiting.getsockname()[1], calls
+        waiting.shutdown(socket.SHUT_RDWR)
+
+
+def image(path: Path, **tags) -> Path:
+    where = {"crs": "EPSG:32633", "transform": Affine(1, 0, 5e5, 0, -1, 5e6)}
+    with rasterio.open(path, "w", driver="GTiff", width=64, height=64, count=1, dtype="uint8", **where) as file:
+        file.write(np.ones((1, 64, 64), np.uint8))
+        file.update_tags(ns="OVERVIEWS", **tags)
+    return path
+
+
+def mosaic(path: Path, source: str, more: str = "", within: str = "") -> Path:
+    path.write_text(
+        f'<VRTDataset rasterXSize="64" rasterYSize="64"><SRS>EPSG:32633</SRS>{more}'
+        "<GeoTransform>500000, 1, 0, 5000000, 0, -1</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename relativeToVRT="1">'
+        f'{source}{within}</SourceFilename><SourceBand>1</SourceBand><SrcRect xOff="0" yOff="0" xSize="64" ySize="64"/>'
+        '<DstRect xOff="0" yOff="0" xSize="64" ySize="64"/></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    return path
+
+
+WMS = (
+    '<GDAL_WMS><Service name="TMS"><ServerUrl>{url}</ServerUrl></Service><DataWindow><UpperLeftX>0</UpperLeftX>'
+    "<UpperLeftY>64</UpperLeftY><LowerRightX>64</LowerRightX><LowerRightY>0</LowerRightY><SizeX>64</SizeX>"
+    "<SizeY>64</SizeY></DataWindow><BandsCount>1</BandsCount></GDAL_WMS>"
+)
+OVERVIEWS = '<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{url}</MDI></Metadata>'
+
+
+def calling_image(folder: Path, kind: str, url: str) -> Path:
+    """An image that has GDAL call `url`, were any driver allowed to read it."""
+    path = folder / "a.tif"
+    match kind:
+        case "a mosaic under another name":
+            return mosaic(path, url)
+        case "a mosaic behind another format's mark":
+            mosaic(path, url)
+            path.write_bytes(b"\xff\xd8\xff" + path.read_bytes())
+            return mosaic(folder / "b.vrt", "a.tif")
+        case "a mosaic of addresses":
+            return mosaic(folder / "a.vrt", url)
+        case "a mosaic of GDAL's paths":
+            return mosaic(folder / "a.vrt", "/vsicurl/" + url)
+        case "a mosaic in a mosaic":
+            mosaic(folder / "b.vrt", url)
+            return mosaic(folder / "a.vrt", "b.vrt")
+        case "a map service":
+            path.write_text(WMS.format(url=url))
+        case "a mosaic of a map service":
+            path.write_text(WMS.format(url=url))
+            return mosaic(folder / "a.vrt", "a.tif")
+        case "a name cut by a comment":
+            image(folder / "a.tif2")
+            path.write_text(WMS.format(url=url))
+            return mosaic(folder / "a.vrt", "a.tif", within="<!-- -->2")
+        case "overviews in its tags":
+            image(path, OVERVIEW_FILE=url)
+        case "overviews in a mosaic":
+            image(path)
+            return mosaic(folder / "a.vrt", "a.tif", more=OVERVIEWS.format(url=url))
+        case "overviews in the notes beside it":
+            image(path)
+            (folder / "a.tif.aux.xml").write_text(f"<PAMDataset>{OVERVIEWS.format(url=url)}</PAMDataset>")
+        case "overviews beside it":
+            mosaic(image(path).with_name("a.tif.ovr"), url)
+        case "a mask beside it":
+            mosaic(image(path).with_name("a.tif.Msk"), url)
+    return path
+
+
+IMAGES = [
+    "a mosaic under another name", "a mosaic behind another format's mark", "a mosaic of addresses",
+    "a mosaic of GDAL's paths", "a mosaic in a mosaic", "a map service", "a mosaic of a map service",
+    "a name cut by a comment", "overviews in its tags", "overviews in a mosaic", "overviews in the notes beside it",
+    "overviews beside it", "a mask beside it",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+@pytest.mark.parametrize("kind", IMAGES)
+def test_no_image_makes_a_call(tmp_path, listener, kind, scheme):
+    port, calls = listener
+    path = calling_image(tmp_path, kind, f"{scheme}://127.0.0.1:{port}/x.tif")
+    with pytest.raises(InputError, match=path.stem) as error, open_raster(path) as dataset:
+        dataset.read(out_shape=(1, 8, 8))
+        dataset.read_masks(1)
+    assert not calls and len(str(error.value).splitlines()) == 1
+
+
+def test_a_mosaic_of_files_is_an_image(tmp_path):
+    image(tmp_path / "a.tif"), mosaic(tmp_path / "b.vrt", "a.tif")
+    with open_raster(mosaic(tmp_path / "c.vrt", "b.vrt")) as dataset:
+        assert dataset.read().all()
+    for text in ("c.vrt", "missing.tif"):
+        with pytest.raises(InputError, match="mosaic"), open_raster(mosaic(tmp_path / "c.vrt", text)):
+            pass
+
+
+FOOTPRINTS = {
+    "a virtual layer": "<OGRVRTDataSource><OGRVRTLayer name='x'><SrcDataSource>{url}</SrcDataSource></OGRVRTLayer>"
+    "</OGRVRTDataSource>",
+    "a feature service": "<OGRWFSDataSource><URL>{url}</URL></OGRWFSDataSource>",
+    "a command": '{{"type": "gdal_streamed_alg", "command_line": "gdal vector pipeline ! read {url} ! reproject '
+    '--dst-crs EPSG:4326"}}',
+}
+FOOTPRINTS["a virtual layer in GeoJSON"] = '{{"a": "' + FOOTPRINTS["a virtual layer"] + '"}}'
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "zipped"])
+@pytest.mark.parametrize("kind", FOOTPRINTS)
+def test_no_footprints_make_a_call(tmp_path, listener, kind, packed):
+    port, calls = listener
+    text = FOOTPRINTS[kind].format(url=f"http://127.0.0.1:{port}/x.geojson")
+    path = tmp_path / ("a.zip" if packed else "a.geojson")
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.geojson", text)
+    else:
+        path.write_text(text)
+    with pytest.raises(InputError, match=path.name):
+        read_footprints(path)
+    assert not calls
 
 
 def test_lists_that_are_none(tmp_path):
