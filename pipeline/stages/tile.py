@@ -1,83 +1,29 @@
 """Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
 
-A city is planned in the parent process (grids, splits, value range, footprints) and filled by worker
-processes, shard by shard and window by window, each writing its slice of the arrays. A city
-whose parameters and scenes are unchanged is kept.
+A city is planned here (grids, splits, value range, footprints) and filled by pipeline.geo.tiling. One whose
+parameters and scenes are unchanged is kept.
 """
 
-import os
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context, parent_process
+from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
-import rasterio
 import shapely
 
-from pipeline.console import console, progress, table
+from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.geo.grid import BLOCK, SPLITS, Grid, Window, draw_splits, missing_splits, strips, windows
-from pipeline.geo.raster import RasterLabels, open_image, open_raster, robust_range
-from pipeline.geo.rasterize import VectorLabels
-from pipeline.geo.scene import IGNORE, City, Scene, Split, read_city
-from pipeline.geo.tiles import CityTiles, Region, allocate, count_tiles, write_index, write_window, written_label
+from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
+from pipeline.geo.raster import open_image, robust_range
+from pipeline.geo.scene import City, Scene, Split, read_city
+from pipeline.geo.tiles import CityTiles, Region, allocate, write_index
+from pipeline.geo.tiling import Planned, Source, fill, named
 from pipeline.geo.vector import SUFFIXES, read_footprints
 from pipeline.params import Params, Tile
-from pipeline.runs import cores
 from pipeline.storage import atomic_folder, fingerprint
 
 FORMAT = 1  # of the arrays and of the way they are made; raise it and every city is tiled again
-SHARD = 16_000_000  # source pixels a worker takes at a time
-WINDOW = 4_000_000  # pixels read at a time: larger ones ask the system for fresh memory each, at twice the read's cost
-WORTH_A_POOL = 48_000_000  # source pixels below which starting processes costs more than it saves
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
-
-
-@dataclass(frozen=True)
-class Source:
-    """How one scene is read; small enough to be sent to a process."""
-
-    name: str
-    image: str
-    bands: list[int]
-    gsd: float
-    native: float | None
-    range: tuple[float, float] | None
-    classes: int
-    all_touched: bool
-    labels: str | None = None  # a label raster, or else
-    raster_building: int = 1
-    polygons: np.ndarray | None = None  # footprints in the image's CRS
-    values: np.ndarray | None = None  # and their labels
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A region, the scene it is read from and where in that scene's target grid it lies."""
-
-    source: Source
-    region: Region
-    window: Window
-    native: float  # metres a pixel of the image
-    density: float  # source pixels a target pixel
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Rows of a region, whole rows of tiles, that one worker fills."""
-
-    index: int  # of the region
-    plan: Planned
-    rows: tuple[int, int]
-    folder: Path
-    size: int
-    memory: int  # MB
 
 
 def run(
@@ -107,13 +53,7 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
     channels = len(plans[0].source.bands)
     with atomic_folder(folder) as partial:
         allocate(partial, regions, channels)
-        shards = list(_shards(plans, partial, params.tile))
-        parts: list[dict[int, np.ndarray]] = [{} for _ in regions]
-        seen = dict.fromkeys((region.parent for region in regions), 0)
-        for shard, (counted, pixels) in _fill(shards, _workers(params.tile, plans), f"tile {city.city}"):
-            parts[shard.index][shard.rows[0]] = counted
-            seen[regions[shard.index].parent] += pixels
-        counts = [np.concatenate([part[row] for row in sorted(part)], axis=1) for part in parts]
+        counts, seen = fill(plans, partial, params.tile, f"tile {city.city}")
         if blank := [name for name, pixels in seen.items() if not pixels]:
             raise InputError(
                 f"{city.city}: scene {', '.join(blank)} is nodata everywhere; remove it or correct its nodata"
@@ -155,7 +95,7 @@ def plan_city(params: Params, city: City) -> list[Planned]:
         )
     grids, natives, densities, samples = [], [], [], {}
     for i, scene in enumerate(scenes):
-        with _named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd) as image:
+        with named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd) as image:
             grids.append(image.grid)
             natives.append(max(image.native))
             densities.append(image.density)
@@ -219,7 +159,7 @@ def _cut(
 
 def _span(source: Source) -> tuple[int, int]:
     """From where to where along its longer side a scene holds data."""
-    with _named(source.name), open_image(source.image, source.bands, source.gsd, source.native) as image:
+    with named(source.name), open_image(source.image, source.bands, source.gsd, source.native) as image:
         return image.data_span(0 if image.grid.height >= image.grid.width else 1)
 
 
@@ -244,100 +184,6 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
             near = np.sort(tree.query(box))
             labelled[i] = replace(sources[i], polygons=found.polygons[near], values=found.labels[near])
     return labelled
-
-
-def _shards(plans: list[Planned], folder: Path, tile: Tile) -> Iterator[Shard]:
-    for index, plan in enumerate(plans):
-        rows = SHARD / (plan.density * plan.region.width)
-        rows = max(1, int(rows) // tile.size) * tile.size
-        for top in range(0, plan.region.height, rows):
-            bottom = min(top + rows, plan.region.height)
-            yield Shard(index, plan, (top, bottom), folder, tile.size, tile.memory)
-
-
-def _workers(tile: Tile, plans: list[Planned]) -> int:
-    if tile.workers:
-        return tile.workers
-    source = sum(plan.region.pixels * plan.density for plan in plans)
-    return cores() if source > WORTH_A_POOL else 1
-
-
-def _fill(shards: list[Shard], workers: int, description: str) -> Iterator[tuple[Shard, tuple]]:
-    """Run every shard, in this process or in several, and yield each with what it counted as it is done."""
-    if min(workers, len(shards)) == 1:
-        for shard in progress(shards, description):
-            yield shard, fill_shard(shard)
-        return
-    spawn = get_context("spawn")  # GDAL does not survive fork
-    pool = ProcessPoolExecutor(min(workers, len(shards)), mp_context=spawn, initializer=_leave_with_parent)
-    try:
-        with _uninterrupted():
-            futures = {pool.submit(fill_shard, shard): shard for shard in shards}
-        for future in progress(as_completed(futures), description, total=len(futures)):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise InputError("a tiling process was killed, perhaps for memory; lower tile.memory or tile.workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits, and what is started meanwhile never hears of it: it is the parent's to answer."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent is killed would wait for its next shard for ever."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
-    """Write a shard's pixels and labels; returns its tiles' counts and its number of pixels with data."""
-    plan, (top, bottom) = shard.plan, shard.rows
-    source, region, seen = plan.source, plan.region, 0
-    with (
-        _named(source.name),
-        rasterio.Env(GDAL_CACHEMAX=shard.memory * 2**20 // 4),  # in bytes: rasterize takes MB for bytes
-        open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
-        _open_labels(source, image) as labels,
-    ):
-        budget = min(int(0.75e6 * shard.memory / image.bytes_per_pixel), max(WINDOW, BLOCK * region.width))
-        for window in windows(bottom - top, region.width, budget):
-            window = window.shifted(top, 0)
-            within = window.shifted(plan.window.top, plan.window.left)
-            pixels, data = image.read(within)
-            label = labels.read(within)
-            if data is not None:
-                label[~data] = IGNORE
-            write_window(shard.folder, region, window, pixels, label)
-            seen += label.size if data is None else int(data.sum())
-    label = written_label(shard.folder, region)
-    counts = [
-        count_tiles(label[row : min(row + shard.size, bottom)], shard.size) for row in range(top, bottom, shard.size)
-    ]
-    return np.concatenate(counts, axis=1), seen
-
-
-@contextmanager
-def _open_labels(source: Source, image):
-    if source.labels is None:
-        yield VectorLabels(source.polygons, source.values, image.grid, source.classes, source.all_touched)
-    else:
-        with open_raster(source.labels) as dataset:
-            yield RasterLabels(dataset, image, source.classes, source.raster_building)
-
-
-@contextmanager
-def _named(scene: str):
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"scene {scene}: {error}") from None
 
 
 def _kept(folder: Path, mark: str) -> dict | None:

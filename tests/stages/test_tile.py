@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.geo import tiling
+from pipeline.geo.grid import windows
 from pipeline.geo.raster import Raster
 from pipeline.geo.scene import IGNORE, City, Scene, write_city
 from pipeline.geo.tiles import CityTiles
@@ -247,15 +249,12 @@ def test_windows_workers_and_memory_change_no_byte(tmp_path, monkeypatch):
     folders = []
     for name, options in {"one": {}, "two": {"workers": 2}, "small": {"memory": 64}}.items():
         if name == "small":
-            monkeypatch.setattr("pipeline.stages.tile.windows", lambda h, w, _: tile_windows(h, w, 5000))
+            monkeypatch.setattr(tiling, "windows", lambda h, w, _: windows(h, w, 5000))
         town = Town(tmp_path / name).add(image, label, nodata=17)
-        monkeypatch.setattr(tile, "SHARD", 20_000)
+        monkeypatch.setattr(tiling, "SHARD", 20_000)
         folders.append(town.tiles(gsd=0.7, **options).folder)
     for name in ("images.npy", "labels.npy", "tiles.parquet"):
         assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
-
-
-tile_windows = tile.windows
 
 
 def test_memory_bounds_the_windows_not_the_scene(town, monkeypatch):
@@ -325,7 +324,7 @@ def test_bad_scenes_are_named_and_leave_nothing(town, case):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_truncated_scene_is_named_from_any_process(town, workers, monkeypatch):
-    monkeypatch.setattr(tile, "SHARD", 1)
+    monkeypatch.setattr(tiling, "SHARD", 1)
     image = noise(3, 400, 400)
     town.add(image, np.zeros((400, 400), np.uint8), split="train", compress="deflate", tiled=True)
     path = town.folder / "town0.tif"
