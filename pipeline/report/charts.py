@@ -139,7 +139,7 @@ def confidence(results: Results) -> list[Gallery]:
     bins = read(results.figure("evaluate", "reliability.json"))
     if bins:
         line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], INK)
-        names = "probability of building", "share that is building"
+        names = "probability of building", "share building"
         charts.append(panel("Reliability", [line], *names, prepare=diagonal, xlim=(0, 1)))
     cities = [c for c in results.cities if c in results.of("evaluate")]
     points = read(results.figure("evaluate", "precision_recall.json"))

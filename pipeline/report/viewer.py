@@ -62,7 +62,7 @@ def pictures(results: Results) -> list[Picture]:
 
 def files(results: Results, city: str, region: Region) -> dict[str, Path]:
     names = ("image", "truth", "probability")
-    return {n: results.figure("evaluate", city, f"{region.name.replace('/', '-')}.{n}.jpg") for n in names}
+    return {n: results.figure("evaluate", "maps", city, f"{region.name.replace('/', '-')}.{n}.jpg") for n in names}
 
 
 def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
