@@ -59,9 +59,9 @@ def train(root: Path, level: dict, random) -> dict:
 def evaluate(root: Path, level: dict, random) -> dict:
     scores, curve = [], []
     for city, iou in level.items():
-        (root / "figures/evaluate" / city).mkdir(parents=True)
+        (root / "figures/evaluate/maps" / city).mkdir(parents=True)
         for i, better in ((4, -0.05), (5, 0.05)):
-            pictures(root / "figures/evaluate" / city, f"{city}-{i}", random)
+            pictures(root / "figures/evaluate/maps" / city, f"{city}-{i}", random)
             scores.append({"city": city, "scene": f"{city}-{i}", "iou": iou + better})
         curve += [{"city": city, "recall": r / 20, "precision": 1 - (1 - iou) * (r / 20) ** 2} for r in range(21)]
     write(root / "figures/evaluate/scenes.json", scores)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from pipeline.learning.inference import symmetries
 from pipeline.learning.models import Segmenter
 
 
@@ -20,13 +21,10 @@ class Disagreement(nn.Module):
         self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        views = []
-        for turns in range(4):
-            for flip in (False, True):
-                view = images.rot90(turns, (2, 3))
-                logits = self.segmenter(view.flip(3) if flip else view)
-                p = (logits.float() / self.temperature).softmax(1)[:, 1:]
-                views.append((p.flip(3) if flip else p).rot90(-turns, (2, 3)))
+        views = [
+            upright((self.segmenter(view).float() / self.temperature).softmax(1)[:, 1:])
+            for view, upright in symmetries(images)
+        ]
         p = torch.stack(views)
         deviation = p.sum(2, keepdim=True).std(0, correction=0)
         halves = torch.cat([p.mean(0), deviation], 1) / 2

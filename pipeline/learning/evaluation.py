@@ -38,10 +38,17 @@ class CityResult:
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
     units: Units | None = None
+    threshold: float = 0.5  # the card's, on the calibrated probability
 
     @property
     def iou(self) -> float | None:
         return ratio(self.pixels[0], self.pixels[:3].sum())
+
+    @property
+    def at_threshold(self) -> np.ndarray:
+        """Intersection and union where pixels above the threshold are called building, as `predict` does."""
+        fp, tp = self.calibrated[:, np.arange(256) / 255 > self.threshold].sum(1)
+        return np.array([tp, fp + self.calibrated[1].sum()])
 
 
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate, temperature: float = 1.0):
@@ -65,7 +72,7 @@ def evaluate_scenes(
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     by_block = len({region.parent for region in regions}) < 2
-    temperature = segmenter.card.get("temperature", 1.0)
+    temperature, result.threshold = (segmenter.card.get(k, v) for k, v in (("temperature", 1.0), ("threshold", 0.5)))
     inter, union, parents = [], [], []
     for region in regions:
         prediction, confidence = predict_region(segmenter, city, region, e)
@@ -123,6 +130,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou": result.iou,
         "iou_low": low,
         "iou_high": high,
+        "iou_at_threshold": ratio(*result.at_threshold),
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
@@ -146,7 +154,11 @@ def summarise(results: list[CityResult], e: Evaluate) -> dict:
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.get, default=None)
     return {
-        "pooled": {"iou": ratio(pixels[0], pixels[:3].sum()), "accuracy": ratio(pixels[0] + pixels[3], pixels.sum())},
+        "pooled": {
+            "iou": ratio(pixels[0], pixels[:3].sum()),
+            "iou_at_threshold": ratio(*sum(r.at_threshold for r in results)),
+            "accuracy": ratio(pixels[0] + pixels[3], pixels.sum()),
+        },
         "mean_city": {"iou": ratio(sum(known.values()), len(known))},
         "worst_city": {"iou": known.get(worst), "city": worst},
         "city": cities,

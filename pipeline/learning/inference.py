@@ -36,19 +36,20 @@ def _multiple(length: int, stride: int) -> int:
     return -(-int(length) // stride) * stride
 
 
+def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
+    """The eight views (N, C, H, W) of a square's symmetries, each with what brings its map back upright."""
+    for turns in range(4):
+        turned = images.rot90(turns, (2, 3))
+        yield turned, lambda p, back=-turns: p.rot90(back, (2, 3))
+        yield turned.flip(3), lambda p, back=-turns: p.flip(3).rot90(back, (2, 3))
+
+
 @torch.inference_mode()
 def probabilities(segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool) -> torch.Tensor:
     """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries."""
     if not augment:
         return (segmenter(images).float() / temperature).softmax(1)
-    total = 0
-    for turns in range(4):
-        turned = images.rot90(turns, (2, 3))
-        for flip in (False, True):
-            view = turned.flip(3) if flip else turned
-            p = (segmenter(view).float() / temperature).softmax(1)
-            total = total + (p.flip(3) if flip else p).rot90(-turns, (2, 3))
-    return total / 8
+    return sum(upright((segmenter(v).float() / temperature).softmax(1)) for v, upright in symmetries(images)) / 8
 
 
 def infer(

@@ -56,21 +56,24 @@ def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple
 
 
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, distance: int) -> np.ndarray:
-    """Intersection and union of the two inner boundaries, `distance` pixels thick (Cheng et al. 2021, equation 2)."""
+    """Intersection and union of the two inner boundaries, `distance` pixels thick (Cheng et al. 2021, equation 2).
+
+    What lies beyond a border, of the image or of the valid pixels, is unknown: no boundary runs along it.
+    """
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * distance + 1, 2 * distance + 1))
     valid = label != IGNORE
 
     def boundary(mask: np.ndarray) -> np.ndarray:
-        inside = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE)
+        inside = cv2.erode((mask | ~valid).astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE)
         return mask & ~inside.astype(bool) & valid
 
-    found, truth = boundary((prediction > 0) & valid), boundary((label > 0) & valid)
+    found, truth = boundary(prediction > 0), boundary(label > 0)
     return np.array([np.count_nonzero(found & truth), np.count_nonzero(found | truth)], np.int64)
 
 
 @dataclass(frozen=True)
 class Objects:
-    """One scene's buildings (4-connected components): the true ones' area and best IoU, and matches at IoU ≥ 0.5."""
+    """One scene's buildings (4-connected components): the true ones' area and best IoU, and matches at IoU > 0.5."""
 
     area: np.ndarray  # pixels of each true building
     best_iou: np.ndarray  # of each true building with any predicted one

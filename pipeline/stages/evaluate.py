@@ -5,6 +5,9 @@ Writes metrics/evaluate.json:
     city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
                          ece_calibrated; size: {M²: number of buildings, their recall and iou}
     pooled, mean_city, worst_city
+
+All are of the likeliest class, but `iou_at_threshold`: of the building probability above the card's threshold, fitted
+on validation, as `predict` cuts it.
 """
 
 from pathlib import Path
@@ -46,7 +49,7 @@ def run(
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
             scenes = evaluate_scenes(segmenter, city, e, e.split)
             for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
-                draw(folder / city.city, city, scene)
+                draw(folder / "maps" / city.city, city, scene)
                 tp, fp, fn, _ = map(int, scene.pixels)
                 scores.append({"city": city.city, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
             results.append(result)

@@ -136,3 +136,10 @@ def test_the_eight_symmetries_average_out_a_direction():
     p = inferred(Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True)
     for other in (p[::-1], p[:, ::-1], p.transpose(1, 0, 2)):
         np.testing.assert_allclose(p, other, atol=1e-6)
+
+
+def test_every_view_comes_back_upright():
+    """A model of single pixels does not see the symmetries at all: on an image that none of them maps to itself."""
+    image = np.random.default_rng(0).integers(1, 256, (40, 64, 3), np.uint8)
+    once, eight = (inferred(pointwise(), image, window=64, augment=a, precision="fp32") for a in (False, True))
+    np.testing.assert_allclose(once, eight, atol=1e-6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.learning import metrics
 from pipeline.learning.calibration import best_threshold
-from pipeline.learning.evaluation import CityResult, rescale, summarise
+from pipeline.learning.evaluation import CityResult, city_metrics, rescale, summarise
 from pipeline.learning.metrics import Units
 from pipeline.params import Evaluate
 
@@ -43,6 +43,21 @@ def test_boundary_is_hurt_by_a_shift_that_area_forgives():
     assert np.divide(*metrics.boundary_counts(label, label, 2)) == 1
     # The inner boundary of a 60² square, 2 thick: 60² − 56² pixels.
     assert metrics.boundary_counts(label, label, 2)[0] == 60**2 - 56**2
+
+
+def test_boundary_does_not_run_along_ignored_pixels():
+    """A building cut by 255 has no edge there, whatever is found behind it."""
+    label, prediction = np.zeros((2, 100, 100), np.uint8)
+    label[20:80, 20:80] = 1
+    prediction[25:85, 20:80] = 1
+    whole = metrics.boundary_counts(prediction, label, 3)
+    for mask in (label, prediction):  # everything ends at column 50, or is mirrored in it
+        mask[:, 50:] = mask[:, 49::-1]
+    mirrored = metrics.boundary_counts(prediction, label, 3)
+    label[:, 50:] = 255
+    cut = metrics.boundary_counts(prediction, label, 3)
+    assert (2 * cut == mirrored).all() and cut[0] < whole[0]
+    assert metrics.boundary_counts(np.ones_like(label), np.where(label == 255, 255, 1), 3).tolist() == [0, 0]
 
 
 def test_objects_are_matched_above_half():
@@ -104,3 +119,28 @@ def test_pooled_is_over_pixels_and_the_mean_over_cities():
     assert s["mean_city"]["iou"] == pytest.approx((0.9 + 0.1) / 2)
     assert s["worst_city"] == {"iou": 0.1, "city": "b"}
     assert s["city"]["bare"]["iou"] is None and s["city"]["bare"]["accuracy"] == 1
+
+
+def test_a_city_by_hand():
+    """Two buildings of 100 m² and of 25 m² at 0.5 m, one found at IoU .8; classes 1 and 2."""
+    label, prediction = np.zeros((2, 40, 40), np.uint8)
+    label[0:20, 0:20], label[30:40, 30:40] = 1, 2  # 400 and 100 pixels
+    prediction[0:20, 0:16], prediction[30:40, 30:34] = 1, 2
+    confidence = np.where(prediction > 0, 255, 0).astype(np.uint8)
+    confidence[0:20, 16:20] = 100  # 0.39: a building at the threshold .3 of the card, none by argmax
+    counts = metrics.confidence_counts(confidence, label)
+    city = CityResult(
+        "x", 0.5, metrics.pixel_counts(prediction, label), metrics.class_counts(prediction, label, 2),
+        metrics.boundary_counts(prediction, label, 3), counts, counts, [metrics.match_objects(prediction, label)],
+        threshold=0.3,
+    )  # fmt: skip
+    found = city_metrics(city, Evaluate(size_bins=[50]))
+    assert found["iou"] == pytest.approx(360 / 500) and found["iou_at_threshold"] == pytest.approx(440 / 500)
+    assert found["class_iou"] == {"1": pytest.approx(0.8), "2": pytest.approx(0.4)}
+    assert found["object_f1"] == pytest.approx(2 / 4)
+    assert found["size"] == {
+        "0-50": {"buildings": 1, "recall": 0, "iou": pytest.approx(0.4)},
+        "50+": {"buildings": 1, "recall": 1, "iou": pytest.approx(0.8)},
+    }
+    assert found["recall"] == pytest.approx(360 / 500) and found["precision"] == 1
+    assert summarise([city], Evaluate())["pooled"]["iou_at_threshold"] == pytest.approx(440 / 500)

@@ -144,7 +144,7 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"])
 def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     make(tmp_path, ["here"], ("evaluate",))
-    damage(tmp_path / "figures/evaluate/here/here-4.truth.jpg")
+    damage(tmp_path / "figures/evaluate/maps/here/here-4.truth.jpg")
     with pytest.raises(InputError, match=r"here-4.truth.jpg: not a readable picture .* pipeline evaluate"):
         report.run(params_of(["here"]), tmp_path)
 
@@ -154,7 +154,7 @@ def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_pa
     folder = tmp_path / "figures/evaluate"
     for kind in ("image", "truth", "probability"):
         for i in (0, 1):  # two more scenes, one without a building to score
-            shutil.copy(folder / f"here/here-4.{kind}.jpg", folder / f"here/here-{i}.{kind}.jpg")
+            shutil.copy(folder / f"maps/here/here-4.{kind}.jpg", folder / f"maps/here/here-{i}.{kind}.jpg")
     scores = {"here-0": None, "here-1": 0.6, "here-4": 0.3, "here-5": 0.9}
     write(folder / "scenes.json", [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()])
     params = params_of(["here"])
