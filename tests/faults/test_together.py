@@ -33,7 +33,9 @@ def test_two_dvc_repro_at_once(stages, tmp_path):
     for name in ("pipeline", "data/sources"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     stages_ = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: stages_[name] for name in ("check", "fetch", "tile")}}))
+    (tmp_path / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": {name: stages_[name] for name in ("check", "fetch", "tile")}})
+    )
     params = tiny()
     params["fetch"]["cities"] = ["brickvale"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
