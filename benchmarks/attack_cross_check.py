@@ -1,9 +1,9 @@
 """An independent cross-check: our PGD against torchattacks' on the planted tint, equal settings.
 
-torchattacks is no dependency; it wants a separate environment:
+torchattacks is no dependency; it goes into a folder of its own:
 
-    python -m venv /tmp/cross --system-site-packages && /tmp/cross/bin/pip install --no-deps torchattacks
-    /tmp/cross/bin/python -m benchmarks.attack_cross_check
+    pip install --target CROSS --no-deps torchattacks
+    PYTHONPATH=CROSS python -m benchmarks.attack_cross_check
 
 Same network, tiles, ε, step and number of steps, random starts of each library's own; torchattacks averages
 the loss over all pixels of a batch and answers the last iterate, so ours is shown both ways: last and best.

@@ -41,7 +41,7 @@ def city_metrics(measured: dict) -> dict:
         metrics["patch"] = {
             **p,
             "clean": iou(p["clean"]) if scored else None,
-            "attacked": iou(p["attacked"]) if scored else None,
+            "attacked": _worst([p["clean"], p["attacked"]]) if scored else None,
         }
     return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
 
