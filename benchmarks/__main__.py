@@ -32,6 +32,7 @@ BENCHMARKS = {  # name: module and arguments
     "inference_gpu": "inference --gpu",
     "predict": "predict throughput",
     "predict_memory": "predict memory",
+    "predict_wide": "predict wide",
     "predict_shards": "predict shards",
     "window_cnn": "window_cnn",
     "attack_iteration": "attack_iteration",

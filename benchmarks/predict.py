@@ -1,10 +1,11 @@
 """Predict against its limits, as ratios measured in one run.
 
-    python -m benchmarks.predict throughput | memory | shards
+    python -m benchmarks.predict throughput | memory | wide | shards
 
 throughput   bare forward passes of the same windows / the whole command, U-Net ResNet-18
-memory       peak memory of a cheap model: a scene / one 16 times as high; and of a virtual scene 100,000 pixels wide,
-             which stays under 2 GB
+memory       peak memory of a cheap model: a scene / one 16 times as high
+wide         2 GB / peak memory of a virtual scene of 100,000 × 20,000 pixels, and of one of 100,000 × 1,000 with every
+             layer; minutes
 shards       one process / two, a thread each, where two cores are free
 """
 
@@ -22,6 +23,7 @@ from affine import Affine
 from benchmarks.ratio import report
 
 GSD = 0.5
+LIMIT = 2048  # MB
 CARD = {"bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD, "threshold": 0.5, "temperature": 1.0}
 
 
@@ -94,16 +96,19 @@ def _answer(pipe, function, arguments) -> None:
     pipe.send({"value": value, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
 
 
-def command(model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0) -> float:
-    """Seconds of the whole command, imports left out."""
+def command(
+    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0, layers: bool = False
+) -> float:
+    """Seconds of the whole command, imports left out; `layers`: with probabilities and uncertainty."""
     import torch
 
+    from pipeline.params import Predict
     from pipeline.stages.predict import run
 
     if threads:
         torch.set_num_threads(threads)
     begun = time.perf_counter()
-    run(model, scenes, out, shard=shard)
+    run(model, scenes, out, shard=shard, settings=Predict(probability=layers, uncertainty=layers))
     return time.perf_counter() - begun
 
 
@@ -154,13 +159,25 @@ def throughput(folder: Path, side: int = 3072) -> None:
 def memory(folder: Path) -> None:
     model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 2000, 2000)
     found = {}
-    for name, down, across in (("1x", 1, 4), ("4x", 4, 4), ("16x", 16, 4), ("100000 wide", 2, 50)):
+    for name, down, across in (("1x", 1, 4), ("4x", 4, 4), ("16x", 16, 4)):
         scene = write_virtual(folder / f"{name}.vrt", tile, down, across)
         answer = apart(command, model, [str(scene)], folder / "out")
         found[name] = answer["peak_mb"]
         print(f"{name}: {answer['peak_mb']} MB, {answer['value']:.1f} s", flush=True)
-    measured = f"{found['1x']} and {found['16x']} MB; 100,000 pixels wide: {found['100000 wide']} MB"
+    measured = f"{found['1x']} and {found['16x']} MB"
     report("predict's peak memory, a scene / one 16 times as high", found["1x"] / found["16x"], 0.9, measured)
+
+
+def wide(folder: Path) -> None:
+    model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 1000, 1000)
+    peaks = []
+    for down, layers in ((1, True), (20, False)):
+        scene = write_virtual(folder / f"{down}.vrt", tile, down, 100)
+        answer = apart(command, model, [str(scene)], folder / "out", None, 0, layers)
+        peaks.append(answer["peak_mb"])
+        print(f"100,000 × {down},000: {peaks[-1]} MB of {LIMIT}, {answer['value']:.1f} s", flush=True)
+    measured = f"{peaks[1]} MB; with every layer {peaks[0]} MB"
+    report("2 GB / predict's peak memory, 100,000 × 20,000 pixels", LIMIT / max(peaks), 1, measured)
 
 
 def shards(folder: Path, scenes: int = 4) -> None:
@@ -181,4 +198,4 @@ def shards(folder: Path, scenes: int = 4) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        {"throughput": throughput, "memory": memory, "shards": shards}[sys.argv[1]](Path(folder))
+        {"throughput": throughput, "memory": memory, "wide": wide, "shards": shards}[sys.argv[1]](Path(folder))

@@ -12,7 +12,7 @@ from pipeline.learning.expected_iou import Thresholds, expected_iou, thresholded
 from pipeline.learning.inference import infer
 from pipeline.params import Predict
 
-BAND, LEAST_WINDOW = 24_000_000, 128  # pixels of a band of windows; rows it never goes below
+BAND, LEAST_WINDOW = 24_000_000, 128  # values of a band of windows; rows it never goes below
 
 
 def fill(
@@ -31,7 +31,7 @@ def fill(
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
     bands = infer(
-        segmenter, image, window=_window(settings.window, image.shape[1]), overlap=settings.overlap,
+        segmenter, image, window=_window(settings.window, image.shape[1] * segmenter.classes), overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
@@ -50,14 +50,15 @@ def fill(
 
 
 def _window(window: int, width: int) -> int:
-    """The window of a scene so wide that a band of whole ones would not fit in BAND pixels is lower."""
+    """The window of a scene so wide, its layers side by side, that a band of whole ones exceeds BAND is lower."""
     return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 
 
 def label_free_iou(totals: Totals, card: dict) -> float | None:
     """The IoU to expect of a map, from its building probabilities alone. None where nothing is built.
 
-    By the thresholds of confidence that training left in the card; without them, as if probabilities were true.
+    By the thresholds of confidence that training left in the card; without them, as if probabilities were true. It is
+    that of buildings above 0.5, which the thresholds were fitted to, whatever threshold the map is drawn at.
     """
     if not totals.histogram[CONFIDENCE > 0.5].any():
         return None
