@@ -70,7 +70,7 @@ def run(place, **changes):
 def test_sandwich_of_every_method_and_city(place):
     metrics = run(place)
     assert set(metrics) == {"smoothing", "convex", "lipschitz"}
-    radii = {"smoothing": ["0.01349", "0.03372"], "convex": ["0.5", "2"], "lipschitz": ["0.05", "0.3"]}
+    radii = {"smoothing": ["0.01348", "0.03372"], "convex": ["0.5", "2"], "lipschitz": ["0.05", "0.3"]}
     for method, keys in radii.items():
         assert set(metrics[method]["city"]) == set(CITIES)
         for city, rows in metrics[method]["city"].items():
@@ -85,6 +85,8 @@ def test_sandwich_of_every_method_and_city(place):
     for name in ("convex", "lipschitz"):
         card = load_model(place / "models" / "certify" / name).card
         assert card["cities"] == CITIES and card["metrics"]["collapsed"] is False
+        clean = {city: next(iter(rows.values()))["clean"] for city, rows in metrics[name]["city"].items()}
+        assert metrics[name]["lost"] == [c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]]
 
 
 def test_trained_networks_are_read_back(place, monkeypatch):
@@ -95,6 +97,9 @@ def test_trained_networks_are_read_back(place, monkeypatch):
 
     monkeypatch.setattr("pipeline.robustness.interval_training.train_margin", never)
     assert run(place, methods=["lipschitz"]) == before
+    fewer = {"radii": [0.05], "steps": 60, "width": 8, "margin": 0.1}  # radii are no part of the training
+    rows = run(place, methods=["lipschitz"], lipschitz=fewer)["lipschitz"]["city"]["toyton"]
+    assert rows == {"0.05": before["lipschitz"]["city"]["toyton"]["0.05"]}
 
 
 @pytest.mark.parametrize("method", ["convex", "lipschitz", "smoothing"])
