@@ -93,7 +93,7 @@ def test_an_honest_model_passes(model):
         assert row["apgd"] <= min(row["apgd_losses"].values()) + 1e-12
     worst = [metrics["linf"][e]["worst"] for e in ("2", "4", "8")]
     assert all(b <= a for a, b in itertools.pairwise(worst))
-    assert 0 < metrics["halving"] <= 8
+    assert 2 < metrics["halving"] < 4  # strictly between two budgets of the table: the bisection attacks as it does
     assert metrics["erase"]["attacked"] < metrics["erase"]["clean"]
     assert metrics["invent"]["attacked"] > metrics["invent"]["clean"]
     assert metrics["patch"]["support_radius"] == 7 and metrics["patch"]["scored_share"] > 0.5
