@@ -166,6 +166,19 @@ def test_processes_share_each_global_batch_and_epochs_follow_each_other():
     assert set().union(*crops(0, 1, 0), *crops(0, 1, 1)) == set(range(48))
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_the_validation_windows_evenly(toy_tiles, world):
+    """Each waits for the others after every batch, so all have as many, and none has none."""
+    from pipeline.learning.training import _loaders
+
+    train, cities = parse_params(settings(crop=64)).train, open_cities(["toyton", "dimham"], toy_tiles)
+    shares = [_loaders(train, cities, torch.device("cpu"), rank, world)[1].batch_sampler for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(window for share in shares for batch in share for window in batch) == list(range(8))
+    with pytest.raises(InputError, match="8 windows of train.crop 64 for 9 processes"):
+        _loaders(train, cities, torch.device("cpu"), 0, 9)
+
+
 def test_weighting_gives_a_small_city_its_share(tmp_path):
     big = [("train", *toy_scene(i, 256)) for i in range(4)]  # 64 times the area of the small city
     write_city(tmp_path, big, "big"), write_city(tmp_path, [("train", *toy_scene(9, 64))], "small")
