@@ -39,7 +39,7 @@ def table(columns: list[str], rows: list[list]) -> str:
 def report(m: dict, params: Params, command: str) -> str:
     """The page of one run's metrics."""
     cities, t = list(m["city"]), params.train
-    keys = ("units", "seen", "unseen", "unseen_low", "unseen_high", "gap", "gap_low", "gap_high")
+    keys = ("seen", "unseen", "unseen_low", "unseen_high", "gap", "gap_low", "gap_high")
     gaps = [*m["city"].items(), ("mean city", m["mean_city"]), ("pooled", m["pooled"])]
     scores = ("thresholded", "expected", "no_gap", "mean_gap", "mean_unseen")
     estimates, errors = m["label_free"]["city"], m["label_free"]["mean_error"]
@@ -54,7 +54,10 @@ def report(m: dict, params: Params, command: str) -> str:
         f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % "
         "intervals by paired bootstrap over scenes (units), or over blocks where a city has one test scene; the models "
         "are held fixed.",
-        table(["city", *(key.replace("_", " ") for key in keys)], [[c, *(r[k] for k in keys)] for c, r in gaps]),
+        table(
+            ["city", "units", *(key.replace("_", " ") for key in keys)],
+            [[c, f"{r['units']:g}", *(r[k] for k in keys)] for c, r in gaps],
+        ),
         f"Worst city: {m['worst_city']['city']}.",
         "## City × city",
         table(["trained on", *cities], [[name, *(r[c] for c in cities)] for name, r in m["matrix"].items()]),

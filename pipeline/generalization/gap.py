@@ -121,10 +121,10 @@ def _spread(values: np.ndarray) -> float | None:
 def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
     """{"city": {CITY: row}, "mean_city": row, "pooled": row, "worst_city": row and the city's name}.
 
-    A row: units, seen, unseen, gap (means over seeds), their 95 % intervals *_low and *_high over test units (the
-    models held fixed), and the spread over training seeds. Cities without any building in their test units
-    are left out; the mean's and the pool's intervals resample each city's units within the city. Without any pair,
-    there is an empty "city" and nothing else.
+    A row: units (of the mean and the pool: as many as would be worth as much), seen, unseen, gap (means over seeds),
+    their 95 % intervals *_low and *_high over test units (the models held fixed), and the spread over training seeds.
+    Cities without any building in their test units are left out; the mean's and the pool's intervals resample each
+    city's units within the city. Without any pair, there is an empty "city" and nothing else.
     """
     kept, drawn, table = {}, {}, {}
     for i, (city, pair) in enumerate(sorted(pairs.items())):

@@ -141,10 +141,10 @@ def print_tables(metrics: dict) -> None:
         console.print("one city: nothing to hold out, so no unseen IoU; name more in fetch.cities", markup=False)
         return
     rows = [*metrics["city"].items(), ("mean city", metrics["mean_city"]), ("pooled", metrics["pooled"])]
-    keys = ("units", "seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
+    keys = ("seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
     table("IoU seen and unseen, from so many test scenes or blocks",
           ["city", "units", "seen", "unseen", "gap", "low", "high", "spread"],
-          [[name, *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
+          [[name, f"{row['units']:g}", *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
     if metrics["adaptation"]:
         table("IoU of the held-out city after adaptation without labels", ["method", *columns],
               [[m, *(row[c] for c in columns)] for m, row in metrics["adaptation"].items()])  # fmt: skip

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import torch
 
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.models import build_model, load_model
 from pipeline.learning.pretraining import hide, pretrain
+from pipeline.learning.training import fit
 from pipeline.params import Model, parse_params
 
 PARAMS = parse_params({
@@ -47,3 +50,13 @@ def test_no_label_is_read(toy_tiles, tmp_path):
         np.save(folder / "labels.npy", np.random.default_rng(0).integers(0, 2, labels.shape).astype(np.uint8))
         (folder / "tiles.parquet").unlink()
     assert pretrain(PARAMS, opened(toy_tiles), tmp_path / "two") == first
+
+
+def test_a_start_of_another_resolution_is_said(toy_tiles, tmp_path, capsys):
+    pretrain(PARAMS, opened(toy_tiles), tmp_path / "start")
+    card = json.loads((tmp_path / "start" / "model.json").read_text())
+    (tmp_path / "start" / "model.json").write_text(json.dumps(card | {"gsd": 0.3}))
+    for start, says in (("start", True), (None, False)):
+        train = PARAMS.train.model_copy(update={"init": start and str(tmp_path / start)})
+        fit(PARAMS.model_copy(update={"train": train}), opened(toy_tiles), tmp_path / "m", work=tmp_path / "w")
+        assert ("knows pixels of 0.3 m, the tiles' are 0.5 m" in capsys.readouterr().out) == says
