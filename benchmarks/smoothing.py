@@ -6,6 +6,7 @@ The ratio is what drawing noise and counting votes leave of the network's own sp
 """
 
 import argparse
+import statistics
 import time
 
 import torch
@@ -16,18 +17,17 @@ from pipeline.learning.precision import autocast, choose, device
 from pipeline.params import Model
 from pipeline.robustness.smoothing import votes
 
+ROUNDS = 5
 
-def seconds(work, on: torch.device, repeats: int = 3) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):  # the first warms up
-        if on.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if on.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+
+def seconds(work, on: torch.device) -> float:
+    if on.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if on.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -54,11 +54,18 @@ def main() -> None:
         votes(segmenter, images, 0.25, options.samples, batch_size=options.batch)
 
     pixels = options.tiles * options.size**2 / 1e6
-    bare_rate = passes * options.batch * options.size**2 / 1e6 / seconds(bare, on)
-    rate = options.samples * pixels / seconds(smoothed, on)
+    bare(), smoothed()
+    pairs = [(seconds(bare, on), seconds(smoothed, on)) for _ in range(ROUNDS)]
+    rates = [(passes * options.batch * options.size**2 / 1e6 / b, options.samples * pixels / s) for b, s in pairs]
+    bare_rate, rate = (statistics.median(side) for side in zip(*rates, strict=True))
     print(f"{options.tiles} tiles of {options.size}², {options.samples} samples, {choose('auto', on)} on {on.type}")
     measured = f"{rate:.1f} and {bare_rate:.1f} Mpx·samples/s"
-    report("samples of randomised smoothing / bare forward passes", rate / bare_rate, 0.9, measured)
+    report(
+        "samples of randomised smoothing / bare forward passes",
+        statistics.median(s / b for b, s in rates),
+        0.9,
+        measured,
+    )
 
 
 if __name__ == "__main__":
