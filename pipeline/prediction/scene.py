@@ -41,7 +41,10 @@ def predict_scene(model: str, task: Task) -> dict:
     # Another process may be publishing this very map: its journal is gone only when its record is there.
     unfinished, before = (_read_record(path, task.name) for path in (_journal(record), record))
     if before and (before["key"], before["files"]) == (key, files) and there == {record.name, *files}:
-        _journal(record).unlink(missing_ok=True)
+        if unfinished:
+            with scratch(record):  # sweeps the folder of a run killed on its last step
+                pass
+            _journal(record).unlink(missing_ok=True)
         return {**before, "fresh": False}
     ours = {name for notes in (unfinished, before) if notes for name in (record.name, *notes["files"])}
     if there - ours:
@@ -53,13 +56,14 @@ def predict_scene(model: str, task: Task) -> dict:
         found = _map_scene(segmenter, task, partial)
         found = {"scene": task.scene, "key": key, "files": files, **found}
         _publish(partial, record, found, ours - {record.name})
+    _journal(record).unlink(missing_ok=True)
     return {**found, "fresh": True}
 
 
 def _publish(partial: Path, record: Path, found: dict, ours: set[str]) -> None:
     """Give a map's files their names, and delete those `ours` that it lacks.
 
-    Until the record is there the scene is unfinished; what a kill leaves meanwhile is named in the journal.
+    Until the record is there the scene is unfinished. The journal names what a kill leaves; the caller deletes it.
     """
     journal, files = _journal(record), found["files"]
     _write_record(partial / journal.name, {"key": "", "files": sorted(ours.union(files))})
@@ -71,7 +75,6 @@ def _publish(partial: Path, record: Path, found: dict, ours: set[str]) -> None:
     for name in ours.difference(files):
         record.with_name(name).unlink(missing_ok=True)
     os.replace(partial / record.name, record)
-    journal.unlink(missing_ok=True)
 
 
 def _journal(record: Path) -> Path:

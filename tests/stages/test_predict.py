@@ -135,7 +135,7 @@ def test_round_trip_of_any_grid(model, tmp_path, name):
 
 
 def middle(path: Path, folder: Path, side: int = 1024) -> Path:
-    """A copy of a scene's middle, side × side pixels at most: only Banepa's and Zanzibar's are larger, and take long."""
+    """A copy of a scene's middle, side × side pixels at most: Banepa's and Zanzibar's are larger, and take long."""
     with rasterio.open(path) as scene:
         height, width = min(side, scene.height), min(side, scene.width)
         window = Window((scene.width - width) // 2, (scene.height - height) // 2, width, height)
