@@ -5,7 +5,6 @@ in [0, 1] and answers logits. The model card travels inside the file: `load_onnx
 """
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
-from pipeline.learning.models import SMP, Segmenter, check_card, load_model, read_card
+from pipeline.learning.models import Segmenter, check_card, load_model
+from pipeline.learning.stac import stac_item
 from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
-MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
 OPSET = 18
 
 
@@ -135,87 +134,3 @@ def _difference(segmenter: Segmenter, session, height: int, width: int) -> float
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None
     return float(np.abs(logits - expected).max())
-
-
-def stac_item(folder: str | Path, parameters: int) -> dict:
-    """The card as a STAC 1.1 item, https://github.com/stac-extensions/mlm; a model has no geometry."""
-    folder = Path(folder)
-    card = read_card(folder)
-    weights = folder / "weights.safetensors"
-    names = [f"B{band}" for band in card["bands"]]
-    bands = [{"name": name, "gsd": card["gsd"]} for name in names]
-    classes = [{"value": 0, "name": "background"}] + [
-        {"value": k, "name": "building" if card["classes"] == 1 else f"class-{k}"}
-        for k in range(1, card["classes"] + 1)
-    ]
-
-    def tensor(channels: int, axis: str) -> dict:
-        return {
-            "shape": [-1, channels, -1, -1],
-            "dim_order": ["batch", axis, "height", "width"],
-            "data_type": "float32",
-        }
-
-    written = datetime.fromtimestamp(weights.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    model = card["model"]
-    parts = [model["architecture"].replace("+", "plus"), *([model["encoder"]] if model["architecture"] in SMP else [])]
-    return {
-        "type": "Feature",
-        "stac_version": "1.1.0",
-        "stac_extensions": [MLM, "https://stac-extensions.github.io/classification/v2.0.0/schema.json"],
-        "id": folder.resolve().name,
-        "geometry": None,
-        "properties": {
-            "datetime": written,
-            "description": f"Building segmentation, trained on {', '.join(card.get('cities', []))}",
-            "gsd": card["gsd"],
-            "bands": bands,
-            "mlm:name": "_".join(parts),
-            "mlm:architecture": model["architecture"],
-            "mlm:tasks": ["semantic-segmentation"],
-            "mlm:framework": "PyTorch",
-            "mlm:framework_version": torch.__version__.split("+")[0],
-            "mlm:total_parameters": parameters,
-            "mlm:pretrained": True,
-            "mlm:input": [
-                {
-                    "name": "images",
-                    "bands": names,
-                    "input": tensor(card["channels"], "bands"),
-                    "value_scaling": [{"type": "min-max", "minimum": 0, "maximum": 255}],
-                    "resize_type": None,
-                }
-            ],
-            "mlm:output": [
-                {
-                    "name": "logits",
-                    "tasks": ["semantic-segmentation"],
-                    "result": tensor(card["classes"] + 1, "class"),
-                    "classification:classes": classes,
-                    "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
-                }
-            ],
-            "mlm:hyperparameters": {
-                "threshold": card.get("threshold", 0.5),
-                "temperature": card.get("temperature", 1.0),
-            },
-        },
-        "links": [],
-        "assets": {
-            "weights": {
-                "href": f"./{weights.name}",
-                "type": "application/octet-stream; application=safetensors",
-                "title": "Weights",
-                "roles": ["mlm:model", "mlm:weights"],
-                "mlm:artifact_type": "safetensors.torch.save_file",
-            },
-            "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
-            "onnx": {
-                "href": "./model.onnx",
-                "type": "application/octet-stream; framework=onnx",
-                "title": "ONNX graph: images in [0, 1] of any size to logits",
-                "roles": ["mlm:model", "mlm:inference"],
-                "mlm:artifact_type": "onnx",
-            },
-        },
-    }

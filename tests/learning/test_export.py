@@ -14,7 +14,8 @@ from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from pipeline.learning.export import TOLERANCE, export, load_onnx, stac_item  # noqa: E402
+from pipeline.learning.export import TOLERANCE, export, load_onnx  # noqa: E402
+from pipeline.learning.stac import stac_item  # noqa: E402
 
 
 def write_model(folder, model: Model, channels: int = 3):
