@@ -24,17 +24,22 @@ def scratch(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
-        with suppress(OSError):
-            handle = _lock(left)
-            shutil.rmtree(left, ignore_errors=True)
-            os.close(handle)
+    sweep(path.parent, path.name)
     folder, handle = _claim(path)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
+
+
+def sweep(parent: Path, name: str | None = None) -> None:
+    """Remove the temporary folders that killed runs left in a folder, of one name's writing or of all."""
+    for left in parent.glob(f".{'*' if name is None else glob.escape(name)}.????????.partial"):
+        with suppress(OSError):
+            handle = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
 
 
 def _claim(path: Path) -> tuple[Path, int]:

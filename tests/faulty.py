@@ -106,13 +106,16 @@ def tiny() -> dict:
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes, without what differs from run to run: seconds, whether it resumed, ids in drawings."""
+    """A file's bytes, without what differs between runs and trees: seconds, whether it resumed, ids, places."""
     data = path.read_bytes()
     if path.name in {"model.json", "train.json"}:
         about = json.loads(data)
         for part in (about, about.get("training", {})):
             part.pop("seconds", None), part.pop("resumed", None)
         return json.dumps(about).encode()
+    if path.parent.name == "maps" and path.suffix == ".json":
+        about = json.loads(data)
+        return json.dumps(about | {"scene": Path(about.get("scene", "")).name, "key": bool(about["key"])}).encode()
     if path.suffix in {".svg", ".html"}:
         return re.sub(rb"<dc:date>.*?</dc:date>|\b(image|[a-z])[0-9a-f]{10}\b", b"", data)
     return data

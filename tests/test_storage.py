@@ -1,11 +1,14 @@
 """Writing that a failure cannot half-do."""
 
+import fcntl
 import json
 import multiprocessing
+import os
+import tempfile
 
 import pytest
 
-from pipeline.storage import atomic_file, atomic_folder, fingerprint, write_json
+from pipeline.storage import atomic_file, atomic_folder, fingerprint, sweep, write_json
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -35,6 +38,28 @@ def test_what_a_kill_left_is_swept_and_a_namesake_s_is_not(tmp_path):
     killed.mkdir(), namesake.mkdir()
     with atomic_folder(tmp_path / "city"):
         assert not killed.exists() and namesake.exists()
+
+
+def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    made, held = [], []
+
+    def swept(**options) -> str:
+        """The first is gone at once, the second is being swept, the third is left alone."""
+        made.append(mkdtemp(**options))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        elif len(made) == 2:
+            held.append(os.open(made[1], os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        return made[-1]
+
+    mkdtemp = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    write_json(tmp_path / "a.json", 1)
+    assert len(made) == 3 and json.loads((tmp_path / "a.json").read_text()) == 1
+    os.close(held[0])
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def _write_often(path, times: int) -> None:

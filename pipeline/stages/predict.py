@@ -22,6 +22,7 @@ from pipeline.params import Predict
 from pipeline.prediction.cluster import on_ray
 from pipeline.prediction.inputs import Task
 from pipeline.prediction.scene import file_names, model_of, predict_scene
+from pipeline.storage import sweep
 
 CAUTIONS = 5  # scenes named one by one
 
@@ -55,6 +56,7 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
+    sweep(out)  # a scene that is already there sweeps nothing itself
     done, failed = [], []
     results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
     for task, record, error in results:

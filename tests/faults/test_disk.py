@@ -13,12 +13,12 @@ from faulty import STAGES, Stage, Tree, snapshot, visible
 PAGE = 4096  # bytes a tmpfs hands out at a time
 
 
-def refused(tree: Tree, stage: Stage, code: int) -> None:
+def refused(tree: Tree, stage: Stage, code: int, words: tuple[str, ...] = ("space", "fit")) -> None:
     """The run ended with a sentence, and every file is whole under its name or not there."""
     assert code == 2, f"exit {code}: {tree.said}"
     said = tree.said.strip().splitlines()
     assert said[-1].startswith("error: ") and "Traceback" not in tree.said
-    assert "space" in tree.said or "fit" in said[-1], said[-1]
+    assert any(word in tree.said for word in words), said[-1]
     whole = visible(stage.before.folder) | visible(stage.after)
     for name, data in visible(tree.folder).items():
         assert data == whole[name], f"{name} is half written"
@@ -75,3 +75,26 @@ def test_a_small_disk(stage, small_disk):
         refused(tree, stage, tree.run(stage.arguments))
     leave(64 << 20)
     same(tree, stage)
+
+
+READING = [name for name in STAGES if name not in {"fetch", "tile"}]  # these write nothing into data/
+
+
+@pytest.mark.parametrize("stage", STAGES, indirect=True)
+def test_a_read_only_disk(stage, small_disk, request):
+    """Refused where a stage must write, no hindrance where it only reads: data/ of a stage behind tiling."""
+    tree, _ = small_disk
+    subprocess.run(["mount", "-o", "remount,ro", tree.folder], check=True)
+    refused(tree, stage, tree.run(stage.arguments), words=("Read-only file system",))
+    subprocess.run(["mount", "-o", "remount,rw", tree.folder], check=True)
+    if request.node.callspec.id not in READING:
+        return same(tree, stage)
+    data = tree.folder / "data"
+    subprocess.run(["mount", "--bind", data, data], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", data], check=True)
+        with pytest.raises(OSError):
+            (data / "x").touch()
+        same(tree, stage)
+    finally:
+        subprocess.run(["umount", "--lazy", data], check=True)
