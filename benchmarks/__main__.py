@@ -6,7 +6,7 @@
 
 Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
 speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope.
+certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams.
 """
 
 import argparse
@@ -49,9 +49,9 @@ BENCHMARKS = {  # name: module and arguments
 LINE = re.compile(r"ratio (\S+)  goal ≥ (\S+)  (.+?)  \((.+)\)")
 INTRODUCTION = """# Results
 
-Written by `python -m benchmarks`. A ratio is measured in one run, the limit and ours in turns: 1 is the limit itself,
-more is better. Beside each row: the absolute numbers behind it, how busy the machine was (its load before the run),
-and the date and revision.
+Written by `python -m benchmarks`. A ratio is measured in one run: the median of pairs, the limit and ours in turns, or
+one pair for predict, window_cnn and the peers. 1 is the limit itself, more is better. Beside each row: the absolute
+numbers behind it, how busy the machine was (its load before the run), and the date and revision.
 """
 HEADER = "| benchmark | ratio of | goal | ratio | met | measured | load | when |\n|---|---|---|---|---|---|---|---|\n"
 

@@ -37,8 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         town = city(Path(work), options.side, PROFILES["uncompressed"])
-        tile_city(parameters(), town, Path(work) / "tiles")
-        mapped, resident = CityTiles(Path(work) / "tiles"), CityTiles(Path(work) / "tiles")
+        tile_city(parameters(), town, Path(work) / town.city)
+        mapped, resident = (CityTiles(Path(work) / town.city) for _ in range(2))
         resident._images, resident._labels = np.array(mapped._images), np.array(mapped._labels)
         disk, memory = (RandomCrops([tiles], options.crop, 0, "none") for tiles in (mapped, resident))
         rate(disk), rate(memory)

@@ -100,8 +100,8 @@ def speed(side: int, repeats: int) -> None:
             town = city(work, side, profile)
             for gsd in (0.3, 0.5):
                 params, times = parameters(gsd=gsd), {"tile": [], "plain": []}
-                tile.tile_city(params, town, work / "tiles" / f"warm{gsd}")
-                first = CityTiles(work / "tiles" / f"warm{gsd}").regions[0]
+                tile.tile_city(params, town, work / f"warm{gsd}" / town.city)
+                first = CityTiles(work / f"warm{gsd}" / town.city).regions[0]
                 for _ in range(repeats):  # in turns, so that a busy machine is as unfair to both
                     times["tile"].append(seconds(tile.tile_city, params, town, work / "tiles" / "town"))
                     times["plain"].append(seconds(plain, town, work / "plain", first.grid.shape))
