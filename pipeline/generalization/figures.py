@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from pipeline.colours import CITIES, GREY, SEEN, UNSEEN, VERMILION
 
 
-
 def draw_all(metrics: dict, folder: Path) -> None:
     """Write the figures whose numbers `metrics` holds into an existing folder."""
     drawings = {
