@@ -14,7 +14,6 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -238,15 +237,13 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
             path.open("rb") as raw,
             gzip.GzipFile(fileobj=raw) as text,
             byte_bar(f"reading {path.name}", path.stat().st_size) as advance,
-            ThreadPoolExecutor(1) as unpacker,
         ):
             header, read, tail = text.readline().strip().decode(errors="replace"), 0, b""
             if header != COLUMNS:
                 raise InputError(f"begins with {header[:80]!r}, not with the columns of Open Buildings v3")
-            coming = unpacker.submit(text.read, CHUNK)  # zlib needs no lock of Python's: one core unpacks, one parses
-            while chunk := coming.result():
-                coming = unpacker.submit(text.read, CHUNK)
-                *lines, tail = (tail + chunk).split(b"\n")
+            while chunk := text.read(CHUNK):
+                lines = (tail + chunk).split(b"\n")
+                tail = lines.pop()
                 yield lines
                 read, before = raw.tell(), read
                 advance(read - before)
