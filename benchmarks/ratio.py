@@ -4,6 +4,9 @@ A ratio is the limit's time over ours (or our rate over the limit's): 1 is the l
 """
 
 import sys
+from collections.abc import Callable
+
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by NVIDIA's data sheets
 
 
 def report(what: str, ratio: float | None, goal: float, measured: str) -> None:
@@ -15,3 +18,17 @@ def cannot(what: str, goal: float, why: str) -> None:
     """End here: this machine lacks what the benchmark needs."""
     report(what, None, goal, f"not measured: {why}")
     sys.exit()
+
+
+def arithmetic(step: Callable[[], object], rate: float, card: str) -> str:
+    """What `rate` times `step` a second is in floating-point operations, and what share of the card's bf16 peak.
+
+    What loading takes of the rest shows in the benchmark's own ratio; the others are the network's kernels.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        step()
+    speed = counted.get_total_flops() * rate
+    peak = next((peak for name, peak in PEAKS.items() if name in card), None)
+    return f"{speed / 1e12:.3g} Tflop/s" + (f", {speed / peak:.0%} of the card's bf16 peak" if peak else "")

@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
-from benchmarks.ratio import cannot, report
+from benchmarks.ratio import arithmetic, cannot, report
 from pipeline.learning.crops import RandomCrops, to_float
 from pipeline.learning.losses import build_loss
 from pipeline.learning.models import build_model
@@ -59,6 +59,12 @@ def bare(params, cities) -> float:
     return STEPS * train.batch_size / (time.perf_counter() - start)
 
 
+def one_image(params) -> None:
+    """Forward and backward of one crop, neither compiled nor on a card: what arithmetic an image takes."""
+    crop = torch.rand(1, 3, params.train.crop, params.train.crop)
+    build_model(params.train.model, 3).train()(crop).sum().backward()
+
+
 def loop(params, cities, folder: Path) -> float:
     """Images a second of `fit`, validation and saving not counted: the difference of a long and a short run."""
     seconds = []
@@ -81,7 +87,8 @@ def main(options: argparse.Namespace, folder: Path) -> None:
     pairs = [(loop(params, cities, folder / f"{i}"), bare(params, cities)) for i in range(ROUNDS)]
     ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     if RANK == 0:
-        measured = f"{ours:.1f} and {limit:.1f} images/s"
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        measured = f"{ours:.1f} and {limit:.1f} images/s, {arithmetic(lambda: one_image(params), ours, card)}"
         report(options.what, statistics.median(a / b for a, b in pairs), GOAL, measured)
 
 

@@ -40,3 +40,15 @@ def test_the_line_a_benchmark_prints_is_the_line_that_is_read(capsys):
         "training loop / steps on tensors in memory",
         "94 and 98 images/s (1 process)",
     )
+
+
+def test_arithmetic_is_counted_and_held_against_a_known_card():
+    import torch
+
+    from benchmarks.ratio import arithmetic
+
+    def step() -> None:
+        torch.ones(100, 500) @ torch.ones(500, 1000)  # 10⁸ operations
+
+    assert arithmetic(step, 98_900, "NVIDIA H100 80GB HBM3") == "9.89 Tflop/s, 1% of the card's bf16 peak"
+    assert arithmetic(step, 98_900, "CPU") == "9.89 Tflop/s"

@@ -221,9 +221,7 @@ crss = st.sampled_from(["urn:ogc:def:crs:EPSG::32633", "EPSG:32633", "EPSG:99999
 
 
 @fuzz(150)
-@given(
-    st.lists(features, max_size=4), crss, st.sampled_from(["geojson", "json", "gpkg", "parquet", "shp", "zip", "kml"])
-)
+@given(st.lists(features, max_size=4), crss, st.sampled_from(SUFFIXES))
 def test_any_footprints_are_taken_or_refused_in_words(found, crs, suffix):
     """Much of it is GeoJSON under another format's name."""
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
