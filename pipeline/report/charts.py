@@ -302,9 +302,7 @@ def adaptation(results: Results) -> list[Gallery]:
             means = [np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares]
             lines.append(Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour))
             legend[f"from {start.replace('_', ' ')}"] = colour
-        chart = panel(
-            "Learning from few labels", lines, "labelled share of its training scenes in %", "mean IoU", size=WIDE
-        )
-        text = "How much of the gap closes by labelling a few scenes; the mean over the cities."
+        chart = panel("Learning from few labels", lines, "share of the training scenes in %", "mean IoU", size=WIDE)
+        text = "IoU against how many of the training scenes are labelled; the mean over the cities."
         galleries.append(Gallery("Learning from few labels", text, [chart], legend))
     return galleries

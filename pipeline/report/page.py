@@ -97,11 +97,16 @@ def estimate(results: Results) -> dict | None:
 
 
 def heat_map(results: Results) -> list[tuple[str, list[tuple[str, float | None, bool]]]]:
-    """Rows of (model, cells of (city, IoU, whether the model has not seen the city)): all, then the worst city's."""
+    """Rows of (model, cells of (city, IoU, whether the model has not seen the city)): all, then the worst city's.
+
+    None for a single city, which nothing is held out of.
+    """
     table = results.of("generalize", "matrix")
     order = ["all", *(f"{kind}-{city}" for kind in ("without", "only") for city in results.cities)]
     models = [m for m in order if m in table] + [m for m in table if m not in order]
     cities = [c for c in results.cities if any(c in row for row in table.values())]
+    if len(cities) < 2:
+        return []
 
     def is_unseen(model: str, city: str) -> bool:
         return model == f"without-{city}" or (model.startswith("only-") and model != f"only-{city}")
