@@ -39,7 +39,7 @@ def project(folder: Path, size: int) -> Path:
             for city in cities:
                 made = folder / out.replace("${item.city}", city)
                 made.mkdir(parents=True, exist_ok=True)
-                (made / "made.json").write_text(json.dumps([out, city]))
+                (made / "model.json").write_text(json.dumps([out, city]))
         for metrics in stage.get("metrics", []):
             path = folder / next(iter(metrics))
             path.parent.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ from benchmarks.ratio import cannot, report
 PEERS = {"TorchGeo": ("TORCHGEO", "with_torchgeo.py"), "Raster Vision": ("RASTERVISION", "with_rastervision.py")}
 SETTINGS = {"crop": 256, "batch": 8, "count": 400, "window": 512, "stride": 384, "west": 32.595, "north": 0.315,
             "resolution": 1e-5, "patch": 512}  # fmt: skip
-GOAL, SCENES, GSD = 2, 4, 0.3
+GOAL, SCENES, GSD = 2, 4, 0.5
 
 
 def write_scene(folder: Path, name: str, side: int, index: int) -> tuple[Path, Path]:

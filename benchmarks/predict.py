@@ -63,9 +63,11 @@ def write_virtual(path: Path, tile: Path, down: int, across: int) -> Path:
     return path
 
 
-def write_model(folder: Path, architecture: str) -> Path:
+def write_model(folder: Path, architecture: str, town: tuple[Path, Path] | None = None) -> Path:
+    """An untrained model, but for `town`: an image and its labels, of which it learns enough to map buildings."""
     import torch
 
+    from benchmarks.peers import teach
     from pipeline.learning.models import build_model, save_model
     from pipeline.params import Model
 
@@ -76,6 +78,8 @@ def write_model(folder: Path, architecture: str) -> Path:
         with torch.no_grad():
             segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
             segmenter.network.bias[:] = torch.tensor([0.0, -4])
+    if town:
+        teach(segmenter, *town)
     save_model(folder, segmenter, {**CARD, "model": description.model_dump()})
     return folder
 
@@ -144,9 +148,11 @@ def forward_only(model: Path, scene: str) -> float:
 def throughput(folder: Path, side: int = 3072) -> None:
     import torch
 
+    from benchmarks.peers import write_scene
+
     side = 20_000 if torch.cuda.is_available() else side
-    model = write_model(folder / "unet", "unet")
-    tile = write_town(folder / "town.tif", side // 4, side // 4)
+    tile, labels = write_scene(folder, "town", side // 4, 0)
+    model = write_model(folder / "unet", "unet", (tile, labels))  # an untrained one's speckles cost more to trace
     scene = write_virtual(folder / "scene.vrt", tile, 4, 4)
     with torch.inference_mode():
         command(model, [str(tile)], folder / "warm")
