@@ -28,6 +28,7 @@ def take(page_file: Path, folder: Path) -> None:
         page.locator(".swipe").blur()
         page.add_style_tag(content=".keys { display: none !important }")
         page.set_viewport_size({"width": 820, "height": 1000})
+        page.evaluate("scrollTo(0, 0)")  # boxes are measured from the window's corner
         box = page.locator("#viewer").bounding_box()
         save(page.screenshot(clip=box | {"x": 0, "width": 820}, full_page=True), folder / "viewer.jpg")
         browser.close()
