@@ -10,6 +10,7 @@ ladder and the label-free estimates. Killed and started again, it goes on from t
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def report(m: dict, params: Params, command: str) -> str:
         ),
         "## Robustness, seen and unseen",
         f"On a few crops a city: the mean over all corruptions at severity 3, PGD at ℓ∞ {attack['epsilon']:g}/255, and "
-        f"what is certified of the smoothed model at ℓ2 {certificate['radius']:.3f}, which is another ball.",
+        f"what is certified of the smoothed model at ℓ2 {math.floor(1e5 * certificate['radius']) / 1e5:g}, which is another ball.",
         table(["city", *kinds], [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides]),
         "\n".join(
             f"- {c}: worst corruption {w['name']} at severity {w['severity']}, keeps {w['retained']:.2f}"
