@@ -47,6 +47,7 @@ def report(m: dict, params: Params, command: str) -> str:
     guesses = [[c, r["iou"], *(r[s] for s in scores), r["distance"]] for c, r in estimates.items()]
     kinds = ("clean", "corrupted", "attacked", "certified")
     attack, certificate = m["robustness"]["attack"], m["robustness"]["certificate"]
+    radius = math.floor(1e5 * certificate["radius"]) / 1e5  # never above what is proven
     sides = [(c, s, r) for c, city in m["robustness"]["city"].items() for s, r in city.items() if r]
     parts = [
         "# A real city never seen",
@@ -81,7 +82,7 @@ def report(m: dict, params: Params, command: str) -> str:
         ),
         "## Robustness, seen and unseen",
         f"On a few crops a city: the mean over all corruptions at severity 3, PGD at ℓ∞ {attack['epsilon']:g}/255, and "
-        f"what is certified of the smoothed model at ℓ2 {math.floor(1e5 * certificate['radius']) / 1e5:g}, which is another ball.",
+        f"what is certified of the smoothed model at ℓ2 {radius:g}, which is another ball.",
         table(["city", *kinds], [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides]),
         "\n".join(
             f"- {c}: worst corruption {w['name']} at severity {w['severity']}, keeps {w['retained']:.2f}"
