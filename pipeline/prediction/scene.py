@@ -20,7 +20,7 @@ from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
 from pipeline.prediction.flow import fill, label_free_iou
 from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
-from pipeline.storage import fingerprint, read_json, scratch
+from pipeline.storage import fingerprint, read_json, scratch, sweep
 
 FORMAT = 3  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
@@ -42,8 +42,7 @@ def predict_scene(model: str, task: Task) -> dict:
     unfinished, before = (_read_record(path, task.name) for path in (_journal(record), record))
     if before and (before["key"], before["files"]) == (key, files) and there == {record.name, *files}:
         if unfinished:
-            with scratch(record):  # sweeps the folder of a run killed on its last step
-                pass
+            sweep(out, record.name)  # the folder of a run killed on its last step
             _journal(record).unlink(missing_ok=True)
         return {**before, "fresh": False}
     ours = {name for notes in (unfinished, before) if notes for name in (record.name, *notes["files"])}
