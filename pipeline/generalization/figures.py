@@ -30,9 +30,13 @@ def gap(metrics: dict) -> Figure:
     for y, (_, row) in enumerate(rows):
         axes.plot([row["unseen"], row["seen"]], [y, y], color=GREY, linewidth=1, zorder=1)
         for side, colour, offset in (("seen", SEEN, 0.12), ("unseen", UNSEEN, -0.12)):
-            axes.plot([row[f"{side}_low"], row[f"{side}_high"]], [y + offset] * 2, color=colour, linewidth=1.5)
+            ends = [_number(row[f"{side}_{end}"]) for end in ("low", "high")]
+            axes.plot(ends, [y + offset] * 2, color=colour, linewidth=1.5)
             axes.scatter(row[side], y + offset, color=colour, s=26, zorder=2, label=side if y == 0 else None)
-    labels = [f"{city}   gap {row['gap']:+.2f} [{row['gap_low']:+.2f}, {row['gap_high']:+.2f}]" for city, row in rows]
+    labels = []
+    for city, row in rows:
+        interval = "" if row["gap_low"] is None else f" [{row['gap_low']:+.2f}, {row['gap_high']:+.2f}]"
+        labels.append(f"{city}   gap {row['gap']:+.2f}{interval}")
     axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, 1), xlabel="IoU on the city's test scenes")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -77,15 +77,23 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
     return np.stack([intersection - a, union + b])
 
 
-def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float:
-    """The collective certificate: the exact least pooled IoU of images (N, H, W), each perturbed within ℓ2 radius ε,
-    that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel spend ε by itself.
+def collective_counts(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> np.ndarray:
+    """The collective certificate: I and U (2, N) of images (N, H, W), each perturbed within ℓ2 radius ε, whose pooled
+    IoU is the exact least that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel
+    spend ε by itself.
     """
     images = zip(radius, prediction, labels, strict=True)
     choices = [collective_frontier(*image, epsilon) for image in images]
     longest = max(c.shape[1] for c in choices)
     choices = [np.pad(c, ((0, 0), (0, longest - c.shape[1])), mode="edge") for c in choices]
-    return worst_case(*np.stack(choices, axis=-1))[0]
+    choices = np.stack(choices, axis=-1)
+    choice = worst_case(*choices)[1]
+    return choices[:, choice, np.arange(len(choice))]
+
+
+def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float:
+    """ΣI/ΣU of the collective certificate."""
+    return pooled_iou(*collective_counts(radius, prediction, labels, epsilon))
 
 
 def refuted(certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms: Tensor, labels: Tensor) -> Tensor:

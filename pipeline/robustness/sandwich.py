@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.bootstrap import tile_interval
 from pipeline.learning.perturb import length
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.robustness import attack_losses, smoothing
@@ -26,14 +27,14 @@ from pipeline.robustness.certificates import (
     at_radius,
     certified_counts,
     certified_iou,
-    collective_iou,
+    collective_counts,
     lipschitz_radii,
     literature_iou,
     overspent,
     refuted,
 )
 from pipeline.robustness.crown import crown_ibp_margins
-from pipeline.robustness.worst_case import worst_case
+from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 Pair = tuple[Tensor, Tensor]  # images (N, C, H, W) in [0,1], labels (N, H, W)
 DRAWS = 8  # of noise, in each gradient of an attack on the smoothed model
@@ -59,6 +60,13 @@ class Attempts:
         counts = [torch.stack(certified_counts(p, self.labels)) for p in self.predictions]
         intersections, unions = torch.stack(counts, dim=1).cpu().numpy()
         return worst_case(intersections, unions)[0]
+
+
+def certified(counts: tuple[Tensor, Tensor] | np.ndarray) -> dict[str, float | None]:
+    """The certified IoU of images by their I and U (N,), and its 95 % interval over them."""
+    intersections, unions = (np.asarray(torch.as_tensor(n).cpu()) for n in counts)
+    low, high = tile_interval(intersections, unions)
+    return {"certified": pooled_iou(intersections, unions), "certified_low": low, "certified_high": high}
 
 
 def rising(where: str, row: dict[str, float], *names: str) -> None:
@@ -138,7 +146,7 @@ def smoothing_rows(
         row = {
             "clean": certified_iou(seen.majority, labels),
             "attacked": attempts.iou(),
-            "certified": certified_iou(chosen, labels),
+            **certified(certified_counts(chosen, labels)),
             "bonferroni": certified_iou(strict, labels),
             "literature": literature_iou(chosen, labels),
             "abstained": int(((chosen == ABSTAIN) & valid).sum()) / max(1, int(valid.sum())),
@@ -159,13 +167,13 @@ def convex_rows(
     prediction = logits_of(segmenter, images).argmax(1)
     with torch.no_grad():
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
-        certified = torch.full_like(prediction, ABSTAIN)
+        proven = torch.full_like(prediction, ABSTAIN)
         for r in sorted(settings.radii, reverse=True):  # what holds at a radius holds at every smaller one
             box = image_box(segmenter, images, r / 255)
             single[r] = certified_classes(interval_margins(bounds, box, chunk=max(1, settings.chunk // IMAGE_PASSES)))
             now = certified_classes(crown_ibp_margins(bounds, box, chunk=settings.chunk))
-            certified = torch.where(certified == ABSTAIN, now, certified)
-            classes[r] = certified.clone()
+            proven = torch.where(proven == ABSTAIN, now, proven)
+            classes[r] = proven.clone()
             reached = torch.where((reached == 0) & (now != ABSTAIN), r / 255, reached)
     attempts, rows = Attempts(labels, [prediction]), {}
     for r in sorted(settings.radii):
@@ -178,7 +186,7 @@ def convex_rows(
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            "certified": certified_iou(classes[r], labels),
+            **certified(certified_counts(classes[r], labels)),
             "ibp": certified_iou(single[r], labels),
         }
         rising(place, row, "ibp", "certified", "attacked", "clean")
@@ -205,7 +213,7 @@ def lipschitz_rows(
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            "certified": collective_iou(radius, prediction, labels, r),
+            **certified(collective_counts(radius, prediction, labels, r)),
             "per_pixel": certified_iou(at_radius(prediction, radius, r), labels),
         }
         rising(place, row, "per_pixel", "certified", "attacked", "clean")

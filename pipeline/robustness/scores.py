@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pipeline.learning.bootstrap import tile_interval
 from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 APGD = ("mce", "mce_bal", "js")
@@ -28,6 +29,7 @@ def city_metrics(measured: dict) -> dict:
             row["apgd"] = _worst(losses)
             row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
         row["worst"] = _worst(candidates[norm])
+        row["worst_low"], row["worst_high"] = tile_interval(*_chosen(candidates[norm]))
         for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
             row[name] = _image_iou(measurements, measured["clean"]["buildings"])
         metrics[norm][budget] = row
@@ -48,6 +50,13 @@ def city_metrics(measured: dict) -> dict:
 
 def _worst(measurements: list[Measurement]) -> float:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
+
+
+def _chosen(measurements: list[Measurement]) -> np.ndarray:
+    """Intersection and union (2, tiles) of the worst case's choice on each tile."""
+    candidates = np.array(measurements)
+    choice = worst_case(*candidates.swapaxes(0, 1))[1]
+    return candidates[choice, :, np.arange(len(choice))].T
 
 
 def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float | None:
@@ -76,8 +85,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
     for city in cities:
         at_reference = {**city[f"linf {reference}"], "steps": city["checks"]["steps"]}
         candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
-        choice = worst_case(*candidates.swapaxes(0, 1))[1]
-        white_box.append(candidates[choice, :, np.arange(len(choice))].T)
+        white_box.append(_chosen(candidates))
     return {
         "excess": max(city["excess"]["value"] for city in cities),
         "worst": worst,
