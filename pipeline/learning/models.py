@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.errors import InputError
+from pipeline.learning.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, read_json, write_json
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
     "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
@@ -109,15 +109,21 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     options = {}
     if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:  # one width a level
         options = {"decoder_channels": model.decoder_channels, "encoder_depth": len(model.decoder_channels)}
+    packaged = packaged_weights(model.encoder) if model.encoder_weights == "imagenet" else None
+    download = model.encoder_weights == "imagenet" and packaged is None
     try:
         network = getattr(smp, SMP[model.architecture])(
             encoder_name=model.encoder,
-            encoder_weights="imagenet" if model.encoder_weights == "imagenet" else None,
+            encoder_weights="imagenet" if download else None,
             in_channels=channels,
             classes=outputs,
             **options,
         )
+        if packaged:
+            start_from(network.encoder, packaged)
         return _without_idle(network, channels)
+    except InputError:
+        raise
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
@@ -222,7 +228,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         _load_encoder(network, model.encoder_weights)
     segmenter = Segmenter(network, channels, model.classes, stride, sides)
     if model.encoder_weights == "imagenet" and channels == 3:
-        segmenter.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+        segmenter.set_normalisation(*normalisation(model.encoder))
     return segmenter
 
 

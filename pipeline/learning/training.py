@@ -34,16 +34,7 @@ from pipeline.learning.adversarial import adversarial_loss, overfitting_gap, rep
 from pipeline.learning.calibration import UNCALIBRATED, calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
-from pipeline.learning.models import (
-    IMAGENET_MEAN,
-    Segmenter,
-    build_model,
-    kept_model,
-    load_model,
-    read_card,
-    save_model,
-    weights_file,
-)
+from pipeline.learning.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
 from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
 from pipeline.storage import atomic_file, fingerprint
@@ -227,7 +218,7 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
     train, channels = params.train, cities[0].channels
     if not train.init:
         segmenter = build_model(train.model, channels)
-        if train.model.encoder_weights != "imagenet" or channels != len(IMAGENET_MEAN):
+        if train.model.encoder_weights != "imagenet" or channels != 3:
             segmenter.set_normalisation(*channel_statistics(cities))
         if train.model.architecture == "lipschitz":  # dividing by a deviation would multiply its constant
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
