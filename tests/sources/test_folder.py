@@ -39,8 +39,8 @@ def footprints(path, polygons, crs=UTM):
 def town(tmp_path):
     """A city of two scenes with label rasters, and one with a footprint over the first of two scenes."""
     for i in (1, 2):
-        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE, left=100 * i)
-        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8), left=100 * i)
+        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE)
+        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8))
         tif(tmp_path / "vector" / "images" / f"s{i}.tif", NOISE, left=100 * (i - 1))
     footprints(tmp_path / "vector" / "buildings.gpkg", [BUILDING])
     return tmp_path
@@ -255,7 +255,7 @@ def test_empty_and_unknown_cities(town):
     for path in (town / "raster/images").iterdir():
         path.unlink()
     (town / "raster/images/._s1.tif").write_text("what macOS leaves behind")
-    with pytest.raises(InputError, match="images: holds no GeoTIFF; put the scenes of raster there"):
+    with pytest.raises(InputError, match="images: holds no image; put the scenes of raster there"):
         taken(town, "raster")
     with pytest.raises(InputError, match="vektor: no such city; did you mean vector"):
         taken(town, "vektor")
