@@ -76,7 +76,8 @@ class Grid:
     def outlines(self, windows: list[Window] | None = None) -> np.ndarray:
         """(N,) polygons of the same corners; one across the antimeridian is cut there in two (RFC 7946, 3.1.9)."""
         degrees = self.degrees(windows)
-        across = np.ptp(degrees[..., 0], axis=1) > 180
+        longitude = degrees[..., 0]  # PROJ leaves that of an image in degrees as it stands, 180.01 too
+        across = (np.ptp(longitude, axis=1) > 180) | (np.abs(longitude) > 180).any(axis=1)
         degrees[across, :, 0] %= 360
         outlines = shapely.polygons(degrees)
         for i in np.flatnonzero(across):

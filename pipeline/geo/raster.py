@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
@@ -23,6 +23,8 @@ from pipeline.errors import InputError
 from pipeline.geo.formats import open_alone
 from pipeline.geo.grid import BLOCK, PIXELS, Grid, Window, check_place, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
+
+warnings.simplefilter("ignore", NodataShadowWarning)  # of near infrared called alpha, see Raster._alpha
 
 STRIP = 2**22  # pixels read at a time where all of a scene is
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range

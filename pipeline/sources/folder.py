@@ -352,10 +352,10 @@ def _check_values(found: set[float], lossy: bool) -> None:
         raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
     between = found - {0, 1, 255}
     if (lossy and between) or (len(between) > 1 and max(between) >= 128):
+        some = ", ".join(f"{value:g}" for value in sorted(between)[:3])
         raise InputError(
-            f"holds {len(between)} values between 0 and 255 ({', '.join(f'{v:g}' for v in sorted(between)[:3])}, …), as "
-            "a mask kept as JPEG or resized smoothly does; make it 255 where it is 128 or more, 0 elsewhere, and keep "
-            "it without loss, as PNG or GeoTIFF"
+            f"holds {len(between)} values between 0 and 255 ({some}, …), as a mask kept as JPEG or resized smoothly "
+            "does; make it 255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
         )
 
 

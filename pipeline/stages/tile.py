@@ -126,8 +126,8 @@ def plan_city(params: Params, city: City) -> list[Planned]:
     ]
     if other := [i for i, own in enumerate(read) if own != bands]:
         _warn(
-            f"{city.city}: {_some([scenes[i].name for i in other])} declare red, green and blue in another order: "
-            f"bands {read[other[0]]} are read; state fetch.overrides.{city.city}.bands where that is wrong"
+            f"{city.city}: {_some([scenes[i].name for i in other])}: red, green and blue are declared in another "
+            f"order, so bands {read[other[0]]} are read; state fetch.overrides.{city.city}.bands where that is wrong"
         )
     enlarged = sum(native / tile.gsd > tile.max_upsampling for native in natives)
     if enlarged:
@@ -170,8 +170,8 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
     for group, own in zip(groups[1:], others, strict=True):
         ranges |= {members[i]: own for i in group}
         _warn(
-            f"{city.city}: {_some([names[members[i]] for i in group])} hold other units than the other scenes "
-            f"({own[0]:.3g} to {own[1]:.3g} beside {usual[0]:.3g} to {usual[1]:.3g}) and are scaled by themselves; "
+            f"{city.city}: {_some([names[members[i]] for i in group])}: other units than in the other scenes "
+            f"({own[0]:.3g} to {own[1]:.3g} beside {usual[0]:.3g} to {usual[1]:.3g}), scaled by themselves; "
             "give all scenes of a city one unit"
         )
     return [ranges.get(i) for i in range(len(names))]
@@ -183,7 +183,7 @@ def _warn_far_from_range(city: City, names: list[str], samples: dict[int, np.nda
     own = {i: robust_range([sample]) for i, sample in samples.items()}
     far = [names[i] for i, r in own.items() if r and (r[1] < low + (high - low) / UNITS_APART or r[0] > high)]
     if far:
-        _warn(f"{city.city}: {_some(far)} hold values far from {stated} [{low:g}, {high:g}]; give all scenes one unit")
+        _warn(f"{city.city}: {_some(far)}: values far from {stated} [{low:g}, {high:g}]; give all scenes one unit")
 
 
 def _some(names: list[str]) -> str:
