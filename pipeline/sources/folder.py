@@ -71,6 +71,11 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
 
 
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city."""
+    _city_folder(Path(fetch.path), city)
+
+
 def survey_all(paths: list[str], city: str, place: object, gsd: float | None) -> tuple[list[Image], dict]:
     """Every image that holds data, and the city's notes so far: warnings, and the images left out."""
     if not paths:
