@@ -1,13 +1,15 @@
-"""Stage check: what can be known before the first scene is brought is known before the first scene is brought.
+"""Stage check: what a later stage would refuse is refused before the first scene is brought.
 
-`load_params` has found every value allowed by itself; here they are held against each other and against what lies on
-disk. Torch is imported only for a network that this module does not know to be fine.
+`load_params` has found every value allowed by itself; here they are held against each other and
+against what lies on disk. Torch is imported only for a network not known to be fine.
 
-For DVC it also makes links, because a dependency of DVC's can be neither null nor beyond the repository's copy:
+For DVC it also makes links, because a dependency of DVC's can be neither null nor outside a copy of
+the repository:
 
-    data/watched/STAGE   links to the files that the stage starts from (train.init and the like, null by default)
-    fetch.path and such  DVC runs a queued experiment in a copy of what git keeps, WORKSPACE/.dvc/tmp/exps/NAME: what
-                         the parameters name by a relative path, and git does not keep, is linked there
+    data/watched/STAGE   to the files that the stage starts from (train.init and such, often null)
+    fetch.path and such  DVC runs a queued experiment in a copy of what git keeps, in
+                         WORKSPACE/.dvc/tmp/exps; what a relative path names and git does not keep
+                         is linked there
 """
 
 import shutil
