@@ -154,12 +154,12 @@ def _files(start: str | None) -> list[Path]:
 def _link(folder: Path, wanted: dict[str, Path]) -> None:
     """Make these links the only ones in a folder; one that is right stays as it is."""
     for old in folder.iterdir():
-        if old.is_symlink() and old.readlink() != wanted.get(old.name):
-            old.unlink()
+        with suppress(FileNotFoundError):  # processes that train together do this together
+            if old.is_symlink() and old.readlink() != wanted.get(old.name):
+                old.unlink()
     for name, file in wanted.items():
-        if not (folder / name).is_symlink():
-            with suppress(FileExistsError):  # another process of the same training was faster
-                (folder / name).symlink_to(file)
+        with suppress(FileExistsError):
+            (folder / name).symlink_to(file)
 
 
 def sweep(params: Params) -> None:
