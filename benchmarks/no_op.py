@@ -27,7 +27,7 @@ SCENES, BYTES, ROUNDS = 36, 5000 * 5000 * 3, 3
 
 def project(folder: Path, size: int) -> Path:
     """A copy of the project whose stages are all done, with scenes of `size` bytes."""
-    for name in ("pipeline", "data/sources"):
+    for name in ("pipeline", "data/sources", "data/watched"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -35,7 +35,7 @@ def project(folder: Path, size: int) -> Path:
     dvc(folder, "config", "--local", "core.no_scm", "true")
     cities = yaml.safe_load((folder / "params.yaml").read_text())["fetch"]["cities"]
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
-        for out in stage.get("outs", []):
+        for out in (name if isinstance(name, str) else next(iter(name)) for name in stage.get("outs", [])):
             for city in cities:
                 made = folder / out.replace("${item.city}", city)
                 made.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,8 @@ app = typer.Typer(
 STOPPED = 130  # the exit code after Ctrl-C
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
 PARAMS = Path("params.yaml")
@@ -35,14 +37,41 @@ def load(path: Path):
     return load_params(path)
 
 
+def load_watched(path: Path):
+    """The parameters of a stage whose starting points DVC watches: they may be newer than its `check`."""
+    from pipeline.stages.check import watch
+
+    parameters = load(path)
+    watch(parameters)
+    return parameters
+
+
 @app.command()
-def check(params: ParamsFile = PARAMS) -> None:
+def check(
+    params: ParamsFile = PARAMS,
+    for_dvc: Annotated[
+        bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
+    ] = False,
+) -> None:
     """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
-    load(params)
+    from pipeline.stages import check as stage
+
+    stage.run(load(params), for_dvc)
     print("every parameter is known, every value allowed")
+
+
+@app.command(hidden=True)
+def sweep(params: ParamsFile = PARAMS) -> None:
+    """Move aside tiles and folds of cities that are no longer in fetch.cities; `dvc repro` does it after tiling.
+
+    Example: `python -m pipeline sweep`
+    """
+    from pipeline.stages import check as stage
+
+    stage.sweep(load(params))
 
 
 @app.command()
@@ -78,22 +107,23 @@ def train(
     """
     from pipeline.stages import train as stage
 
-    stage.run(load(params), without)
+    stage.run(load_watched(params), without)
 
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("models/pretrained"),
-    params: ParamsFile = PARAMS,
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("pretrained"), params: ParamsFile = PARAMS
 ) -> None:
     """Learn an encoder from unlabelled tiles; start from it with train.init.
 
-    Example: `python -m pipeline pretrain --out models/pretrained`
+    Example: `python -m pipeline pretrain --out pretrained`
     """
     from pipeline.geo.tiles import open_cities
+    from pipeline.learning.pretraining import check_place
     from pipeline.learning.pretraining import pretrain as learn
 
     parameters = load(params)
+    check_place(out)
     learn(parameters, open_cities(parameters.fetch.cities), out)
 
 
@@ -121,7 +151,7 @@ def attack(params: ParamsFile = PARAMS) -> None:
     """
     from pipeline.stages import attack as stage
 
-    stage.run(load(params))
+    stage.run(load_watched(params))
 
 
 @app.command()
@@ -132,7 +162,7 @@ def certify(params: ParamsFile = PARAMS) -> None:
     """
     from pipeline.stages import certify as stage
 
-    stage.run(load(params))
+    stage.run(load_watched(params))
 
 
 @app.command()
@@ -271,8 +301,9 @@ def main() -> None:
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        goes_on = "goes on from here" if GOES_ON & {*sys.argv[1:2]} else "begins anew"
+        print(f"stopped; {str(stop) or f'the same command {goes_on}'}", file=sys.stderr)
         sys.exit(STOPPED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):

@@ -4,18 +4,21 @@
 allowed, and both happen before any stage starts.
 """
 
+import os
 import re
 import reprlib
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import InputError, nearest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Width = Annotated[int, Field(ge=1, le=1024)]  # channels of a layer
 Widths = Annotated[list[Width], Field(max_length=8)]
@@ -31,6 +34,12 @@ class Section(BaseModel):
 
 
 Parsed = TypeVar("Parsed", bound=Section)
+
+
+# A city's name is a folder, a stage of DVC's matrix, an option's value and a key beside those of the metrics.
+SIGNS = frozenset(" _-.,()&+")
+LONGEST_CITY = 100  # bytes; a file system takes 255, and temporary names are longer
+KEYS = {"all", "city", "mean", "mean_city", "mean city", "pooled", "worst_city"}
 
 
 class CityOverride(Section):
@@ -76,13 +85,33 @@ class Fetch(Section):
         twice = sorted({c for c in self.cities if self.cities.count(c) > 1})
         if twice:
             raise ValueError(f"fetch.cities names {', '.join(twice)} twice; name each city once")
-        for city in self.cities:  # each names folders, and stands between quotes in the shell command of its stage
-            if city.strip() in {"", ".", ".."} or not city.isprintable() or set(city) & set("/\\'\"$`"):
-                raise ValueError(f"fetch.cities: {city!r} cannot be a folder's name; take letters, digits, - and _")
+        for city in self.cities:
+            check_city(city)
+        known = {}
+        for city in self.cities:
+            if (other := known.setdefault(folded(city), city)) != city:
+                raise ValueError(f"fetch.cities: {other} and {city} differ by case only, one folder on some disks")
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {city} is not one of fetch.cities; did you mean {near}?")
         return self
+
+
+def check_city(city: str) -> None:
+    """Raise ValueError where a city cannot be called so. Letters of any script may stand in its name."""
+    signs = [sign for sign in city if unicodedata.category(sign)[0] not in "LMN"]  # letter, mark, number
+    plain = city == city.strip() and city[:1] not in SIGNS - {"_"} and set(signs) <= SIGNS
+    if not city or not plain or len(city.encode()) > LONGEST_CITY:
+        raise ValueError(
+            f"fetch.cities: {city!r} cannot be a folder's name and a stage's; take letters, digits, - and _"
+        )
+    if folded(city) in KEYS:
+        raise ValueError(f"fetch.cities: {city} means something else in the metrics; give the city another name")
+
+
+def folded(name: str) -> str:
+    """What two names that are one folder on some disks have in common."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 class Tile(Section):
@@ -99,6 +128,22 @@ class Tile(Section):
     workers: Annotated[int, Field(ge=0)] = 0  # processes; 0 = one a core
 
 
+WRITTEN = re.compile(r"models/(all|certify|folds|without-[^/]*)(/.*)?")  # by stages: DVC deletes it before they run
+
+
+def written_by_a_stage(path: str) -> bool:
+    return bool(WRITTEN.fullmatch(Path(os.path.relpath(Path(path).resolve())).as_posix()))
+
+
+def _not_written(path: str | None) -> str | None:
+    if path and written_by_a_stage(path):
+        raise ValueError("a stage writes there, and DVC deletes it first; start from a copy elsewhere (cp -r)")
+    return path
+
+
+StartingPoint = Annotated[str | None, AfterValidator(_not_written)]
+
+
 class Model(Section):
     architecture: Literal[
         "unet", "unet++", "fpn", "deeplabv3+", "segformer", "manet", "linknet", "pspnet", "pan", "upernet",
@@ -106,7 +151,7 @@ class Model(Section):
         "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
     ]  # fmt: skip
     encoder: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "resnet18"  # any encoder of segmentation-models-pytorch
-    encoder_weights: str | None = None  # null, imagenet, or a file of weights (changed? dvc repro -f train)
+    encoder_weights: StartingPoint = None  # null, imagenet, or a file of weights
     decoder_channels: Widths | None = None  # unet, unet++, manet: widths from deep to shallow; null = their own
     classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
     activation: Literal["relu", "minmax"] = "relu"
@@ -122,10 +167,26 @@ class Adversarial(Section):
     warmup: Share = 0  # share of training over which ε grows from 0
 
 
+class Loss(Section):
+    """Weights of a sum; 0 = off."""
+
+    cross_entropy: Weight = 0
+    dice: Weight = 0
+    focal: Weight = 0
+    lovasz: Weight = 0
+    hinge: Weight = 0
+
+    @model_validator(mode="after")
+    def something_to_learn_from(self):
+        if not any(self.model_dump().values()):
+            raise ValueError("train.loss: every weight is 0; give one of " + ", ".join(type(self).model_fields))
+        return self
+
+
 class Train(Section):
     model: Model
-    init: str | None = None  # a model folder to start from: a clean, robust or pre-trained one
-    loss: dict[Literal["cross_entropy", "dice", "focal", "lovasz", "hinge"], Positive] = Field(min_length=1)
+    init: StartingPoint = None  # a model folder to start from: a clean, robust or pre-trained one
+    loss: Loss
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -174,7 +235,7 @@ class Attack(Section):
     targeted: Annotated[float, Field(ge=0)] = 8  # 1/255, the ℓ∞ budget that erases and invents buildings; 0 = off
     universal: bool = True
     patch: Annotated[int, Field(ge=0)] = 32  # pixels along a patch's side; 0 = off
-    transfer: str | None = None  # another model's folder, not watched by DVC; null = a noisy, tuned copy
+    transfer: str | None = None  # another model's folder; null = a noisy, tuned copy
     halving: bool = True  # bisect the budget that halves a city's IoU
     reference: Positive = 1  # 1/255, the ℓ∞ budget of the audit and all but the main attacks
     seed: Annotated[int, Field(ge=0)] = 0
@@ -304,6 +365,13 @@ def _known_keys(section: type[Section], location: tuple) -> list[str]:
     return list(kind.model_fields)
 
 
+def _quoted(value: object) -> str:
+    """The remedy where YAML took a name for something else: NO and on for a truth, 2024 for a number."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    return f'; quote it, "{("NO", "YES")[value] if isinstance(value, bool) else value}", if it is a name'
+
+
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
     key = ".".join(" ".join(str(part).split()) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -313,6 +381,8 @@ def _sentence(error: dict, section: type[Section], path: Path, example: str) -> 
         return f"{path}: parameter {key} is missing; {example} shows every one"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "it must")
     message = message.replace("List should have", "it must have").replace(" after validation", "")
+    if error["type"] == "string_type":
+        message += _quoted(error["input"])
     if message.startswith(key):  # it says itself what it is about
         return f"{path}: {message}"
     return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}"

@@ -56,7 +56,22 @@ def test_every_architecture_is_listed_where_one_is_chosen():
     [
         ({"train": {"epoch": 3}}, "unknown parameter train.epoch; did you mean epochs?"),
         ({"train": {"epochs": 0}}, "train.epochs is 0, but it must be greater than or equal to 1"),
-        ({"train": {"loss": {"dise": 1.0}}}, "'cross_entropy', 'dice', 'focal'"),
+        ({"train": {"loss": {"dise": 1.0}}}, "unknown parameter train.loss.dise; did you mean dice?"),
+        ({"train": {"loss": {"dice": 0}}}, "train.loss: every weight is 0; give one of cross_entropy, dice"),
+        ({"train": {"loss": {"dice": -1}}}, "train.loss.dice is -1, but it must be greater than or equal to 0"),
+        ({"train": {"init": "models/all"}}, "train.init is 'models/all', but a stage writes there, and DVC deletes it"),
+        ({"train": {"init": "./models/x/../without-a/"}}, "start from a copy elsewhere"),
+        ({"fetch": {"cities": [False]}}, 'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"'),
+        ({"fetch": {"cities": [2024]}}, 'quote it, "2024", if it is a name'),
+        ({"fetch": {"cities": ["austin@0.3m"]}}, "'austin@0.3m' cannot be a folder's name and a stage's"),
+        ({"fetch": {"cities": ["a:b"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["-v"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": [".hidden"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["a" * 120]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["Pooled"]}}, "fetch.cities: Pooled means something else in the metrics"),
+        ({"fetch": {"cities": ["mean_city"]}}, "give the city another name"),
+        ({"fetch": {"cities": ["Austin", "austin"]}}, "Austin and austin differ by case only"),
+        ({"fetch": {"cities": ["Köln", "Ko\u0308ln"]}}, "differ by case only"),
         ({"train": {"learning_rate": "fast"}}, "train.learning_rate is 'fast'"),
         ({"tile": {"size": 100}}, "tile.size is 100, but it must be a multiple of 32"),
         ({"tile": {"gsd": -0.3}}, "tile.gsd is -0.3"),
@@ -87,6 +102,22 @@ def test_a_mistake_is_a_sentence(wrong, sentence):
     with pytest.raises(InputError) as error:
         parse_params(change(**wrong))
     assert sentence in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("city", ["tyrol-e", "St. Gallen", "Köln", "मुंबई", "Washington D.C.", "new_york (2)", "3rd"])
+def test_a_city_is_called_as_people_call_it(city):
+    assert parse_params(change(fetch={"cities": [city]})).fetch.cities == [city]
+
+
+def test_a_loss_that_is_not_named_is_off():
+    assert parse_params(change(train={"loss": {"lovasz": 1}})).train.loss.model_dump() == {
+        "cross_entropy": 0, "dice": 0, "focal": 0, "lovasz": 1, "hinge": 0,
+    }  # fmt: skip
+
+
+def test_a_copy_of_a_trained_model_may_be_the_start():
+    for start in ("start", "models/pretrained", "/elsewhere/models/all"):
+        assert parse_params(change(train={"init": start})).train.init == start
 
 
 def test_a_nested_mistake_names_the_nearest_key_of_its_own_section():

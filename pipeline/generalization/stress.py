@@ -16,7 +16,8 @@ from pipeline.learning.precision import device
 from pipeline.params import Params
 from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.certificates import certified_iou
-from pipeline.robustness.smoothing import check_samples, radius, smooth
+from pipeline.robustness.samples import check_samples
+from pipeline.robustness.smoothing import radius, smooth
 
 MAPPED = 0.1  # a clean IoU below which a city is not mapped: what it retains would be a ratio of noise
 

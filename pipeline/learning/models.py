@@ -101,12 +101,7 @@ class _Out(nn.Module):
 def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    known = smp.encoders.get_encoder_names()
-    if model.encoder not in known and not model.encoder.startswith("tu-"):
-        import difflib
-
-        near = difflib.get_close_matches(model.encoder, known, n=3, cutoff=0)
-        raise InputError(f"train.model.encoder: unknown encoder {model.encoder!r}; near it are {', '.join(near)}")
+    _check_encoder(model.encoder)
     options = {}
     if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:  # one width a level
         options = {"decoder_channels": model.decoder_channels, "encoder_depth": len(model.decoder_channels)}
@@ -130,8 +125,23 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
             "connect to the network once, name a file of weights, or set it to null"
         ) from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
         raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+
+
+def _check_encoder(name: str) -> None:
+    """Raise InputError where no encoder is called so; tu- names are timm's, with or without a tag of its weights."""
+    import difflib
+
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if timm.is_model(name[3:]) if name.startswith("tu-") else name in smp.encoders.get_encoder_names():
+        return
+    known = [*smp.encoders.get_encoder_names(), *(f"tu-{timms}" for timms in timm.list_models())]
+    alike = [other for other in known if other.startswith("tu-") == name.startswith("tu-")]
+    near = difflib.get_close_matches(name, alike, n=3, cutoff=0)
+    raise InputError(f"train.model.encoder: unknown encoder {name!r}; near it are {', '.join(near)}")
 
 
 class _Idle(nn.Identity):

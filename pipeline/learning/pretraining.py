@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.console import progress
+from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.crops import to_float
 from pipeline.learning.models import Segmenter, build_model, read_card, save_model
@@ -70,6 +71,17 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
     }
     save_model(folder, segmenter, card)
     return card
+
+
+def check_place(folder: Path) -> None:
+    """Raise InputError where writing `folder` would take away what is not pre-trained: it is replaced as a whole."""
+    if params.written_by_a_stage(str(folder)):
+        raise InputError(f"{folder}: a stage writes there, and DVC deletes it; take another, such as --out pretrained")
+    if not Path(folder).exists() or not any(Path(folder).iterdir()):
+        return
+    card = read_card(folder) if (Path(folder) / "model.json").exists() else {}
+    if "images" not in card:
+        raise InputError(f"{folder}: holds something else than a pre-trained model; take another folder, or empty it")
 
 
 def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: torch.device) -> list[float]:

@@ -8,7 +8,6 @@ pixels (see losses.py); batch statistics are shared on GPUs, and each process's 
 """
 
 import csv
-import hashlib
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
-from pipeline.console import console, progress_bar
+from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
@@ -37,7 +36,7 @@ from pipeline.learning.losses import build_loss
 from pipeline.learning.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
 from pipeline.learning.precision import choose, device
 from pipeline.params import Params, Train
-from pipeline.storage import atomic_file, fingerprint
+from pipeline.storage import atomic_file, digest, fingerprint
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -46,7 +45,7 @@ class SegmentationTraining(lightning.LightningModule):
     def __init__(self, segmenter: Segmenter, train: Train):
         super().__init__()
         self.segmenter, self.train_params = segmenter, train
-        self.loss = build_loss(train.loss)
+        self.loss = build_loss(train.loss.model_dump())
         self.history: list[dict] = []
         self.losses: list[torch.Tensor] = []
         self.before, self.started = 0.0, time.perf_counter()
@@ -175,17 +174,34 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Bar(Callback):
-    """The run's progress: steps, rate and time left, the last validation IoU."""
+    """What the first process tells of the run: how long it will take, steps and time left, the validation IoU."""
+
+    WARM, TIMED = 5, 15  # steps that are slower than the rest, and steps whose time is taken
 
     def on_train_start(self, trainer, module) -> None:
+        self.first, self.total = trainer.global_step, module.train_params.epochs * module.train_params.steps_per_epoch
         self.bar = progress_bar()
-        self.bar.start()
-        total = module.train_params.epochs * module.train_params.steps_per_epoch
-        self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
+        if trainer.is_global_zero:
+            self.bar.start()
+        self.task = self.bar.add_task("training", total=self.total, completed=self.first)
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         iou = f", validation IoU {module.history[-1]['iou']:.3f}" if module.history else ""
         self.bar.update(self.task, completed=trainer.global_step, description=f"training{iou}")
+        done, left = trainer.global_step - self.first, self.total - trainer.global_step
+        if done == self.WARM:
+            self.since = time.perf_counter()
+        if done == self.WARM + self.TIMED and left > done and trainer.is_global_zero:
+            seconds = left * (time.perf_counter() - self.since) / self.TIMED
+            console.print(f"training: {left} steps to go, about {duration(seconds)} and the validations between")
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.is_global_zero and not console.is_terminal:
+            last = module.history[-1]
+            console.print(
+                f"epoch {last['epoch'] + 1} of {module.train_params.epochs}: loss {last['loss']:.3f}, "
+                f"validation IoU {last['iou']:.3f}"
+            )
 
     def teardown(self, trainer, module, stage) -> None:
         if hasattr(self, "bar"):
@@ -204,8 +220,7 @@ def _start(train: Train) -> list:
     digests = []
     for path in (train.init, train.model.encoder_weights):
         if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
-            with file.open("rb") as weights:
-                digests.append(hashlib.file_digest(weights, "sha256").hexdigest())
+            digests.append(digest(file))
     return [train.init and read_card(train.init), digests]
 
 
@@ -223,12 +238,7 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
         if train.model.architecture == "lipschitz":  # dividing by a deviation would multiply its constant
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
         return segmenter
-    card = read_card(train.init)
-    wanted = train.model.model_dump(exclude={"encoder_weights"})
-    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
-    if different or card["channels"] != channels:
-        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
-        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    card = check_start(train, channels)
     if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
         console.print(
             f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
@@ -236,6 +246,17 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             style="yellow", markup=False,
         )  # fmt: skip
     return load_model(train.init).requires_grad_(True).train()
+
+
+def check_start(train: Train, channels: int) -> dict:
+    """The card of the model to start from. Raises InputError where it is another network than train.model."""
+    card = read_card(train.init)
+    wanted = train.model.model_dump(exclude={"encoder_weights"})
+    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
+    if different or card["channels"] != channels:
+        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
+        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    return card
 
 
 def inherited(train: Train) -> list[str]:
@@ -303,7 +324,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     try:
         trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
+        raise stopped(last) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -312,7 +333,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
             "process; raise it"
         ) from None
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        raise stopped(last)
     seconds = module.seconds
 
     if rank == 0:
@@ -342,6 +363,13 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()
     return card
+
+
+def stopped(checkpoint: Path) -> KeyboardInterrupt:
+    """Ctrl-C, which says so where nothing is kept yet."""
+    if checkpoint.exists():
+        return KeyboardInterrupt()
+    return KeyboardInterrupt("nothing is kept before the first epoch ends, so the same command begins anew")
 
 
 def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int, world: int):

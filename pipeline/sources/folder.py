@@ -79,6 +79,11 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
 
 
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city."""
+    _city_folder(Path(fetch.path), city)
+
+
 def _scene(image: Image, labels: Path | None) -> Scene:
     files = [image.path] if labels is None else [image.path, labels]
     return Scene(image.name, image.path, labels and str(labels), stamp=stamp(*files))

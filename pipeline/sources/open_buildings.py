@@ -91,9 +91,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     there, a scene that no cell covers, a download that fails or is not what it should be.
     """
     manifest = params.load_section(Manifest, fetch.path, MANIFEST)
-    if city not in manifest.cities:
-        raise InputError(f"{fetch.path}: has no city {city}; it names {', '.join(manifest.cities)}")
-    place = manifest.cities[city]
+    place = _place(manifest, fetch.path, city)
     override = fetch.overrides.get(city, params.CityOverride())
     images, notes = survey_all(_scene_paths(place.scenes, city), city, fetch.path, gsd=None)
     work = work / "open_buildings"
@@ -257,6 +255,18 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
 def _local(url: str, work: Path) -> Path:
     """The downloaded file. Another URL, of another version say, is another file."""
     return download(url, work / f"{fingerprint(url)}-{Path(urlsplit(url).path).name}")
+
+
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city, or no scene of it."""
+    manifest = params.load_section(Manifest, fetch.path, MANIFEST)
+    _scene_paths(_place(manifest, fetch.path, city).scenes, city)
+
+
+def _place(manifest: Manifest, path: str, city: str) -> Place:
+    if city not in manifest.cities:
+        raise InputError(f"{path}: has no city {city}; it names {', '.join(manifest.cities)}")
+    return manifest.cities[city]
 
 
 def _scene_paths(scenes: list[str], city: str) -> list[str]:

@@ -12,7 +12,7 @@ Writes metrics/attack.json:
     audit                {CHECK: whether it holds}, see robustness.audit
 
 Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is. DVC
-watches models/all, not the folders of attack.model and attack.transfer: after a change there `dvc repro -f attack`.
+watches what attack.model and attack.transfer name, but for folds: after a change of these `dvc repro -f attack`.
 """
 
 import json

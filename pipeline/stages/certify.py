@@ -40,7 +40,7 @@ def run(
     Raises InputError on bad tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind,
     where an attack or an ordering refutes a certificate.
     """
-    from pipeline.robustness.smoothing import check_samples
+    from pipeline.robustness.samples import check_samples
 
     settings, out = params.certify, Path(out)
     (Path(models) / "certify").mkdir(parents=True, exist_ok=True)  # an output also where no method trains

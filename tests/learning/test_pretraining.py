@@ -1,11 +1,13 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
+from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.models import build_model, load_model
-from pipeline.learning.pretraining import hide, pretrain
+from pipeline.learning.pretraining import check_place, hide, pretrain
 from pipeline.learning.training import fit
 from pipeline.params import Model, parse_params
 
@@ -60,3 +62,18 @@ def test_a_start_of_another_resolution_is_said(toy_tiles, tmp_path, capsys):
         train = PARAMS.train.model_copy(update={"init": start and str(tmp_path / start)})
         fit(PARAMS.model_copy(update={"train": train}), opened(toy_tiles), tmp_path / "m", work=tmp_path / "w")
         assert ("knows pixels of 0.3 m, the tiles' are 0.5 m" in capsys.readouterr().out) == says
+
+
+def test_nothing_but_an_earlier_start_is_written_over(toy_tiles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for place in ("new", "empty"):
+        check_place(tmp_path / place)
+    pretrain(PARAMS, opened(toy_tiles), tmp_path / "start")
+    check_place(tmp_path / "start")
+    fit(PARAMS, opened(toy_tiles), tmp_path / "trained", work=tmp_path / "w")
+    for place in (toy_tiles, tmp_path / "trained"):
+        with pytest.raises(InputError, match="holds something else than a pre-trained model"):
+            check_place(place)
+    with pytest.raises(InputError, match="models/all: a stage writes there"):
+        check_place("models/all")

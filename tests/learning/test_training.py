@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from toy import toy_scene, write_city
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning.crops import RandomCrops, StepSampler
+from pipeline.learning.training import fit, stopped
 from pipeline.params import parse_params
 
 # A process that trains as the stage does, on tiles and parameters given as JSON.
@@ -261,3 +263,21 @@ def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
     params = parse_params(settings(epochs=1, steps_per_epoch=steps))
     card = fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
     assert len(card["history"]) == 1
+
+
+def test_a_log_gets_a_line_an_epoch_and_how_long_it_will_take(toy_tiles, tmp_path, capsys):
+    fit(
+        parse_params(settings(epochs=2, steps_per_epoch=30)),
+        open_cities(["toyton", "dimham"], toy_tiles),
+        tmp_path / "m",
+        work=tmp_path / "w",
+    )
+    said = capsys.readouterr().out
+    assert "training: 40 steps to go, about" in said
+    assert re.findall(r"epoch (\d) of 2: loss 0\.\d+, validation IoU [01]\.\d+", said) == ["1", "2"]
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_that_nothing_is_kept(tmp_path):
+    assert "begins anew" in str(stopped(tmp_path / "last.ckpt"))
+    (tmp_path / "last.ckpt").touch()
+    assert str(stopped(tmp_path / "last.ckpt")) == ""
