@@ -1,5 +1,7 @@
 """What a stage says on the terminal: progress with rate and time left, and one short table at its end."""
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,7 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
-console = Console(highlight=False, soft_wrap=True)
+
+
+class Terminal(Console):
+    """Whatever a name holds is printed as it is (no markup), and a reader that has gone (`| head`) stops no stage."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def remark(word: str, colour: str, text: str) -> None:
+    """A line that begins with a coloured word; a name in it that is no text is written with escapes."""
+    console.print(Text.assemble((word, colour), " ", text.encode("utf-8", "backslashreplace").decode()))
 
 
 class RateColumn(ProgressColumn):
@@ -19,7 +36,8 @@ class RateColumn(ProgressColumn):
 
 def progress_bar() -> Progress:
     """A bar with rate and time left; it draws nothing where no one is watching (a log, CI)."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
+    what = TextColumn("{task.description}", markup=False)
+    columns = what, BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
