@@ -29,8 +29,8 @@ class InputError(ValueError):
 
 def cause(error: BaseException) -> int | None:
     """The errno, of those with a remedy, behind an error: its own, or the one whose words a library quotes."""
-    if (code := getattr(error, "errno", None)) is not None:
-        return code if code in REMEDIES else None
+    if isinstance(error, OSError) and error.errno is not None:  # GDAL's errors have an errno too, of its own numbers
+        return error.errno if error.errno in REMEDIES else None
     words = str(error.__cause__ or error)
     return next((code for code in REMEDIES if os.strerror(code) in words), None)
 
