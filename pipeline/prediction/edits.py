@@ -16,8 +16,8 @@ from pipeline.errors import InputError
 JOURNALS = ("-wal", "-shm", "-journal")  # SQLite's, of an editor that is open or has crashed
 LAID_OVER = (".ovr", ".msk")  # pixels that GDAL shows instead of a raster's own
 COUNTED = {  # what GDAL notes of a raster's pixels: of an old one's nothing is worth keeping
-    "PAMDataset", "PAMRasterBand", "Metadata", "MDI", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount",
-    "IncludeOutOfRange", "Approximate", "HistCounts",
+    "PAMDataset", "PAMRasterBand", "Description", "Metadata", "MDI", "Histograms", "HistItem", "HistMin", "HistMax",
+    "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts",
 }  # fmt: skip
 STEP = 2**20  # bytes read at a time
 

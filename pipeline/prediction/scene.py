@@ -92,7 +92,7 @@ def _scene_key(scene: str) -> list:
     except OSError as error:
         raise unreadable(scene, error) from None
     except UnicodeEncodeError:
-        raise InputError(f"{scene}: its name is no UTF-8 text; rename it") from None
+        raise InputError(f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale") from None
     if not scene.lower().endswith(".vrt"):
         return [scene, _state(scene)]
     with open_raster(scene) as mosaic:
