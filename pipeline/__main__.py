@@ -1,14 +1,14 @@
 """The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb that needs them."""
 
-import errno
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.errors import InputError
+from pipeline.errors import REMEDIES, InputError, refusal
 from pipeline.runs import cores, recorded
 
 app = typer.Typer(
@@ -22,7 +22,6 @@ app = typer.Typer(
 )
 
 STOPPED = 130  # the exit code after Ctrl-C
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
 
@@ -283,6 +282,9 @@ def summary() -> None:
 def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  where a caller closed it
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that is not UTF-8 ends no stage whose work is done
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with recorded(sys.argv[1:]):
             if app(standalone_mode=False) == STOPPED:  # typer's whole answer to Ctrl-C
@@ -291,13 +293,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in REMEDIES:
             raise
-        print(
-            f"error: {error.filename or 'disk'}: {error.strerror}; make space or correct its permissions, then run "
-            "the same command again",
-            file=sys.stderr,
-        )
+        sentence = refusal(error.filename or "disk", error.errno)
+        print(f"error: {sentence}, then run the same command again", file=sys.stderr)
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -308,6 +307,8 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()  # a usage mistake: unknown option, missing argument
+            for name in filter(os.path.exists, (a for a in sys.argv[1:] if a.startswith("-"))):
+                print(f"{name} is a file: write ./{name}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))
         raise
 

@@ -1,5 +1,7 @@
 """What a stage says: progress with rate and time left, as a bar or, in a log, as lines; one short table at its end."""
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from threading import Event, Thread
 from typing import TypeVar
@@ -10,7 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
-console = Console(highlight=False, soft_wrap=True)
+
+
+class Terminal(Console):
+    """Whatever a name holds is printed as it is (no markup), and a reader that has gone (`| head`) stops no stage."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def remark(word: str, colour: str, text: str) -> None:
+    """A line that begins with a coloured word; a name in it that is no text is written with escapes."""
+    console.print(Text.assemble((word, colour), " ", text.encode("utf-8", "backslashreplace").decode()))
 
 
 class RateColumn(ProgressColumn):
@@ -59,7 +76,8 @@ def duration(seconds: float) -> str:
 
 def progress_bar() -> Progress:
     """A bar with rate and time left, or lines."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
+    what = TextColumn("{task.description}", markup=False)
+    columns = what, BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()
     if console.is_terminal:
         return Progress(*columns, console=console, transient=True)
     return Lines(console=console, disable=True, speed_estimate_period=600)

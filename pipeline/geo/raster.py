@@ -20,7 +20,7 @@ from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
 from pipeline.errors import InputError
-from pipeline.geo.formats import open_alone
+from pipeline.geo.formats import open_alone, unreadable
 from pipeline.geo.grid import BLOCK, PIXELS, Grid, Window, check_place, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
 
@@ -109,10 +109,7 @@ def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (RasterioError, OSError) as error:
-        detail = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch it again"
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def grid_of(dataset) -> Grid:
