@@ -150,7 +150,8 @@ class CityAttack:
         yield "noise", known[-1]
         every = methods(self.settings, self.campaign.pixels, self.generator)
         for name in [name for name in every if name.split()[0] in self.settings.methods]:
-            told = replace(target, weight=worst_case(*np.array(known).swapaxes(0, 1))[0])
+            worst = worst_case(*np.array(known).swapaxes(0, 1))[0]
+            told = replace(target, weight=worst or attacks.SMALL)  # none left, or none to begin with
             known.append(self.measure(self.campaign.run(told, every[name]), target))
             yield name, known[-1]
 
@@ -188,7 +189,7 @@ class CityAttack:
     def longer(self) -> torch.Tensor:
         """The images, the fullest one after ten times the gradients of the longest attack."""
         tile = slice(self.fullest, self.fullest + 1)
-        weight = self.worst_up_to(self.settings.reference)
+        weight = self.worst_up_to(self.settings.reference) or attacks.SMALL
         one = replace(self.reference, images=self.images[tile], labels=self.labels[tile], weight=weight)
         steps = LONGER * max(self.settings.soft_iou_steps, self.settings.apgd_steps, self.settings.steps)
         images = self.images.clone()

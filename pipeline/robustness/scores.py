@@ -111,4 +111,5 @@ def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
     fullest = [check["fullest"] for check in checks]
     before = np.stack([np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1)
     longer = np.stack([np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1)
-    return _worst(before) - _worst(np.concatenate([before, longer[None]]))
+    after = np.concatenate([before, longer[None]])
+    return (_worst(before) or 0.0) - (_worst(after) or 0.0)
