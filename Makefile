@@ -41,4 +41,4 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements/run.txt --extra test pyproject.toml --output-file requirements/test.txt
 
 clean:
-	rm -rf .venv .dvc/config.local .dvc/cache .dvc/tmp data/checked.txt data/scenes data/tiles models report .work
+	rm -rf .venv .dvc/config.local .dvc/cache .dvc/tmp data/checked.txt data/scenes data/tiles models arrays figures report .work

@@ -104,14 +104,13 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,
 ) -> None:
-    """IoU per city over whole test scenes, with 95 % intervals and error maps.
+    """IoU per city over whole test scenes, with 95 % intervals.
 
     Example: `python -m pipeline evaluate --model models/without-tinroof --out metrics/other.json`
     """
     from pipeline.stages import evaluate as stage
 
-    figures = Path("figures") / out.stem
-    stage.run(load(params), model, tiles, out, figures)
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
 
 
 @app.command()

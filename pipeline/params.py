@@ -40,6 +40,7 @@ class CityOverride(Section):
     bands: Annotated[list[Count], Field(min_length=1)] | None = None  # 1-based, in the order red, green, blue
     range: Annotated[tuple[float, float], AsList] | None = None  # values mapped to 0 and 255
     building: Literal[1, 255] | None = None  # its value in label rasters; null = 255 where none holds a 1
+    unlabelled: Literal["background", "ignore"] | None = None  # scenes without a footprint or label; null = background
 
     @field_validator("range")
     @classmethod

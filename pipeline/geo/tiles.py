@@ -257,7 +257,6 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
     The footprint of a tile is its part inside the region; it is missing where the image carries no CRS.
     """
     import geopandas
-    import shapely
 
     size, columns, footprints = about["size"], [], []
     for index, (region, (building, valid)) in enumerate(zip(regions, counts, strict=True)):
@@ -279,7 +278,7 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
         inside = [
             w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left)) for w in windows
         ]
-        footprints.append(shapely.polygons(region.grid.degrees(inside)))
+        footprints.append(region.grid.outlines(inside))
     merged = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     frame = geopandas.GeoDataFrame(merged, geometry=np.concatenate(footprints), crs="EPSG:4326")
     frame.to_parquet(folder / "tiles.parquet", index=False)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles
 from pipeline.learning.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, read_json, write_json
 
@@ -297,6 +298,17 @@ def read_card(folder: str | Path) -> dict:
         raise InputError(f"{path}: not found; run the train stage first or correct the model's folder") from None
     except ValueError as error:
         raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
+
+
+def check_fit(card: dict, city: CityTiles, model: Path) -> None:
+    """Raise InputError where a city's tiles are not what the model was trained to read."""
+    for key, mine, theirs in (
+        ("channels", card["channels"], city.channels),
+        ("ground sample distance", card["gsd"], city.gsd),
+        ("classes", card["classes"], city.classes),
+    ):
+        if abs(mine - theirs) > 1e-6:
+            raise InputError(f"{city.folder}: {key} {theirs:g}, but {model} was trained with {mine:g}; tile it again")
 
 
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.geo.raster import Raster, open_raster, robust_range
+from pipeline.geo.raster import Raster, declared_bands, open_raster, robust_range, unplaced
 from pipeline.learning.export import load_onnx
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
@@ -54,7 +54,7 @@ def open_scene(stack: ExitStack, task: Task, card: dict) -> tuple[Raster, Raster
 
 def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
-    bands = list(task.bands or card["bands"])
+    bands = list(task.bands or declared_bands(dataset, card["bands"]))
     if len(bands) != card["channels"]:
         raise InputError(f"--bands names {len(bands)} bands; the model reads {card['channels']}")
     if max(bands) > dataset.count:
@@ -63,8 +63,8 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
             f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands "
             f"{asked}; say which of the scene's bands to read with --bands"
         )
-    if dataset.crs is None and task.gsd is None:
-        raise InputError(f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd")
+    if task.gsd is None and (reason := unplaced(dataset)):
+        raise InputError(f"{task.scene}: {reason}, so its ground sample distance is unknown; state it with --gsd")
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
         scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()]) or NO_RANGE

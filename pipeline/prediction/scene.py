@@ -22,7 +22,7 @@ from pipeline.prediction.flow import fill, label_free_iou
 from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
 from pipeline.storage import fingerprint, read_json, scratch, sweep
 
-FORMAT = 3  # raise it when the same inputs give other outputs
+FORMAT = 4  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
@@ -180,6 +180,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
         return {
             "gsd": [round(metres, 6) for metres in image.native],
+            "bands": image.bands,
             "range": image.range,
             "pixels": scene.height * scene.width,
             "area_km2": round(totals.area / 1e6, 6),

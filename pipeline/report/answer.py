@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.colours import BOUNDS, SEEN, UNSEEN
+from pipeline.report.colours import BOUNDS, SEEN, UNSEEN
 from pipeline.report.results import Results
 
 

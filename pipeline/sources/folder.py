@@ -1,6 +1,6 @@
 """Source `folder`: the user's own imagery, left where it is.
 
-PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type
+PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type; .png, .jp2, … and sub-folders too
 PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
 PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any CRS (formats: geo.vector)
 
@@ -23,12 +23,18 @@ from pyproj.exceptions import ProjError
 from pipeline import params
 from pipeline.console import progress
 from pipeline.errors import InputError, nearest
-from pipeline.geo.grid import Grid, ground_sample_distance
-from pipeline.geo.raster import grid_of, open_raster
+from pipeline.geo.formats import REMOTE
+from pipeline.geo.grid import PIXELS, Grid, check_place
+from pipeline.geo.raster import grid_of, open_raster, unknown, unplaced
 from pipeline.geo.scene import City, Scene
 from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
 
 IMAGES, LABELS = "images", "labels"
+TIFF = {".tif", ".tiff"}
+UNREAD = {  # suffixes of what may hold a scene and is not taken
+    ".vrt", ".ecw", ".sid", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bmp", ".gif", ".webp", ".npy", ".jxl", ".mbtiles",
+    ".zip", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".rar",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,7 @@ class Image:
     path: str  # a file or a URL, as rasterio opens it
     grid: Grid
     blank: bool  # no pixel tells anything
-
-    @property
-    def name(self) -> str:
-        return Path(self.path).stem
+    name: str
 
 
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
@@ -52,17 +55,22 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
-    images, notes = survey_all([str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd)
+    scenes, passed = _scenes_in(root / IMAGES)
+    paths = [str(path) for path in scenes.values()]
+    images, notes = survey_all(paths, city, root / IMAGES, override.gsd, list(scenes))
+    if passed:
+        notes["warnings"].append(f"{root / IMAGES}: passed over {_some(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
     labels = _label_source(root, notes)
     if labels.name == LABELS:
-        paths, raster_building = _rasters(labels, images, city, override.building, notes)
+        paths, raster_building = _rasters(labels, images, city, override, notes)
     else:
         overlay(labels, images, city, notes)
-        paths, raster_building = [labels] * len(images), 1
+        bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
+        paths, raster_building = [None if image.name in bare else labels for image in images], 1
     return City(
         city=city,
         source="folder",
-        scenes=[Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)],
+        scenes=[_scene(image, path) for image, path in zip(images, paths, strict=True)],
         gsd=override.gsd,
         bands=override.bands,
         range=override.range,
@@ -71,12 +79,35 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
 
 
-def survey_all(paths: list[str], city: str, place: object, gsd: float | None) -> tuple[list[Image], dict]:
-    """Every image that holds data, and the city's notes so far: warnings, and the images left out."""
+def _scene(image: Image, labels: Path | None) -> Scene:
+    files = [image.path] if labels is None else [image.path, labels]
+    return Scene(image.name, image.path, labels and str(labels), stamp=stamp(*files))
+
+
+def _unlabelled(
+    bare: list[str], images: list[Image], city: str, override: params.CityOverride, notes: dict
+) -> set[str]:
+    """The scenes without a footprint that are left out; unless it is stated what they mean, they are background."""
+    if override.unlabelled is None and 0 < len(bare) < len(images):
+        notes["warnings"].append(
+            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: {_some(bare)}; where "
+            f"nobody drew their buildings, state fetch.overrides.{city}.unlabelled: ignore (else: background)"
+        )
+    return set(bare) if override.unlabelled == "ignore" else set()
+
+
+def survey_all(
+    paths: list[str], city: str, place: object, gsd: float | None, names: list[str] | None = None
+) -> tuple[list[Image], dict]:
+    """Every image that holds data, and the city's notes so far: warnings, and the images left out.
+
+    names: of the scenes; None = their files' without suffix.
+    """
     if not paths:
-        raise InputError(f"{place}: holds no GeoTIFF; put the scenes of {city} there or leave the city out")
-    images = [survey(path, gsd) for path in progress(paths, f"checking {city}")]
-    names = [image.name for image in images]
+        raise InputError(f"{place}: holds no image; put the scenes of {city} there or leave the city out")
+    names = names or [Path(path).stem for path in paths]
+    surveyed = progress(zip(paths, names, strict=True), f"checking {city}", len(paths))
+    images = [survey(path, gsd, name) for path, name in surveyed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
     blank = [image.name for image in images if image.blank]
@@ -90,19 +121,16 @@ def survey_all(paths: list[str], city: str, place: object, gsd: float | None) ->
     return [image for image in images if not image.blank], notes
 
 
-def survey(path: str, gsd: float | None = None) -> Image:
+def survey(path: str, gsd: float | None = None, name: str | None = None) -> Image:
     """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
 
-    `gsd` is what the user states where the file has no CRS. Raises InputError.
+    `gsd` is what the user states where the file does not place its pixels on Earth. Raises InputError.
     """
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
-        grid = grid_of(dataset)
-        if grid.crs is None and gsd is None:
-            raise InputError("carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel")
-        if grid.crs is not None:
-            ground_sample_distance(grid)
-        return Image(path, grid, _blank(dataset))
+        if gsd is None and (reason := unplaced(dataset)):
+            raise InputError(f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel")
+        return Image(path, grid_of(dataset), _blank(dataset), name or Path(path).stem)
 
 
 @contextmanager
@@ -195,12 +223,29 @@ def _city_folder(root: Path, city: str) -> Path:
     return root / city
 
 
-def _geotiffs(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in {".tif", ".tiff"}), key=_natural)
+def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Rasters of a folder and those below it by scene name, in natural order, and the files that are passed over.
+
+    A picture beside a GeoTIFF of its name is a preview. Raises InputError where two scenes share a name.
+    """
+    found, passed = {}, []
+    files = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    for path in sorted(files, key=lambda path: (path.suffix.lower() not in TIFF, _natural(path.relative_to(folder)))):
+        suffix, inside = path.suffix.lower(), path.relative_to(folder)
+        name = "-".join(inside.with_suffix("").parts)
+        if path.is_dir():  # one behind a link is not walked into
+            passed += [str(inside)] if path.is_symlink() else []
+        elif suffix in UNREAD or suffix in REMOTE and name in found:
+            passed.append(str(inside))
+        elif suffix in TIFF and name in found:
+            raise InputError(f"{folder}: two scenes are called {name}; rename one")
+        elif suffix in TIFF or suffix in REMOTE:
+            found[name] = path
+    return dict(sorted(found.items(), key=lambda item: _natural(item[1].relative_to(folder)))), passed
 
 
 def _natural(path: Path) -> list:
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _label_source(root: Path, notes: dict) -> Path:
@@ -222,23 +267,32 @@ def _label_source(root: Path, notes: dict) -> Path:
     return vectors[0]
 
 
-def _rasters(folder: Path, images: list[Image], city: str, building: int | None, notes: dict) -> tuple[list[Path], int]:
-    """The label file of every image, and which value means building (`building`, if stated). Notes the values found."""
-    by_name = {path.stem: path for path in _geotiffs(folder)}
-    if missing := [image.name for image in images if image.name not in by_name]:
+def _rasters(
+    folder: Path, images: list[Image], city: str, override: params.CityOverride, notes: dict
+) -> tuple[list[Path | None], int]:
+    """The label file of every image, and which value means building (stated, or found). Notes the values found.
+
+    An image without one has none where `unlabelled: ignore` is stated; else InputError.
+    """
+    by_name, _ = _scenes_in(folder)
+    missing = [image.name for image in images if image.name not in by_name]
+    if missing and override.unlabelled != "ignore":
         raise InputError(
             f"{folder}: no label for {len(missing)} of {len(images)} images: {_some(missing)}; add "
-            f"{missing[0]}.tif or take the image away"
+            f"{missing[0]}.tif, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
         )
-    paths = [by_name[image.name] for image in images]
-    found = {path.name: _label_values(path, image) for path, image in zip(paths, images, strict=True)}
-    values = set().union(*found.values())
+    if len(missing) == len(images):
+        raise InputError(f"{folder}: no label for any image of {city}; labels bear the names of their images")
+    notes["scenes_without_label"] = missing
+    pairs = [(by_name[image.name], image) for image in images if image.name in by_name]
+    found = {path.name: _label_values(path, image, notes) for path, image in pairs}
+    values, building = set().union(*found.values()), override.building
     notes["label_values"] = sorted(values)
     if building is None:
         building = _building_value(found, folder, city, notes)
     if values <= {0}:
         notes["warnings"].append(f"{folder}: no label holds a building anywhere, only 0")
-    return paths, building
+    return [by_name.get(image.name) for image in images], building
 
 
 def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: dict) -> int:
@@ -262,27 +316,59 @@ def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: 
     return 1
 
 
-def _label_values(path: Path, image: Image) -> set[int]:
+def _label_values(path: Path, image: Image, notes: dict) -> set[int]:
+    """The values of a label raster, without what it says it does not know. Raises InputError where it is none."""
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
         if dataset.count != 1:
-            raise InputError(f"has {dataset.count} bands; a label has one")
+            raise InputError(f"has {dataset.count} bands; a label has one: {_one_band(dataset)}")
         if dataset.shape != image.grid.shape:
             size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
             raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
+        grid = grid_of(dataset)
+        if not check_place(grid, image.grid) and PIXELS[0] not in (grid.transform, image.grid.transform):
+            notes["warnings"].append(f"{path}: no CRS tells whether it lies on its image; taken pixel for pixel")
         found = set()
         for _, window in dataset.block_windows(1):
-            found |= set(np.unique(dataset.read(1, window=window)).tolist())
-        found = {value for value in found if value == value and value != dataset.nodata}
-        if wrong := found - set(range(256)):
-            raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+            raw = dataset.read(1, window=window)
+            hidden = unknown(dataset, raw, window, {0, 1})
+            found |= set(np.unique(raw if hidden is None else raw[~hidden]).tolist())
+        _check_values(found, lossy="JPEG" in {dataset.driver, str(dataset.compression and dataset.compression.name)})
         return {int(value) for value in found}
 
 
+def _one_band(dataset: rasterio.DatasetReader) -> str:
+    """What makes one band of a label raster's several."""
+    for _, window in dataset.block_windows(1):
+        bands = dataset.read(dataset.indexes[:3], window=window)
+        if (bands != bands[:1]).any():
+            return "recode its colours as 0, classes 1..k, 255 (ignore)"
+    return "keep the first, rio stack LABELS --bidx 1 NEW"
+
+
+def _check_values(found: set[float], lossy: bool) -> None:
+    """Raise InputError where a label raster holds what is no label."""
+    if wrong := found - set(range(256)):
+        raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+    between = found - {0, 1, 255}
+    if (lossy and between) or (len(between) > 1 and max(between) >= 128):
+        some = ", ".join(f"{value:g}" for value in sorted(between)[:3])
+        raise InputError(
+            f"holds {len(between)} values between 0 and 255 ({some}, …), as a mask kept as JPEG or resized smoothly "
+            "does; make it 255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
+        )
+
+
 def _check_complete(dataset: rasterio.DatasetReader) -> None:
-    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file."""
+    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file.
+
+    Of other formats the last pixels are read.
+    """
     path = Path(dataset.name)
-    if dataset.driver != "GTiff" or not path.is_file():  # a URL
+    if not path.is_file():  # a URL
+        return
+    if dataset.driver != "GTiff":
+        dataset.read(1, window=((dataset.height - 1, dataset.height), (0, dataset.width)))
         return
     size = path.stat().st_size
     for band in dataset.indexes if dataset.interleaving.name == "band" else (1,):

@@ -25,26 +25,25 @@ import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from pipeline.colours import ATTACKS
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.params import Params
-from pipeline.stages.evaluate import check_fit
-from pipeline.storage import WORK, atomic_file, atomic_folder, fingerprint, write_json
+from pipeline.params import AttackMethod, Params
+from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
 CODE = ("robustness", "learning")  # of this code kept measurements are made
-AMPLIFIED = 0.5  # the grey level a perturbation of the whole budget reaches above or below ½ in the figure
+SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
 
 
 @dataclass
 class Attacked:
-    """A city: what was measured there, and the arrays the pictures and the universal transfer need."""
+    """A city: what was measured there, and the arrays that the report and the universal transfer need."""
 
     measured: dict
     arrays: dict[str, np.ndarray]
@@ -54,7 +53,7 @@ def run(
     params: Params,
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/attack.json"),
-    figures: Path = Path("figures/attack"),
+    arrays: Path = Path("arrays/attack"),
     work: Path = WORK / "attack",
 ) -> None:
     """Attack attack.model on tiles of each city's test split.
@@ -79,10 +78,9 @@ def run(
             metrics["city"][city]["universal"] = row
     metrics |= {"audit": audit(**numbers), "audit_numbers": numbers}
 
-    with atomic_folder(figures) as partial:
-        draw_curves(metrics["city"], partial / "iou.svg")
+    with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            draw_example(result.arrays, partial / f"{city}.png", city, settings.reference)
+            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN})
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
@@ -117,7 +115,7 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
     import torch
 
     from pipeline.learning.crops import to_tensors
-    from pipeline.learning.models import load_model
+    from pipeline.learning.models import check_fit, load_model
     from pipeline.learning.precision import autocast, device
     from pipeline.robustness.campaign import Campaign
     from pipeline.robustness.surrogate import surrogate
@@ -200,63 +198,8 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
 
 
 def print_table(metrics: dict, reference: str) -> None:
-    names = ["clean", *ATTACKS]
+    names = ["clean", "noise", *get_args(AttackMethod), "worst"]
     rows = []
     for city, row in metrics["city"].items():
         rows.append([city, *(row["linf"][reference].get(name) for name in names), row.get("halving")])
     table(f"IoU under attack at ℓ∞ {reference}/255", ["city", *names, "halved at /255"], rows)
-
-
-def draw_curves(cities: dict[str, dict], path: Path) -> None:
-    """IoU against ε, one panel a city: every attack and their worst case."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(cities))
-    rows = -(-len(cities) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis, (city, metrics) in zip(axes, cities.items(), strict=False):
-        budgets = list(metrics["linf"])
-        for name, colour in ATTACKS.items():
-            points = [(float(b), metrics["linf"][b][name]) for b in budgets if name in metrics["linf"][b]]
-            if points:
-                x, y = zip((0, metrics["linf"][budgets[0]]["clean"]), *points, strict=True)
-                wide = {"linewidth": 2.4, "zorder": 3} if name == "worst" else {"linewidth": 1}
-                axis.plot(x, y, color=colour, marker="o", markersize=2.5, label=name, **wide)
-        axis.set_title(city, fontsize="medium")
-        axis.set_xscale("symlog", linthresh=0.5)
-        axis.set(ylim=(0, 1), xlabel="ε in 1/255", ylabel="IoU")
-        axis.label_outer()
-    for axis in axes[len(cities) :]:
-        axis.set_visible(False)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
-    with atomic_file(path) as partial:
-        figure.savefig(partial)
-
-
-def draw_example(arrays: dict[str, np.ndarray], path: Path, city: str, epsilon: float) -> None:
-    """The tile that loses most: image, perturbation (amplified), and the map before and after, errors in colour."""
-    from matplotlib.figure import Figure
-
-    from pipeline.stages.evaluate import overlay
-
-    image, attacked = (arrays[key].transpose(1, 2, 0)[..., :3] for key in ("image", "attacked"))
-    if image.shape[-1] < 3:
-        image, attacked = (a[..., :1].repeat(3, -1) for a in (image, attacked))
-    gain = AMPLIFIED * 255 / epsilon
-    pixels = (255 * image).astype(np.uint8)
-    panels = {
-        "image": image,
-        f"perturbation × {gain:.0f}": (0.5 + gain * (attacked - image)).clip(0, 1),
-        "before": overlay(pixels, arrays["before"], arrays["label"]),
-        f"after ({epsilon:g}/255)": overlay(pixels, arrays["after"], arrays["label"]),
-    }
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize="medium")
-        axis.axis("off")
-    figure.suptitle(f"{city}: found green, invented orange, missed purple", fontsize="medium")
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=110)

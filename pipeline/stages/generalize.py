@@ -26,7 +26,6 @@ import numpy as np
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.generalization import figures
 from pipeline.generalization.frugal import frugal
 from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.generalization.label_free import estimated
@@ -38,7 +37,7 @@ from pipeline.learning.models import Segmenter, load_model
 from pipeline.learning.precision import device
 from pipeline.learning.training import fit
 from pipeline.params import Params
-from pipeline.storage import WORK, atomic_folder, write_json
+from pipeline.storage import WORK, write_json
 
 
 def run(
@@ -46,7 +45,6 @@ def run(
     tiles: Path = Path("data/tiles"),
     models: Path = Path("models"),
     out: Path = Path("metrics/generalize.json"),
-    figures_folder: Path = Path("figures/generalize"),
 ) -> None:
     """Measure everything above.
 
@@ -82,8 +80,6 @@ def run(
         metrics["robustness"] = robustness(params, cities, loaded["all"], unseen)
     if g.fractions:
         metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"])
-    with atomic_folder(figures_folder) as folder:
-        figures.draw_all(metrics, folder)
     write_json(out, metrics)
     print_tables(metrics)
 

@@ -10,9 +10,9 @@ from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import open_cities
 from pipeline.params import Params
-from pipeline.storage import WORK, atomic_file, write_json
+from pipeline.storage import WORK, write_json
 
-FIGURES = Path("figures/train")
+ARRAYS = Path("arrays/train")
 
 
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
@@ -43,25 +43,8 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
         return
     if without is None:
         write_json("metrics/train.json", {**card["metrics"], "temperature": card["temperature"], **card["training"]})
-        write_history(FIGURES / "curve.csv", card["history"])
-        draw_curve(card["history"])
+        write_history(ARRAYS / "curve.csv", card["history"])
     epochs = card["history"][-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
     iou = card["metrics"]["validation_iou"]
     console.print(f"best validation IoU {iou:.3f}; weights in {folder}/weights.safetensors")
-
-
-def draw_curve(history: list[dict]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    loss = figure.subplots()
-    iou = loss.twinx()
-    epochs = [h["epoch"] + 1 for h in history]
-    loss.plot(epochs, [h["loss"] for h in history], color="#999999", label="training loss")
-    iou.plot(epochs, [h["iou"] for h in history], color="#0072B2", marker="o", markersize=3, label="validation IoU")
-    loss.set(xlabel="epoch", ylabel="training loss")
-    iou.set(ylabel="validation IoU", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    with atomic_file(FIGURES / "curve.svg") as partial:
-        figure.savefig(partial)

@@ -39,8 +39,8 @@ def footprints(path, polygons, crs=UTM):
 def town(tmp_path):
     """A city of two scenes with label rasters, and one with a footprint over the first of two scenes."""
     for i in (1, 2):
-        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE, left=100 * i)
-        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8), left=100 * i)
+        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE)
+        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8))
         tif(tmp_path / "vector" / "images" / f"s{i}.tif", NOISE, left=100 * (i - 1))
     footprints(tmp_path / "vector" / "buildings.gpkg", [BUILDING])
     return tmp_path
@@ -255,7 +255,7 @@ def test_empty_and_unknown_cities(town):
     for path in (town / "raster/images").iterdir():
         path.unlink()
     (town / "raster/images/._s1.tif").write_text("what macOS leaves behind")
-    with pytest.raises(InputError, match="images: holds no GeoTIFF; put the scenes of raster there"):
+    with pytest.raises(InputError, match="images: holds no image; put the scenes of raster there"):
         taken(town, "raster")
     with pytest.raises(InputError, match="vektor: no such city; did you mean vector"):
         taken(town, "vektor")
@@ -267,6 +267,107 @@ def test_two_scenes_of_one_name(town):
     tif(town / "raster/images/s2.TIFF", NOISE)
     with pytest.raises(InputError, match="two scenes are called s2"):
         taken(town, "raster")
+
+
+def place(pixels, path, driver):
+    """A picture without any place on Earth."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+    with rasterio.open(path, "w", driver=driver, **profile) as dataset:
+        dataset.write(pixels)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_scenes_of_every_format_and_in_sub_folders(town):
+    label = (NOISE[:1] > 200).astype(np.uint8)
+    for name, driver in (("s3.png", "PNG"), ("s4.jp2", "JP2OpenJPEG"), ("s5.jpg", "JPEG")):
+        place(NOISE, town / "raster/images" / name, driver)
+        place(label, (town / "raster/labels" / name).with_suffix(".png"), "PNG")
+    tif(town / "raster/images/more/s1.tif", NOISE)
+    place(label, town / "raster/labels/more/s1.png", "PNG")
+    place(NOISE, town / "raster/images/s1.jpg", "JPEG")  # a preview
+    (town / "raster/images/all.vrt").write_text("a mosaic of the others")
+    (town / "raster/images/s1.tif.aux.xml").write_text("what GDAL leaves behind")
+    city = taken(town, "raster", gsd=1)
+    assert [scene.name for scene in city.scenes] == ["more-s1", "s1", "s2", "s3", "s4", "s5"]
+    assert city.scenes[0].labels == str(town / "raster/labels/more/s1.png")
+    assert any("passed over all.vrt, s1.jpg" in w or "passed over s1.jpg, all.vrt" in w for w in city.notes["warnings"])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(("name", "driver"), [("s3.png", "PNG"), ("s3.jpg", "JPEG")])
+def test_a_picture_cut_short(town, name, driver):
+    path = town / "raster/images" / name
+    place(NOISE, path, driver)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"{name}: cannot be read"):
+        taken(town, "raster", gsd=1)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_crs_without_a_geotransform_is_none(town):
+    with rasterio.open(town / "raster/images/s2.tif", "r+") as dataset:
+        dataset.transform = Affine.identity()
+    with pytest.raises(InputError, match=r"s2.tif: carries a CRS but no geotransform; .*overrides.CITY.gsd"):
+        taken(town, "raster")
+    assert len(taken(town, "raster", gsd=1).scenes) == 2
+
+
+def test_labels_that_lie_elsewhere_are_found_early(town):
+    tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8), crs="EPSG:32632")
+    with pytest.raises(InputError, match="labels/s2.tif: lies elsewhere on the ground than its image"):
+        taken(town, "raster")
+
+
+def test_coordinates_that_tell_nothing_are_taken_and_said(town):
+    path = town / "raster/labels/s2.tif"
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs, dataset.transform = 'LOCAL_CS["site",UNIT["metre",1]]', Affine(1, 0, 5, 0, -1, 64)
+    assert "s2.tif: no CRS tells whether it lies on its image" in taken(town, "raster").notes["warnings"][0]
+
+
+BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[None].astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.resize(np.uint8([0, 3, 7, 250, 255]), (1, 64, 64)), "holds 3 values between .* as PNG or GeoTIFF"),
+        (BLURRED, ".* kept as JPEG or resized smoothly"),
+        (np.repeat(BLURRED, 3, axis=0), "has 3 bands; a label has one: keep the first, rio stack LABELS --bidx 1"),
+        (NOISE, "has 3 bands; a label has one: recode its colours"),
+    ],
+)
+def test_masks_that_went_through_a_picture(town, pixels, message):
+    tif(town / "raster/labels/s2.tif", pixels)
+    with pytest.raises(InputError, match=f"s2.tif: {message}"):
+        taken(town, "raster")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_jpeg_of_a_faint_mask(town):
+    (town / "raster/labels/s2.tif").unlink()
+    faint = np.zeros((1, 64, 64), np.uint8)
+    faint[0, 16:48, 16:48] = 9
+    place(faint, town / "raster/labels/s2.jpg", "JPEG")
+    with pytest.raises(InputError, match="s2.jpg: holds .* kept as JPEG"):
+        taken(town, "raster")
+
+
+def test_scenes_without_footprints_are_background_or_left_out(town):
+    assert "vector.unlabelled: ignore" in taken(town, "vector").notes["warnings"][0]
+    assert taken(town, "vector", unlabelled="background").notes["warnings"] == []
+    city = taken(town, "vector", unlabelled="ignore")
+    assert [scene.labels is None for scene in city.scenes] == [False, True] and city.notes["warnings"] == []
+
+
+def test_scenes_without_a_label_raster_may_be_left_out(town):
+    (town / "raster/labels/s2.tif").unlink()
+    city = taken(town, "raster", unlabelled="ignore")
+    assert [scene.labels is None for scene in city.scenes] == [False, True]
+    (town / "raster/labels/s1.tif").unlink()
+    with pytest.raises(InputError, match="no label for any image of raster"):
+        taken(town, "raster", unlabelled="ignore")
 
 
 def test_real_cities_as_they_stand(shared_cities):

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -76,7 +77,7 @@ def stage(tmp_path):
     return settings, {
         "tiles": toy_tiles,
         "out": tmp_path / "metrics.json",
-        "figures": tmp_path / "figures",
+        "arrays": tmp_path / "arrays",
         "work": tmp_path / "work",
     }
 
@@ -95,7 +96,10 @@ def test_every_city_in_the_schema(stage):
             assert row["worst"] <= min(row[name] for name in names)
         assert {"transfer", "erase", "invent", "patch", "halving", "universal"} <= set(city)
     assert list(metrics["city"]["toyton"]["universal"]["from"]) == ["dimham"]
-    assert {f.name for f in paths["figures"].iterdir()} == {"iou.svg", "toyton.png", "dimham.png"}
+    for city in CITIES:
+        with np.load(paths["arrays"] / f"{city}.npz") as shown:  # the tile that loses most, exactly
+            assert np.abs(shown["attacked"] - shown["image"]).max() <= 16 / 255 + 1e-6
+            assert (shown["before"] != shown["after"]).any()
     assert not list(paths["work"].iterdir())
 
 

@@ -71,8 +71,6 @@ def test_the_stage_writes_the_schema(params, workplace):
     assert set(metrics["corruption"]["haze"]["3"]) == cities
     worst, mean = metrics["worst_city"]["unseen"], metrics["mean_city"]["unseen"]
     assert worst <= mean <= max(row["unseen"] for row in metrics["city"].values())
-    drawn = {path.stem for path in (workplace.parent / "figures" / "generalize").glob("*.svg")}
-    assert drawn == {"gap", "matrix", "corruption", "adaptation", "label_free"}
 
 
 def test_seeds_single_cities_and_shares(params, workplace):
@@ -169,7 +167,6 @@ def test_one_city_has_nothing_to_hold_out(params, workplace):
     assert metrics["city"] == metrics["corruption"] == metrics["adaptation"] == {}
     assert set(metrics["matrix"]) == {"all"} and metrics["frugal"] == {"1": metrics["matrix"]["all"]}
     assert metrics["robustness"]["city"]["toyton"]["unseen"] is None
-    assert (workplace.parent / "figures" / "generalize" / "matrix.svg").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)

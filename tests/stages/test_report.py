@@ -1,11 +1,16 @@
 """The page: what it says, what it never does (load anything, run a city's name), and that its viewer works."""
 
+import base64
+import io
 import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 from report_factory import STAGES, commit, make, write
 
 from pipeline.errors import InputError
@@ -145,17 +150,47 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"])
 def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     make(tmp_path, ["here"], ("evaluate",))
-    damage(tmp_path / "figures/evaluate/maps/here/here-4.truth.jpg")
-    with pytest.raises(InputError, match=r"here-4.truth.jpg: not a readable picture .* pipeline evaluate"):
+    damage(tmp_path / "arrays/evaluate/maps/here/here-4.label.png")
+    with pytest.raises(InputError, match=r"here-4.label.png: not readable .* pipeline evaluate"):
         report.run(params_of(["here"]), tmp_path)
+
+
+def test_a_damaged_example_of_an_attack_is_one_sentence(tmp_path):
+    make(tmp_path, ["here"], ("attack",))
+    (tmp_path / "arrays/attack/here.npz").write_bytes(b"no arrays")
+    with pytest.raises(InputError, match=r"here.npz: not readable .* pipeline attack"):
+        report.run(params_of(["here"]), tmp_path)
+
+
+def test_each_figure_of_the_page_is_a_file_for_plots(tmp_path):
+    make(tmp_path, ["here", "there"])
+    report.run(params_of(["here", "there"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    drawn = sorted((tmp_path / "figures").rglob("*.svg"))
+    assert page.count('role="img"') >= len(drawn)
+    assert {path.parent.name for path in drawn} >= {
+        "learning", "confidence-and-size", "every-attack", "randomised-smoothing", "convex-relaxation",
+        "lipschitz-network", "weather-light-and-camera", "adapting-without-labels", "learning-from-few-labels",
+    }  # fmt: skip
+    for path in drawn:
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_layers_show_the_exact_masks(tmp_path):
+    make(tmp_path, ["here"], ("evaluate",))
+    shown = pictures(Results(params_of(["here"]), tmp_path))[0]
+    layer = Image.open(io.BytesIO(base64.b64decode(shown.layers["truth"].split(",")[1])))
+    label = np.asarray(Image.open(tmp_path / f"arrays/evaluate/maps/here/{shown.scene}.label.png"))
+    assert layer.size == label.shape[::-1]
+    assert np.array_equal(np.asarray(layer)[..., 3] > 0, label == 1)
 
 
 def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_path):
     make(tmp_path, ["here"], ("evaluate",))
-    folder = tmp_path / "figures/evaluate"
-    for kind in ("image", "truth", "probability"):
+    folder = tmp_path / "arrays/evaluate"
+    for kind in ("image.jpg", "label.png", "prediction.png", "confidence.png"):
         for i in (0, 1):  # two more scenes, one without a building to score
-            shutil.copy(folder / f"maps/here/here-4.{kind}.jpg", folder / f"maps/here/here-{i}.{kind}.jpg")
+            shutil.copy(folder / f"maps/here/here-4.{kind}", folder / f"maps/here/here-{i}.{kind}")
     scores = {"here-0": None, "here-1": 0.6, "here-4": 0.3, "here-5": 0.9}
     write(folder / "scenes.json", [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()])
     params = params_of(["here"])
