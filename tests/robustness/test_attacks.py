@@ -136,7 +136,7 @@ def test_a_factor_on_the_logits_is_nothing_to_a_scale_free_loss(loss):
 
 def test_cooled_logits_let_a_sure_pixel_pull_harder_than_cross_entropy_does():
     """Margins 12, 4 and −2: mean 6. CE's gradient on a margin m is σ(−m), on the cooled one σ(−m/6)."""
-    margins, labels = torch.tensor([12.0, 4.0, -2.0]), torch.ones(1, 1, 3, dtype=torch.long)
+    margins, labels = torch.tensor([12.0, 4.0, -2.0], dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.long)
 
     def pull(loss) -> torch.Tensor:
         logits = torch.stack([-margins / 2, margins / 2])[None, :, None].requires_grad_()
