@@ -72,11 +72,11 @@ def main() -> None:
         row = [name, *(tint.pooled(model, *tint.tiles(arguments.tiles, 99, sign)) for sign in (1, 0, -1))]
         for epsilon in (4 / 255, 8 / 255):
             target = attacks.Target(model, images, labels, "linf", epsilon)
-            found = attacks.pgd(target, 30, generator=torch.Generator().manual_seed(0))
+            found = attacks.pgd(target, 40, generator=torch.Generator().manual_seed(0))
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
         gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
         rows.append([*row, gap, costs[name]])
-    columns = ["training", "planted", "removed", "flipped", "PGD-30 4/255", "APGD 3×10", "PGD-30 8/255", "APGD 3×10"]
+    columns = ["training", "planted", "removed", "flipped", "PGD-40 4/255", "ensemble 4×10", "PGD-40 8/255", "ensemble 4×10"]
     weaker = sum(ensemble > pgd for row in rows for pgd, ensemble in (row[4:6], row[6:8]))
     text = "\n\n".join([
         "# Adversarial training on the planted tint",
