@@ -37,7 +37,7 @@ PIXELS = torch.tensor([800, 200])  # of each class, roughly
 
 
 def ensemble(model, images, labels, epsilon: float, steps: int) -> float:
-    """The exact worst case over the three losses, `steps` gradients each."""
+    """The exact worst case over the four losses, `steps` gradients each."""
     generator = torch.Generator().manual_seed(0)
     target = attacks.Target(model, images, labels, "linf", epsilon)
     found = [attacks.red_epsilon(target, f, steps, generator=generator) for f in attacks.sea_losses(PIXELS).values()]
@@ -76,7 +76,8 @@ def main() -> None:
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
         gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
         rows.append([*row, gap, costs[name]])
-    columns = ["training", "planted", "removed", "flipped", "PGD-40 4/255", "ensemble 4×10", "PGD-40 8/255", "ensemble 4×10"]
+    columns = ["training", "planted", "removed", "flipped"]
+    columns += [f"{name} {budget}/255" for budget in (4, 8) for name in ("PGD-40", "APGD 4×10")]
     weaker = sum(ensemble > pgd for row in rows for pgd, ensemble in (row[4:6], row[6:8]))
     text = "\n\n".join([
         "# Adversarial training on the planted tint",
