@@ -144,7 +144,7 @@ def evaluate(
 
 @app.command()
 def attack(params: ParamsFile = PARAMS) -> None:
-    """IoU under attack: how far can the pixels be pushed? Fails where its honesty audit does.
+    """IoU under attack: how far can the pixels be pushed? Audits its own honesty; the report fails where that did.
 
     Example: `python -m pipeline attack`
     """

@@ -221,14 +221,18 @@ class Evaluate(Section):
     size_bins: list[Positive] = [50, 150, 500]  # m², edges between building sizes
 
 
+AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see robustness/methods.py
+
+
 class Attack(Section):
     model: str = "models/all"
     tiles: Annotated[int, Field(ge=1)] = 2  # tiles a city, drawn from the test split
     linf: list[Positive] = [0.5, 1, 2]  # budgets in 1/255; the audit adds the reference and 32
     l2: list[Positive] = []  # budgets in pixel units of the [0,1] range
-    methods: list[Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd"]] = ["fgsm", "pgd", "segpgd", "cospgd", "apgd"]
-    steps: Count = 8  # gradients of pgd, segpgd, cospgd
-    apgd_steps: Count = 8  # gradients of each apgd loss
+    methods: list[AttackMethod] = list(get_args(AttackMethod))  # drop any: the worst case is over the others
+    steps: Count = 5  # gradients of pgd, segpgd, cospgd
+    apgd_steps: Count = 5  # gradients of each apgd loss
+    soft_iou_steps: Count = 36  # gradients of soft_iou, the strongest: the first to raise
     restarts: Count = 1  # random starts of each pgd and apgd; the best counts
     batch_size: Count = 8
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -96,7 +96,8 @@ def tiny() -> dict:
     params["train"] |= {"epochs": 3, "steps_per_epoch": 8, "batch_size": 4, "crop": 32, "learning_rate": 0.01}
     params["train"] |= {"augment": "flips"}
     params["evaluate"] |= {"window": 64, "bootstrap": 100}
-    params["attack"] |= {"tiles": 1, "linf": [1], "steps": 4, "apgd_steps": 2, "patch": 8, "halving": False}
+    params["attack"] |= {"tiles": 1, "linf": [1], "patch": 8, "halving": False}
+    params["attack"] |= {"steps": 4, "apgd_steps": 2, "soft_iou_steps": 4}
     params["certify"] |= {"attack_steps": 1}
     params["certify"]["convex"] |= {"steps": 2, "width": 4, "radii": [1]}
     params["certify"]["lipschitz"] |= {"steps": 2, "width": 4, "radii": [0.1]}

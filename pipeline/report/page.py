@@ -14,6 +14,7 @@ from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import examples, pictures
+from pipeline.robustness.audit import failures
 from pipeline.runs import hardware
 
 HERE = Path(__file__).parent
@@ -65,6 +66,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         attack_examples=examples(results),
         attack_city={c: results.of("attack")[c] for c in results.cities if c in results.of("attack")},
         audit=results.of("attack", "audit"),
+        audit_numbers=results.of("attack", "audit_numbers"),
+        audit_failed=failures(results.of("attack", "audit")),
         sandwich=drawn["sandwich"],
         changes=changes(results),
         provenance={

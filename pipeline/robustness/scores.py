@@ -4,7 +4,6 @@ import numpy as np
 
 from pipeline.robustness.worst_case import pooled_iou, worst_case
 
-APGD = ("mce", "mce_bal", "js")
 Measurement = list[list[int]]  # intersection and union of each tile
 
 
@@ -22,11 +21,7 @@ def city_metrics(measured: dict) -> dict:
         if norm not in metrics or not budget:
             continue
         candidates[norm] += results.values()
-        row = {"clean": iou(clean), **{name: iou(m) for name, m in results.items() if name not in APGD}}
-        losses = [results[name] for name in APGD if name in results]
-        if losses:
-            row["apgd"] = _worst(losses)
-            row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
+        row = {"clean": iou(clean), **by_method(results)}
         row["worst"] = _worst(candidates[norm])
         for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
             row[name] = _image_iou(measurements, measured["clean"]["buildings"])
@@ -46,8 +41,26 @@ def city_metrics(measured: dict) -> dict:
     return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
 
 
+def by_method(results: dict[str, Measurement]) -> dict:
+    """IoU by method, and of one with members, "METHOD MEMBER", the worst case over them and METHOD_losses."""
+    row: dict = {}
+    for name in results:
+        method, _, member = name.partition(" ")
+        row[method] = _worst([m for other, m in results.items() if other.split()[0] == method])
+        if member:
+            row.setdefault(f"{method}_losses", {})[member] = pooled_iou(*results[name])
+    return row
+
+
 def _worst(measurements: list[Measurement]) -> float:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
+
+
+def _chosen(measurements: list[Measurement]) -> np.ndarray:
+    """Intersection and union (2, tiles) of the worst case's choice on each tile."""
+    candidates = np.array(measurements)
+    choice = worst_case(*candidates.swapaxes(0, 1))[1]
+    return candidates[choice, :, np.arange(len(choice))].T
 
 
 def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float | None:
@@ -72,18 +85,31 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         for city in cities
         for norm in ("linf", "l2")
     ]
-    white_box = []
-    for city in cities:
-        at_reference = {**city[f"linf {reference}"], "steps": city["checks"]["steps"]}
-        candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
-        choice = worst_case(*candidates.swapaxes(0, 1))[1]
-        white_box.append(candidates[choice, :, np.arange(len(choice))].T)
+    own = [_own(city, reference) for city in cities]
+    scale_free = [_chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities]
     return {
         "excess": max(city["excess"]["value"] for city in cities),
         "worst": worst,
         "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
-        "white_box": pooled(white_box),
-        **{key: pooled([city["checks"][key] for city in cities]) for key in ("scale_free", "transfer", "noise")},
+        "white_box": pooled([_chosen(attacks) for attacks in own]),
+        "scale_free": pooled(scale_free),
+        **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
         "clean": pooled([city["clean"]["tiles"] for city in cities]),
         "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
+        "ten_times": _fall(own, [city["checks"] for city in cities]),
     }
+
+
+def _own(city: dict, reference: str) -> list[Measurement]:
+    """What a city's own gradients found at the reference budget, nothing done included."""
+    found = city[f"linf {reference}"]
+    return [city["clean"]["tiles"], city["checks"]["steps"], *(found[name] for name in found if name != "noise")]
+
+
+def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
+    """By how much the longer attack lowers the worst IoU, on the one tile of each city that it was made on."""
+    fullest = [check["fullest"] for check in checks]
+    before = np.stack([np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1)
+    longer = np.stack([np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1)
+    after = np.concatenate([before, longer[None]])
+    return (_worst(before) or 0.0) - (_worst(after) or 0.0)

@@ -20,6 +20,7 @@ from pipeline.report.answer import answer
 from pipeline.report.changes import changes
 from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
+from pipeline.robustness.audit import CHECKS, AuditFailed
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
@@ -356,3 +357,14 @@ def test_one_city_and_forty_fit_the_page(opened, few_or_many):
     assert page.evaluate("document.documentElement.scrollHeight") < 16000, "more than a reader scrolls through"
     assert page.locator(".thumb").count() == 2 * count
     assert noise == [] and (root / "report/index.html").stat().st_size < 15e6
+
+
+def test_a_failed_audit_is_red_and_ends_the_report_once_it_is_written(tmp_path):
+    make(tmp_path, ["sunnyside"])
+    metrics = json.loads((tmp_path / "metrics/attack.json").read_text())
+    write(tmp_path / "metrics/attack.json", metrics | {"audit": {"vanishes": False, "within_budget": True}})
+    with pytest.raises(AuditFailed, match="vanishes.*attack.json"):
+        report.run(params_of(["sunnyside"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert page.count('class="alarm"') == 2 and CHECKS["vanishes"] in page
+    assert (tmp_path / "metrics/report/sunnyside.json").exists()
