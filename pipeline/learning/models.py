@@ -22,6 +22,7 @@ SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
     "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
 }  # fmt: skip
+TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
 
 
@@ -100,8 +101,12 @@ class _Out(nn.Module):
 def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    known = smp.encoders.get_encoder_names()
-    if model.encoder not in known and not model.encoder.startswith("tu-"):
+    known, there = smp.encoders.get_encoder_names(), model.encoder in smp.encoders.get_encoder_names()
+    if model.encoder.startswith(TIMM):
+        import timm
+
+        known, there = [TIMM + name for name in timm.list_models()], timm.is_model(model.encoder.removeprefix(TIMM))
+    if not there:
         import difflib
 
         near = difflib.get_close_matches(model.encoder, known, n=3, cutoff=0)
@@ -123,8 +128,11 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
             "connect to the network once, name a file of weights, or set it to null"
         ) from None
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+    except Exception as error:  # each family of encoders has its own for what it cannot do
+        raise InputError(
+            f"train.model: {model.architecture} with the encoder {model.encoder} does not accept these settings: "
+            f"{str(error) or type(error).__name__}; choose another encoder, such as resnet18"
+        ) from None
 
 
 class _Idle(nn.Identity):

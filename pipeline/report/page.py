@@ -53,6 +53,7 @@ def page(results: Results) -> str:
         },
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
+        classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
         learning=[*charts.learning(results), *charts.confidence(results)],
         matrix=heat_map(results),
         unseen=[*charts.corruption(results), *charts.adaptation(results)],

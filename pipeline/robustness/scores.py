@@ -9,12 +9,19 @@ Measurement = list[list[int]]  # intersection and union of each tile
 
 
 def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation."""
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation.
 
-    def iou(measurement: Measurement) -> float:
-        return pooled_iou(*measurement)
+    Every IoU is None where its tiles hold no building.
+    """
 
-    clean = measured["clean"]["tiles"]
+    clean, buildings = measured["clean"]["tiles"], measured["clean"]["buildings"]
+
+    def iou(measurement: Measurement) -> float | None:
+        return pooled_iou(*measurement) if any(buildings) else None
+
+    def worst(measurements: list[Measurement]) -> float | None:
+        return _worst(measurements) if any(buildings) else None
+
     metrics: dict = {"linf": {}, "l2": {}}
     candidates: dict[str, list[Measurement]] = {"linf": [clean], "l2": [clean]}
     for key, results in measured.items():
@@ -25,19 +32,19 @@ def city_metrics(measured: dict) -> dict:
         row = {"clean": iou(clean), **{name: iou(m) for name, m in results.items() if name not in APGD}}
         losses = [results[name] for name in APGD if name in results]
         if losses:
-            row["apgd"] = _worst(losses)
+            row["apgd"] = worst(losses)
             row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
-        row["worst"] = _worst(candidates[norm])
+        row["worst"] = worst(candidates[norm])
         for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
-            row[name] = _image_iou(measurements, measured["clean"]["buildings"])
+            row[name] = _image_iou(measurements, buildings)
         metrics[norm][budget] = row
     checks = measured["checks"]
     metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
     if "halving" in measured:
         metrics["halving"] = measured["halving"]["linf"]
     if "patch" in measured:
-        p = measured["patch"]
-        scored = p["scored_share"] > 0
+        p = dict(measured["patch"])
+        scored = p.pop("buildings") > 0
         metrics["patch"] = {
             **p,
             "clean": iou(p["clean"]) if scored else None,
@@ -46,7 +53,7 @@ def city_metrics(measured: dict) -> dict:
     return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
 
 
-def _worst(measurements: list[Measurement]) -> float:
+def _worst(measurements: list[Measurement]) -> float | None:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
 
 
@@ -58,12 +65,15 @@ def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float |
 
 
 def evidence(measured: dict[str, dict], reference: str) -> dict:
-    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key."""
+    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key.
 
-    def pooled(measurements: list[Measurement]) -> float:
-        return pooled_iou(*np.concatenate([np.array(m) for m in measurements], axis=1))
+    A city without a building in its tiles has no IoU to be judged by, only perturbations to be within the budget.
+    """
 
-    cities = list(measured.values())
+    def pooled(measurements: list[Measurement]) -> float | None:
+        return pooled_iou(*np.concatenate([np.zeros((2, 0)), *map(np.array, measurements)], axis=1))
+
+    cities = [city for city in measured.values() if any(city["clean"]["buildings"])]
     worst = [
         [
             pooled_iou(*city["clean"]["tiles"]),
@@ -79,7 +89,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         choice = worst_case(*candidates.swapaxes(0, 1))[1]
         white_box.append(candidates[choice, :, np.arange(len(choice))].T)
     return {
-        "excess": max(city["excess"]["value"] for city in cities),
+        "excess": max(city["excess"]["value"] for city in measured.values()),
         "worst": worst,
         "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
         "white_box": pooled(white_box),

@@ -4,7 +4,8 @@ Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need
 each, trained here on the same cities' training tiles and kept in models/certify/. Writes metrics/certify.json:
 
     METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel
+                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel.
+                         null where the crops hold no building
     METHOD               train_iou, collapsed and train_budget of the small network; lost: cities whose clean IoU is
                          under a quarter of train_iou, where its certificates are worth nothing
 
@@ -97,7 +98,8 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
         )
     if result:
         clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
-        result = {**result, "lost": [city for city, iou in clean.items() if iou < LOST * result["train_iou"]]}
+        least = LOST * result["train_iou"]
+        result = {**result, "lost": [city for city, iou in clean.items() if iou is not None and iou < least]}
     return {**result, "city": answer}
 
 
@@ -177,13 +179,13 @@ def print_table(metrics: dict) -> None:
 STEPS = {"clean": "default", "attacked": "steps-post", "certified": "steps-pre"}
 
 
-def _curve(by_radius: dict, name: str) -> tuple[list[float], list[float]]:
+def _curve(by_radius: dict, name: str) -> tuple[list[float], np.ndarray]:
     """Radii and IoU from radius 0 on, to be drawn in STEPS: a certificate holds for all smaller radii, and what an
     attack does it can do within all greater ones.
     """
     rows = list(by_radius.values())
     least = rows[0]["certified" if name == "certified" else "clean"]
-    return [0.0, *map(float, by_radius)], [least, *(row[name] for row in rows)]
+    return [0.0, *map(float, by_radius)], np.array([least, *(row[name] for row in rows)], float)  # None is NaN
 
 
 def draw_sandwich(method: str, cities: dict, path: Path) -> None:
@@ -227,7 +229,8 @@ def draw_comparison(metrics: dict, values: int, path: Path) -> None:
     for axis, (scale, name) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         for method, result in metrics.items():
             curves = [_curve(by_radius, "certified") for by_radius in result["city"].values()]
-            x, y = [r * scale[method] for r in curves[0][0]], np.mean([c[1] for c in curves], axis=0)
+            known = [y for _, y in curves if np.isfinite(y).all()] or [curves[0][1]]
+            x, y = [r * scale[method] for r in curves[0][0]], np.mean(known, axis=0)
             own = scale[method] == 1
             style = {"linestyle": "-" if own else "--", "marker": "o" if own else "s", "markersize": 3}
             label = method if own else f"{method}, converted"

@@ -23,7 +23,7 @@ def ladder(toy_segmenter, make_tiles, make_dim):
     }
     return {
         method: {
-            city: tile_iou(building_probability(adapt(method, toy_segmenter, source, target), test), truth)
+            city: tile_iou(adapt(method, toy_segmenter, source, target), test, truth)
             for city, (target, test, truth) in cities.items()
         }
         for method in METHODS
