@@ -45,7 +45,7 @@ def adapt(
 
     `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new one. `steps` and
     `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn unchanged, and every
-    model passes where a side has no image (all of it is nodata).
+    model does where a side has no image (all of it is nodata).
     """
     if not len(source) or not len(target):
         return copy.deepcopy(segmenter).eval()

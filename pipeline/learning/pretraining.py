@@ -97,8 +97,9 @@ def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: t
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise _diverged(step, options)
-    if not all(weight.isfinite().all() for weight in painter.state_dict().values()):
-        raise _diverged(options.steps, options)
+    with torch.no_grad():  # no step looks at what the last one did
+        if not painter.eval()(seen).isfinite().all():
+            raise _diverged(options.steps, options)
     return losses
 
 

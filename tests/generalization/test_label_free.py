@@ -36,6 +36,19 @@ def test_the_estimate_is_exact_where_it_was_fitted(toy_segmenter, make_tiles):
     assert estimate == pytest.approx(iou(probability > 0.5, labels), abs=0.005)
 
 
+def test_the_estimate_is_of_the_map_whose_iou_is_measured():
+    """Of three classes a building may be likelier than not where background is the likeliest of all."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet([1.5, 1, 1], (8, 64, 64))
+    labels = (p.cumsum(-1) < rng.random((8, 64, 64, 1))).sum(-1).astype(np.uint8)
+    probability, found = 1 - p[..., 0], p.argmax(-1) > 0
+    truth = iou(found, labels)
+    assert abs(truth - iou(probability > 0.5, labels)) > 0.02
+    thresholds = fit_thresholds(probability, labels, found)
+    assert thresholded_iou(probability, thresholds, found=found) == pytest.approx(truth, abs=0.005)
+    assert expected_iou(probability, found=found) == pytest.approx(truth, abs=0.01)
+
+
 def test_ignored_pixels_do_not_move_the_thresholds():
     rng = np.random.default_rng(0)
     probability, labels = rng.random((2, 32, 32)), rng.integers(0, 2, (2, 32, 32)).astype(np.uint8)
