@@ -64,7 +64,7 @@ def test_what_cannot_be_learned_from_says_why(toy_tiles, tmp_path):
 
     cities = opened(toy_tiles)
     for steps in (1, 2, 6):  # the last step, which no other looks at, and an earlier one
-        refused(r"not finite at step \d; lower pretrain.learning_rate", cities, learning_rate=1e38, steps=steps)
+        refused(r"not finite at step \d; lower pretrain.learning_rate", cities, learning_rate=1e30, steps=steps)
     refused(r"pretrain.batch_size: deeplabv3\+ .* cannot learn from one crop", cities, "deeplabv3+", batch_size=1)
     for folder in (toy_tiles / "toyton", toy_tiles / "dimham"):
         np.save(folder / "images.npy", 0 * np.load(folder / "images.npy"))
