@@ -218,7 +218,14 @@ class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100)] = 2000  # draws for the 95 % intervals
     block: Annotated[int, Field(ge=16)] = 128  # pixels of a bootstrap block where a city has one test scene
     boundary: Positive = 1.5  # metres of tolerance of the boundary IoU
-    size_bins: list[Positive] = [50, 150, 500]  # m², edges between building sizes
+    size_bins: Annotated[list[Positive], Field(min_length=1)] = [50, 150, 500]  # m², edges between building sizes
+
+    @field_validator("size_bins")
+    @classmethod
+    def rising(cls, edges):
+        if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+            raise ValueError(f"sizes must rise from bin to bin; write {sorted(set(edges))}")
+        return edges
 
 
 AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see robustness/methods.py

@@ -160,3 +160,11 @@ def test_any_value_is_taken_or_refused_in_words(place, value):
         assert isinstance(parse_params(data), Params)
     except InputError as error:
         assert key in str(error) or section in str(error)
+
+
+@pytest.mark.parametrize("edges", [[500, 150, 50], [50, 50, 150]])
+def test_sizes_that_do_not_rise_are_refused(edges):
+    """A building would be counted twice, or nowhere."""
+    rising = re.escape(str(sorted({float(edge) for edge in edges})))
+    with pytest.raises(InputError, match=f"evaluate.size_bins is .*sizes must rise from bin to bin; write {rising}"):
+        parse_params(change(evaluate={"size_bins": edges}))

@@ -152,10 +152,13 @@ class CityTiles:
         """`count` tiles of a split, without replacement, those with buildings first.
 
         Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or
-        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255.
+        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255. Tiles
+        without a valid pixel are left out where there are others.
         """
         table, size = self.table, size or self.size
-        rows = np.flatnonzero((table["split"] == split) & (table["valid"] > 0))
+        rows = np.flatnonzero(table["split"] == split)
+        if (valid := table["valid"][rows] > 0).any():
+            rows = rows[valid]
         rows = np.random.default_rng(seed).permutation(rows)
         rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")][:count]
         images = np.zeros((len(rows), size, size, self.channels), np.uint8)

@@ -1,9 +1,12 @@
 """What is counted on a scene: pixels, boundaries, objects and confidence. Counts add up; a ratio comes last.
 
-IoU is Σ∩ / Σ∪ over all valid pixels of all scenes (Maggiori et al. 2017), of any building class against background.
+IoU is Σ∩ / Σ∪ over all valid pixels of all scenes (Maggiori et al. 2017), of any building class against background:
+of a map, of a certificate and of a map under attack alike. Where the labels know no building there is nothing to find,
+and an IoU, which asks how much of it was found, is None.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -11,10 +14,33 @@ from scipy import ndimage
 
 from pipeline.geo.scene import IGNORE
 
+Array = TypeVar("Array")  # a NumPy array or a torch tensor
+
 
 def ratio(part: float, whole: float) -> float | None:
     """part / whole, or None where nothing was there to be counted (never 0 and never 1)."""
-    return float(part / whole) if whole else None
+    return float(part) / float(whole) if whole else None
+
+
+def counts(classes: Array, labels: Array) -> tuple[Array, Array]:
+    """Intersection and union (…,) of the buildings of class maps and labels (…, H, W), both NumPy or both torch.
+
+    A negative class stands where nothing is proven (see robustness/certificates.py). Such a pixel counts against
+    us on either side: the least intersection and the greatest union of all maps that agree with the certificate.
+    """
+    valid = labels != IGNORE
+    truth = (labels > 0) & valid
+    return ((classes > 0) & truth).sum((-2, -1)), (truth | (classes != 0) & valid).sum((-2, -1))
+
+
+def buildings(labels: Array) -> Array:
+    """Building pixels (…,) of labels (…, H, W)."""
+    return ((labels > 0) & (labels != IGNORE)).sum((-2, -1))
+
+
+def iou(classes: Array, labels: Array) -> float | None:
+    """ΣI/ΣU of class maps (…, H, W) and labels; None where the labels know no building."""
+    return ratio(*(n.sum() for n in counts(classes, labels))) if buildings(labels).any() else None
 
 
 @dataclass(frozen=True)
@@ -28,11 +54,8 @@ class Units:
 
 def pixel_counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """[TP, FP, FN, TN] of building against background over valid pixels; arrays (H, W) uint8."""
-    valid = label != IGNORE
-    found, truth = (prediction > 0) & valid, (label > 0) & valid
-    tp = np.count_nonzero(found & truth)
-    fp, fn = np.count_nonzero(found) - tp, np.count_nonzero(truth) - tp
-    return np.array([tp, fp, fn, np.count_nonzero(valid) - tp - fp - fn], np.int64)
+    (tp, union), truth = counts(prediction, label), buildings(label)
+    return np.array([tp, union - truth, truth - tp, np.count_nonzero(label != IGNORE) - union], np.int64)
 
 
 def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
@@ -44,15 +67,17 @@ def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.
 
 def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Intersection and union of each block × block square that holds valid pixels."""
-    valid = label != IGNORE
-    found, truth = (prediction > 0) & valid, (label > 0) & valid
-    rows, columns = np.arange(0, label.shape[0], block), np.arange(0, label.shape[1], block)
+    edges = [(0, -side % block) for side in label.shape]
 
-    def add(mask: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1, dtype=np.int64).ravel()
+    def squares(array: np.ndarray) -> np.ndarray:
+        """(rows, columns, block, block), what lies beyond the edge ignored."""
+        whole = np.pad(array, edges, constant_values=IGNORE)
+        return whole.reshape(-1, block, whole.shape[1] // block, block).swapaxes(1, 2)
 
-    keep = add(valid) > 0
-    return add(found & truth)[keep], add(found | truth)[keep]
+    label = squares(label)
+    keep = (label != IGNORE).any((-2, -1))
+    intersection, union = counts(squares(prediction), label)
+    return intersection[keep], union[keep]
 
 
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, distance: int) -> np.ndarray:

@@ -23,6 +23,7 @@ SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
     "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
 }  # fmt: skip
+TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
 
 
@@ -125,8 +126,11 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
             "connect to the network once, name a file of weights, or set it to null"
         ) from None
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
-        raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+    except Exception as error:  # each family of encoders has its own for what it cannot do
+        raise InputError(
+            f"train.model: {model.architecture} with the encoder {model.encoder} does not accept these settings: "
+            f"{str(error) or type(error).__name__}; choose another encoder, such as resnet18"
+        ) from None
 
 
 def _check_encoder(name: str) -> None:
@@ -136,10 +140,10 @@ def _check_encoder(name: str) -> None:
     import segmentation_models_pytorch as smp
     import timm
 
-    if timm.is_model(name[3:]) if name.startswith("tu-") else name in smp.encoders.get_encoder_names():
+    if timm.is_model(name.removeprefix(TIMM)) if name.startswith(TIMM) else name in smp.encoders.get_encoder_names():
         return
-    known = [*smp.encoders.get_encoder_names(), *(f"tu-{timms}" for timms in timm.list_models())]
-    alike = [other for other in known if other.startswith("tu-") == name.startswith("tu-")]
+    known = [*smp.encoders.get_encoder_names(), *(TIMM + timms for timms in timm.list_models())]
+    alike = [other for other in known if other.startswith(TIMM) == name.startswith(TIMM)]
     near = difflib.get_close_matches(name, alike, n=3, cutoff=0)
     raise InputError(f"train.model.encoder: unknown encoder {name!r}; near it are {', '.join(near)}")
 

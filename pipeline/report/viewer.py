@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import Region
+from pipeline.learning.metrics import counts
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
 
@@ -143,11 +144,9 @@ def spots(truth, found, ignored, tile: int, region: Region) -> list[Spot]:
         bottom = min(1, (window.top + window.height) / region.height)
         right = min(1, (window.left + window.width) / region.width)
         part = slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
-        valid = ~ignored[part]
-        union = np.count_nonzero((truth[part] | found[part]) & valid)
-        if valid.size and union > 0.01 * valid.size:
-            iou = np.count_nonzero(truth[part] & found[part] & valid) / union
-            scored.append((iou, left, top, right - left, bottom - top))
+        intersection, union = counts(found[part], np.where(ignored, IGNORE, truth)[part])
+        if union > 0.01 * truth[part].size:
+            scored.append((intersection / union, left, top, right - left, bottom - top))
     if len(scored) < 2:
         return []
     return [Spot("worst tile", *min(scored)[1:]), Spot("best tile", *max(scored)[1:])]

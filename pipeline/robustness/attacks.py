@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.perturb import ball, pixel_gradient, project, random_direction, steepest, valid_mean
 from pipeline.robustness import attack_losses
 from pipeline.robustness.attack_losses import AttackLoss
@@ -30,17 +31,6 @@ LEAST = 0.02  # share of an annealed step that is left at the end
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Intersection and union (N,) of prediction (N, H, W) and labels, ignored pixels left out.
-
-    Of several classes, any building against background, as in pipeline.learning.metrics: one foreground is
-    what makes the worst case over attacks exact.
-    """
-    valid = labels != IGNORE
-    building, found = (labels > 0) & valid, (prediction > 0) & valid
-    return (building & found).sum((1, 2)), (building | found).sum((1, 2))
-
-
 def harm(logits: torch.Tensor, labels: torch.Tensor, weight: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
     """How much an image loses, and whether nothing is left to lose: missed building pixels, and
     invented ones at λ = `weight`, per building pixel.
@@ -49,12 +39,10 @@ def harm(logits: torch.Tensor, labels: torch.Tensor, weight: float = 0.5) -> tup
     stands for it where nothing is known. So a tile without any building left goes on: what it
     invents lowers the pooled IoU.
     """
-    valid = labels != IGNORE
-    buildings = ((labels > 0) & valid).sum((1, 2))
-    intersection, union = counts(logits.argmax(1), labels)
+    (intersection, union), truth = counts(logits.argmax(1), labels), buildings(labels)
     return (
-        (buildings - intersection + weight * (union - buildings)) / buildings.clamp_min(1),
-        (intersection == 0) & (union == valid.sum((1, 2))),
+        (truth - intersection + weight * (union - truth)) / truth.clamp_min(1),
+        (intersection == 0) & (union == (labels != IGNORE).sum((1, 2))),
     )
 
 

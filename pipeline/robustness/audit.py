@@ -29,9 +29,9 @@ class AuditFailed(InputError):
     """An attack that cannot be trusted: its numbers must not be published."""
 
 
-def falls(values: Iterable[float], tolerance: float) -> bool:
-    """Whether no value is above the one before by more than the tolerance."""
-    values = list(values)
+def falls(values: Iterable[float | None], tolerance: float) -> bool:
+    """Whether no value is above the one before by more than the tolerance; None was not measured."""
+    values = [value for value in values if value is not None]
     return all(b <= a + tolerance for a, b in zip(values[:-1], values[1:], strict=True))
 
 
@@ -39,12 +39,12 @@ def audit(
     *,
     excess: float,
     worst: list[list[float]],
-    steps: list[float],
-    white_box: float,
-    scale_free: float,
-    transfer: float,
-    noise: float,
-    clean: float,
+    steps: list[float | None],
+    white_box: float | None,
+    scale_free: float | None,
+    transfer: float | None,
+    noise: float | None,
+    clean: float | None,
     vanishing: list[float],
     ten_times: float,
 ) -> dict[str, bool]:
@@ -56,6 +56,8 @@ def audit(
     white_box, scale_free, transfer, noise, clean   pooled IoU at one budget
     vanishing   each city's IoU under a white-box attack at 32/255
     ten_times   the fall of the worst IoU by ten times the gradients, on a tile of each city
+
+    Cities without a building in their tiles are in none of these IoUs; None where no city has one.
     """
     return {
         "within_budget": excess <= ROUNDING,

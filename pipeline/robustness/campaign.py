@@ -15,6 +15,7 @@ import torch
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.perturb import length
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
@@ -119,11 +120,11 @@ class CityAttack:
         self.excess = 0.0  # the worst of all attacks
         self.clean_map = campaign.predict(images)
         self.clean = self.counts(self.clean_map)
-        self.buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2)).tolist()  # pixels of each tile
+        self.buildings = buildings(labels).tolist()  # pixels of each tile
         self.known = [(0.0, self.clean)]  # linf budgets in 1/255 and everything measured there
 
     def counts(self, classes: torch.Tensor, labels: torch.Tensor | None = None) -> Measurement:
-        return [c.tolist() for c in attacks.counts(classes, self.labels if labels is None else labels)]
+        return [c.tolist() for c in counts(classes, self.labels if labels is None else labels)]
 
     def measure(self, found: torch.Tensor, target: Target) -> Measurement:
         self.excess = max(self.excess, excess(found, target))
@@ -201,7 +202,10 @@ class CityAttack:
         return worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))[0]
 
     def halving(self) -> Record:
-        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does."""
+        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does, or
+        there is no building."""
+        if not any(self.buildings):
+            return "halving", {"linf": None}, {}
         goal = self.worst_up_to(0) / 2
         budgets = sorted({e for e, _ in self.known})
         enough = [e for e in budgets if self.worst_up_to(e) <= goal]
@@ -261,6 +265,7 @@ class CityAttack:
             "effective_radius": effective,
             "support_radius": support,
             "scored_share": float(share),
+            "buildings": int(buildings(scored.labels).sum()),
         }
         return "patch", measured, {}
 
@@ -277,7 +282,7 @@ class CityAttack:
 def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:
     """The tile that loses most, as the figure shows it."""
     attacked_map = campaign.predict(found)
-    lost = (attacks.counts(clean_map, labels)[0] - attacks.counts(attacked_map, labels)[0]).argmax()
+    lost = (counts(clean_map, labels)[0] - counts(attacked_map, labels)[0]).argmax()
     return {
         "image": images[lost].cpu().numpy(),
         "attacked": found[lost].cpu().numpy(),

@@ -10,37 +10,27 @@ from torch import Tensor
 
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.lipschitz import radii
+from pipeline.learning.metrics import buildings, counts, iou
 from pipeline.robustness.bounds import ABSTAIN
-from pipeline.robustness.worst_case import pooled_iou, worst_case
+from pipeline.robustness.worst_case import worst_case
 
 ROUNDING = 1e-4  # share of a Lipschitz radius given up: the layers' kernels are float32
 LOGIT_ROUNDING = 1e-5  # and so are the logits
 
 
-def certified_counts(certified: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Least intersection and largest union (N,) of any prediction that agrees with the certificate (N, H, W).
+def certified_iou(certified: Tensor, labels: Tensor) -> float | None:
+    """The sound certified IoU: no perturbation within the radius leaves less. A prediction's IoU likewise.
 
-    I = #(building, certified its class), U = #building + #(background, not certified background): an
-    abstaining pixel counts against us on either side. Without ABSTAIN this is the prediction's own I and U.
+    An abstaining pixel counts against us on either side. None where the labels know no building: nothing is proven.
     """
-    building = (labels > 0) & (labels != IGNORE)
-    intersection = (building & (certified == labels)).sum((1, 2))
-    return intersection, building.sum((1, 2)) + ((labels == 0) & (certified != 0)).sum((1, 2))
+    return iou(certified, labels)
 
 
-def certified_iou(certified: Tensor, labels: Tensor) -> float:
-    """The sound certified IoU ΣI/ΣU: no perturbation within the radius leaves less. A prediction's IoU likewise."""
-    return pooled_iou(*(n.cpu().numpy() for n in certified_counts(certified, labels)))
-
-
-def literature_iou(certified: Tensor, labels: Tensor) -> float:
+def literature_iou(certified: Tensor, labels: Tensor) -> float | None:
     """The certified IoU as SegCertify counts it (Fischer, Baader, Vechev 2021): abstaining is a class of its own, so
     background pixels that abstain are outside the union. Not a lower bound: it can exceed an attacked IoU.
     """
-    building, valid = (labels > 0) & (labels != IGNORE), labels != IGNORE
-    intersection = (building & (certified == labels)).sum((1, 2))
-    union = (building | (valid & (certified > 0))).sum((1, 2))
-    return pooled_iou(intersection.cpu().numpy(), union.cpu().numpy())
+    return iou(torch.where(certified == ABSTAIN, 0, certified), labels)
 
 
 def at_radius(prediction: Tensor, certified_radius: Tensor, radius: float) -> Tensor:
@@ -65,8 +55,8 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
     wrong are no loss. Two sorted prefix sums hold every choice that can be the worst.
     """
     building = (labels > 0) & (labels != IGNORE)
-    right, budget = prediction == labels, epsilon**2 * (1 + 1e-9)
-    intersection, union = (int(n[0]) for n in certified_counts(prediction[None], labels[None]))
+    right, budget = (prediction > 0) == building, epsilon**2 * (1 + 1e-9)
+    intersection, union = (int(n) for n in counts(prediction, labels))
 
     def prices(where: Tensor) -> np.ndarray:
         return np.concatenate([[0.0], np.cumsum(np.sort(radius[where].double().cpu().numpy() ** 2))])
@@ -77,10 +67,13 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
     return np.stack([intersection - a, union + b])
 
 
-def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float:
+def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float | None:
     """The collective certificate: the exact least pooled IoU of images (N, H, W), each perturbed within ℓ2 radius ε,
     that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel spend ε by itself.
+    None where the labels know no building.
     """
+    if not buildings(labels).any():
+        return None
     images = zip(radius, prediction, labels, strict=True)
     choices = [collective_frontier(*image, epsilon) for image in images]
     longest = max(c.shape[1] for c in choices)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.perturb import length
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.robustness import attack_losses, smoothing
@@ -24,7 +25,6 @@ from pipeline.robustness.attacks import Target, in_batches, pgd
 from pipeline.robustness.bounds import ABSTAIN, Bounds, certified_classes, image_box, interval_margins
 from pipeline.robustness.certificates import (
     at_radius,
-    certified_counts,
     certified_iou,
     collective_iou,
     lipschitz_radii,
@@ -54,17 +54,18 @@ class Attempts:
     predictions: list[Tensor]
     norms: list[Tensor] = field(default_factory=list)
 
-    def iou(self) -> float:
-        """The exact worst pooled IoU over one attempt an image."""
-        counts = [torch.stack(certified_counts(p, self.labels)) for p in self.predictions]
-        intersections, unions = torch.stack(counts, dim=1).cpu().numpy()
-        return worst_case(intersections, unions)[0]
+    def iou(self) -> float | None:
+        """The exact worst pooled IoU over one attempt an image; None where the labels know no building."""
+        if not buildings(self.labels).any():
+            return None
+        found = [torch.stack(counts(p, self.labels)) for p in self.predictions]
+        return worst_case(*torch.stack(found, dim=1).cpu().numpy())[0]
 
 
-def rising(where: str, row: dict[str, float], *names: str) -> None:
-    """Raise SandwichBroken unless the named entries of a row stand in rising order."""
+def rising(where: str, row: dict[str, float | None], *names: str) -> None:
+    """Raise SandwichBroken unless the named entries of a row stand in rising order; all are None, or none."""
     for low, high in zip(names[:-1], names[1:], strict=True):
-        if row[low] > row[high] + 1e-9:
+        if row[low] is not None and row[low] > row[high] + 1e-9:
             raise SandwichBroken(
                 f"certify: {where}: {low} IoU {row[low]:.4f} is above {high} IoU {row[high]:.4f}, so that a "
                 "certificate is unsound; no metrics are written; please report it with params.yaml"

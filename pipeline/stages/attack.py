@@ -3,7 +3,8 @@
 Writes metrics/attack.json:
 
     city CITY linf, l2   {BUDGET: {ATTACK: IoU}} with "clean", "noise" and "worst", the exact worst case over them;
-                         image_clean and image_worst are means over tiles with buildings
+                         image_clean and image_worst are means over tiles with buildings. Where no tile
+                         has one every IoU is null
               transfer   IoU under a copy's perturbations, and relative_clean, the copy's own clean IoU
               halving    the ℓ∞ budget in 1/255 that halves the IoU
               patch      IoU outside the patch
@@ -176,24 +177,19 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
     import torch
 
     from pipeline.learning.crops import to_tensors
+    from pipeline.learning.metrics import iou
     from pipeline.robustness import attacks
-    from pipeline.robustness.worst_case import pooled_iou
 
     device = next(campaign.segmenter.parameters()).device
     deltas = {city: torch.from_numpy(r.arrays["universal"]).to(device) for city, r in results.items()}
     rows = {}
     for city, sample in samples.items():
         images, labels = to_tensors(sample, device)
-        iou = {
-            source: pooled_iou(
-                *(
-                    c.cpu().numpy()
-                    for c in attacks.counts(campaign.predict(attacks.apply_universal(images, delta)), labels)
-                )
-            )
+        found = {
+            source: iou(campaign.predict(attacks.apply_universal(images, delta)), labels)
             for source, delta in deltas.items()
         }
-        rows[city] = {"iou": iou.pop(city), "from": iou}
+        rows[city] = {"iou": found.pop(city), "from": found}
     return rows
 
 

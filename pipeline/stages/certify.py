@@ -4,7 +4,8 @@ Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need
 each, trained here on the same cities' training tiles and kept in models/certify/. Writes metrics/certify.json:
 
     METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel
+                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel.
+                         null where the crops hold no building
     METHOD               train_iou, collapsed and train_budget of the small network; lost: cities whose clean IoU is
                          under a quarter of train_iou, where its certificates are worth nothing
 
@@ -89,7 +90,8 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
         )
     if result:
         clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
-        result = {**result, "lost": [city for city, iou in clean.items() if iou < LOST * result["train_iou"]]}
+        least = LOST * result["train_iou"]
+        result = {**result, "lost": [city for city, iou in clean.items() if iou is not None and iou < least]}
     return {**result, "city": answer}
 
 
@@ -166,6 +168,3 @@ def print_table(metrics: dict) -> None:
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
         elif result.get("lost"):
             console.print(f"{method}: the small network hardly finds a building in {', '.join(result['lost'])}")
-
-
-STEPS = {"clean": "default", "attacked": "steps-post", "certified": "steps-pre"}

@@ -3,11 +3,12 @@
 Writes metrics/evaluate.json:
 
     city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
-                         ece_calibrated; size: {M²: number of buildings, their recall and iou}
+                         ece_calibrated; size: {M²: number of buildings, their recall and iou}; of several classes
+                         also class_iou: {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
 
 All are of the likeliest class, but `iou_at_threshold`: of the building probability above the card's threshold, fitted
-on validation, as `predict` cuts it.
+on validation, as `predict` cuts it. Of a city whose labels know no building every IoU is null.
 """
 
 from pathlib import Path

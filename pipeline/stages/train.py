@@ -52,7 +52,8 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     epochs = card["history"][-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
     iou = card["metrics"]["validation_iou"]
-    console.print(f"best validation IoU {iou:.3f}; weights in {folder}/weights.safetensors")
+    best = "no building in validation: the last epoch is kept" if iou is None else f"best validation IoU {iou:.3f}"
+    console.print(f"{best}; weights in {folder}/weights.safetensors")
 
 
 def check_folds(params: Params) -> None:

@@ -126,3 +126,11 @@ def test_a_full_disk_is_refused_before_writing(tmp_path):
     with pytest.raises(InputError, match="GB of tiles do not fit"):
         allocate(tmp_path / "city", [huge], 3)
     assert not list((tmp_path / "city").iterdir())
+
+
+def test_where_all_is_nodata_a_sample_is_nodata(city):
+    tiles = CityTiles(city[0])
+    tiles.table["valid"] = np.zeros(len(tiles.table["valid"]))
+    images, labels = tiles.sample("train", 2)
+    assert images.shape == (2, SIZE, SIZE, CHANNELS) and labels.shape == (2, SIZE, SIZE)
+    assert not len(tiles.sample("nowhere", 2)[0])

@@ -368,3 +368,40 @@ def test_a_failed_audit_is_red_and_ends_the_report_once_it_is_written(tmp_path):
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert page.count('class="alarm"') == 2 and CHECKS["vanishes"] in page
     assert (tmp_path / "metrics/report/sunnyside.json").exists()
+
+
+def nothing(tree: object) -> object:
+    """The same with null in the place of every number."""
+    return {key: nothing(value) for key, value in tree.items()} if isinstance(tree, dict) else None
+
+
+def blanked(tree: dict, city: str) -> dict:
+    """Metrics of which every number under a city's name is null, as where its labels know no building."""
+    return {k: nothing(v) if k == city else blanked(v, city) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def test_a_city_without_buildings_is_dashes_and_in_no_mean(tmp_path):
+    cities = ["town", "field"]
+    make(tmp_path, cities)
+    for stage in ("evaluate", "attack", "certify", "generalize"):
+        path = tmp_path / f"metrics/{stage}.json"
+        metrics = blanked(json.loads(path.read_text()), "field")
+        if stage == "generalize":
+            for table in (metrics["city"], metrics["label_free"]["city"], metrics["robustness"]["city"]):
+                del table["field"]
+        write(path, metrics)
+    report.run(params_of(cities), tmp_path)
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "metrics/report").iterdir()}
+    assert set(rows) == {"town", "mean_city"} and rows["mean_city"] == rows["town"]
+    assert "nan" not in (tmp_path / "report/index.html").read_text(encoding="utf-8").lower().split("<style>")[0]
+
+
+def test_several_classes_have_an_iou_each(tmp_path):
+    make(tmp_path, ["town", "field"], ("evaluate",))
+    path = tmp_path / "metrics/evaluate.json"
+    metrics = json.loads(path.read_text())
+    metrics["city"]["town"]["class_iou"] = {"1": 0.123, "2": None}
+    write(path, metrics)
+    report.run(params_of(["town", "field"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert all(f'<th scope="col">IoU of class {k}</th>' in page for k in (1, 2)) and "<td>0.123</td><td>–</td>" in page
