@@ -33,15 +33,29 @@ def building_probability(segmenter: Segmenter, images: np.ndarray, batch_size: i
 
 
 @torch.inference_mode()
-def of_tensor(segmenter: Segmenter, images: torch.Tensor) -> np.ndarray:
-    """Building probability (N, H, W) of images that are no longer 8-bit: in full precision, as they were attacked."""
-    return (1 - segmenter(images).float().softmax(1)[:, 0]).cpu().numpy()
+def drawn(segmenter: Segmenter, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """Tiles (N, H, W, C) uint8 to the classes deployed, (N, H, W)."""
+    on = next(segmenter.buffers()).device
+    maps = []
+    for batch in batches(images, batch_size, on):
+        with autocast(on):
+            logits = segmenter(batch)
+        maps.append(segmenter.decide(logits.float()).cpu().numpy())
+    return np.concatenate(maps) if maps else np.empty(images.shape[:3], np.int64)
 
 
-def tile_iou(probability: np.ndarray, labels: np.ndarray) -> float | None:
-    """ΣI/ΣU of probability > ½ against labels (N, H, W) uint8, 255 ignored; None without any building."""
+@torch.inference_mode()
+def drawn_of_tensor(segmenter: Segmenter, images: torch.Tensor) -> np.ndarray:
+    """The same of images that are no longer 8-bit: in full precision, as they were attacked."""
+    return segmenter.decide(segmenter(images)).cpu().numpy()
+
+
+def tile_iou(found: np.ndarray, labels: np.ndarray) -> float | None:
+    """ΣI/ΣU of the classes drawn, or of a building probability > ½, against labels (N, H, W) uint8, 255 ignored; None
+    without any building.
+    """
     valid = labels != IGNORE
-    found, truth = (probability > 0.5) & valid, (labels > 0) & valid
+    found, truth = (found > 0.5) & valid, (labels > 0) & valid
     union = np.count_nonzero(found | truth)
     return float(np.count_nonzero(found & truth) / union) if union else None
 

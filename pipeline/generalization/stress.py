@@ -8,7 +8,7 @@ import torch
 
 from pipeline.console import progress
 from pipeline.generalization import corruptions
-from pipeline.generalization.predictions import building_probability, mean, of_tensor, tile_iou
+from pipeline.generalization.predictions import drawn, drawn_of_tensor, mean, tile_iou
 from pipeline.geo.tiles import Cities
 from pipeline.learning.crops import to_tensors
 from pipeline.learning.models import Segmenter
@@ -28,12 +28,12 @@ def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> d
     """
     g = params.generalize
     samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(unseen)}
-    clean = {city: tile_iou(building_probability(unseen[city], s[0]), s[1]) for city, s in samples.items()}
+    clean = {city: tile_iou(drawn(unseen[city], s[0]), s[1]) for city, s in samples.items()}
     found: dict = {name: {str(s): {} for s in corruptions.SEVERITIES} for name in corruptions.NAMES}
     jobs = [(name, s, city) for name in corruptions.NAMES for s in corruptions.SEVERITIES for city in samples]
     for name, severity, city in progress(jobs, "corruptions"):
         images, labels = corruptions.corrupt(name, severity, *samples[city], cities[city].gsd, g.seed)
-        found[name][str(severity)][city] = tile_iou(building_probability(unseen[city], images), labels)
+        found[name][str(severity)][city] = tile_iou(drawn(unseen[city], images), labels)
     worst, retained = {}, {name: {} for name in found}
     for city in [city for city in samples if (clean[city] or 0) >= MAPPED]:
         shares = {
@@ -70,18 +70,18 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
             continue
         x, y = to_tensors((images, labels), on)
         generator = torch.Generator(on).manual_seed(g.seed)
-        target = Target(segmenter, x, y, "linf", epsilon / 255)
+        target = Target(segmenter.deployed(), x, y, "linf", epsilon / 255)
         attacked = pgd(target, g.attack_steps, generator=generator)
         shaken = [corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed) for name in corruptions.NAMES]
-        scores = [tile_iou(building_probability(segmenter, i), t) for i, t in shaken]
+        scores = [tile_iou(drawn(segmenter, i), t) for i, t in shaken]
         row = {
-            "clean": tile_iou(building_probability(segmenter, images), labels),
-            "attacked": tile_iou(of_tensor(segmenter, attacked), labels),
+            "clean": tile_iou(drawn(segmenter, images), labels),
+            "attacked": tile_iou(drawn_of_tensor(segmenter, attacked), labels),
             "certified": None,
             "corrupted": mean(scores),
         }
         if certify:
-            noisy = smooth(segmenter, x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
+            noisy = smooth(segmenter.deployed(), x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
             row["certified"] = certified_iou(noisy.certified(s.tau, s.alpha, s.correction), y)
         found[city][side] = row if row["clean"] is not None else None
     return {

@@ -38,29 +38,23 @@ class CityResult:
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
     units: Units | None = None
-    threshold: float = 0.5  # the card's, on the calibrated probability
 
     @property
     def iou(self) -> float | None:
         return ratio(self.pixels[0], self.pixels[:3].sum())
 
-    @property
-    def at_threshold(self) -> np.ndarray:
-        """Intersection and union where pixels above the threshold are called building, as `predict` does."""
-        fp, tp = self.calibrated[:, np.arange(256) / 255 > self.threshold].sum(1)
-        return np.array([tp, fp + self.calibrated[1].sum()])
 
-
-def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate, temperature: float = 1.0):
-    """The building map of one region: argmax class and building probability, both (H, W) uint8."""
+def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
+    """The building map of one region as `predict` draws it, and its calibrated probability: both (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
     confidence, label = np.empty_like(prediction), city.label(region)
+    decision = segmenter.decision
     bands = infer(
         segmenter, city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size, augment=e.augment,
-        temperature=temperature, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        temperature=decision.temperature, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, p in bands:
-        prediction[top : top + len(p)] = p.argmax(-1)
+        prediction[top : top + len(p)] = decision.of_probabilities(p[..., 1:])
         confidence[top : top + len(p)] = np.rint(255 * (1 - p[..., 0]))
     return prediction, confidence
 
@@ -72,7 +66,6 @@ def evaluate_scenes(
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     by_block = len({region.parent for region in regions}) < 2
-    temperature, result.threshold = (segmenter.card.get(k, v) for k, v in (("temperature", 1.0), ("threshold", 0.5)))
     inter, union, parents = [], [], []
     for region in regions:
         prediction, confidence = predict_region(segmenter, city, region, e)
@@ -82,8 +75,8 @@ def evaluate_scenes(
         result.classes += metrics.class_counts(prediction, label, city.classes)
         result.boundary += metrics.boundary_counts(prediction, label, max(1, round(e.boundary / city.gsd)))
         counts = metrics.confidence_counts(confidence, label)
-        result.confidence += counts
-        result.calibrated += rescale(counts, temperature)
+        result.calibrated += counts
+        result.confidence += rescale(counts, 1 / segmenter.decision.temperature)
         result.objects.append(metrics.match_objects(prediction, label))
         i, u = metrics.block_counts(prediction, label, e.block) if by_block else ([pixels[0]], [pixels[:3].sum()])
         inter.extend(i), union.extend(u), parents.extend([region.parent] * len(i))
@@ -130,7 +123,6 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou": result.iou,
         "iou_low": low,
         "iou_high": high,
-        "iou_at_threshold": ratio(*result.at_threshold),
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
@@ -154,11 +146,7 @@ def summarise(results: list[CityResult], e: Evaluate) -> dict:
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.get, default=None)
     return {
-        "pooled": {
-            "iou": ratio(pixels[0], pixels[:3].sum()),
-            "iou_at_threshold": ratio(*sum(r.at_threshold for r in results)),
-            "accuracy": ratio(pixels[0] + pixels[3], pixels.sum()),
-        },
+        "pooled": {"iou": ratio(pixels[0], pixels[:3].sum()), "accuracy": ratio(pixels[0] + pixels[3], pixels.sum())},
         "mean_city": {"iou": ratio(sum(known.values()), len(known))},
         "worst_city": {"iou": known.get(worst), "city": worst},
         "city": cities,

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.console import progress_bar
 from pipeline.geo.mapping import CONFIDENCE, Mapper, Totals
+from pipeline.learning.decision import Decision
 from pipeline.learning.disagreement import Disagreement
 from pipeline.learning.expected_iou import Thresholds, expected_iou, thresholded_iou
 from pipeline.learning.inference import infer
@@ -27,7 +28,7 @@ def fill(
 
     empty: see `infer`.
     """
-    temperature, augment = segmenter.card.get("temperature", 1.0), settings.augment
+    temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
     bands = infer(

@@ -6,8 +6,8 @@ Writes metrics/evaluate.json:
                          ece_calibrated; size: {M²: number of buildings, their recall and iou}
     pooled, mean_city, worst_city
 
-All are of the likeliest class, but `iou_at_threshold`: of the building probability above the card's threshold, fitted
-on validation, as `predict` cuts it.
+All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
+threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed.
 """
 
 from pathlib import Path
