@@ -31,8 +31,9 @@ def fill(
     temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    window = window_side(settings.window, image.shape[1] * segmenter.classes)
     bands = infer(
-        segmenter, image, window=_window(settings.window, image.shape[1] * segmenter.classes), overlap=settings.overlap,
+        segmenter, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
@@ -50,7 +51,7 @@ def fill(
     return mapper.finish()
 
 
-def _window(window: int, width: int) -> int:
+def window_side(window: int, width: int) -> int:
     """The window of a scene so wide, its layers side by side, that a band of whole ones exceeds BAND is lower."""
     return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 
