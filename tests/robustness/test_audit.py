@@ -100,7 +100,7 @@ def test_an_honest_model_passes(model):
     assert all(b <= a for a, b in itertools.pairwise(worst))
     assert 2 < metrics["halving"] < 4  # strictly between two budgets of the table: the bisection attacks as it does
     assert metrics["erase"]["attacked"] < metrics["erase"]["clean"]
-    assert metrics["invent"]["attacked"] > metrics["invent"]["clean"]
+    assert metrics["invent"]["attacked"] >= metrics["invent"]["clean"]
     assert metrics["patch"]["support_radius"] == 7 and metrics["patch"]["scored_share"] > 0.5
 
 
