@@ -2,13 +2,15 @@
 
 PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type
 PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
-PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any CRS (formats: geo.vector)
+PATH/CITY/labels/*.geojson      or a file of footprints a scene, in any CRS (formats: geo.vector_file)
+PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints for all
 
 Whatever a later stage would stumble over is found here, before anything is computed.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +28,17 @@ from pipeline.errors import InputError, nearest
 from pipeline.geo.grid import Grid, ground_sample_distance
 from pipeline.geo.raster import grid_of, open_raster
 from pipeline.geo.scene import City, Scene
-from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
+from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, rough_shift, transform_bounds
 
 IMAGES, LABELS = "images", "labels"
+SAID = {  # counts of a city's footprints that its user hears of
+    "repaired_polygons": "invalid polygons repaired",
+    "dropped_polygons": "geometries without an area left out",
+    "closed_lines": "closed lines read as the outlines of buildings",
+    "other_features": "features of OpenStreetMap left out, for they are no building",
+}
+STAC = b'"stac_version"'  # in the first bytes of an image's description, which is GeoJSON too: the image's outline
+STAC_HEAD = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,30 +62,43 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
-    images, notes = survey_all([str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd)
-    labels = _label_source(root, notes)
-    if labels.name == LABELS:
-        paths, raster_building = _rasters(labels, images, city, override.building, notes)
+    labels, warnings = _label_source(root)
+    drawn = labels.name != LABELS or bool(_vectors(labels))
+    files = [str(path) for path in _geotiffs(root / IMAGES)]
+    images, notes = survey_all(files, city, root / IMAGES, override.gsd, labels.name if drawn else None)
+    notes["warnings"] += warnings
+    if drawn:
+        paths, raster_building = [labels] * len(images) if labels.name != LABELS else _each(labels, images), 1
+        digests = overlay(paths, images, city, override.where, notes)
+        stamps = [f"{stamp(image.path)} {digest}" for image, digest in zip(images, digests, strict=True)]
+    elif override.where:
+        raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
     else:
-        overlay(labels, images, city, notes)
-        paths, raster_building = [labels] * len(images), 1
+        paths, raster_building = _rasters(labels, images, city, override.building, notes)
+        stamps = [stamp(image.path, path) for image, path in zip(images, paths, strict=True)]
     return City(
         city=city,
         source="folder",
-        scenes=[Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)],
+        scenes=[Scene(i.name, i.path, str(p), stamp=s) for i, p, s in zip(images, paths, stamps, strict=True)],
         gsd=override.gsd,
         bands=override.bands,
         range=override.range,
+        where=override.where,
         raster_building=raster_building,
         notes=notes,
     )
 
 
-def survey_all(paths: list[str], city: str, place: object, gsd: float | None) -> tuple[list[Image], dict]:
-    """Every image that holds data, and the city's notes so far: warnings, and the images left out."""
+def survey_all(
+    paths: list[str], city: str, place: object, gsd: float | None, over: str | None = None
+) -> tuple[list[Image], dict]:
+    """Every image that holds data, and the city's notes so far: warnings, and the images left out.
+
+    `over`: the footprints to be laid over them.
+    """
     if not paths:
         raise InputError(f"{place}: holds no GeoTIFF; put the scenes of {city} there or leave the city out")
-    images = [survey(path, gsd) for path in progress(paths, f"checking {city}")]
+    images = [survey(path, gsd, over) for path in progress(paths, f"checking {city}")]
     names = [image.name for image in images]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
@@ -90,14 +113,16 @@ def survey_all(paths: list[str], city: str, place: object, gsd: float | None) ->
     return [image for image in images if not image.blank], notes
 
 
-def survey(path: str, gsd: float | None = None) -> Image:
+def survey(path: str, gsd: float | None = None, over: str | None = None) -> Image:
     """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
 
-    `gsd` is what the user states where the file has no CRS. Raises InputError.
+    `gsd` is what the user states where the file has no CRS, which helps no footprints `over` it. Raises InputError.
     """
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
         grid = grid_of(dataset)
+        if grid.crs is None and over is not None:
+            raise InputError(f"carries no CRS, so {over} cannot be laid over it; assign one")
         if grid.crs is None and gsd is None:
             raise InputError("carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel")
         if grid.crs is not None:
@@ -115,53 +140,94 @@ def _named(path: str | Path) -> Iterator[None]:
 
 
 def stamp(*paths: str | Path) -> str:
-    """Size and time of change of files; of a shapefile, of its companions too."""
-    files = []
-    for path in map(Path, paths):
-        if path.suffix.lower() == ".shp":
-            files += sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
-        else:
-            files.append(path)
-    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
+    """Size and time of change of files."""
+    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, paths))
 
 
-def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
-    """Count in `notes` the footprints over the images, those repaired or dropped, and the scenes without any.
+def overlay(paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict) -> list[str]:
+    """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
 
-    Raises InputError where an image has no CRS or no footprint lies over any of them.
+    Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
+    Raises InputError where a file's footprints lie over none of its images, or no feature of any is a building.
     """
-    for image in images:
-        if image.grid.crs is None:
-            raise InputError(f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one")
-    counts = {"footprints": 0, "repaired_polygons": 0, "dropped_polygons": 0}
-    built = set()
-    for crs in {image.grid.crs for image in images}:
-        alike = [image for image in images if image.grid.crs == crs]
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(_boxes(alike)).tolist()))
-        scene, footprint = shapely.STRtree(found.polygons).query(_boxes(alike), predicate="intersects")
-        built |= {alike[i].name for i in scene}
-        counts["footprints"] += len(np.unique(footprint))
-        counts["repaired_polygons"] += found.repaired
-        counts["dropped_polygons"] += found.dropped
-    if not built and len(everything := read_footprints(path)):
-        where = _elsewhere(path, everything, images)
-        raise InputError(f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}")
-    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    counts, digests, built, covered = Counter(), [""] * len(images), set(), set()
+    for (path, crs), members in _alike(paths, images).items():
+        boxes = _boxes([images[i] for i in members])
+        bounds = tuple(shapely.total_bounds(boxes).tolist())
+        found = read_footprints(path, crs, bounds, where)
+        tree = shapely.STRtree(found.polygons)
+        scene, footprint = tree.query(boxes, predicate="intersects")
+        for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
+            digests[i] = Footprints(found.polygons[near], found.labels[near]).digest
+        built |= {images[members[i]].name for i in scene}
+        covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
+        counts.update(_counts(found, len(np.unique(footprint))))
+        if (rough := rough_shift(found.source, crs, bounds)) and f"{city}: {rough}" not in notes["warnings"]:
+            notes["warnings"].append(f"{city}: {rough}")
+    for path in dict.fromkeys(paths):
+        below = [image for image, own in zip(images, paths, strict=True) if own == path]
+        if not built & {image.name for image in below}:
+            _refuse_elsewhere(path, below, city, where)
+    place = paths[0] if len(set(paths)) == 1 else paths[0].parent
     if not built:
-        notes["warnings"].append(f"{path}: holds no polygon, so {city} has no building anywhere")
-    if counts["repaired_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['repaired_polygons']} invalid polygons repaired")
-    if counts["dropped_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['dropped_polygons']} geometries without an area left out")
+        notes["warnings"].append(_why_empty(place, paths, city, where))
+    if covered:
+        notes["warnings"].append(
+            f"{place}: a single polygon covers all of scene {_some(sorted(covered))}; is it the outline of an area?"
+        )
+    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    notes["warnings"] += [f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]]
+    return digests
+
+
+def _counts(found: Footprints, footprints: int) -> dict[str, int]:
+    return {
+        "footprints": footprints,
+        "repaired_polygons": found.repaired,
+        "dropped_polygons": found.dropped,
+        "closed_lines": found.outlines,
+        "other_features": found.others,
+    }
+
+
+def _alike(paths: list[Path], images: list[Image]) -> dict[tuple, list[int]]:
+    """Which images share a file of footprints and a CRS: they are read at once."""
+    sharing: dict[tuple, list[int]] = {}
+    for i, (path, image) in enumerate(zip(paths, images, strict=True)):
+        sharing.setdefault((path, image.grid.crs), []).append(i)
+    return sharing
 
 
 def _boxes(images: list[Image]) -> np.ndarray:
     return np.array([shapely.box(*image.grid.bounds) for image in images], object)
 
 
-def _elsewhere(path: Path, footprints: Footprints, images: list[Image]) -> str:
+def _refuse_elsewhere(path: Path, images: list[Image], city: str, where: str | None) -> None:
+    """Raise InputError where a file none of whose footprints lies over an image of its holds some at all."""
+    if len(everything := read_footprints(path, where=where)):
+        raise InputError(
+            f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; "
+            f"{_elsewhere(everything, images)}"
+        )
+
+
+def _why_empty(place: Path, paths: list[Path], city: str, where: str | None) -> str:
+    """That there is no polygon anywhere. Raises InputError where there are other features than buildings."""
+    found = [read_footprints(path, where=where) for path in dict.fromkeys(paths)]
+    others, dropped = sum(each.others for each in found), sum(each.dropped for each in found)
+    if others or dropped:
+        raise InputError(
+            f"{place}: not one of its features is a building ({others} are tagged otherwise, {dropped} are "
+            "points, open lines or empty); export the buildings as polygons"
+        )
+    if where:
+        raise InputError(f"{place}: no feature meets fetch.overrides.{city}.where ({where}); correct it")
+    return f"{place}: holds no polygon, so {city} has no building anywhere"
+
+
+def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
     """How far the footprints are from the images, or the CRS in which they would fit."""
-    declared, there = vector_crs(path), images[0].grid.crs
+    declared, there = footprints.source, images[0].grid.crs
     left, bottom, right, top = footprints.bounds
     tries = {crs: (crs, footprints.bounds) for crs in ("EPSG:4326", "EPSG:3857", there.to_string())}
     tries[f"{declared.to_string()} with x and y exchanged"] = declared, (bottom, left, top, right)
@@ -203,13 +269,12 @@ def _natural(path: Path) -> list:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _label_source(root: Path, notes: dict) -> Path:
-    """labels/, or the one file of footprints."""
-    vectors = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+def _label_source(root: Path) -> tuple[Path, list[str]]:
+    """labels/, or the one file of footprints; and warnings."""
+    vectors = _vectors(root)
     if (root / LABELS).is_dir():
-        if vectors:
-            notes["warnings"].append(f"{root}: {LABELS}/ is used, {_some([v.name for v in vectors])} is not")
-        return root / LABELS
+        unused = _some([vector.name for vector in vectors])
+        return root / LABELS, [f"{root}: {LABELS}/ is used, {unused} is not"] if vectors else []
     if len(vectors) > 1:
         raise InputError(
             f"{root}: holds {len(vectors)} files of footprints, {_some([v.name for v in vectors])}; keep one"
@@ -219,7 +284,35 @@ def _label_source(root: Path, notes: dict) -> Path:
             f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or map its "
             "images with `python -m pipeline predict` and a trained model"
         )
-    return vectors[0]
+    return vectors[0], []
+
+
+def _vectors(folder: Path) -> list[Path]:
+    """The files of footprints in a folder; a STAC item's outline of its image is none."""
+    found = sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES), key=_natural)
+    return [path for path in found if not ("json" in path.suffix.lower() and _is_stac(path))]
+
+
+def _is_stac(path: Path) -> bool:
+    with path.open("rb") as file:
+        return STAC in file.read(STAC_HEAD)
+
+
+def _each(folder: Path, images: list[Image]) -> list[Path]:
+    """The file of footprints of every image."""
+    if rasters := _geotiffs(folder):
+        raise InputError(f"{folder}: holds both rasters, {rasters[0].name}, and footprints; keep one kind")
+    by_name: dict[str, Path] = {}
+    for path in _vectors(folder):
+        if (twice := by_name.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
+    if missing := [image.name for image in images if image.name not in by_name]:
+        first = next(iter(by_name.values()))
+        raise InputError(
+            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {_some(missing)}; name them as their "
+            f"image, {missing[0]}{first.suffix} for one (here is {first.name})"
+        )
+    return [by_name[image.name] for image in images]
 
 
 def _rasters(folder: Path, images: list[Image], city: str, building: int | None, notes: dict) -> tuple[list[Path], int]:

@@ -10,7 +10,7 @@ from affine import Affine
 from pipeline.errors import InputError
 from pipeline.geo.vector import reproject
 from pipeline.params import CityOverride, Fetch
-from pipeline.sources.folder import fetch, stamp
+from pipeline.sources.folder import fetch
 
 UTM = "EPSG:32633"
 ORIGIN = 500_000, 6_000_000
@@ -61,15 +61,6 @@ def test_files_stay_in_place_and_a_change_shows(town):
     tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8))
     again = taken(town, "raster")
     assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [True, False]
-
-
-def test_a_shapefile_changes_with_its_companions(tmp_path):
-    path = footprints(tmp_path / "a.shp", [BUILDING])
-    (tmp_path / "ab.shx").write_text("another file's")
-    before = stamp(path)
-    assert len(before.split()) == len(list(tmp_path.glob("a.*")))
-    path.with_suffix(".dbf").write_bytes(b"")
-    assert stamp(path) != before
 
 
 @pytest.mark.parametrize(
