@@ -5,6 +5,7 @@ bilinear; both are one sparse matrix along rows and one along columns, so a wind
 wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata (0, label 255).
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -105,9 +106,20 @@ def _reading(path: str | Path) -> Iterator[None]:
         yield
     except (RasterioError, OSError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch it again"
-        ) from None
+        raise InputError(f"{path}: cannot be read ({detail}); {_remedy(path, detail)}") from None
+
+
+def _remedy(path: str | Path, detail: str) -> str:
+    """What helps where a file or URL cannot be read, by its kind and by GDAL's words."""
+    if "://" not in str(path) and Path(path).is_dir():
+        return "it is a folder: name the image in it"
+    if re.search("credentials|AWS_|GS_|access ?denied", detail, re.IGNORECASE):
+        return "set the credentials of its storage in the environment, as GDAL names them"
+    if re.search(r"\b40[13]\b", detail):
+        return "the server lets nobody in without leave: sign in, download it and name the file"
+    if re.search("permission denied", detail, re.IGNORECASE):
+        return "correct its permissions"
+    return "it is missing, damaged or cut short: fetch it again"
 
 
 def grid_of(dataset) -> Grid:
