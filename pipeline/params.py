@@ -50,6 +50,7 @@ class CityOverride(Section):
     range: Annotated[tuple[float, float], AsList] | None = None  # values mapped to 0 and 255
     building: Literal[1, 255] | None = None  # its value in label rasters; null = 255 where none holds a 1
     unlabelled: Literal["background", "ignore"] | None = None  # scenes without a footprint or label; null = background
+    where: Annotated[str, Field(min_length=1)] | None = None  # SQL: which footprints are buildings
 
     @field_validator("range")
     @classmethod
@@ -57,6 +58,9 @@ class CityOverride(Section):
         if value and value[0] >= value[1]:
             raise ValueError("it must be two values, the lower first")
         return value
+
+
+OVERRIDES = {"folder": set(CityOverride.model_fields), "open_buildings": {"bands", "range"}}  # a source reads
 
 
 class Fetch(Section):
@@ -94,6 +98,10 @@ class Fetch(Section):
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {city} is not one of fetch.cities; did you mean {near}?")
+        for city, override in self.overrides.items():
+            stated = {key for key, value in override if value is not None}
+            if unread := sorted(stated - OVERRIDES.get(self.source, set())):
+                raise ValueError(f"fetch.overrides.{city}.{unread[0]}: source {self.source} reads none; take it out")
         return self
 
 
