@@ -225,8 +225,8 @@ class Evaluate(Section):
     batch_size: Count = 4
     augment: bool = False  # average over the eight flips and turns
     bootstrap: Annotated[int, Field(ge=100)] = 2000  # draws for the 95 % intervals
-    block: Annotated[int, Field(ge=16)] = 128  # pixels of a bootstrap block where a city has one test scene
-    boundary: Positive = 1.5  # metres of tolerance of the boundary IoU
+    block: Annotated[int, Field(ge=64)] = 256  # least pixels of a bootstrap block where a city has one test scene
+    boundary: Positive | None = 1.5  # metres, thickness of the boundary IoU's edges; null = 2 % of the image's diagonal
     size_bins: Annotated[list[Positive], Field(min_length=1)] = [50, 150, 500]  # m², edges between building sizes
 
     @field_validator("size_bins")
@@ -242,7 +242,7 @@ AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  #
 
 class Attack(Section):
     model: str = "models/all"
-    tiles: Annotated[int, Field(ge=1)] = 2  # tiles a city, drawn from the test split
+    tiles: Annotated[int, Field(ge=1)] = 8  # tiles a city, drawn from the test split; fewer than eight say little
     linf: list[Positive] = [0.5, 1, 2]  # budgets in 1/255; the audit adds the reference and 32
     l2: list[Positive] = []  # budgets in pixel units of the [0,1] range
     methods: list[AttackMethod] = list(get_args(AttackMethod))  # drop any: the worst case is over the others
@@ -341,7 +341,7 @@ UNITS = {"linf": "ℓ∞, 1/255", "l2": "ℓ2, pixel range [0,1]"}  # of a certi
 class Certify(Section):
     model: str = "models/all"
     methods: list[Literal[*METHODS]] = [*METHODS]
-    tiles: Count = 2  # tiles a city
+    tiles: Count = 8  # tiles a city
     crop: Annotated[int, Field(ge=16, multiple_of=16)] = 64  # pixels along the certified crop's side
     attack_steps: Count = 20  # PGD gradients of the attacked IoU beside each certificate
     smoothing: Smoothing = Smoothing()

@@ -16,6 +16,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -149,28 +150,41 @@ class CityTiles:
         return found
 
     def sample(self, split: Split, count: int, size: int | None = None, seed: int = 0):
-        """`count` tiles of a split, without replacement, those with buildings first.
+        """`count` tiles of a split, without replacement, those with buildings first and none half empty.
 
         Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or
-        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255. Tiles
-        without a valid pixel are left out where there are others.
+        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255. Tiles less
+        than half of which is valid are taken only where all are such.
         """
         table, size = self.table, size or self.size
         rows = np.flatnonzero(table["split"] == split)
         if (valid := table["valid"][rows] > 0).any():
             rows = rows[valid]
         rows = np.random.default_rng(seed).permutation(rows)
-        rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")][:count]
+        rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")]
+        full = list(islice((row for row in rows if 2 * self._valid(row, size) >= size**2), count))
+        rows = full or rows[:count]
         images = np.zeros((len(rows), size, size, self.channels), np.uint8)
         labels = np.full((len(rows), size, size), IGNORE, np.uint8)
-        inset = max(0, self.size - size) // 2
         for i, row in enumerate(rows):
-            region = self.regions[table["region"][row]]
-            top, left = int(table["row"][row]) + inset, int(table["column"][row]) + inset
-            patch = self.label(region)[top : top + size, left : left + size]
+            region, place = self._place(row, size)
+            patch = self.label(region)[place]
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
-            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[top : top + size, left : left + size]
+            images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[place]
         return images, labels
+
+    def _place(self, row: int, size: int) -> tuple[Region, tuple[slice, slice]]:
+        """The region of a tile of the table, and in it the tile's centre of size × size pixels."""
+        inset = max(0, self.size - size) // 2
+        top, left = (int(self.table[name][row]) + inset for name in ("row", "column"))
+        return self.regions[self.table["region"][row]], (slice(top, top + size), slice(left, left + size))
+
+    def _valid(self, row: int, size: int) -> float:
+        """Valid pixels of a tile, or of its centre, by its label where the table does not say."""
+        if size == self.size:
+            return float(self.table["valid"][row]) * size**2
+        region, place = self._place(row, size)
+        return np.count_nonzero(self.label(region)[place] != IGNORE)
 
     def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
         """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and given without any label.

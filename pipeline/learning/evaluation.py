@@ -9,10 +9,10 @@ from torch import nn
 
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles, Region
-from pipeline.learning import metrics
-from pipeline.learning.bootstrap import iou_interval
+from pipeline.learning import blocks, metrics
+from pipeline.learning.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
 from pipeline.learning.inference import infer
-from pipeline.learning.metrics import Units, ratio
+from pipeline.learning.metrics import ratio
 from pipeline.learning.models import Segmenter
 from pipeline.params import Evaluate
 
@@ -39,7 +39,7 @@ class CityResult:
     confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
-    units: Units | None = None
+    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (3, R, C) of each region, by scene
 
     @property
     def iou(self) -> float | None:
@@ -49,6 +49,20 @@ class CityResult:
         """Their ratio; None where the labels know no building."""
         tp, _, fn, _ = self.pixels
         return ratio(intersection, union) if tp + fn else None
+
+    def units(self, e: Evaluate, reach: float | None = None) -> blocks.Units:
+        """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated, where that is known."""
+        return blocks.units(self.cells, e.block, reach)
+
+    @property
+    def reach(self) -> float:
+        """How far its errors are correlated, in pixels; 0 of a city of several scenes, where it does not matter."""
+        return blocks.correlated_over(*self.cells.values()) if len(self.cells) == 1 else 0.0
+
+    def estimate(self, e: Evaluate) -> Estimate:
+        """Its IoU, of a city that has one, with what its units know of others."""
+        units = self.units(e)
+        return iou_estimate(units.intersection, units.union, e.bootstrap, seed=0, held=units.held)
 
 
 class Both(nn.Module):
@@ -103,27 +117,24 @@ def evaluate_scenes(
     """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
-    by_block = len({region.parent for region in regions}) < 2
-    inter, union, parents = [], [], []
     for region in regions:
         prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
         label = city.label(region)
         pixels = metrics.pixel_counts(prediction, label)
         result.pixels += pixels
         result.classes += metrics.class_counts(prediction, label, city.classes)
-        result.boundary += metrics.boundary_counts(prediction, label, max(1, round(e.boundary / city.gsd)))
+        thickness = metrics.boundary_distance(label.shape, city.gsd, e.boundary)
+        result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
         result.objects.append(metrics.match_objects(prediction, label))
-        i, u = metrics.block_counts(prediction, label, e.block) if by_block else ([pixels[0]], [pixels[:3].sum()])
-        inter.extend(i), union.extend(u), parents.extend([region.parent] * len(i))
-        result.units = Units(np.array(inter), np.array(union), parents)
+        result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
         yield SceneResult(region, prediction, confidence, pixels), result
 
 
 def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:
     """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
-    result = CityResult(city.city, city.gsd, units=Units(np.zeros(0, int), np.zeros(0, int), []))
+    result = CityResult(city.city, city.gsd)
     for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
         pass
     return result
@@ -132,9 +143,9 @@ def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str
 def city_metrics(result: CityResult, e: Evaluate) -> dict:
     """One city's entry of metrics/evaluate.json."""
     tp, fp, fn, tn = (int(n) for n in result.pixels)
-    low, high = (None, None)
-    if result.iou is not None and result.units is not None and len(result.units.union):
-        low, high = iou_interval(result.units.intersection, result.units.union, e.bootstrap, seed=0)
+    known = result.iou is not None and bool(result.cells)
+    low, high = result.estimate(e).shown() if known else (None, None)
+    units = result.units(e)
     area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
     best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
     matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
@@ -153,6 +164,8 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou": result.iou,
         "iou_low": low,
         "iou_high": high,
+        "units": int(np.count_nonzero(units.union)),
+        "blocks": units.blocks,
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
@@ -178,9 +191,11 @@ def summarise(results: list[CityResult], e: Evaluate) -> dict:
     cities = {r.city: city_metrics(r, e) for r in results}
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.get, default=None)
+    estimates = [r.estimate(e) for r in results if r.iou is not None and r.cells]
+    mean, least = (mean_of(estimates).shown(), shown(worst_of(estimates))) if estimates else ((None, None),) * 2
     return {
         "pooled": {"iou": whole.iou, "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum())},
-        "mean_city": {"iou": ratio(sum(known.values()), len(known))},
-        "worst_city": {"iou": known.get(worst), "city": worst},
+        "mean_city": {"iou": ratio(sum(known.values()), len(known)), "iou_low": mean[0], "iou_high": mean[1]},
+        "worst_city": {"iou": known.get(worst), "iou_low": least[0], "iou_high": least[1], "city": worst},
         "city": cities,
     }

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.blocks import CELL, blocks
 
 Array = TypeVar("Array")  # a NumPy array or a torch tensor
 
@@ -43,15 +44,6 @@ def iou(classes: Array, labels: Array) -> float | None:
     return ratio(*(n.sum() for n in counts(classes, labels))) if buildings(labels).any() else None
 
 
-@dataclass(frozen=True)
-class Units:
-    """Intersection and union of each bootstrap unit (a scene, or a block of a single scene) and its parent's name."""
-
-    intersection: np.ndarray
-    union: np.ndarray
-    parents: list[str]
-
-
 def pixel_counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """[TP, FP, FN, TN] of building against background over valid pixels; arrays (H, W) uint8."""
     (tp, union), truth = counts(prediction, label), buildings(label)
@@ -65,35 +57,45 @@ def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.
     return np.bincount(index, minlength=k * k).reshape(k, k)
 
 
+def cell_counts(prediction: np.ndarray, label: np.ndarray, cell: int = CELL) -> np.ndarray:
+    """(3, R, C) intersection, union and valid pixels of each cell × cell square."""
+    valid = label != IGNORE
+    found, truth = (prediction > 0) & valid, (label > 0) & valid
+    rows, columns = np.arange(0, label.shape[0], cell), np.arange(0, label.shape[1], cell)
+
+    def add(mask: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1)
+
+    return np.stack([add(found & truth), add(found | truth), add(valid)])
+
+
 def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection and union of each block × block square that holds valid pixels."""
-    edges = [(0, -side % block) for side in label.shape]
-
-    def squares(array: np.ndarray) -> np.ndarray:
-        """(rows, columns, block, block), what lies beyond the edge ignored."""
-        whole = np.pad(array, edges, constant_values=IGNORE)
-        return whole.reshape(-1, block, whole.shape[1] // block, block).swapaxes(1, 2)
-
-    label = squares(label)
-    keep = (label != IGNORE).any((-2, -1))
-    intersection, union = counts(squares(prediction), label)
-    return intersection[keep], union[keep]
+    """Intersection and union of the blocks of one scene, at least `block` pixels long and as long as its errors are
+    correlated; of the whole scene where it is too small to tell of others (see blocks.py)."""
+    units = blocks([cell_counts(prediction, label)], block)
+    return units.intersection, units.union
 
 
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, distance: int) -> np.ndarray:
-    """Intersection and union of the two inner boundaries, `distance` pixels thick (Cheng et al. 2021, equation 2).
+    """Intersection and union of the two inner boundaries, `distance` pixels thick (Cheng et al., CVPR 2021).
 
-    What lies beyond a border, of the image or of the valid pixels, is unknown: no boundary runs along it.
+    As published: a mask less its erosion, `distance` times by 3 × 3, and the image's border is an edge. Pixels to
+    ignore, which the paper does not know, are none: what lies there is unknown.
     """
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * distance + 1, 2 * distance + 1))
     valid = label != IGNORE
 
     def boundary(mask: np.ndarray) -> np.ndarray:
-        inside = cv2.erode((mask | ~valid).astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE)
+        padded = np.pad((mask | ~valid).astype(np.uint8), 1)
+        inside = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
         return mask & ~inside.astype(bool) & valid
 
     found, truth = boundary(prediction > 0), boundary(label > 0)
     return np.array([np.count_nonzero(found & truth), np.count_nonzero(found | truth)], np.int64)
+
+
+def boundary_distance(shape: tuple[int, int], gsd: float, metres: float | None) -> int:
+    """Pixels of the boundary's thickness; without metres, as published, 2 % of the image's diagonal."""
+    return max(1, round(metres / gsd if metres else 0.02 * np.hypot(*shape)))
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,14 @@ def reliability(counts: np.ndarray, bins: int = 15) -> dict[str, list]:
 
 
 def calibration_error(counts: np.ndarray) -> float | None:
-    """Expected calibration error (Guo et al. 2017, equation 3) of the building probability, 15 bins."""
-    r = reliability(counts)
+    """Expected calibration error (Guo et al. 2017, equation 3): of the likelier of building and background, how far its
+    probability is from how often it is right, in 15 bins of equal width."""
+    upper = counts.shape[1] // 2
+    right = counts[1, upper:] + counts[0, upper - 1 :: -1]  # by confidence, from just above ½ to 1
+    wrong = counts[0, upper:] + counts[1, upper - 1 :: -1]
+    sure = np.zeros_like(counts)
+    sure[:, upper:] = wrong, right
+    r = reliability(sure)
     gaps = np.abs(np.subtract(r["probability"], r["frequency"]))
     return ratio(gaps @ np.array(r["pixels"], float), sum(r["pixels"])) if r["pixels"] else None
 

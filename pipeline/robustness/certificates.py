@@ -12,7 +12,7 @@ from pipeline.geo.scene import IGNORE
 from pipeline.learning.lipschitz import radii
 from pipeline.learning.metrics import buildings, counts, iou
 from pipeline.robustness.bounds import ABSTAIN
-from pipeline.robustness.worst_case import worst_case
+from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 ROUNDING = 1e-4  # share of a Lipschitz radius given up: the layers' kernels are float32
 LOGIT_ROUNDING = 1e-5  # and so are the logits: a share of the largest value that any layer adds up
@@ -71,18 +71,25 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
     return np.stack([intersection - a, union + b])
 
 
-def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float | None:
-    """The collective certificate: the exact least pooled IoU of images (N, H, W), each perturbed within ℓ2 radius ε,
-    that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel spend ε by itself.
-    None where the labels know no building.
+def collective_counts(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> np.ndarray:
+    """The collective certificate: I and U (2, N) of images (N, H, W), each perturbed within ℓ2 radius ε, whose pooled
+    IoU is the exact least that Lipschitz logits allow. Never below the per-pixel certified IoU, which lets every pixel
+    spend ε by itself.
     """
-    if not buildings(labels).any():
-        return None
     images = zip(radius, prediction, labels, strict=True)
     choices = [collective_frontier(*image, epsilon) for image in images]
     longest = max(c.shape[1] for c in choices)
     choices = [np.pad(c, ((0, 0), (0, longest - c.shape[1])), mode="edge") for c in choices]
-    return worst_case(*np.stack(choices, axis=-1))[0]
+    choices = np.stack(choices, axis=-1)
+    choice = worst_case(*choices)[1]
+    return choices[:, choice, np.arange(len(choice))]
+
+
+def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float | None:
+    """ΣI/ΣU of the collective certificate; None where the labels know no building."""
+    if not buildings(labels).any():
+        return None
+    return pooled_iou(*collective_counts(radius, prediction, labels, epsilon))
 
 
 def refuted(certified: Tensor, certified_radius: Tensor, attacked: Tensor, norms: Tensor, labels: Tensor) -> Tensor:

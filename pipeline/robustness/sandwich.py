@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.bootstrap import tile_interval
 from pipeline.learning.lipschitz import watch_values
 from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.models import Segmenter
@@ -29,14 +30,14 @@ from pipeline.robustness.bounds import ABSTAIN, Bounds, certified_classes, image
 from pipeline.robustness.certificates import (
     at_radius,
     certified_iou,
-    collective_iou,
+    collective_counts,
     lipschitz_radii,
     literature_iou,
     overspent,
     refuted,
 )
 from pipeline.robustness.crown import crown_ibp_margins
-from pipeline.robustness.worst_case import worst_case
+from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 Pair = tuple[Tensor, Tensor]  # images (N, C, H, W) in [0,1], labels (N, H, W)
 DRAWS = 8  # of noise, in each gradient of an attack on the smoothed model
@@ -63,6 +64,16 @@ class Attempts:
             return None
         found = [torch.stack(counts(p, self.labels)) for p in self.predictions]
         return worst_case(*torch.stack(found, dim=1).cpu().numpy())[0]
+
+
+def certified(found: tuple[Tensor, Tensor] | np.ndarray, labels: Tensor) -> dict[str, float | None]:
+    """The certified IoU of images by their I and U (N,), and its 95 % interval over them; None where
+    the labels know no building."""
+    if not buildings(labels).any():
+        return dict.fromkeys(("certified", "certified_low", "certified_high"))
+    intersections, unions = (np.asarray(torch.as_tensor(n).cpu()) for n in found)
+    low, high = tile_interval(intersections, unions)
+    return {"certified": pooled_iou(intersections, unions), "certified_low": low, "certified_high": high}
 
 
 def rising(where: str, row: dict[str, float | None], *names: str) -> None:
@@ -131,18 +142,18 @@ def smoothing_rows(
         draws = sigma * torch.randn(DRAWS, *images.shape[1:], generator=noise, device=images.device)
         smoothed = smoothing.ExpectedSegmenter(deployed, draws)
         for found, norms in attack(Target(smoothed, *data, "l2", radius), steps, start, batch):
-            counts = smoothing.votes(deployed, found, sigma, settings.n, **options)
-            attempts.predictions.append(counts.argmax(1))
-            kept = counts.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
+            votes = smoothing.votes(deployed, found, sigma, settings.n, **options)
+            attempts.predictions.append(votes.argmax(1))
+            kept = votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
             lost = binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept] <= settings.alpha / kept.size
-            changed = torch.where(torch.from_numpy(lost).to(labels.device), counts.argmax(1), chosen)
+            changed = torch.where(torch.from_numpy(lost).to(labels.device), votes.argmax(1), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))
         valid = labels != IGNORE
         row = {
             "clean": certified_iou(seen.majority, labels),
             "attacked": attempts.iou(),
-            "certified": certified_iou(chosen, labels),
+            **certified(counts(chosen, labels), labels),
             "bonferroni": certified_iou(strict, labels),
             "literature": literature_iou(chosen, labels),
             "abstained": int(((chosen == ABSTAIN) & valid).sum()) / max(1, int(valid.sum())),
@@ -165,13 +176,13 @@ def convex_rows(
     prediction = logits_of(deployed, images).argmax(1)
     with torch.no_grad():
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
-        certified = torch.full_like(prediction, ABSTAIN)
+        proven = torch.full_like(prediction, ABSTAIN)
         for r in sorted(settings.radii, reverse=True):  # what holds at a radius holds at every smaller one
             box = image_box(segmenter, images, r / 255)
             single[r] = certified_classes(interval_margins(bounds, box, chunk=max(1, settings.chunk // IMAGE_PASSES)))
             now = certified_classes(crown_ibp_margins(bounds, box, chunk=settings.chunk))
-            certified = torch.where(certified == ABSTAIN, now, certified)
-            classes[r] = certified.clone()
+            proven = torch.where(proven == ABSTAIN, now, proven)
+            classes[r] = proven.clone()
             reached = torch.where((reached == 0) & (now != ABSTAIN), r / 255, reached)
     attempts, rows = Attempts(labels, [prediction]), {}
     for r in sorted(settings.radii):
@@ -184,7 +195,7 @@ def convex_rows(
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            "certified": certified_iou(classes[r], labels),
+            **certified(counts(classes[r], labels), labels),
             "ibp": certified_iou(single[r], labels),
         }
         rising(place, row, "ibp", "certified", "attacked", "clean")
@@ -210,7 +221,7 @@ def lipschitz_rows(
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            "certified": collective_iou(radius, prediction, labels, r),
+            **certified(collective_counts(radius, prediction, labels, r), labels),
             "per_pixel": certified_iou(at_radius(prediction, radius, r), labels),
         }
         rising(place, row, "per_pixel", "certified", "attacked", "clean")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pipeline.learning.bootstrap import tile_interval
 from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 Measurement = list[list[int]]  # intersection and union of each tile
@@ -23,6 +24,9 @@ def city_metrics(measured: dict) -> dict:
     def worst(measurements: list[Measurement]) -> float | None:
         return _worst(measurements) if any(buildings) else None
 
+    def interval(measurements: list[Measurement]) -> tuple[float | None, float | None]:
+        return tile_interval(*_chosen(measurements)) if any(buildings) else (None, None)
+
     metrics: dict = {"linf": {}, "l2": {}}
     candidates: dict[str, list[Measurement]] = {"linf": [clean], "l2": [clean]}
     for key, results in measured.items():
@@ -32,6 +36,7 @@ def city_metrics(measured: dict) -> dict:
         candidates[norm] += results.values()
         row = {"clean": iou(clean), **by_method(results, worst)}
         row["worst"] = worst(candidates[norm])
+        row["worst_low"], row["worst_high"] = interval(candidates[norm])
         for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
             row[name] = _image_iou(measurements, buildings)
         metrics[norm][budget] = row

@@ -127,13 +127,18 @@ def evaluate_all(params: Params, cities: Cities, loaded: dict[str, Segmenter]) -
 
 
 def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: list[dict[str, Path]]) -> Pair:
-    """The test units of a city under the seen and the unseen model, one row a seed."""
-    counts = []
+    """The test units of a city under the seen and the unseen model, one row a seed: blocks are the same ones, as long
+    as any model's errors are correlated."""
+    by_model = []
     for name in ("all", f"without-{city}"):
         more = [evaluate_city(load_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
-        units = [result.units for result in (results[name][city], *more)]
+        by_model.append([results[name][city], *more])
+    reach = max(result.reach for of_seeds in by_model for result in of_seeds)
+    counts = []
+    for of_seeds in by_model:
+        units = [result.units(params.evaluate, reach) for result in of_seeds]
         counts += [np.stack([u.intersection for u in units]), np.stack([u.union for u in units])]
-    return Pair(*counts)
+    return Pair(*counts, held=units[0].held)
 
 
 def print_tables(metrics: dict) -> None:
@@ -143,7 +148,7 @@ def print_tables(metrics: dict) -> None:
         return
     rows = [*metrics["city"].items(), ("mean city", metrics["mean_city"]), ("pooled", metrics["pooled"])]
     keys = ("seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
-    table("IoU seen and unseen, from so many test scenes or blocks",
+    table("IoU seen and unseen, from so many test scenes or blocks (no interval: too few, or too small a scene)",
           ["city", "units", "seen", "unseen", "gap", "low", "high", "spread"],
           [[name, f"{row['units']:g}", *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
     if metrics["adaptation"]:

@@ -1,4 +1,3 @@
-from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 from affine import Affine
 
 from pipeline.errors import InputError
-from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
+from pipeline.generalization.gap import COUNTS, Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.geo.grid import Grid, Window
 
 
@@ -125,7 +124,7 @@ def test_a_city_without_a_building_is_left_out():
 
 def test_a_scene_without_a_building_is_no_unit():
     p = PAIRS["c"]
-    padded = Pair(*(np.pad(getattr(p, f.name), ((0, 0), (0, 3))) for f in fields(Pair)))
+    padded = Pair(*(np.pad(getattr(p, name), ((0, 0), (0, 3))) for name in COUNTS))
     assert gap_table({"c": padded}, 200, 0) == gap_table({"c": p}, 200, 0)
 
 
@@ -141,26 +140,64 @@ def drawn_pair(rng, units: int, gap: float) -> Pair:
 @pytest.mark.parametrize("units", [2, 3, 5, 6, 12, 40])
 def test_the_gap_covers_the_truth(units):
     rng, hits = np.random.default_rng(6), []
-    for trial in range(800):
+    for trial in range(400):
         row = gap_table({"a": drawn_pair(rng, units, 0.2)}, 200, trial)["city"]["a"]
         hits.append(row["gap_low"] <= 0.2 <= row["gap_high"])
-    assert 0.93 <= np.mean(hits) <= 0.97
+    assert 0.92 <= np.mean(hits) <= 0.98
 
 
 @pytest.mark.parametrize("units", [(4, 4, 4), (3, 6, 12), (20, 20)])
 def test_the_stratified_gaps_cover_the_truth(units):
     rng, hits = np.random.default_rng(5), []
-    for trial in range(800):
+    for trial in range(400):
         pairs = {str(i): drawn_pair(rng, n, 0.2) for i, n in enumerate(units)}
         table = gap_table(pairs, 200, trial)
         hits.append([table[row]["gap_low"] <= 0.2 <= table[row]["gap_high"] for row in ("mean_city", "pooled")])
-    assert (np.mean(hits, axis=0) >= 0.93).all() and (np.mean(hits, axis=0) <= 0.97).all()
+    assert (np.mean(hits, axis=0) >= 0.92).all() and (np.mean(hits, axis=0) <= 0.98).all()
 
 
 def test_two_cities_of_two_scenes_are_at_least_covered():
     """How many degrees of freedom there are is a guess from two spreads: rather too few, so that intervals are wide."""
     rng, hits = np.random.default_rng(7), []
-    for trial in range(800):
+    for trial in range(400):
         row = gap_table({c: drawn_pair(rng, 2, 0.2) for c in "ab"}, 200, trial)["mean_city"]
         hits.append(row["gap_low"] <= 0.2 <= row["gap_high"])
-    assert 0.93 <= np.mean(hits) <= 0.99
+    assert 0.92 <= np.mean(hits) <= 0.99
+
+
+def scattered_pair(rng, units: int, spread: float, together: float) -> Pair:
+    """Scenes around 0.6 whose seen and unseen IoU move by `spread` (logit), and `together` of it alike."""
+    union = rng.lognormal(10, 0.7, (1, units))
+    a, b = rng.normal(size=(2, 1, units))
+    ious = (1 / (1 + np.exp(-0.4 - spread * z)) for z in (a, together * a + np.sqrt(1 - together**2) * b))
+    seen, unseen = ious
+    return Pair(seen * union, union, unseen * union, union)
+
+
+def test_the_mean_unseen_iou_has_degrees_of_freedom_of_its_own():
+    """One city of two very different scenes, whose gap is steady, among cities whose gap is noisy."""
+    rng = np.random.default_rng(8)
+    row = gap_table(
+        {"a": scattered_pair(rng, 2, 0.9, 0.99), **{c: scattered_pair(rng, 30, 0.35, -0.9) for c in "bcd"}}, 500, 0
+    )["mean_city"]
+    assert row["unseen_high"] - row["unseen_low"] > 2 * (row["gap_high"] - row["gap_low"])
+
+
+def test_the_worst_of_equal_cities_is_not_read_too_low():
+    rng = np.random.default_rng(9)
+    union, z = np.exp(10 + 0.7 * rng.normal(size=400_000)), rng.normal(size=400_000)
+    truth = (union / (1 + np.exp(-0.4 - 0.5 * z))).sum() / union.sum()
+    hits, chosen = [], []
+    for trial in range(150):
+        pairs = {f"city {i}": scattered_pair(rng, 8, 0.5, 1) for i in range(8)}
+        table = gap_table(pairs, 100, trial)
+        worst, own = table["worst_city"], table["city"][table["worst_city"]["city"]]
+        hits.append(worst["unseen_low"] <= truth <= worst["unseen_high"])
+        chosen.append(own["unseen_low"] <= truth <= own["unseen_high"])
+    assert np.mean(hits) > 0.93 > np.mean(chosen)
+
+
+def test_a_city_of_one_unit_has_no_interval_nor_has_a_mean_with_it():
+    table = gap_table({"one": pair(3, 0.8, 0.6, units=1), "more": pair(4, 0.8, 0.6)}, 200, 0)
+    assert table["city"]["one"]["unseen_low"] is table["mean_city"]["gap_high"] is table["pooled"]["seen_low"] is None
+    assert table["city"]["more"]["unseen_low"] < table["city"]["more"]["unseen"]

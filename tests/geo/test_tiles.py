@@ -99,15 +99,20 @@ def test_geoparquet_metadata(city):
     assert geo["version"] >= "1.0.0" and column["encoding"] == "WKB" and column["geometry_types"] == ["Polygon"]
 
 
-def test_samples_are_tiles_with_buildings_first(city):
+def test_samples_are_tiles_with_buildings_first_and_none_half_empty(city):
     tiles = CityTiles(city[0])
     images, labels = tiles.sample("train", 100, seed=1)
-    assert images.shape == (9, SIZE, SIZE, CHANNELS) and labels.shape == (9, SIZE, SIZE)
+    valid = tiles.table["valid"][tiles.table["split"] == "train"]
+    assert 0 < (valid >= 0.5).sum() < len(valid)
+    full = int((valid >= 0.5).sum())
+    assert images.shape == (full, SIZE, SIZE, CHANNELS) and labels.shape == (full, SIZE, SIZE)
+    assert ((labels != IGNORE).mean((1, 2)) >= 0.5).all()
     assert (labels[images.sum(axis=-1) == 0] == IGNORE).all()  # the part beyond a small region
+    assert ((tiles.sample("train", 100, size=16)[1] != IGNORE).mean((1, 2)) >= 0.5).all()
     again = tiles.sample("train", 100, seed=1)
     assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
     assert not np.array_equal(images, tiles.sample("train", 100, seed=2)[0])
-    assert tiles.sample("train", 4, size=16)[0].shape == (4, 16, 16, CHANNELS)
+    assert tiles.sample("train", 3, size=16)[0].shape == (3, 16, 16, CHANNELS)
 
 
 def test_a_damaged_city_says_what_to_do(city, tmp_path):

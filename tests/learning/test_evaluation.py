@@ -28,10 +28,12 @@ def coloured(classes: int) -> Segmenter:
 
 
 def calibration_error(probability: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
-    """Of probabilities rounded to 1/255, pixel by pixel."""
-    place = np.minimum((probability * bins).astype(int), bins - 1)
+    """Of the likelier of building and not, by probabilities rounded to 1/255, pixel by pixel."""
+    level = np.rint(255 * probability)  # whole numbers: bins begin at some of them
+    sure, right = np.maximum(level, 255 - level) / 255, (probability > 0.5) == truth
+    place = np.minimum((sure * bins).astype(int), bins - 1)
     kept = [place == i for i in range(bins) if (place == i).any()]
-    return sum(abs(probability[k].mean() - truth[k].mean()) * k.sum() for k in kept) / truth.size
+    return sum(abs(sure[k].mean() - right[k].mean()) * k.sum() for k in kept) / truth.size
 
 
 @pytest.mark.parametrize("classes", [1, 2])

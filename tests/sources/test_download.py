@@ -134,7 +134,7 @@ def test_a_file_that_became_shorter_than_the_part_starts_again(fetch, served):
     assert fetch().read_bytes() == b"short"
 
 
-@pytest.mark.parametrize(("md5", "asked"), [(None, None), (MD5, "bytes=1000-")])
+@pytest.mark.parametrize(("md5", "asked"), [(None, None), (MD5, "bytes=1000-")], ids=["without", "with"])
 def test_without_a_validator_only_a_checksum_allows_to_resume(fetch, served, md5, asked):
     served.fail("a.bin", cut_after=1000, no_validator=True)
     with pytest.raises(InputError):
