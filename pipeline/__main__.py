@@ -46,6 +46,17 @@ def load_watched(path: Path):
 
 
 @app.command()
+def preset(name: Annotated[str, typer.Argument(help="Of a file in presets/, or a path.")]) -> None:
+    """Print a whole params.yaml: the values of presets/NAME.yaml, every parameter and its unit.
+
+    Example: `python -m pipeline preset folder > params.yaml`
+    """
+    from pipeline.presets import find, full
+
+    typer.echo(full(find(name)).encode(), nl=False)  # UTF-8, whatever the terminal's is
+
+
+@app.command()
 def check(
     params: ParamsFile = PARAMS,
     for_dvc: Annotated[

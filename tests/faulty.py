@@ -17,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.params import load_params
+
 ROOT = Path(__file__).parents[1]
 GROWING = {"os.mkdir"}  # with `open` for writing: what a full disk refuses
 CHANGING = GROWING | {"os.rename", "os.remove", "os.rmdir", "os.truncate"}
@@ -89,7 +91,7 @@ IMPORTED = [
 
 def tiny() -> dict:
     """tests/tiny.yaml, tinier: two cities, a network of a few hundred weights."""
-    params = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    params = load_params(ROOT / "tests/tiny.yaml").model_dump(mode="json")
     params["fetch"] |= {"cities": CITIES, "scene_size": 128}
     params["tile"] |= {"size": 32}
     params["train"]["model"] |= {"architecture": "small_fcn", "width": 4}

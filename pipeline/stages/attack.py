@@ -32,9 +32,9 @@ import numpy as np
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
+from pipeline.geo.scene import IGNORE, Split
 from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.params import AttackMethod, Params
+from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
@@ -66,7 +66,7 @@ def run(
 
     model, settings = Path(params.attack.model), params.attack
     cities = open_cities(params.fetch.cities, tiles)
-    samples = {city.city: _sample(city, settings.tiles, settings.seed) for city in cities}
+    samples = {city.city: _sample(city, "test", settings.tiles, settings) for city in cities}
     folder = work / _key(params, cities, samples)
     campaign = _campaign(params, cities, model)
     results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
@@ -91,9 +91,11 @@ def run(
         console.print(f"audit failed: {sentence}", style="bold red")
 
 
-def _sample(city: CityTiles, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = city.sample("test", count, seed=seed)
-    if not len(images):
+def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of a split, or their centres where attack.crop is less."""
+    size = min(settings.crop, city.size)
+    images, labels = city.sample(split, count, size=size, seed=settings.seed)
+    if split == "test" and not len(images):
         raise InputError(f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again")
     return images, labels
 
@@ -130,7 +132,7 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
         for city in cities:
             check_fit(relative.card, city, Path(settings.transfer))
     else:
-        pairs = [to_tensors(city.sample("train", CRAFTING_TILES, seed=settings.seed), on) for city in cities]
+        pairs = [to_tensors(_sample(city, "train", CRAFTING_TILES, settings), on) for city in cities]
         images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         relative = surrogate(segmenter, images, labels, seed=settings.seed)
     pixels = sum(
@@ -158,7 +160,7 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
             return Attacked(json.loads((kept / "measured.json").read_text(encoding="utf-8")), dict(file))
     result = Attacked({}, {})
     device = next(campaign.segmenter.parameters()).device
-    crafting = to_tensors(city.sample("train", CRAFTING_TILES, seed=campaign.settings.seed), device)
+    crafting = to_tensors(_sample(city, "train", CRAFTING_TILES, campaign.settings), device)
     steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
     budgets = len({*s.linf, s.reference}) + len(s.l2)

@@ -22,7 +22,7 @@ from pipeline.params import Params, written_by_a_stage
 from pipeline.storage import WORK
 
 WATCHED = Path("data/watched")
-PLAIN = {"resnet18", "resnet34", "resnet50"}  # encoders of segmentation-models-pytorch under every decoder
+PLAIN = {"resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0"}  # that go under every decoder
 WITHOUT_ENCODER = {
     "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
     "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
