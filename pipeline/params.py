@@ -63,6 +63,9 @@ class CityOverride(Section):
     unlabelled: Literal["background", "ignore"] | None = Field(
         None, description="what scenes without a footprint or label are (null = background)"
     )
+    where: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="an SQL condition: which footprints are buildings"
+    )
 
     @field_validator("range")
     @classmethod
@@ -70,6 +73,9 @@ class CityOverride(Section):
         if value and value[0] >= value[1]:
             raise ValueError("it must be two values, the lower first")
         return value
+
+
+OVERRIDES = {"folder": set(CityOverride.model_fields), "open_buildings": {"bands", "range"}}  # a source reads
 
 
 class Fetch(Section):
@@ -111,6 +117,10 @@ class Fetch(Section):
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {short(city)} is not one of fetch.cities; did you mean {near}?")
+        for city, override in self.overrides.items():
+            stated = {key for key, value in override if value is not None}
+            if unread := sorted(stated - OVERRIDES.get(self.source, set())):
+                raise ValueError(f"fetch.overrides.{city}.{unread[0]}: source {self.source} reads none; take it out")
         return self
 
 

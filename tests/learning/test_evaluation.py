@@ -8,6 +8,7 @@ import torch
 from toy import toy_scene, write_city
 
 from pipeline.geo.tiles import CityTiles
+from pipeline.learning.decision import Decision
 from pipeline.learning.evaluation import city_metrics, evaluate_city
 from pipeline.learning.models import Segmenter, build_model
 from pipeline.params import Evaluate, Model
@@ -22,7 +23,7 @@ def coloured(classes: int) -> Segmenter:
     segmenter = build_model(Model(architecture="linear", classes=classes), 3).eval().requires_grad_(False)
     segmenter.network.weight.copy_(torch.tensor(COLOURS[classes])[..., None, None])
     segmenter.network.bias.copy_(torch.tensor(BIASES[classes]))
-    segmenter.card = {"temperature": TEMPERATURE, "threshold": THRESHOLD}
+    segmenter.decision = Decision(TEMPERATURE, THRESHOLD)
     return segmenter
 
 

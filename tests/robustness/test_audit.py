@@ -156,7 +156,7 @@ def test_the_longer_attack_counts_on_its_tile_alone():
         own[fullest], after[fullest] = found, longer
         checks = tiles | {"vanishing": [[0], [1]], "fullest": fullest, "longer": [after, [10, 10]]}
         return {
-            "clean": {"tiles": [[9, 9], [10, 10]]},
+            "clean": {"tiles": [[9, 9], [10, 10]], "buildings": [9, 9]},
             "linf 1": {"noise": [[0, 0], [10, 10]], "pgd": [own, [10, 10]]},
             "checks": checks,
             "excess": {"value": 0.0},

@@ -165,12 +165,3 @@ def test_a_collapse_is_seen_and_reported(place, monkeypatch):
     metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 8})
     assert metrics["convex"]["collapsed"] is True
     assert metrics["convex"]["train_budget"] == 2
-
-
-def test_a_city_without_a_building_is_drawn_as_nothing(tmp_path):
-    null, row = ({kind: value for kind in ("clean", "attacked", "certified")} for value in (None, 0.5))
-    cities = {"town": {"0.1": row, "0.2": row}, "field": {"0.1": null, "0.2": null}}
-    certify.draw_sandwich("lipschitz", cities, tmp_path / "two.svg")
-    certify.draw_comparison({"lipschitz": {"city": cities}}, 3072, tmp_path / "both.svg")
-    certify.draw_comparison({"lipschitz": {"city": {"field": cities["field"]}}}, 3072, tmp_path / "none.svg")
-    assert len(list(tmp_path.glob("*.svg"))) == 3
