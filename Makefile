@@ -10,8 +10,9 @@ run: .venv/installed .dvc/config.local
 	dvc repro
 	python -m pipeline summary
 
+# A process a core, one thread each: two that share a core would wait for each other.
 test: .venv/installed-test .dvc/config.local
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
 
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks

@@ -154,14 +154,29 @@ def attack(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def certify(params: ParamsFile = PARAMS) -> None:
+def certify(
+    scene: Annotated[str | None, typer.Option(help="A raster: which pixels of its map are proven?")] = None,
+    method: Annotated[str | None, typer.Option(help="Of --scene; else the strongest for certify.model.")] = None,
+    radius: Annotated[float | None, typer.Option(help="Of --scene, in the unit of its norm.")] = None,
+    out: Annotated[Path, typer.Option(help="Of --scene: folder to write to.")] = Path("certified"),
+    gsd: Annotated[float | None, typer.Option(help="Of --scene: metres a pixel, without a CRS.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Of --scene: 1-based bands, such as 4,3,2.")] = None,
+    value_range: Annotated[str | None, typer.Option("--range", help="Of --scene: become 0 and 255.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
     """Certified IoU: what no perturbation can do. Smoothing, convex relaxation, Lipschitz network.
 
-    Example: `python -m pipeline certify`
+    Example: `python -m pipeline certify`, or of one scene's map `python -m pipeline certify --scene town.tif`
     """
     from pipeline.stages import certify as stage
+    from pipeline.stages import certify_scene
 
-    stage.run(load_watched(params))
+    if scene is None:
+        return stage.run(load_watched(params))
+    certify_scene.run(
+        load_watched(params), scene, out, method=method, radius=radius, gsd=gsd,
+        bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
+    )  # fmt: skip
 
 
 @app.command()

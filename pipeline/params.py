@@ -9,7 +9,7 @@ import re
 import reprlib
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -50,6 +50,7 @@ class CityOverride(Section):
     range: Annotated[tuple[float, float], AsList] | None = None  # values mapped to 0 and 255
     building: Literal[1, 255] | None = None  # its value in label rasters; null = 255 where none holds a 1
     unlabelled: Literal["background", "ignore"] | None = None  # scenes without a footprint or label; null = background
+    where: Annotated[str, Field(min_length=1)] | None = None  # SQL: which footprints are buildings
 
     @field_validator("range")
     @classmethod
@@ -57,6 +58,9 @@ class CityOverride(Section):
         if value and value[0] >= value[1]:
             raise ValueError("it must be two values, the lower first")
         return value
+
+
+OVERRIDES = {"folder": set(CityOverride.model_fields), "open_buildings": {"bands", "range"}}  # a source reads
 
 
 class Fetch(Section):
@@ -94,6 +98,10 @@ class Fetch(Section):
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {city} is not one of fetch.cities; did you mean {near}?")
+        for city, override in self.overrides.items():
+            stated = {key for key, value in override if value is not None}
+            if unread := sorted(stated - OVERRIDES.get(self.source, set())):
+                raise ValueError(f"fetch.overrides.{city}.{unread[0]}: source {self.source} reads none; take it out")
         return self
 
 
@@ -156,6 +164,7 @@ class Model(Section):
     classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
     activation: Literal["relu", "minmax"] = "relu"
     width: Width = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
+    group: Annotated[int, Field(ge=2, le=64)] = 2  # lipschitz: channels that GroupSort sorts together; 2 = MinMax
 
 
 class Adversarial(Section):
@@ -252,7 +261,39 @@ class Attack(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class Smoothing(Section):
+class Certificate(Section):
+    """A road to a certificate: what it is called, the norm of its radii, and what it certifies, here and nowhere else.
+
+    A new one is a section here and in METHODS, its rows in pipeline/robustness/sandwich.py, and, where it needs a
+    network of its own, its training in pipeline/stages/certify.py.
+    """
+
+    title: ClassVar[str]
+    norm: ClassVar[Literal["linf", "l2"]]
+    delivered: ClassVar[str] = "the delivered model"
+    own: ClassVar[str] = ""  # the network trained for it where certify.model is of another architecture
+    architectures: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        """Whether it can certify such a model as it is deployed."""
+        return model.architecture in cls.architectures
+
+    @classmethod
+    def whose(cls, deployed: bool) -> str:
+        """The model that is certified, in words."""
+        return cls.delivered if deployed or not cls.own else cls.own
+
+
+class Smoothing(Certificate):
+    title: ClassVar[str] = "Randomised smoothing"
+    norm: ClassVar[str] = "l2"
+    delivered: ClassVar[str] = "the smoothed model, a majority vote under noise"
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        return True
+
     sigma: Annotated[list[Positive], Field(min_length=1)] = [0.05]  # noise σ, pixel range [0,1]
     n0: Count = 8  # samples that vote a class
     n: Count = 64  # samples that certify it
@@ -262,7 +303,16 @@ class Smoothing(Section):
     batch_size: Count = 16
 
 
-class Convex(Section):
+class Convex(Certificate):
+    title: ClassVar[str] = "Convex relaxation"
+    norm: ClassVar[str] = "linf"
+    own: ClassVar[str] = "a small network trained with interval bounds"
+    architectures: ClassVar[tuple[str, ...]] = ("small_fcn", "small_unet")
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
+
     radii: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1, 2]  # ℓ∞, 1/255
     train_epsilon: Positive = 2  # 1/255, the budget of IBP training
     steps: Count = 300
@@ -271,16 +321,26 @@ class Convex(Section):
     chunk: Count = 256  # backward CROWN passes held at once: bounds the memory
 
 
-class LipschitzNet(Section):
+class LipschitzNet(Certificate):
+    title: ClassVar[str] = "Lipschitz network"
+    norm: ClassVar[str] = "l2"
+    own: ClassVar[str] = "a small 1-Lipschitz network"
+    architectures: ClassVar[tuple[str, ...]] = ("lipschitz",)
+
     radii: Annotated[list[Positive], Field(min_length=1)] = [0.05, 0.1, 0.3]  # ℓ2, pixel range [0,1]
     steps: Count = 400
     width: Width = 16
     margin: Positive = 0.1  # ℓ2 radius the hinge asks for
+    group: Annotated[int, Field(ge=2, le=64)] = 2  # channels that GroupSort sorts together; 2 = MinMax
+
+
+METHODS: dict[str, type[Certificate]] = {"smoothing": Smoothing, "convex": Convex, "lipschitz": LipschitzNet}
+UNITS = {"linf": "ℓ∞, 1/255", "l2": "ℓ2, pixel range [0,1]"}  # of a certificate's radii
 
 
 class Certify(Section):
     model: str = "models/all"
-    methods: list[Literal["smoothing", "convex", "lipschitz"]] = ["smoothing", "convex", "lipschitz"]
+    methods: list[Literal[*METHODS]] = [*METHODS]
     tiles: Count = 2  # tiles a city
     crop: Annotated[int, Field(ge=16, multiple_of=16)] = 64  # pixels along the certified crop's side
     attack_steps: Count = 20  # PGD gradients of the attacked IoU beside each certificate

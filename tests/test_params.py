@@ -92,6 +92,7 @@ def test_every_architecture_is_listed_where_one_is_chosen():
             {"fetch": {"overrides": {"tinroof": {"range": [float("nan"), 1]}}}},
             "range.0 is nan, but it must be a finite",
         ),
+        ({"fetch": {"overrides": {"tinroof": {"gsd": 1.0}}}}, "tinroof.gsd: source demo reads none; take it out"),
         ({"train": {"epochs": True}}, "train.epochs is True, but it must be a valid integer"),
         ({"train": {"compile": 1}}, "train.compile is 1, but it must be a valid boolean"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate is inf, but it must be a finite number"),

@@ -22,17 +22,15 @@ def batches(images: np.ndarray, size: int, on: torch.device):
 
 @torch.inference_mode()
 def maps(segmenter: Segmenter, images: np.ndarray, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles (N, H, W, C) uint8 to the likeliest class, uint8, and the probability of any building, float32: (N, H, W).
-
-    Of several classes, a building may be likelier than not where background is the likeliest class.
-    """
+    """Tiles (N, H, W, C) uint8 to the classes deployed, uint8, and the probability of any building as
+    trained, float32: (N, H, W)."""
     on = next(segmenter.buffers()).device
     classes, probability = np.empty(images.shape[:3], np.uint8), np.empty(images.shape[:3], np.float32)
     for i, batch in enumerate(batches(images, batch_size, on)):
         with autocast(on):
             logits = segmenter(batch).float()
         part = slice(i * batch_size, i * batch_size + len(batch))
-        classes[part] = logits.argmax(1).cpu().numpy()
+        classes[part] = segmenter.decide(logits).cpu().numpy()
         probability[part] = (1 - logits.softmax(1)[:, 0]).cpu().numpy()
     return classes, probability
 
@@ -43,7 +41,7 @@ def building_probability(segmenter: Segmenter, images: np.ndarray, batch_size: i
 
 
 def tile_iou(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> float | None:
-    """ΣI/ΣU of the likeliest class on tiles (N, H, W, C) uint8, as the stage evaluate counts it on whole scenes; None
+    """ΣI/ΣU of the map deployed on tiles (N, H, W, C) uint8, as the stage evaluate counts it on whole scenes; None
     where labels (N, H, W) uint8, 255 ignored, know no building."""
     return iou(maps(segmenter, images)[0], labels)
 

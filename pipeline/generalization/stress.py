@@ -72,11 +72,11 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
             continue
         x, y = to_tensors((images, labels), on)
         generator = torch.Generator(on).manual_seed(g.seed)
-        target = Target(segmenter, x, y, "linf", epsilon / 255)
+        target = Target(segmenter.deployed(), x, y, "linf", epsilon / 255)
         attacked = pgd(target, g.attack_steps, generator=generator)
         shaken = [corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed) for name in corruptions.NAMES]
         with torch.inference_mode():
-            after = segmenter(attacked).argmax(1)  # in full precision, as it was attacked
+            after = segmenter.decide(segmenter(attacked))  # in full precision, as it was attacked
         row = {
             "clean": tile_iou(segmenter, images, labels),
             "attacked": iou(after, y),
@@ -84,7 +84,7 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
             "corrupted": mean(tile_iou(segmenter, *pair) for pair in shaken),
         }
         if certify:
-            noisy = smooth(segmenter, x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
+            noisy = smooth(segmenter.deployed(), x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
             row["certified"] = certified_iou(noisy.certified(s.tau, s.alpha, s.correction), y)
         found[city][side] = row if row["clean"] is not None else None
     return {

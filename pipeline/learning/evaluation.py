@@ -38,7 +38,6 @@ class CityResult:
     boundary: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
     confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
-    at_threshold: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))  # intersection and union
     objects: list[metrics.Objects] = field(default_factory=list)
     units: Units | None = None
 
@@ -61,7 +60,7 @@ class Both(nn.Module):
 
     def __init__(self, segmenter: Segmenter):
         super().__init__()
-        self.segmenter, self.temperature = segmenter, segmenter.card.get("temperature", 1.0)
+        self.segmenter, self.temperature = segmenter, segmenter.decision.temperature
         self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,16 +71,15 @@ class Both(nn.Module):
 
     @staticmethod
     def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Blended (…, k + 2) to p (…, k + 1) and b (…,)."""
-        kinds = 2 * p[..., 1:-1]
-        return np.concatenate([1 - kinds.sum(-1, keepdims=True), kinds], -1), 2 * p[..., -1]
+        """Blended (…, k + 2) to p₁ … p_k (…, k) and b (…,)."""
+        return 2 * p[..., 1:-1], 2 * p[..., -1]
 
 
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
-    """The building map of one region: likeliest class (H, W) uint8, building probability as trained (H, W) uint8 in
-    1/255, and calibrated (H, W) float32, which `predict` cuts at the card's threshold."""
+    """The building map of one region as `predict` draws it, and its probability of building in 1/255,
+    as trained and calibrated: all (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
-    confidence, calibrated = np.empty_like(prediction), np.empty(prediction.shape, np.float32)
+    confidence, calibrated = np.empty_like(prediction), np.empty_like(prediction)
     label = city.label(region)
     bands = infer(
         Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
@@ -89,8 +87,9 @@ def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Eva
     )  # fmt: skip
     for top, blended in bands:
         rows = slice(top, top + len(blended))
-        p, building = Both.split(blended)
-        prediction[rows], calibrated[rows], confidence[rows] = p.argmax(-1), 1 - p[..., 0], _in_255(building)
+        kinds, building = Both.split(blended)
+        prediction[rows] = segmenter.decision.of_probabilities(kinds)
+        confidence[rows], calibrated[rows] = _in_255(building), _in_255(kinds.sum(-1))
     return prediction, confidence, calibrated
 
 
@@ -105,7 +104,6 @@ def evaluate_scenes(
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     by_block = len({region.parent for region in regions}) < 2
-    threshold = segmenter.card.get("threshold", 0.5)
     inter, union, parents = [], [], []
     for region in regions:
         prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
@@ -115,8 +113,7 @@ def evaluate_scenes(
         result.classes += metrics.class_counts(prediction, label, city.classes)
         result.boundary += metrics.boundary_counts(prediction, label, max(1, round(e.boundary / city.gsd)))
         result.confidence += metrics.confidence_counts(confidence, label)
-        result.calibrated += metrics.confidence_counts(_in_255(calibrated), label)
-        result.at_threshold += metrics.counts(calibrated >= threshold, label)
+        result.calibrated += metrics.confidence_counts(calibrated, label)
         result.objects.append(metrics.match_objects(prediction, label))
         i, u = metrics.block_counts(prediction, label, e.block) if by_block else ([pixels[0]], [pixels[:3].sum()])
         inter.extend(i), union.extend(u), parents.extend([region.parent] * len(i))
@@ -156,7 +153,6 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou": result.iou,
         "iou_low": low,
         "iou_high": high,
-        "iou_at_threshold": result.of_buildings(*result.at_threshold),
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
@@ -178,16 +174,12 @@ def summarise(results: list[CityResult], e: Evaluate) -> dict:
 
     A city without buildings is in the pool, where what is invented there counts, and in no mean.
     """
-    whole = CityResult("", 0, sum(r.pixels for r in results), at_threshold=sum(r.at_threshold for r in results))
+    whole = CityResult("", 0, sum(r.pixels for r in results))
     cities = {r.city: city_metrics(r, e) for r in results}
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.get, default=None)
     return {
-        "pooled": {
-            "iou": whole.iou,
-            "iou_at_threshold": whole.of_buildings(*whole.at_threshold),
-            "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum()),
-        },
+        "pooled": {"iou": whole.iou, "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum())},
         "mean_city": {"iou": ratio(sum(known.values()), len(known))},
         "worst_city": {"iou": known.get(worst), "city": worst},
         "city": cities,

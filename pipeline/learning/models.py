@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
+from pipeline.learning.decision import Decision, Deployed
 from pipeline.learning.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, read_json, write_json
 
@@ -30,7 +31,8 @@ TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3
 class Segmenter(nn.Module):
     """Images (N, C, H, W) float in [0, 1] to logits (N, K, H, W), K = classes + 1, for any H and W.
 
-    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model.
+    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model,
+    `decision` says which class a pixel is drawn as: `decide(logits)`.
     """
 
     def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1, sides: str = "replicate"):
@@ -40,6 +42,15 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
         self.card: dict = {}
+        self.decision = Decision()
+
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+        """The map that is deployed, classes (N, H, W), of logits (N, K, H, W)."""
+        return self.decision(logits)
+
+    def deployed(self) -> Deployed:
+        """The same network, answering with logits whose largest is the class that is drawn."""
+        return Deployed(self)
 
     def set_normalisation(self, mean, std) -> None:
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -227,7 +238,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         case "small_unet":
             network, stride = SmallUNet(channels, outputs, model.width), 4
         case "lipschitz":
-            network, stride, sides = LipschitzNet(channels, outputs, model.width), 4, "constant"
+            network, stride, sides = LipschitzNet(channels, outputs, model.width, group=model.group), 4, "constant"
         case name if name in TORCHVISION:
             network, stride = _torchvision(model, channels, outputs), 8
         case _:
@@ -348,5 +359,5 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmen
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{folder}: weights do not fit model.json ({reason}); train the model again") from None
-    segmenter.card = card
+    segmenter.card, segmenter.decision = card, Decision.of(card)
     return segmenter.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

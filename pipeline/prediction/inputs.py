@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.geo.raster import Raster, declared_bands, open_raster, robust_range, unplaced
+from pipeline.learning.decision import Decision
 from pipeline.learning.export import load_onnx
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
@@ -71,9 +72,10 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
 
 
-def threshold(settings: Predict, card: dict) -> float:
-    """The building probability from which a pixel is a building: stated, or the model card's, from validation."""
-    return settings.threshold or card.get("threshold", 0.5)
+def decision(settings: Predict, card: dict) -> Decision:
+    """Which class a pixel is drawn as: the card's rule, from validation, or with the threshold that is stated."""
+    own = Decision.of(card)
+    return replace(own, threshold=settings.threshold or own.threshold)
 
 
 def class_names(card: dict) -> list[str]:

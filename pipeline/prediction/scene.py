@@ -20,7 +20,7 @@ from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
 from pipeline.prediction.edits import content
 from pipeline.prediction.flow import fill, label_free_iou
-from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
+from pipeline.prediction.inputs import Task, class_names, decision, load, open_scene
 from pipeline.prediction.publishing import finished, forget, publish, replaceable
 from pipeline.storage import fingerprint, scratch
 
@@ -129,7 +129,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         if settings.polygons != "none":
             polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
         mapper = Mapper(
-            image.grid, scene, image.native, settings, threshold(settings, card),
+            image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
             layers, polygons, twin.source_validity, task.name,
         )  # fmt: skip
         rows = stack.enter_context(ReadAhead(image))

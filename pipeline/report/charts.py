@@ -13,11 +13,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
+from pipeline.params import METHODS, UNITS
 from pipeline.report.answer import budget
 from pipeline.report.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
 from pipeline.report.results import Results, read
 
-ROADS = {"smoothing": "radius, ℓ2", "convex": "radius, ℓ∞ in 1/255", "lipschitz": "radius, ℓ2"}
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a city may be called $x$
@@ -255,14 +255,16 @@ def ticks_at(x: list[float]) -> Callable:
 def sandwich(results: Results) -> list[Gallery]:
     """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
     galleries = []
-    for road, label in ROADS.items():
-        rows = results.of("certify", road).get("city") or {}
+    for road, certificate in METHODS.items():
+        found, label = results.of("certify", road), f"radius ({UNITS[certificate.norm]})"
+        rows = found.get("city") or {}
         charts = []
         for city in [c for c in results.cities if c in rows]:
             lines = sandwich_lines(rows[city])
             charts.append(panel(city, lines, label, prepare=between(*lines[1:])))
         if charts:
-            galleries.append(Gallery(ROAD_TITLES[road], ROAD_TEXTS[road], charts, BOUNDS, first=5))
+            text = f"Of {certificate.whose(found.get('deployed'))}."
+            galleries.append(Gallery(certificate.title, text, charts, BOUNDS, first=5))
     return galleries
 
 
@@ -277,14 +279,6 @@ def sandwich_lines(by_radius: dict[str, dict]) -> list[Line]:
         Line("attacked", x, [clean[0], *attacked], BOUNDS["attacked"], steps="steps-post"),
         Line("certified", x, [certified[0], *certified], BOUNDS["certified"], steps="steps-pre"),
     ]
-
-
-ROAD_TITLES = {"smoothing": "Randomised smoothing", "convex": "Convex relaxation", "lipschitz": "Lipschitz network"}
-ROAD_TEXTS = {
-    "smoothing": "The delivered model under Gaussian noise, by majority vote.",
-    "convex": "A small network trained with interval bounds.",
-    "lipschitz": "A small 1-Lipschitz network; its margins are its certificate.",
-}
 
 
 def between(upper: Line, lower: Line) -> Callable:

@@ -15,7 +15,7 @@ from pipeline.robustness.bounds import ABSTAIN
 from pipeline.robustness.worst_case import worst_case
 
 ROUNDING = 1e-4  # share of a Lipschitz radius given up: the layers' kernels are float32
-LOGIT_ROUNDING = 1e-5  # and so are the logits
+LOGIT_ROUNDING = 1e-5  # and so are the logits: a share of the largest value that any layer adds up
 
 
 def certified_iou(certified: Tensor, labels: Tensor) -> float | None:
@@ -38,13 +38,17 @@ def at_radius(prediction: Tensor, certified_radius: Tensor, radius: float) -> Te
     return torch.where(certified_radius >= radius, prediction, ABSTAIN)
 
 
-def lipschitz_radii(logits: Tensor, constant: float = 1.0) -> Tensor:
+def lipschitz_radii(logits: Tensor, constant: float = 1.0, largest: float = 1.0) -> Tensor:
     """Certified ℓ2 radius (N, H, W) of each pixel, for logits whose map is `constant`-Lipschitz over the image.
+
+    largest: |value| of any layer on the images; the logits' own is known here. Roundings grow with it, biases with
+    them: LOGIT_ROUNDING is fifty times what was ever seen, not the worst that float32 allows.
 
     The difference of two logits moves √2 as fast as the pair: radius = (top − next) / (√2 · constant),
     Tsuzuku et al. 2018. A network that divides its input by a standard deviation σ has constant 1/σ.
     """
-    return (radii(logits) * (1 - ROUNDING) - LOGIT_ROUNDING).clamp_min(0) / constant
+    size = logits.abs().amax((1, 2, 3)).clamp_min(max(1.0, largest))[:, None, None]
+    return (radii(logits) * (1 - ROUNDING) - LOGIT_ROUNDING * size).clamp_min(0) / constant
 
 
 def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type; .png, .jp2, … and sub-folders too
 PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
-PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any CRS (formats: geo.vector)
+PATH/CITY/labels/*.geojson      or a file of footprints a scene, in any CRS (formats: geo.vector_file)
+PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints for all
 
 Whatever a later stage would stumble over is found here, before anything is computed.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from pipeline.geo.formats import REMOTE
 from pipeline.geo.grid import PIXELS, Grid, check_place
 from pipeline.geo.raster import grid_of, open_raster, unknown, unplaced
 from pipeline.geo.scene import City, Scene
-from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
+from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, rough_shift, transform_bounds
 
 IMAGES, LABELS = "images", "labels"
 TIFF = {".tif", ".tiff"}
@@ -35,6 +37,14 @@ UNREAD = {  # suffixes of what may hold a scene and is not taken
     ".vrt", ".ecw", ".sid", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bmp", ".gif", ".webp", ".npy", ".jxl", ".mbtiles",
     ".zip", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".rar",
 }  # fmt: skip
+SAID = {  # counts of a city's footprints that its user hears of
+    "repaired_polygons": "invalid polygons repaired",
+    "dropped_polygons": "geometries without an area left out",
+    "closed_lines": "closed lines read as the outlines of buildings",
+    "other_features": "features of OpenStreetMap left out, for they are no building",
+}
+STAC = b'"stac_version"'  # in the first bytes of an image's description, which is GeoJSON too: the image's outline
+STAC_HEAD = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -55,25 +65,38 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
+    labels, warnings = _label_source(root)
+    drawn = labels.name != LABELS or bool(_vectors(labels))
     scenes, passed = _scenes_in(root / IMAGES)
-    paths = [str(path) for path in scenes.values()]
-    images, notes = survey_all(paths, city, root / IMAGES, override.gsd, list(scenes))
+    files, over = [str(path) for path in scenes.values()], labels.name if drawn else None
+    images, notes = survey_all(files, city, root / IMAGES, override.gsd, list(scenes), over=over)
+    notes["warnings"] += warnings
     if passed:
         notes["warnings"].append(f"{root / IMAGES}: passed over {_some(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
-    labels = _label_source(root, notes)
-    if labels.name == LABELS:
-        paths, raster_building = _rasters(labels, images, city, override, notes)
-    else:
-        overlay(labels, images, city, notes)
+    if drawn:
+        raster_building, files = 1, dict.fromkeys(images, labels)
+        if labels.name == LABELS:
+            files = _each(labels, images, city, override.unlabelled == "ignore")
+        digests = dict(zip(files, overlay(list(files.values()), list(files), city, override.where, notes), strict=True))
         bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
-        paths, raster_building = [None if image.name in bare else labels for image in images], 1
+        paths = [None if image.name in bare else files.get(image) for image in images]
+        stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
+    elif override.where:
+        raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
+    else:
+        paths, raster_building = _rasters(labels, images, city, override, notes)
+        stamps = [stamp(*filter(None, (i.path, path))) for i, path in zip(images, paths, strict=True)]
     return City(
         city=city,
         source="folder",
-        scenes=[_scene(image, path) for image, path in zip(images, paths, strict=True)],
+        scenes=[
+            Scene(image.name, image.path, path and str(path), stamp=stamped)
+            for image, path, stamped in zip(images, paths, stamps, strict=True)
+        ],
         gsd=override.gsd,
         bands=override.bands,
         range=override.range,
+        where=override.where,
         raster_building=raster_building,
         notes=notes,
     )
@@ -82,11 +105,6 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
 def look_up(fetch: params.Fetch, city: str) -> None:
     """Raise InputError where there is no such city."""
     _city_folder(Path(fetch.path), city)
-
-
-def _scene(image: Image, labels: Path | None) -> Scene:
-    files = [image.path] if labels is None else [image.path, labels]
-    return Scene(image.name, image.path, labels and str(labels), stamp=stamp(*files))
 
 
 def _unlabelled(
@@ -102,17 +120,23 @@ def _unlabelled(
 
 
 def survey_all(
-    paths: list[str], city: str, place: object, gsd: float | None, names: list[str] | None = None
+    paths: list[str],
+    city: str,
+    place: object,
+    gsd: float | None,
+    names: list[str] | None = None,
+    *,
+    over: str | None = None,
 ) -> tuple[list[Image], dict]:
     """Every image that holds data, and the city's notes so far: warnings, and the images left out.
 
-    names: of the scenes; None = their files' without suffix.
+    names: of the scenes; None = their files' without suffix. `over`: the footprints to be laid over them.
     """
     if not paths:
         raise InputError(f"{place}: holds no image; put the scenes of {city} there or leave the city out")
     names = names or [Path(path).stem for path in paths]
     surveyed = progress(zip(paths, names, strict=True), f"checking {city}", len(paths))
-    images = [survey(path, gsd, name) for path, name in surveyed]
+    images = [survey(path, gsd, name, over=over) for path, name in surveyed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
     blank = [image.name for image in images if image.blank]
@@ -126,14 +150,18 @@ def survey_all(
     return [image for image in images if not image.blank], notes
 
 
-def survey(path: str, gsd: float | None = None, name: str | None = None) -> Image:
+def survey(path: str, gsd: float | None = None, name: str | None = None, *, over: str | None = None) -> Image:
     """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
 
-    `gsd` is what the user states where the file does not place its pixels on Earth. Raises InputError.
+    `gsd` is what the user states where the file does not place its pixels on Earth, which helps no footprints
+    `over` it. Raises InputError.
     """
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
-        if gsd is None and (reason := unplaced(dataset)):
+        reason = unplaced(dataset)
+        if reason and over is not None:
+            raise InputError(f"{reason}, so {over} cannot be laid over it; assign one")
+        if reason and gsd is None:
             raise InputError(f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel")
         return Image(path, grid_of(dataset), _blank(dataset), name or Path(path).stem)
 
@@ -148,53 +176,94 @@ def _named(path: str | Path) -> Iterator[None]:
 
 
 def stamp(*paths: str | Path) -> str:
-    """Size and time of change of files; of a shapefile, of its companions too."""
-    files = []
-    for path in map(Path, paths):
-        if path.suffix.lower() == ".shp":
-            files += sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
-        else:
-            files.append(path)
-    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
+    """Size and time of change of files."""
+    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, paths))
 
 
-def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
-    """Count in `notes` the footprints over the images, those repaired or dropped, and the scenes without any.
+def overlay(paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict) -> list[str]:
+    """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
 
-    Raises InputError where an image has no CRS or no footprint lies over any of them.
+    Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
+    Raises InputError where a file's footprints lie over none of its images, or no feature of any is a building.
     """
-    for image in images:
-        if image.grid.crs is None:
-            raise InputError(f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one")
-    counts = {"footprints": 0, "repaired_polygons": 0, "dropped_polygons": 0}
-    built = set()
-    for crs in {image.grid.crs for image in images}:
-        alike = [image for image in images if image.grid.crs == crs]
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(_boxes(alike)).tolist()))
-        scene, footprint = shapely.STRtree(found.polygons).query(_boxes(alike), predicate="intersects")
-        built |= {alike[i].name for i in scene}
-        counts["footprints"] += len(np.unique(footprint))
-        counts["repaired_polygons"] += found.repaired
-        counts["dropped_polygons"] += found.dropped
-    if not built and len(everything := read_footprints(path)):
-        where = _elsewhere(path, everything, images)
-        raise InputError(f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}")
-    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    counts, digests, built, covered = Counter(), [""] * len(images), set(), set()
+    for (path, crs), members in _alike(paths, images).items():
+        boxes = _boxes([images[i] for i in members])
+        bounds = tuple(shapely.total_bounds(boxes).tolist())
+        found = read_footprints(path, crs, bounds, where)
+        tree = shapely.STRtree(found.polygons)
+        scene, footprint = tree.query(boxes, predicate="intersects")
+        for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
+            digests[i] = Footprints(found.polygons[near], found.labels[near]).digest
+        built |= {images[members[i]].name for i in scene}
+        covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
+        counts.update(_counts(found, len(np.unique(footprint))))
+        if (rough := rough_shift(found.source, crs, bounds)) and f"{city}: {rough}" not in notes["warnings"]:
+            notes["warnings"].append(f"{city}: {rough}")
+    for path in dict.fromkeys(paths):
+        below = [image for image, own in zip(images, paths, strict=True) if own == path]
+        if not built & {image.name for image in below}:
+            _refuse_elsewhere(path, below, city, where)
+    place = paths[0] if len(set(paths)) == 1 else paths[0].parent
     if not built:
-        notes["warnings"].append(f"{path}: holds no polygon, so {city} has no building anywhere")
-    if counts["repaired_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['repaired_polygons']} invalid polygons repaired")
-    if counts["dropped_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['dropped_polygons']} geometries without an area left out")
+        notes["warnings"].append(_why_empty(place, paths, city, where))
+    if covered:
+        notes["warnings"].append(
+            f"{place}: a single polygon covers all of scene {_some(sorted(covered))}; is it the outline of an area?"
+        )
+    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    notes["warnings"] += [f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]]
+    return digests
+
+
+def _counts(found: Footprints, footprints: int) -> dict[str, int]:
+    return {
+        "footprints": footprints,
+        "repaired_polygons": found.repaired,
+        "dropped_polygons": found.dropped,
+        "closed_lines": found.outlines,
+        "other_features": found.others,
+    }
+
+
+def _alike(paths: list[Path], images: list[Image]) -> dict[tuple, list[int]]:
+    """Which images share a file of footprints and a CRS: they are read at once."""
+    sharing: dict[tuple, list[int]] = {}
+    for i, (path, image) in enumerate(zip(paths, images, strict=True)):
+        sharing.setdefault((path, image.grid.crs), []).append(i)
+    return sharing
 
 
 def _boxes(images: list[Image]) -> np.ndarray:
     return np.array([shapely.box(*image.grid.bounds) for image in images], object)
 
 
-def _elsewhere(path: Path, footprints: Footprints, images: list[Image]) -> str:
+def _refuse_elsewhere(path: Path, images: list[Image], city: str, where: str | None) -> None:
+    """Raise InputError where a file none of whose footprints lies over an image of its holds some at all."""
+    if len(everything := read_footprints(path, where=where)):
+        raise InputError(
+            f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; "
+            f"{_elsewhere(everything, images)}"
+        )
+
+
+def _why_empty(place: Path, paths: list[Path], city: str, where: str | None) -> str:
+    """That there is no polygon anywhere. Raises InputError where there are other features than buildings."""
+    found = [read_footprints(path, where=where) for path in dict.fromkeys(paths)]
+    others, dropped = sum(each.others for each in found), sum(each.dropped for each in found)
+    if others or dropped:
+        raise InputError(
+            f"{place}: not one of its features is a building ({others} are tagged otherwise, {dropped} are "
+            "points, open lines or empty); export the buildings as polygons"
+        )
+    if where:
+        raise InputError(f"{place}: no feature meets fetch.overrides.{city}.where ({where}); correct it")
+    return f"{place}: holds no polygon, so {city} has no building anywhere"
+
+
+def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
     """How far the footprints are from the images, or the CRS in which they would fit."""
-    declared, there = vector_crs(path), images[0].grid.crs
+    declared, there = footprints.source, images[0].grid.crs
     left, bottom, right, top = footprints.bounds
     tries = {crs: (crs, footprints.bounds) for crs in ("EPSG:4326", "EPSG:3857", there.to_string())}
     tries[f"{declared.to_string()} with x and y exchanged"] = declared, (bottom, left, top, right)
@@ -253,13 +322,12 @@ def _natural(path: Path) -> list:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def _label_source(root: Path, notes: dict) -> Path:
-    """labels/, or the one file of footprints."""
-    vectors = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+def _label_source(root: Path) -> tuple[Path, list[str]]:
+    """labels/, or the one file of footprints; and warnings."""
+    vectors = _vectors(root)
     if (root / LABELS).is_dir():
-        if vectors:
-            notes["warnings"].append(f"{root}: {LABELS}/ is used, {_some([v.name for v in vectors])} is not")
-        return root / LABELS
+        unused = _some([vector.name for vector in vectors])
+        return root / LABELS, [f"{root}: {LABELS}/ is used, {unused} is not"] if vectors else []
     if len(vectors) > 1:
         raise InputError(
             f"{root}: holds {len(vectors)} files of footprints, {_some([v.name for v in vectors])}; keep one"
@@ -269,7 +337,37 @@ def _label_source(root: Path, notes: dict) -> Path:
             f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or map its "
             "images with `python -m pipeline predict` and a trained model"
         )
-    return vectors[0]
+    return vectors[0], []
+
+
+def _vectors(folder: Path) -> list[Path]:
+    """The files of footprints in a folder; a STAC item's outline of its image is none."""
+    found = sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES), key=_natural)
+    return [path for path in found if not ("json" in path.suffix.lower() and _is_stac(path))]
+
+
+def _is_stac(path: Path) -> bool:
+    with path.open("rb") as file:
+        return STAC in file.read(STAC_HEAD)
+
+
+def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Image, Path]:
+    """The file of footprints of every image, or of `some`."""
+    if rasters := [path.name for path in _scenes_in(folder)[0].values()]:
+        raise InputError(f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind")
+    by_name: dict[str, Path] = {}
+    for path in _vectors(folder):
+        if (twice := by_name.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
+    missing = [image.name for image in images if image.name not in by_name]
+    if missing and not (some and len(missing) < len(images)):
+        first = next(iter(by_name.values()))
+        raise InputError(
+            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {_some(missing)}; name them as their "
+            f"image, {missing[0]}{first.suffix} for one (here is {first.name}), or state fetch.overrides.{city}."
+            "unlabelled: ignore"
+        )
+    return {image: by_name[image.name] for image in images if image.name in by_name}
 
 
 def _rasters(

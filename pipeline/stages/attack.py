@@ -139,8 +139,8 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
         for region in city.of_split("train")
     )
     return Campaign(
-        segmenter,
-        relative,
+        segmenter.deployed(),
+        relative.deployed(),
         settings,
         torch.from_numpy(np.asarray(pixels)),
         params.evaluate.size_bins,

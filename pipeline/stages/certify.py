@@ -1,13 +1,16 @@
 """Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
 
-Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a small one
-each, trained here on the same cities' training tiles and kept in models/certify/. Writes metrics/certify.json:
+Each road certifies the map that certify.model deploys, its threshold included, where its architecture allows: smoothing
+always, convex relaxation small_fcn and small_unet, a Lipschitz certificate lipschitz. Otherwise a small network is
+trained here on the same cities' training tiles and kept in models/certify/. Judged are crops, one window each, not
+turned. Writes metrics/certify.json:
 
     METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel.
+                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel;
                          null where the crops hold no building
-    METHOD               train_iou, collapsed and train_budget of the small network; lost: cities whose clean IoU is
-                         under a quarter of train_iou, where its certificates are worth nothing
+    METHOD               deployed: whether it is certify.model that is certified; else train_iou, collapsed and
+                         train_budget of the small network, and lost: cities whose clean IoU is under a quarter of
+                         train_iou, where its certificates are worth nothing
 
 RADIUS is in the norm's unit, rounded down. Convex and Lipschitz certificates are proofs; smoothing's holds on each tile
 with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise (train.noise) may lose
@@ -21,13 +24,12 @@ import numpy as np
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.params import Certify, Params
+from pipeline.params import METHODS, UNITS, Certify, Model, Params
 from pipeline.storage import fingerprint, write_json
 
 BATCH = 8  # crops a step of training
 HALVINGS = 2  # of the training budget, after a collapse
 LOST = 0.25  # of the training IoU: a city below it was given up
-UNIT = {"smoothing": "ℓ2, pixel range [0,1]", "convex": "ℓ∞, 1/255", "lipschitz": "ℓ2, pixel range [0,1]"}
 
 
 def run(
@@ -65,30 +67,27 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
 
 def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
-    import torch
-
     from pipeline.learning.crops import to_tensors
-    from pipeline.learning.models import check_fit, load_model
-    from pipeline.learning.precision import device
+    from pipeline.learning.models import check_fit, load_model, read_card
+    from pipeline.learning.precision import device, direct_sums
     from pipeline.robustness import sandwich
 
-    settings, on, result = params.certify, device(), {}
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the bounds know float32
-    if method == "smoothing":
-        segmenter = load_model(settings.model, on)
+    settings, on = params.certify, device()
+    direct_sums()
+    if METHODS[method].certifies(Model(**read_card(settings.model)["model"])):
+        segmenter, result = load_model(settings.model, on), {"deployed": True}
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
         segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
-        result = segmenter.card["metrics"]
-    rows = sandwich.ROWS[method]
-    answer = {}
+        result = {"deployed": False, **segmenter.card["metrics"]}
+    rows, answer = sandwich.ROWS[method], {}
     for city in progress(cities, f"certify: {method}"):
         data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
         answer[city.city] = rows(
             segmenter, data, getattr(settings, method), settings.attack_steps, settings.seed, where
         )
-    if result:
+    if not result["deployed"]:
         clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
         least = LOST * result["train_iou"]
         result = {**result, "lost": [city for city, iou in clean.items() if iou is not None and iou < least]}
@@ -104,7 +103,6 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
 
     from pipeline.learning.models import build_model, kept_model, load_model, save_model
     from pipeline.learning.precision import device
-    from pipeline.params import Model
     from pipeline.robustness.interval_training import train_interval, train_margin
 
     settings, on = getattr(params.certify, method), device()
@@ -114,7 +112,9 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     if kept := kept_model(folder, key):
         return kept.to(on)
     architecture = settings.architecture if method == "convex" else "lipschitz"
-    model = Model(architecture=architecture, width=settings.width, classes=cities[0].classes)
+    model = Model(
+        architecture=architecture, width=settings.width, classes=cities[0].classes, group=getattr(settings, "group", 2)
+    )
     epsilon = settings.train_epsilon if method == "convex" else settings.margin
     for halving in range(HALVINGS + 1):
         torch.manual_seed(params.certify.seed)
@@ -156,7 +156,7 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
 
 def print_table(metrics: dict) -> None:
     rows = [
-        [method, UNIT[method], city, radius, row["certified"], row["attacked"], row["clean"]]
+        [method, UNITS[METHODS[method].norm], city, radius, row["certified"], row["attacked"], row["clean"]]
         for method, result in metrics.items() for city, by_radius in result["city"].items()
         for radius, row in by_radius.items()
     ]  # fmt: skip
@@ -164,6 +164,7 @@ def print_table(metrics: dict) -> None:
         "Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", "certified", "attacked", "clean"], rows
     )
     for method, result in metrics.items():
+        console.print(f"{method}: of {METHODS[method].whose(result['deployed'])}")
         if result.get("collapsed"):
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
         elif result.get("lost"):

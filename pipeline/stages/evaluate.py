@@ -7,8 +7,9 @@ Writes metrics/evaluate.json:
                          also class_iou: {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
 
-All are of the likeliest class, but `iou_at_threshold`: of the building probability above the card's threshold, fitted
-on validation, as `predict` cuts it. Of a city whose labels know no building every IoU is null.
+All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
+threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
+labels know no building every IoU is null.
 """
 
 from pathlib import Path

@@ -236,7 +236,7 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
             sharing.setdefault((scene.labels, grid.crs.to_wkt()), []).append(i)
     for (path, crs), members in sharing.items():
         boxes = shapely.box(*np.array([grids[i].bounds for i in members]).T)
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)))
+        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)), city.where)
         tree = shapely.STRtree(found.polygons)
         for i, box in zip(members, boxes, strict=True):
             near = np.sort(tree.query(box))

@@ -9,11 +9,12 @@ from robustness import tint
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import colours, params
+from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.perturb import ball, length, project, valid_mean
 from pipeline.params import Adversarial
+from pipeline.report import colours
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
 from pipeline.robustness.campaign import Campaign, excess, smallest_budget

@@ -71,10 +71,10 @@ class Saturated(nn.Module):
         return self.factor * logits
 
 
-def measured(model: nn.Module) -> dict:
+def measured(model: nn.Module, methods: list[str]) -> dict:
     """As the stage does by default, with a surrogate that is a copy of the model, its mask included."""
     settings = params.Attack(
-        linf=[2, 4, 8], reference=8, steps=8, apgd_steps=4, patch=4, methods=["fgsm", "pgd", "apgd"], batch_size=16
+        linf=[2, 4, 8], reference=8, steps=8, apgd_steps=4, patch=4, methods=methods, batch_size=16
     )
     relative = surrogate(model, *tint.tiles(8, 98))
     campaign = Campaign(model, relative, settings, torch.tensor([800, 200]), [50.0, 150.0])
@@ -88,7 +88,7 @@ def model() -> nn.Module:
 
 
 def test_an_honest_model_passes(model):
-    numbers = measured(model)
+    numbers = measured(model, ["fgsm", "pgd", "apgd", "soft_iou"])
     found = evidence({"tinted": numbers}, "8")
     checks = audit(**found)
     assert all(checks.values()), found
@@ -100,7 +100,7 @@ def test_an_honest_model_passes(model):
     assert all(b <= a for a, b in itertools.pairwise(worst))
     assert 2 < metrics["halving"] < 4  # strictly between two budgets of the table: the bisection attacks as it does
     assert metrics["erase"]["attacked"] < metrics["erase"]["clean"]
-    assert metrics["invent"]["attacked"] > metrics["invent"]["clean"]
+    assert metrics["invent"]["attacked"] >= metrics["invent"]["clean"]
     assert metrics["patch"]["support_radius"] == 7 and metrics["patch"]["scored_share"] > 0.5
 
 
@@ -114,7 +114,7 @@ def test_a_model_that_hides_its_gradients_is_flagged(model, mask, check):
         "saturated": nn.Sequential(model, Saturated(1e6)),
         "sure": nn.Sequential(model, Saturated(100)),
     }[mask]
-    checks = audit(**evidence({"tinted": measured(hidden)}, "8"))
+    checks = audit(**evidence({"tinted": measured(hidden, ["fgsm", "pgd"])}, "8"))
     with pytest.raises(AuditFailed, match=check):
         demand(checks, "evidence.json")
 
@@ -156,7 +156,7 @@ def test_the_longer_attack_counts_on_its_tile_alone():
         own[fullest], after[fullest] = found, longer
         checks = tiles | {"vanishing": [[0], [1]], "fullest": fullest, "longer": [after, [10, 10]]}
         return {
-            "clean": {"tiles": [[9, 9], [10, 10]]},
+            "clean": {"tiles": [[9, 9], [10, 10]], "buildings": [9, 9]},
             "linf 1": {"noise": [[0, 0], [10, 10]], "pgd": [own, [10, 10]]},
             "checks": checks,
             "excess": {"value": 0.0},

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from pipeline.learning.lipschitz import LipschitzNet
+from pipeline.learning.lipschitz import LipschitzNet, NonExpansiveConv, OrthogonalConv, watch_values
 from pipeline.learning.metrics import counts
 from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.bounds import ABSTAIN
@@ -159,3 +159,30 @@ def test_refuted_needs_a_change_of_a_certified_pixel_within_its_radius():
     labels = torch.tensor([[[1, 1, 1, 1, 255]]])
     seen = refuted(certified, radius, attacked, torch.tensor([0.2]), labels)
     assert seen.flatten().tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("bias", [3.0, 300.0, 3000.0])
+def test_a_radius_gives_up_its_share_of_large_logits(bias):
+    """Biases of any size: no float32 radius exceeds that of the same network in float64."""
+    torch.manual_seed(0)
+    net = LipschitzNet(3, 2, 8).eval().requires_grad_(False)
+    convs = [m for m in net.modules() if isinstance(m, NonExpansiveConv)]
+    for m in convs:
+        m.bias.data = bias * torch.randn_like(m.bias)
+    x = torch.rand(4, 3, 16, 16)
+    certified = lipschitz_radii(net(x)).double()
+    for m in convs:
+        kernel, b = m.kernel().double(), m.bias.double()
+        m.forward = lambda x, k=kernel, b=b: torch.nn.functional.conv2d(x, k, b, padding=k.shape[-1] // 2)
+    exact = net.double()(x.double())
+    assert (certified <= (exact[:, 1] - exact[:, 0]).abs() / math.sqrt(2)).all()
+
+
+def test_biases_that_cancel_before_the_logits_are_seen():
+    layers = [OrthogonalConv(2, 2, 1).eval() for _ in range(2)]
+    net, seen = torch.nn.Sequential(*layers), []
+    layers[0].bias.data = torch.tensor([1e4, 0.0])
+    layers[1].bias.data = -(layers[1].kernel()[:, :, 0, 0] @ layers[0].bias.data)
+    with watch_values(net, seen), torch.no_grad():
+        answer = net(torch.rand(1, 2, 4, 4))
+    assert answer.abs().max() < 10 and max(seen) > 5e3

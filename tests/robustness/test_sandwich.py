@@ -62,7 +62,7 @@ def test_lipschitz_rows_fail_where_pixels_together_cost_too_little(data, monkeyp
     """Radii of pixels that hold one by one, and a perturbation that flips two for the price of one."""
     images, labels, _ = data
     monkeypatch.setattr(sandwich, "refuted", lambda *_: torch.zeros(1, dtype=torch.bool))
-    monkeypatch.setattr(sandwich, "lipschitz_radii", lambda logits, constant: 100 * lipschitz_radii(logits, constant))
+    monkeypatch.setattr(sandwich, "lipschitz_radii", lambda *a: 100 * lipschitz_radii(*a))
     with pytest.raises(SandwichBroken, match="inside their certified radius"):
         sandwich.lipschitz_rows(linear([0.6, 0.8]), (images, labels), LipschitzNet(radii=[0.2]), 10, 0, "here")
 

@@ -5,14 +5,14 @@ import pytest
 from pipeline.robustness.audit import audit
 from pipeline.robustness.scores import city_metrics, evidence
 
-CHECKS = ("half_steps", "steps", "scale_free", "transfer", "noise", "relative_clean")
+CHECKS = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise", "relative_clean", "longer")
 
 
 def city(buildings: list[int], tiles: list, attacked: list) -> dict:
     return {
         "clean": {"tiles": tiles, "buildings": buildings},
-        "linf 1": {"noise": tiles, "pgd": attacked, **dict.fromkeys(("mce", "mce_bal", "js"), attacked)},
-        "checks": {**dict.fromkeys(CHECKS, tiles), "steps": attacked, "vanishing": [[0, 0], tiles[1]]},
+        "linf 1": {"noise": tiles, "pgd": attacked, **dict.fromkeys(("apgd mce", "apgd js"), attacked)},
+        "checks": {**dict.fromkeys(CHECKS, tiles), "steps": attacked, "fullest": 0, "vanishing": [[0, 0], tiles[1]]},
         "halving": {"linf": None},
         "patch": {"clean": tiles, "attacked": attacked, "scored_share": 0.5, "buildings": sum(buildings)},
         "excess": {"value": 0.0},

@@ -173,6 +173,7 @@ def test_no_answer_at_all_is_retried_and_then_said(tmp_path, pauses):
     ("fault", "sentence"),
     [
         ({"status": 404}, "HTTP 404 Not Found; check the URL"),
+        ({"status": 403}, "HTTP 403 Forbidden, the server lets nobody in without leave; sign in"),
         ({"html": True}, "a web page instead of the file"),
         ({"content": b"\n<html><body>proxy</body></html>"}, "a web page instead of the file"),
         ({"content": b"wrong size"}, "10 bytes offered, 300000 expected"),

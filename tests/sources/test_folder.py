@@ -1,5 +1,7 @@
 """The user's own folder: what is right is taken as it stands, what is wrong is one sentence, said early."""
 
+import json
+
 import numpy as np
 import pyogrio
 import pytest
@@ -10,7 +12,7 @@ from affine import Affine
 from pipeline.errors import InputError
 from pipeline.geo.vector import reproject
 from pipeline.params import CityOverride, Fetch
-from pipeline.sources.folder import fetch, stamp
+from pipeline.sources.folder import fetch
 
 UTM = "EPSG:32633"
 ORIGIN = 500_000, 6_000_000
@@ -61,15 +63,6 @@ def test_files_stay_in_place_and_a_change_shows(town):
     tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8))
     again = taken(town, "raster")
     assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [True, False]
-
-
-def test_a_shapefile_changes_with_its_companions(tmp_path):
-    path = footprints(tmp_path / "a.shp", [BUILDING])
-    (tmp_path / "ab.shx").write_text("another file's")
-    before = stamp(path)
-    assert len(before.split()) == len(list(tmp_path.glob("a.*")))
-    path.with_suffix(".dbf").write_bytes(b"")
-    assert stamp(path) != before
 
 
 @pytest.mark.parametrize(
@@ -203,6 +196,66 @@ def test_footprints_elsewhere(town):
     footprints(town / "vector/metres.geojson", [BUILDING], "EPSG:4326")
     with pytest.raises(InputError, match="declare EPSG:4326 but would fit as EPSG:32633"):
         taken(town, "vector")
+
+
+def test_footprints_a_scene(town):
+    """As SpaceNet and RAMP publish them; a scene without buildings has an empty file."""
+    (town / "vector/buildings.gpkg").unlink()
+    (town / "vector/labels").mkdir()
+    (town / "vector/labels/s2.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(InputError, match=r"no footprints for 1 of 2 images: s1; name them as their image, s1.geojson"):
+        taken(town, "vector")
+    degrees = reproject(np.array([BUILDING]), UTM, "EPSG:4326")
+    own = footprints(town / "vector/labels/s1.geojson", degrees, "EPSG:4326")
+    city = taken(town, "vector")
+    assert [scene.labels for scene in city.scenes] == [str(own), str(own.with_name("s2.geojson"))]
+    assert (city.notes["footprints"], city.notes["scenes_without_buildings"]) == (1, ["s2"])
+    tif(town / "vector/labels/s1.tif", NOISE[:1])
+    with pytest.raises(InputError, match="holds both rasters, s1.tif, and footprints; keep one kind"):
+        taken(town, "vector")
+
+
+def test_the_stamp_is_of_what_is_drawn(town):
+    """A file written anew is the same labels; one building more on a scene changes that scene's alone."""
+    path = town / "vector/buildings.gpkg"
+    before = [scene.stamp for scene in taken(town, "vector").scenes]
+    footprints(path, [shapely.affinity.translate(BUILDING, 9_000, 0), BUILDING])
+    assert [scene.stamp for scene in taken(town, "vector").scenes] == before
+    footprints(path, [BUILDING, shapely.affinity.translate(BUILDING, 100, 0)])
+    after = [scene.stamp for scene in taken(town, "vector").scenes]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False]
+
+
+def test_a_stac_item_is_no_file_of_footprints(town):
+    outline = shapely.geometry.mapping(shapely.box(14, 53, 16, 55))
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "s1", "geometry": outline, "properties": {}}
+    (town / "vector/s1.json").write_text(json.dumps(item))
+    assert taken(town, "vector").notes["footprints"] == 1
+    (town / "vector/buildings.gpkg").unlink()
+    with pytest.raises(InputError, match="neither labels/ nor a file of footprints"):
+        taken(town, "vector")
+
+
+def test_nothing_of_a_file_is_a_building(town):
+    path = footprints(town / "vector/buildings.gpkg", [])
+    wkb = shapely.to_wkb(np.array([BUILDING.exterior.interpolate(0), shapely.LineString([(0, 0), (9, 9)])]))
+    pyogrio.raw.write(path, wkb, [], [], geometry_type="Unknown", crs=UTM)
+    with pytest.raises(InputError, match=r"not one of its features is a building \(0 .*, 2 are points, open lines"):
+        taken(town, "vector")
+
+
+def test_a_condition_chooses_the_buildings_and_is_kept(town):
+    path, land = town / "vector/buildings.gpkg", shapely.box(499_000, 5_999_000, 501_000, 6_001_000)
+    data = [np.array(["house", "parcel"], object)]
+    pyogrio.raw.write(path, shapely.to_wkb([BUILDING, land]), data, ["kind"], geometry_type="Polygon", crs=UTM)
+    assert "covers all of scene s1, s2; is it the outline" in taken(town, "vector").notes["warnings"][0]
+    city = taken(town, "vector", where="kind = 'house'")
+    assert (city.where, city.notes["footprints"]) == ("kind = 'house'", 1)
+    assert not any("outline" in warning for warning in city.notes["warnings"])
+    with pytest.raises(InputError, match=r"no feature meets fetch.overrides.vector.where \(kind = 'tent'\)"):
+        taken(town, "vector", where="kind = 'tent'")
+    with pytest.raises(InputError, match="overrides.raster.where: .* holds rasters, which have no columns"):
+        taken(town, "raster", where="kind = 'house'")
 
 
 def test_no_building_anywhere_is_a_warning(town):

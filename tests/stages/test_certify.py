@@ -11,6 +11,7 @@ from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.tiles import open_cities
 from pipeline.learning.crops import to_tensors
+from pipeline.learning.decision import Decision
 from pipeline.learning.models import build_model, load_model, save_model
 from pipeline.params import parse_params
 from pipeline.robustness import sandwich
@@ -19,7 +20,10 @@ from pipeline.robustness.sandwich import SandwichBroken
 from pipeline.stages import certify
 
 CITIES = ["toyton", "dimham"]
-MODEL = {"architecture": "small_fcn", "width": 8}
+MODEL = {"architecture": "small_fcn", "width": 8, "activation": "minmax"}  # no road but smoothing certifies it
+
+
+RULE = {"temperature": 1.9, "threshold": 0.35}
 
 
 def settings(model, **changes):
@@ -56,13 +60,21 @@ def place(tmp_path_factory):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save_model(folder / "model", segmenter, {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1})
+    save_model(folder / "model", segmenter, {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1, **RULE})
     return folder
+
+
+def save_known(place, name, **model):
+    """A model folder of another architecture, its normalisation that of the tiles, untrained."""
+    torch.manual_seed(1)
+    segmenter = build_model(params.Model(**model), 3)
+    save_model(place / name, segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1, **RULE})
+    return str(place / name)
 
 
 def run(place, **changes):
     out = place / "metrics.json"
-    parameters = settings(place / "model", **changes)
+    parameters = settings(**{"model": place / "model", **changes})
     certify.run(parameters, place / "tiles", place / "models", out)
     return json.loads(out.read_text())
 
@@ -87,6 +99,20 @@ def test_sandwich_of_every_method_and_city(place):
         assert metrics[name]["lost"] == [c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]]
 
 
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [("convex", {"architecture": "small_fcn", "width": 4}), ("convex", {"architecture": "small_unet", "width": 4}),
+     ("lipschitz", {"architecture": "lipschitz", "width": 8, "group": 4})],
+)  # fmt: skip
+def test_the_deployed_model_is_certified_where_its_architecture_allows(place, monkeypatch, method, model):
+    monkeypatch.setattr(certify, "certifiable", lambda *_: pytest.fail("trained a network of its own"))
+    seen, attack = [], sandwich.attack
+    monkeypatch.setattr(sandwich, "attack", lambda target, *a: seen.append(target.segmenter) or attack(target, *a))
+    out = run(place, model=save_known(place, "deployed", **model), methods=[method])[method]
+    assert out["deployed"] is True and set(out["city"]) == set(CITIES) and "train_iou" not in out
+    assert all(d.decision == Decision(**RULE) for d in seen) and seen  # what is attacked is the map that is drawn
+
+
 def test_trained_networks_are_read_back(place, monkeypatch):
     before = run(place, methods=["lipschitz"])
 
@@ -106,7 +132,7 @@ def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monke
     match method:
         case "lipschitz":  # radii of a network believed to be 0.001-Lipschitz
             sound = sandwich.lipschitz_radii
-            monkeypatch.setattr(sandwich, "lipschitz_radii", lambda u, constant: sound(u, constant / 1000))
+            monkeypatch.setattr(sandwich, "lipschitz_radii", lambda u, constant, _: sound(u, constant / 1000))
         case "convex":  # bounds of the centre alone
 
             def centre(bounds, box, **_):
@@ -139,12 +165,3 @@ def test_a_collapse_is_seen_and_reported(place, monkeypatch):
     metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 8})
     assert metrics["convex"]["collapsed"] is True
     assert metrics["convex"]["train_budget"] == 2
-
-
-def test_a_city_without_a_building_is_drawn_as_nothing(tmp_path):
-    null, row = ({kind: value for kind in ("clean", "attacked", "certified")} for value in (None, 0.5))
-    cities = {"town": {"0.1": row, "0.2": row}, "field": {"0.1": null, "0.2": null}}
-    certify.draw_sandwich("lipschitz", cities, tmp_path / "two.svg")
-    certify.draw_comparison({"lipschitz": {"city": cities}}, 3072, tmp_path / "both.svg")
-    certify.draw_comparison({"lipschitz": {"city": {"field": cities["field"]}}}, 3072, tmp_path / "none.svg")
-    assert len(list(tmp_path.glob("*.svg"))) == 3
