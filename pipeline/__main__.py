@@ -305,6 +305,23 @@ def summary() -> None:
         console.print(f"report: {page.resolve()}")
 
 
+@app.command()
+def course(
+    topic: Annotated[str | None, typer.Argument(help="One of the topics; without it they are listed.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture TOPIC.png.")] = Path("course"),
+) -> None:
+    """The lecture to run: one topic, its numbers and a picture, within a minute on a CPU.
+
+    Example: `python -m pipeline course svm --out course`
+    """
+    from pipeline.course.topics import contents, teach
+
+    if topic is None:
+        contents()
+    else:
+        teach(topic, out)
+
+
 def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
