@@ -4,21 +4,21 @@ import torch
 from torch import nn
 
 from pipeline.course import tint
-from pipeline.course.fit import classes, fit, quality, segmenter
+from pipeline.course.encoders import with_encoder
+from pipeline.course.fit import classes, fit, quality
 from pipeline.course.lesson import Lesson, board, gallery
 from pipeline.course.towns import tiles
-from pipeline.learning.small_nets import SmallUNet
 from pipeline.params import Adversarial
 from pipeline.robustness.attacks import Target, noise, pgd
 
 
-def adversarial_example(steps: int = 150, scenes: int = 4, budget: float = 4, width: int = 12) -> Lesson:
+def adversarial_example(steps: int = 80, scenes: int = 4, budget: float = 4, size: int = 256) -> Lesson:
     """max over ‖δ‖∞ ≤ ε of L(f(x + δ), y), by δ ← clip(δ + α sign ∇L, −ε, ε) (Madry et al. 2018)."""
     torch.manual_seed(0)
     images, labels = tiles("marlstead", range(2, 2 + scenes))
-    network = segmenter(SmallUNet(3, 2, width), images, stride=4)
-    fit(network, images, labels, steps)
-    x, y = tiles("marlstead", [1], size=256)
+    network = with_encoder("lenet", images)
+    fit(network, images, labels, steps, batch=4)
+    x, y = tiles("marlstead", [1], size, size)
     target, generator = Target(network, x, y, "linf", budget / 255), torch.Generator().manual_seed(0)
     moved = {"noise": noise(target, generator), "attack": pgd(target, 20, generator=generator)}
     numbers = {"IoU, clean": quality(network, x, y)}

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from pipeline.course.fit import fit, quality, segmenter
+from pipeline.course.encoders import with_encoder
+from pipeline.course.fit import fit, quality
 from pipeline.course.lesson import Lesson, board
 from pipeline.course.towns import manifest, tiles
-from pipeline.learning.small_nets import SmallUNet
+from pipeline.learning.losses import build_loss
 
 City = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, S, S), labels (N, S, S)
 
@@ -25,13 +26,13 @@ def gap(table: torch.Tensor) -> tuple[float, float]:
     return float(table[own].mean()), float(table[~own].mean())
 
 
-def cities(steps: int = 80, scenes: int = 3, width: int = 8, count: int = 5) -> Lesson:
+def cities(steps: int = 50, scenes: int = 3, count: int = 5) -> Lesson:
     """The gap E[IoU | city seen] − E[IoU | city unseen] (stage `generalize` measures it properly, with intervals)."""
 
     def learn(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
         torch.manual_seed(0)
-        network = segmenter(SmallUNet(3, 2, width), images, stride=4)
-        fit(network, images, labels, steps)
+        network = with_encoder("lenet", images)
+        fit(network, images, labels, steps, loss=build_loss({"cross_entropy": 1, "dice": 1}), batch=4)
         return network
 
     names = list(manifest().cities)[:count]
@@ -44,7 +45,9 @@ def cities(steps: int = 80, scenes: int = 3, width: int = 8, count: int = 5) -> 
     for (row, column), value in zip(
         torch.cartesian_prod(*[torch.arange(len(names))] * 2), table.flatten(), strict=True
     ):
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black")
+        axes.text(
+            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black"
+        )
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=20)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_title("IoU: learned in (row), looked at (column)", fontsize=9)

@@ -72,9 +72,12 @@ for _name, _encoder, _settings in (("lenet", LeNet, {}), ("alexnet", AlexNet, {}
     smp.encoders.encoders[_name] = {"encoder": _encoder, "pretrained_settings": {}, "params": _settings}
 
 
-def with_encoder(name: str) -> nn.Module:
-    """The course's one segmenter: a U-Net (Ronneberger, Fischer, Brox 2015) of three levels over that encoder."""
-    return build_model(params.Model(architecture="unet", encoder=name, decoder_channels=DECODER), 3)
+def with_encoder(name: str, images: torch.Tensor) -> nn.Module:
+    """The course's one segmenter: a U-Net (Ronneberger, Fischer, Brox 2015) of three levels over that encoder, behind
+    the normalisation of the images (N, 3, H, W) it will learn from."""
+    network = build_model(params.Model(architecture="unet", encoder=name, decoder_channels=DECODER), 3)
+    network.set_normalisation(images.mean((0, 2, 3)), images.std((0, 2, 3)))
+    return network
 
 
 def encoders(steps: int = 40, scenes: int = 4, names: tuple[str, ...] = tuple(YEARS)) -> Lesson:
@@ -84,8 +87,7 @@ def encoders(steps: int = 40, scenes: int = 4, names: tuple[str, ...] = tuple(YE
     pictures, numbers = {"a scene not seen": unseen[0], "labels": truth[0]}, {}
     for name in names:
         torch.manual_seed(0)
-        network = with_encoder(name)
-        network.set_normalisation(images.mean((0, 2, 3)), images.std((0, 2, 3)))
+        network = with_encoder(name, images)
         start = time.perf_counter()
         fit(network, images, labels, steps, rate=1e-2, batch=4)
         seconds = time.perf_counter() - start

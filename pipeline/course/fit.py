@@ -8,9 +8,9 @@ from pipeline.learning.metrics import iou
 from pipeline.learning.models import Segmenter
 
 
-def segmenter(network: nn.Module, images: torch.Tensor, stride: int = 1) -> Segmenter:
+def segmenter(network: nn.Module, images: torch.Tensor) -> Segmenter:
     """A network behind the normalisation of the images (N, C, H, W) it will learn from."""
-    whole = Segmenter(network, images.shape[1], 1, stride)
+    whole = Segmenter(network, images.shape[1], 1)
     whole.set_normalisation(images.mean((0, 2, 3)), images.std((0, 2, 3)))
     return whole
 

@@ -81,7 +81,7 @@ def polytope(width: int = 20, epsilon: float = 0.15, count: int = 4000, cuts: in
     for shape, name, colour in ((outer, "outer polytope", "#009E73"), (box, "intervals", "#E69F00")):
         axes.plot(*torch.cat([shape, shape[:1]]).T, color=colour, label=name)
     axes.set_title("two logits over the ball", fontsize=9)
-    axes.legend(fontsize=7, frameon=False, loc="upper right")
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
     numbers = {
         "inputs drawn from the ball": count,
         "of these outside the polytope": int((points @ c.T < cut).any(1).sum()),
