@@ -10,8 +10,9 @@ run: .venv/installed .dvc/config.local
 	dvc repro
 	python -m pipeline summary
 
+# A process a core, one thread each: two that share a core would wait for each other.
 test: .venv/installed-test .dvc/config.local
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
 
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks
@@ -41,4 +42,4 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --constraint requirements/run.txt --extra test pyproject.toml --output-file requirements/test.txt
 
 clean:
-	rm -rf .venv .dvc/config.local .dvc/cache .dvc/tmp data/checked.txt data/scenes data/tiles models report .work
+	rm -rf .venv .dvc/config.local .dvc/cache .dvc/tmp data/checked.txt data/swept.txt data/watched data/scenes data/tiles models arrays figures report .work

@@ -28,6 +28,7 @@ BENCHMARKS = {  # name: module and arguments
     "training": "training",
     "training_2": "training --processes 2",
     "training_gpu": "training --gpu",
+    "company": "company",
     "inference": "inference",
     "inference_gpu": "inference --gpu",
     "predict": "predict throughput",

@@ -2,7 +2,8 @@
 
 Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter by the contrast of
 the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for the small FCN and U-Net trained by IBP
-at 2/255 and for Lipschitz networks, the certified, attacked and clean IoU at each radius.
+at 2/255 and for Lipschitz networks of MinMax (GroupSort 2) and of larger groups, the certified, attacked and clean IoU
+at each radius.
 """
 
 import argparse
@@ -67,8 +68,8 @@ def convex(name: str, network, steps: int, linear: bool) -> list[list]:
     return rows
 
 
-def lipschitz(steps: int, convolution: str) -> list[list]:
-    segmenter = Segmenter(LipschitzNet(3, 2, 16, convolution), 3, 1)
+def lipschitz(steps: int, convolution: str, group: int) -> list[list]:
+    segmenter = Segmenter(LipschitzNet(3, 2, 16, convolution, group), 3, 1)
     start = time.perf_counter()
     trained = train_margin(segmenter, batches(8), steps, 0.1)
     seconds = time.perf_counter() - start
@@ -80,7 +81,7 @@ def lipschitz(steps: int, convolution: str) -> list[list]:
         single = certified_iou(at_radius(prediction, radius, epsilon), labels)
         together = collective_iou(radius, prediction, labels, epsilon)
         attacked = attacked_iou(segmenter, images, labels, "l2", epsilon)
-        name = f"lipschitz {convolution} ({seconds:.0f} s)"
+        name = f"{convolution} {group} ({seconds:.0f} s)"
         rows.append([name, f"ℓ2 {epsilon:g}", single, together, attacked, clean, trained.collapsed])
     return rows
 
@@ -97,8 +98,8 @@ def main() -> None:
     if options.only in (None, "unet"):
         rows += convex("small U-Net", SmallUNet(3, 2, 16), options.steps, False)
     if options.only in (None, "lipschitz"):
-        for convolution in ("orthogonal", "aol"):
-            rows += lipschitz(options.steps, convolution)
+        for convolution, group in (("orthogonal", 2), ("orthogonal", 4), ("orthogonal", 8), ("aol", 2)):
+            rows += lipschitz(options.steps, convolution, group)
     certified = ["IBP / per pixel", "CROWN-IBP / collective"]
     table("IoU on the fixture", ["model", "radius", *certified, "attacked", "clean", "collapsed"], rows)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.no_op status | repro
 
-Both projects are copies of this one with presets/inria.yaml: 5 cities of 36 scenes, 75 MB each, as sparse files, and
+Both projects are copies of this one with the preset inria: 5 cities of 36 scenes, 75 MB each, as sparse files, and
 small stand-ins for all other outputs. Hashes are remembered by size and time of change, so the limit is that nobody
 pays for pixels again: what DVC needs for the same stages and files with nothing in them.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.ratio import report
+from pipeline.presets import full
 
 ROOT = Path(__file__).parents[1]
 SCENES, BYTES, ROUNDS = 36, 5000 * 5000 * 3, 3
@@ -27,15 +28,15 @@ SCENES, BYTES, ROUNDS = 36, 5000 * 5000 * 3, 3
 
 def project(folder: Path, size: int) -> Path:
     """A copy of the project whose stages are all done, with scenes of `size` bytes."""
-    for name in ("pipeline", "data/sources"):
+    for name in ("pipeline", "data/sources", "data/watched"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     shutil.copy(ROOT / "dvc.yaml", folder)
-    shutil.copy(ROOT / "presets/inria.yaml", folder / "params.yaml")
+    (folder / "params.yaml").write_text(full(ROOT / "presets/inria.yaml"), encoding="utf-8")
     dvc(folder, "config", "--local", "core.no_scm", "true")
     cities = yaml.safe_load((folder / "params.yaml").read_text())["fetch"]["cities"]
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
-        for out in stage.get("outs", []):
+        for out in (name if isinstance(name, str) else next(iter(name)) for name in stage.get("outs", [])):
             for city in cities:
                 made = folder / out.replace("${item.city}", city)
                 made.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def bare(params, cities) -> float:
     crops = RandomCrops(cities, train.crop, RANK, "none")
     pairs = [crops[i] for i in range(train.batch_size // WORLD)]
     images, labels = (torch.stack(part).to(on) for part in zip(*pairs, strict=True))
-    images, labels, loss = to_float(images), labels.long(), build_loss(train.loss)
+    images, labels, loss = to_float(images), labels.long(), build_loss(train.loss.model_dump())
     for step in range(STEPS + WARM):
         if step == WARM:
             start = time.perf_counter()

@@ -1,14 +1,14 @@
 """The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb that needs them."""
 
-import errno
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.errors import InputError
+from pipeline.errors import REMEDIES, InputError, refusal
 from pipeline.runs import cores, recorded
 
 app = typer.Typer(
@@ -22,7 +22,8 @@ app = typer.Typer(
 )
 
 STOPPED = 130  # the exit code after Ctrl-C
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -35,14 +36,52 @@ def load(path: Path):
     return load_params(path)
 
 
+def load_watched(path: Path):
+    """The parameters of a stage whose starting points DVC watches: they may be newer than its `check`."""
+    from pipeline.stages.check import watch
+
+    parameters = load(path)
+    watch(parameters)
+    return parameters
+
+
 @app.command()
-def check(params: ParamsFile = PARAMS) -> None:
+def preset(name: Annotated[str, typer.Argument(help="Of a file in presets/, or a path.")]) -> None:
+    """Print a whole params.yaml: the values of presets/NAME.yaml, every parameter and its unit.
+
+    Example: `python -m pipeline preset folder > params.yaml`
+    """
+    from pipeline.presets import find, full
+
+    typer.echo(full(find(name)).encode(), nl=False)  # UTF-8, whatever the terminal's is
+
+
+@app.command()
+def check(
+    params: ParamsFile = PARAMS,
+    for_dvc: Annotated[
+        bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
+    ] = False,
+) -> None:
     """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
-    load(params)
+    from pipeline.stages import check as stage
+
+    stage.run(load(params), for_dvc)
     print("every parameter is known, every value allowed")
+
+
+@app.command(hidden=True)
+def sweep(params: ParamsFile = PARAMS) -> None:
+    """Move aside tiles and folds of cities that are no longer in fetch.cities; `dvc repro` does it after tiling.
+
+    Example: `python -m pipeline sweep`
+    """
+    from pipeline.stages import check as stage
+
+    stage.sweep(load(params))
 
 
 @app.command()
@@ -78,22 +117,23 @@ def train(
     """
     from pipeline.stages import train as stage
 
-    stage.run(load(params), without)
+    stage.run(load_watched(params), without)
 
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("models/pretrained"),
-    params: ParamsFile = PARAMS,
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("pretrained"), params: ParamsFile = PARAMS
 ) -> None:
     """Learn an encoder from unlabelled tiles; start from it with train.init.
 
-    Example: `python -m pipeline pretrain --out models/pretrained`
+    Example: `python -m pipeline pretrain --out pretrained`
     """
     from pipeline.geo.tiles import open_cities
+    from pipeline.learning.pretraining import check_place
     from pipeline.learning.pretraining import pretrain as learn
 
     parameters = load(params)
+    check_place(out)
     learn(parameters, open_cities(parameters.fetch.cities), out)
 
 
@@ -104,36 +144,50 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,
 ) -> None:
-    """IoU per city over whole test scenes, with 95 % intervals and error maps.
+    """IoU per city over whole test scenes, with 95 % intervals.
 
     Example: `python -m pipeline evaluate --model models/without-tinroof --out metrics/other.json`
     """
     from pipeline.stages import evaluate as stage
 
-    figures = Path("figures") / out.stem
-    stage.run(load(params), model, tiles, out, figures)
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
 
 
 @app.command()
 def attack(params: ParamsFile = PARAMS) -> None:
-    """IoU under attack: how far can the pixels be pushed? Fails where its honesty audit does.
+    """IoU under attack: how far can the pixels be pushed? Audits its own honesty; the report fails where that did.
 
     Example: `python -m pipeline attack`
     """
     from pipeline.stages import attack as stage
 
-    stage.run(load(params))
+    stage.run(load_watched(params))
 
 
 @app.command()
-def certify(params: ParamsFile = PARAMS) -> None:
+def certify(
+    scene: Annotated[str | None, typer.Option(help="A raster: which pixels of its map are proven?")] = None,
+    method: Annotated[str | None, typer.Option(help="Of --scene; else the strongest for certify.model.")] = None,
+    radius: Annotated[float | None, typer.Option(help="Of --scene, in the unit of its norm.")] = None,
+    out: Annotated[Path, typer.Option(help="Of --scene: folder to write to.")] = Path("certified"),
+    gsd: Annotated[float | None, typer.Option(help="Of --scene: metres a pixel, without a CRS.")] = None,
+    bands: Annotated[str | None, typer.Option(help="Of --scene: 1-based bands, such as 4,3,2.")] = None,
+    value_range: Annotated[str | None, typer.Option("--range", help="Of --scene: become 0 and 255.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
     """Certified IoU: what no perturbation can do. Smoothing, convex relaxation, Lipschitz network.
 
-    Example: `python -m pipeline certify`
+    Example: `python -m pipeline certify`, or of one scene's map `python -m pipeline certify --scene town.tif`
     """
     from pipeline.stages import certify as stage
+    from pipeline.stages import certify_scene
 
-    stage.run(load(params))
+    if scene is None:
+        return stage.run(load_watched(params))
+    certify_scene.run(
+        load_watched(params), scene, out, method=method, radius=radius, gsd=gsd,
+        bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
+    )  # fmt: skip
 
 
 @app.command()
@@ -251,9 +305,29 @@ def summary() -> None:
         console.print(f"report: {page.resolve()}")
 
 
+@app.command()
+def course(
+    topic: Annotated[str | None, typer.Argument(help="One of the topics; without it they are listed.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture TOPIC.png.")] = Path("course"),
+) -> None:
+    """The lecture to run: one topic, its numbers and a picture, within a minute on a CPU.
+
+    Example: `python -m pipeline course svm --out course`
+    """
+    from pipeline.course.topics import contents, teach
+
+    if topic is None:
+        contents()
+    else:
+        teach(topic, out)
+
+
 def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  where a caller closed it
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that is not UTF-8 ends no stage whose work is done
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with recorded(sys.argv[1:]):
             if app(standalone_mode=False) == STOPPED:  # typer's whole answer to Ctrl-C
@@ -262,22 +336,22 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in REMEDIES:
             raise
-        print(
-            f"error: {error.filename or 'disk'}: {error.strerror}; make space or correct its permissions, then run "
-            "the same command again",
-            file=sys.stderr,
-        )
+        sentence = refusal(error.filename or "disk", error.errno)
+        print(f"error: {sentence}, then run the same command again", file=sys.stderr)
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        goes_on = "goes on from here" if GOES_ON & {*sys.argv[1:2]} else "begins anew"
+        print(f"stopped; {str(stop) or f'the same command {goes_on}'}", file=sys.stderr)
         sys.exit(STOPPED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()  # a usage mistake: unknown option, missing argument
+            for name in filter(os.path.exists, (a for a in sys.argv[1:] if a.startswith("-"))):
+                print(f"{name} is a file: write ./{name}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))
         raise
 

@@ -1,29 +1,41 @@
 """The typed schema of params.yaml: one class a section, one section a stage.
 
-`load_params(path)` reads the file strictly: an unknown key names its nearest known one, a wrong value names what is
-allowed, and both happen before any stage starts.
+A parameter's type, default and documentation stand here and nowhere else; its choices are told by
+its type. `pipeline/presets.py` writes the commented file. `load_params(path)` reads one strictly,
+whole or only what differs from the defaults: an unknown key names its nearest known one, a wrong
+value names what is allowed, and both happen before any stage starts.
 """
 
+import os
 import re
 import reprlib
+import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import InputError, nearest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=32, multiple_of=32)]  # pixels that every network can halve
+Overlap = Annotated[float, Field(ge=0, lt=0.9)]
+Draws = Annotated[int, Field(ge=100)]
+Group = Annotated[int, Field(ge=2, le=64)]
 Width = Annotated[int, Field(ge=1, le=1024)]  # channels of a layer
 Widths = Annotated[list[Width], Field(max_length=8)]
 GroundSampleDistance = Annotated[float, Field(ge=0.01, le=30)]  # metres
+Ordinals = Annotated[list[Count], Field(min_length=1)]
+Numbers = Annotated[list[Positive], Field(min_length=1)]
 AsList = Field(strict=False)  # of a tuple, which YAML writes as a list
 
 
-EXAMPLE = "presets/demo.yaml"  # a params.yaml with every parameter
+EXAMPLE = "what `python -m pipeline preset demo` prints"  # a params.yaml with every parameter
 
 
 class Section(BaseModel):
@@ -33,13 +45,27 @@ class Section(BaseModel):
 Parsed = TypeVar("Parsed", bound=Section)
 
 
+# A city's name is a folder, a stage of DVC's matrix, an option's value and a key beside those of the metrics.
+SIGNS = frozenset(" _-.,()&+")
+LONGEST_CITY = 100  # bytes; a file system takes 255, and temporary names are longer
+KEYS = {"all", "city", "mean", "mean_city", "mean city", "pooled", "worst_city"}
+
+
 class CityOverride(Section):
     """What a folder city's files do not say themselves."""
 
-    gsd: Positive | None = None  # metres on the ground, where the images carry no CRS
-    bands: Annotated[list[Count], Field(min_length=1)] | None = None  # 1-based, in the order red, green, blue
-    range: Annotated[tuple[float, float], AsList] | None = None  # values mapped to 0 and 255
-    building: Literal[1, 255] | None = None  # its value in label rasters; null = 255 where none holds a 1
+    gsd: Positive | None = Field(None, description="metres a pixel, where the images carry no CRS")
+    bands: Ordinals | None = Field(None, description="1-based, in the order red, green, blue; null = as tile.bands")
+    range: Annotated[tuple[float, float], AsList] | None = Field(
+        None, description="[low, high], the values mapped to 0 and 255"
+    )
+    building: Literal[1, 255] | None = Field(None, description="in label rasters (null = 255 where none holds a 1)")
+    unlabelled: Literal["background", "ignore"] | None = Field(
+        None, description="what scenes without a footprint or label are (null = background)"
+    )
+    where: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="an SQL condition: which footprints are buildings"
+    )
 
     @field_validator("range")
     @classmethod
@@ -49,18 +75,25 @@ class CityOverride(Section):
         return value
 
 
+OVERRIDES = {"folder": set(CityOverride.model_fields), "open_buildings": {"bands", "range"}}  # a source reads
+
+
 class Fetch(Section):
-    source: Literal["demo", "folder", "inria", "open_buildings"]
-    path: str  # what the source reads: its manifest, or the folder of imagery; DVC watches it
-    cities: Annotated[list[str], Field(min_length=1)]
-    scenes: Annotated[list[Count], Field(min_length=1)] | Literal["all"] = "all"  # inria, demo: their numbers
-    scene_size: Annotated[int, Field(ge=64, le=20_000)] = 640  # demo: pixels along a scene's side
-    seed: Annotated[int, Field(ge=0)] = 0
-    archive: str | None = None  # inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset folder
-    keep_archive: bool = True  # inria: keep the verified archive for the next city
-    official_split: bool = True  # inria: scenes 1-5 of a city are its test split; false = tile draws every split
-    precision: Literal[80, 85, 90] = 90  # open_buildings: per-cell confidence threshold, % precision
-    overrides: dict[str, CityOverride] = {}
+    source: Literal["demo", "folder", "inria", "open_buildings"] = Field(description="kind of source")
+    path: str = Field(description="the source's manifest, or the folder of imagery; DVC watches it")
+    cities: Annotated[list[str], Field(min_length=1)] = Field(description="names; the DVC matrix runs over them")
+    scenes: Ordinals | Literal["all"] = Field("all", description="inria (1-36), demo: numbers such as [1, 2], or all")
+    scene_size: Annotated[int, Field(ge=64, le=20_000)] = Field(640, description="demo: pixels along a scene's side")
+    seed: Whole = Field(0, description="demo: of the generator")
+    archive: str | None = Field(
+        None, description="inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset"
+    )
+    keep_archive: bool = Field(True, description="inria: keep the verified archive for the next city")
+    official_split: bool = Field(True, description="inria: scenes 1-5 of a city are its test split; false = tile draws")
+    precision: Literal[80, 85, 90] = Field(90, description="open_buildings: % precision that sets a cell's threshold")
+    overrides: dict[str, CityOverride] = Field(
+        {}, description="what a city's files do not say themselves, as CITY: {gsd: 0.3}"
+    )
 
     @field_validator("scenes", mode="wrap")
     @classmethod
@@ -72,167 +105,309 @@ class Fetch(Section):
 
     @model_validator(mode="after")
     def cities_once(self):
+        for city in self.cities:
+            check_city(city)
         twice = sorted({c for c in self.cities if self.cities.count(c) > 1})
         if twice:
             raise ValueError(f"fetch.cities names {', '.join(twice)} twice; name each city once")
-        for city in self.cities:  # each names folders, and stands between quotes in the shell command of its stage
-            if city.strip() in {"", ".", ".."} or not city.isprintable() or set(city) & set("/\\'\"$`"):
-                raise ValueError(f"fetch.cities: {city!r} cannot be a folder's name; take letters, digits, - and _")
+        known = {}
+        for city in self.cities:
+            if (other := known.setdefault(folded(city), city)) != city:
+                raise ValueError(f"fetch.cities: {other} and {city} differ by case only, one folder on some disks")
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
-            raise ValueError(f"fetch.overrides: {city} is not one of fetch.cities; did you mean {near}?")
+            raise ValueError(f"fetch.overrides: {short(city)} is not one of fetch.cities; did you mean {near}?")
+        for city, override in self.overrides.items():
+            stated = {key for key, value in override if value is not None}
+            if unread := sorted(stated - OVERRIDES.get(self.source, set())):
+                raise ValueError(f"fetch.overrides.{city}.{unread[0]}: source {self.source} reads none; take it out")
         return self
 
 
+def check_city(city: str) -> None:
+    """Raise ValueError where a city cannot be called so. Letters of any script may stand in its name."""
+    signs = [sign for sign in city if unicodedata.category(sign)[0] not in "LMN"]  # letter, mark, number
+    plain = city == city.strip() and city[:1] not in SIGNS - {"_"} and set(signs) <= SIGNS
+    if not city or not plain or len(city.encode()) > LONGEST_CITY:
+        raise ValueError(
+            f"fetch.cities: {short(city)!r} cannot be a folder's name and a stage's; take letters, digits, - and _"
+        )
+    if folded(city) in KEYS:
+        raise ValueError(f"fetch.cities: {city} means something else in the metrics; give the city another name")
+
+
+def short(name: str) -> str:
+    """A name as far as a sentence bears it."""
+    return name if len(name) <= LONGEST_CITY else f"{name[:LONGEST_CITY]}…"
+
+
+def folded(name: str) -> str:
+    """What two names that are one folder on some disks have in common."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class Tile(Section):
-    gsd: GroundSampleDistance  # metres on the ground per pixel
-    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)]  # pixels along a tile's side
-    bands: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3]
-    margin: Annotated[int, Field(ge=0)] | None = None  # pixels between blocks of a single scene; null = one tile
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.15  # share of a city's scenes
-    test: Annotated[float, Field(gt=0, lt=0.6)] = 0.2  # share of a city's scenes
-    seed: Annotated[int, Field(ge=0)] = 0
-    max_upsampling: Annotated[float, Field(ge=1)] = 1.5  # warn beyond this factor
-    all_touched: bool = False  # rasterise every pixel a footprint touches, not only covered centres
-    memory: Annotated[int, Field(ge=64)] = 512  # MB one scene's windows may hold
-    workers: Annotated[int, Field(ge=0)] = 0  # processes; 0 = one a core
+    gsd: GroundSampleDistance = Field(description="metres on the ground per pixel")
+    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = Field(description="pixels along a tile's side")
+    bands: Ordinals = Field([1, 2, 3], description="1-based bands to read, red green blue")
+    margin: Whole | None = Field(None, description="pixels between blocks of a single scene; null = one tile")
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of a city's scenes")
+    test: float = Field(0.2, gt=0, lt=0.6, description="share of a city's scenes")
+    seed: Whole = Field(0, description="of the draw of scenes")
+    max_upsampling: float = Field(1.5, ge=1, description="warn beyond this factor")
+    all_touched: bool = Field(False, description="rasterise every pixel a footprint touches, not only covered centres")
+    memory: int = Field(512, ge=64, description="MB one scene's windows may hold")
+    workers: Whole = Field(0, description="processes; 0 = one a core")
+
+
+WRITTEN = re.compile(r"models/(all|certify|folds|without-[^/]*)(/.*)?")  # by stages: DVC deletes it before they run
+
+
+def written_by_a_stage(path: str) -> bool:
+    return bool(WRITTEN.fullmatch(Path(os.path.relpath(Path(path).resolve())).as_posix()))
+
+
+def _not_written(path: str | None) -> str | None:
+    if path and written_by_a_stage(path):
+        raise ValueError("a stage writes there, and DVC deletes it first; start from a copy elsewhere (cp -r)")
+    return path
+
+
+StartingPoint = Annotated[str | None, AfterValidator(_not_written)]
+
+
+Architecture = Literal[
+    "unet", "unet++", "fpn", "deeplabv3+", "segformer", "manet", "linknet", "pspnet", "pan", "upernet",
+    "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
+    "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
+]  # fmt: skip
 
 
 class Model(Section):
-    architecture: Literal[
-        "unet", "unet++", "fpn", "deeplabv3+", "segformer", "manet", "linknet", "pspnet", "pan", "upernet",
-        "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
-        "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
-    ]  # fmt: skip
-    encoder: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "resnet18"  # any encoder of segmentation-models-pytorch
-    encoder_weights: str | None = None  # null, imagenet, or a file of weights (changed? dvc repro -f train)
-    decoder_channels: Widths | None = None  # unet, unet++, manet: widths from deep to shallow; null = their own
-    classes: Annotated[int, Field(ge=1, le=254)] = 1  # kinds of foreground, background not counted
-    activation: Literal["relu", "minmax"] = "relu"
-    width: Width = 32  # channels of window_cnn, small_fcn, small_unet and lipschitz
+    architecture: Architecture = Field(
+        description="the network; linear and window_cnn are baselines, the last three certifiable"
+    )
+    encoder: str = Field("resnet18", pattern=r"^[\w.-]+$", description="any encoder of segmentation-models-pytorch")
+    encoder_weights: StartingPoint = Field(None, description="null, imagenet, or a file of weights")
+    decoder_channels: Widths | None = Field(
+        None, description="unet, unet++, manet: widths from deep to shallow; null = their own"
+    )
+    classes: int = Field(1, ge=1, le=254, description="kinds of foreground, background not counted")
+    activation: Literal["relu", "minmax"] = Field("relu", description="after the layers")
+    width: Width = Field(32, description="channels of window_cnn, small_fcn, small_unet and lipschitz")
+    group: Group = Field(2, description="lipschitz: channels that GroupSort sorts together; 2 = MinMax")
 
 
 class Adversarial(Section):
-    method: Literal["none", "pgd", "trades", "fast", "free"] = "none"
-    norm: Literal["linf", "l2"] = "linf"
-    epsilon: Annotated[float, Field(ge=0)] = 4  # linf: budget in 1/255; l2: in units of the pixel range [0,1]
-    steps: Count = 5  # gradient steps a batch
-    beta: Positive = 6  # trades: weight of the KL term
-    warmup: Share = 0  # share of training over which ε grows from 0
+    method: Literal["none", "pgd", "trades", "fast", "free"] = Field("none", description="how a batch is attacked")
+    norm: Literal["linf", "l2"] = Field("linf", description="of the budget")
+    epsilon: Weight = Field(4, description="linf: budget in 1/255; l2: in units of the pixel range [0,1]")
+    steps: Count = Field(5, description="gradient steps a batch")
+    beta: Positive = Field(6, description="trades: weight of the KL term")
+    warmup: Share = Field(0, description="share of training over which ε grows from 0")
+
+
+class Loss(Section):
+    cross_entropy: Weight = Field(0, description="mean over pixels")
+    dice: Weight = Field(0, description="1 − F1 of the batch, softly")
+    focal: Weight = Field(0, description="cross-entropy of hard pixels")
+    lovasz: Weight = Field(0, description="1 − IoU of the batch, softly")
+    hinge: Weight = Field(0, description="of a linear SVM")
+
+    @model_validator(mode="after")
+    def something_to_learn_from(self):
+        if not any(self.model_dump().values()):
+            raise ValueError("train.loss: every weight is 0; give one of " + ", ".join(type(self).model_fields))
+        return self
 
 
 class Train(Section):
-    model: Model
-    init: str | None = None  # a model folder to start from: a clean, robust or pre-trained one
-    loss: dict[Literal["cross_entropy", "dice", "focal", "lovasz", "hinge"], Positive] = Field(min_length=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    momentum: Share = 0.9
-    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
-    epochs: Count
-    steps_per_epoch: Count  # batches an epoch
-    batch_size: Count  # crops a step, over all processes
-    crop: Annotated[int, Field(ge=32, multiple_of=32)]  # pixels along a training crop's side
-    clip_gradient: Annotated[float, Field(ge=0)] = 1.0  # ℓ2 norm; 0 = off
-    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation IoU before stopping; 0 = never
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0  # decay a step of the averaged weights; 0 = off
-    city_weighting: Literal["even", "root", "area"] = "even"
-    augment: Literal["none", "flips", "standard", "strong"] = "standard"
-    noise: Annotated[float, Field(ge=0)] = 0  # σ of Gaussian noise, in units of the pixel range [0,1]
-    adversarial: Adversarial = Adversarial()
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes; 0 = a thread of the trainer
-    seed: Annotated[int, Field(ge=0)] = 0
+    model: Model = Field(description="the network")
+    init: StartingPoint = Field(None, description="a model folder to start from: a clean, robust or pre-trained one")
+    loss: Loss = Field(description="weights of a sum; 0 = off")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="of the weights")
+    learning_rate: Positive = Field(1e-3, description="the highest of the schedule")
+    weight_decay: Weight = Field(1e-4, description="ℓ2 pull on the weights")
+    momentum: Share = Field(0.9, description="sgd only")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field("one_cycle", description="of the learning rate")
+    epochs: Count = Field(description="passes; validation IoU is measured after each")
+    steps_per_epoch: Count = Field(description="batches an epoch")
+    batch_size: Count = Field(description="crops a step, over all processes")
+    crop: Side = Field(description="pixels along a training crop's side")
+    clip_gradient: Weight = Field(1.0, description="ℓ2 norm; 0 = off")
+    patience: Whole = Field(0, description="epochs without a better validation IoU before stopping; 0 = never")
+    ema: float = Field(0, ge=0, lt=1, description="decay a step of the averaged weights; 0 = off")
+    city_weighting: Literal["even", "root", "area"] = Field(
+        "even", description="a city's share of crops, alike or by its area"
+    )
+    augment: Literal["none", "flips", "standard", "strong"] = Field("standard", description="how crops are varied")
+    noise: Weight = Field(0, description="σ of Gaussian noise, in units of the pixel range [0,1]")
+    adversarial: Adversarial = Field(Adversarial(), description="training on attacked batches")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
+    compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
+    workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    seed: Whole = Field(0, description="of weights, crops and noise")
 
 
 class Evaluate(Section):
-    split: Literal["test", "validation", "train"] = "test"
-    window: Annotated[int, Field(ge=32, multiple_of=32)] = 512  # pixels along an inference window's side
-    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25  # share of a window
-    batch_size: Count = 4
-    augment: bool = False  # average over the eight flips and turns
-    bootstrap: Annotated[int, Field(ge=100)] = 2000  # draws for the 95 % intervals
-    block: Annotated[int, Field(ge=64)] = 256  # least pixels of a bootstrap block where a city has one test scene
-    boundary: Positive | None = 1.5  # metres, thickness of the boundary IoU's edges; null = 2 % of the image's diagonal
-    size_bins: list[Positive] = [50, 150, 500]  # m², edges between building sizes
+    split: Literal["test", "validation", "train"] = Field("test", description="whose scenes are measured")
+    window: Side = Field(512, description="pixels along an inference window's side")
+    overlap: Overlap = Field(0.25, description="share of a window")
+    batch_size: Count = Field(4, description="windows a forward pass")
+    augment: bool = Field(False, description="average over the eight flips and turns")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    block: int = Field(256, ge=64, description="least pixels of a block where a city has one test scene")
+    boundary: Positive | None = Field(
+        1.5, description="metres, thickness of the boundary IoU's edges; null = 2 % of the image's diagonal"
+    )
+    size_bins: Numbers = Field([50, 150, 500], description="m², edges between building sizes")
+
+    @field_validator("size_bins")
+    @classmethod
+    def rising(cls, edges):
+        if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+            raise ValueError(f"sizes must rise from bin to bin; write {sorted(set(edges))}")
+        return edges
+
+
+AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see robustness/methods.py
 
 
 class Attack(Section):
-    model: str = "models/all"
-    tiles: Annotated[int, Field(ge=1)] = 8  # tiles a city, drawn from the test split; fewer than eight say little
-    linf: list[Positive] = [0.5, 1, 2]  # budgets in 1/255; the audit adds the reference and 32
-    l2: list[Positive] = []  # budgets in pixel units of the [0,1] range
-    methods: list[Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd"]] = ["fgsm", "pgd", "segpgd", "cospgd", "apgd"]
-    steps: Count = 8  # gradients of pgd, segpgd, cospgd
-    apgd_steps: Count = 8  # gradients of each apgd loss
-    restarts: Count = 1  # random starts of each pgd and apgd; the best counts
-    batch_size: Count = 8
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    targeted: Annotated[float, Field(ge=0)] = 8  # 1/255, the ℓ∞ budget that erases and invents buildings; 0 = off
-    universal: bool = True
-    patch: Annotated[int, Field(ge=0)] = 32  # pixels along a patch's side; 0 = off
-    transfer: str | None = None  # another model's folder, not watched by DVC; null = a noisy, tuned copy
-    halving: bool = True  # bisect the budget that halves a city's IoU
-    reference: Positive = 1  # 1/255, the ℓ∞ budget of the audit and all but the main attacks
-    seed: Annotated[int, Field(ge=0)] = 0
+    model: str = Field("models/all", description="the model folder that is attacked")
+    tiles: Count = Field(8, description="tiles a city, of the test split; fewer than eight say little")
+    crop: int = Field(64, ge=16, multiple_of=16, description="pixels along an attacked tile's side, at most tile.size")
+    linf: list[Positive] = Field([0.5, 1, 2], description="budgets in 1/255; the audit adds the reference and 32")
+    l2: list[Positive] = Field([], description="budgets in pixel units of the [0,1] range")
+    methods: list[AttackMethod] = Field([*get_args(AttackMethod)], description="whose worst case is taken")
+    steps: Count = Field(5, description="gradients of pgd, segpgd, cospgd")
+    apgd_steps: Count = Field(5, description="gradients of each apgd loss")
+    soft_iou_steps: Count = Field(36, description="gradients of soft_iou, the strongest: the first to raise")
+    restarts: Count = Field(1, description="random starts of each pgd and apgd; the best counts")
+    batch_size: Count = Field(8, description="tiles attacked at once")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the arithmetic")
+    targeted: Weight = Field(8, description="1/255, the ℓ∞ budget that erases and invents buildings; 0 = off")
+    universal: bool = Field(True, description="one perturbation for a whole city, and its transfer")
+    patch: Whole = Field(32, description="pixels along a patch's side; 0 = off")
+    transfer: str | None = Field(None, description="another model's folder; null = a noisy, tuned copy")
+    halving: bool = Field(True, description="bisect the budget that halves a city's IoU")
+    reference: Positive = Field(1, description="1/255, the ℓ∞ budget of the audit and all but the main attacks")
+    seed: Whole = Field(0, description="of tiles and starts")
 
 
-class Smoothing(Section):
-    sigma: Annotated[list[Positive], Field(min_length=1)] = [0.05]  # noise σ, pixel range [0,1]
-    n0: Count = 8  # samples that vote a class
-    n: Count = 64  # samples that certify it
-    tau: Annotated[float, Field(gt=0.5, lt=1)] = 0.75
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001  # family-wise error a tile
-    correction: Literal["holm", "bonferroni"] = "holm"
-    batch_size: Count = 16
+class Certificate(Section):
+    """A road to a certificate: what it is called, the norm of its radii, and what it certifies, here and nowhere else.
+
+    A new one is a section here and in METHODS, its rows in pipeline/robustness/sandwich.py, and, where it needs a
+    network of its own, its training in pipeline/stages/certify.py.
+    """
+
+    title: ClassVar[str]
+    norm: ClassVar[Literal["linf", "l2"]]
+    delivered: ClassVar[str] = "the delivered model"
+    own: ClassVar[str] = ""  # the network trained for it where certify.model is of another architecture
+    architectures: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        """Whether it can certify such a model as it is deployed."""
+        return model.architecture in cls.architectures
+
+    @classmethod
+    def whose(cls, deployed: bool) -> str:
+        """The model that is certified, in words."""
+        return cls.delivered if deployed or not cls.own else cls.own
 
 
-class Convex(Section):
-    radii: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1, 2]  # ℓ∞, 1/255
-    train_epsilon: Positive = 2  # 1/255, the budget of IBP training
-    steps: Count = 300
-    width: Width = 16
-    architecture: Literal["small_fcn", "small_unet"] = "small_fcn"
-    chunk: Count = 256  # backward CROWN passes held at once: bounds the memory
+class Smoothing(Certificate):
+    title: ClassVar[str] = "Randomised smoothing"
+    norm: ClassVar[str] = "l2"
+    delivered: ClassVar[str] = "the smoothed model, a majority vote under noise"
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        return True
+
+    sigma: Numbers = Field([0.05], description="noise σ, pixel range [0,1]")
+    n0: Count = Field(8, description="samples that vote a class")
+    n: Count = Field(64, description="samples that certify it")
+    tau: float = Field(0.75, gt=0.5, lt=1, description="share of samples that must agree; radius σ·Φ⁻¹(τ)")
+    alpha: float = Field(0.001, gt=0, lt=1, description="family-wise error a tile")
+    correction: Literal["holm", "bonferroni"] = Field("holm", description="over pixels")
+    batch_size: Count = Field(16, description="samples a forward pass: bounds the memory")
 
 
-class LipschitzNet(Section):
-    radii: Annotated[list[Positive], Field(min_length=1)] = [0.05, 0.1, 0.3]  # ℓ2, pixel range [0,1]
-    steps: Count = 400
-    width: Width = 16
-    margin: Positive = 0.1  # ℓ2 radius the hinge asks for
+class Convex(Certificate):
+    title: ClassVar[str] = "Convex relaxation"
+    norm: ClassVar[str] = "linf"
+    own: ClassVar[str] = "a small network trained with interval bounds"
+    architectures: ClassVar[tuple[str, ...]] = ("small_fcn", "small_unet")
+
+    @classmethod
+    def certifies(cls, model: "Model") -> bool:
+        return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
+
+    radii: Numbers = Field([0.5, 1, 2], description="ℓ∞, 1/255")
+    train_epsilon: Positive = Field(2, description="1/255, the budget of IBP training")
+    steps: Count = Field(300, description="batches of IBP training")
+    width: Width = Field(16, description="channels of the certifiable network")
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the certifiable network")
+    chunk: Count = Field(256, description="backward CROWN passes held at once: bounds the memory")
+
+
+class LipschitzNet(Certificate):
+    title: ClassVar[str] = "Lipschitz network"
+    norm: ClassVar[str] = "l2"
+    own: ClassVar[str] = "a small 1-Lipschitz network"
+    architectures: ClassVar[tuple[str, ...]] = ("lipschitz",)
+
+    radii: Numbers = Field([0.05, 0.1, 0.3], description="ℓ2, pixel range [0,1]")
+    steps: Count = Field(400, description="batches of hinge training")
+    width: Width = Field(16, description="channels of the 1-Lipschitz network")
+    margin: Positive = Field(0.1, description="ℓ2 radius the hinge asks for")
+    group: Group = Field(2, description="channels that GroupSort sorts together; 2 = MinMax")
+
+
+METHODS: dict[str, type[Certificate]] = {"smoothing": Smoothing, "convex": Convex, "lipschitz": LipschitzNet}
+UNITS = {"linf": "ℓ∞, 1/255", "l2": "ℓ2, pixel range [0,1]"}  # of a certificate's radii
 
 
 class Certify(Section):
-    model: str = "models/all"
-    methods: list[Literal["smoothing", "convex", "lipschitz"]] = ["smoothing", "convex", "lipschitz"]
-    tiles: Count = 8  # tiles a city
-    crop: Annotated[int, Field(ge=16, multiple_of=16)] = 64  # pixels along the certified crop's side
-    attack_steps: Count = 20  # PGD gradients of the attacked IoU beside each certificate
-    smoothing: Smoothing = Smoothing()
-    convex: Convex = Convex()
-    lipschitz: LipschitzNet = LipschitzNet()
-    seed: Annotated[int, Field(ge=0)] = 0
+    model: str = Field(
+        "models/all", description="the model folder certified, by every method that its architecture allows"
+    )
+    methods: list[Literal[*METHODS]] = Field([*METHODS], description="roads to a certificate")
+    tiles: Count = Field(8, description="tiles a city")
+    crop: int = Field(64, ge=16, multiple_of=16, description="pixels along the certified crop's side")
+    attack_steps: Count = Field(20, description="PGD gradients of the attacked IoU beside each certificate")
+    smoothing: Smoothing = Field(Smoothing(), description="a majority vote under noise")
+    convex: Convex = Field(Convex(), description="interval and linear bounds of a small network")
+    lipschitz: LipschitzNet = Field(LipschitzNet(), description="a network that bounds itself")
+    seed: Whole = Field(0, description="of tiles, training and noise")
+
+
+Adaptation = Literal["none", "histogram", "fda", "adabn", "entropy", "self_training"]
+Start = Literal["random", "imagenet", "self_supervised", "other_cities"]
 
 
 class Generalize(Section):
-    epochs: Annotated[int, Field(ge=1)] | None = None  # of a fold's model; null = as train.epochs
-    single_city: bool = False  # also train one model a city
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
-    bootstrap: Annotated[int, Field(ge=100)] = 2000
-    corruptions: bool = True
-    corruption_tiles: Count = 4  # tiles a city a corruption is measured on
-    adaptation: list[Literal["none", "histogram", "fda", "adabn", "entropy", "self_training"]] = [
-        "none", "histogram", "fda", "adabn",
-    ]  # fmt: skip
-    adaptation_tiles: Count = 32  # unlabelled tiles of the new city an adaptation sees
-    adaptation_steps: Count = 20  # batches of entropy and self_training
-    attack_steps: Annotated[int, Field(ge=0)] = 5  # PGD gradients on the held-out city's tiles; 0 = off
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = []  # shares of training scenes; empty = off
-    initialisations: list[Literal["random", "imagenet", "self_supervised", "other_cities"]] = ["random"]
-    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Count | None = Field(None, description="of a fold's model; null = as train.epochs")
+    single_city: bool = Field(False, description="also train one model a city")
+    seeds: Annotated[list[Whole], Field(min_length=1)] = Field(
+        [0], description="one whole experiment each; several give mean and spread"
+    )
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    corruptions: bool = Field(True, description="measure the frozen table of corruptions")
+    corruption_tiles: Count = Field(4, description="tiles a city a corruption is measured on")
+    adaptation: list[Adaptation] = Field(["none", "histogram", "fda", "adabn"], description="to the new city")
+    adaptation_tiles: Count = Field(32, description="unlabelled tiles of the new city an adaptation sees")
+    adaptation_steps: Count = Field(20, description="batches of entropy and self_training")
+    attack_steps: Whole = Field(5, description="PGD gradients on the held-out city's tiles; 0 = off")
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [], description="shares of training scenes; empty = off"
+    )
+    initialisations: list[Start] = Field(["random"], description="of the curve over fractions")
+    seed: Whole = Field(0, description="of tiles and draws")
 
     @field_validator("seeds", "fractions", "initialisations", "adaptation")
     @classmethod
@@ -243,47 +418,51 @@ class Generalize(Section):
 
 
 class Pretrain(Section):
-    steps: Count = 300  # batches
-    batch_size: Count = 8
-    crop: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # pixels along a crop's side
-    tiles: Count = 64  # unlabelled crops a city
-    square: Count = 16  # pixels along a hidden square's side
-    hidden: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of squares hidden
-    learning_rate: Positive = 1e-3
-    seed: Annotated[int, Field(ge=0)] = 0
+    steps: Count = Field(300, description="batches")
+    batch_size: Count = Field(8, description="crops a step")
+    crop: Side = Field(128, description="pixels along a crop's side")
+    tiles: Count = Field(64, description="unlabelled crops a city")
+    square: Count = Field(16, description="pixels along a hidden square's side")
+    hidden: float = Field(0.5, gt=0, lt=1, description="share of squares hidden")
+    learning_rate: Positive = Field(1e-3, description="the highest of the schedule")
+    seed: Whole = Field(0, description="of weights and crops")
 
 
 class Report(Section):
-    title: str = "Buildings from the air"
-    scenes: Count | None = 5  # scenes a city in the viewer; null = all
-    image_side: Annotated[int, Field(ge=64)] = 640  # pixels of a viewer image's longer side
+    title: str = Field("Buildings from the air", description="the headline")
+    scenes: Count | None = Field(5, description="scenes a city in the viewer; null = all")
+    image_side: int = Field(640, ge=64, description="pixels of a viewer image's longer side")
 
 
 class Predict(Section):
-    window: Annotated[int, Field(ge=32, multiple_of=32)] = 512
-    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25
-    batch_size: Count = 4
-    augment: bool = False  # average over the eight flips and turns
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None  # null = the model card's, from validation
-    probability: bool = False  # also write calibrated probabilities
-    uncertainty: bool = False  # also write the deviation over the eight flips and turns; implies augment
-    polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = "gpkg"
-    min_area: Annotated[float, Field(ge=0)] = 10  # m², smaller polygons are dropped
-    simplify: Annotated[float, Field(ge=0)] = 0  # metres
-    square: bool = False  # right angles
+    window: Side = Field(512, description="pixels along an inference window's side")
+    overlap: Overlap = Field(0.25, description="share of a window")
+    batch_size: Count = Field(4, description="windows a forward pass")
+    augment: bool = Field(False, description="average over the eight flips and turns")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="null = the model card's, from validation"
+    )
+    probability: bool = Field(False, description="also write calibrated probabilities")
+    uncertainty: bool = Field(
+        False, description="also write the deviation over the eight flips and turns; implies augment"
+    )
+    polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
+    min_area: Weight = Field(10, description="m², smaller polygons are dropped")
+    simplify: Weight = Field(0, description="metres an outline may move")
+    square: bool = Field(False, description="outlines at right angles")
 
 
 class Params(Section):
-    fetch: Fetch
-    tile: Tile
-    train: Train
-    evaluate: Evaluate = Evaluate()
-    attack: Attack = Attack()
-    certify: Certify = Certify()
-    generalize: Generalize = Generalize()
-    pretrain: Pretrain = Pretrain()
-    report: Report = Report()
-    predict: Predict = Predict()
+    fetch: Fetch = Field(description="where the imagery comes from")
+    tile: Tile = Field(description="one ground sample distance, labels on the grid, splits")
+    train: Train = Field(description="the segmenter and how it learns")
+    evaluate: Evaluate = Field(Evaluate(), description="IoU per city over whole scenes")
+    attack: Attack = Field(Attack(), description="IoU under attack")
+    certify: Certify = Field(Certify(), description="certified IoU")
+    generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
+    pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
+    report: Report = Field(Report(), description="the page")
+    predict: Predict = Field(Predict(), description="defaults of the predict verb")
 
 
 class OnlyPredict(Section, extra="ignore"):
@@ -303,15 +482,24 @@ def _known_keys(section: type[Section], location: tuple) -> list[str]:
     return list(kind.model_fields)
 
 
+def _quoted(value: object) -> str:
+    """The remedy where YAML took a name for something else: NO and on for a truth, 2024 for a number."""
+    if value is None or isinstance(value, dict | list):
+        return ""
+    return f'; quote it, "{("NO", "YES")[value] if isinstance(value, bool) else value}", if it is a name'
+
+
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
-    key = ".".join(" ".join(str(part).split()) for part in error["loc"])
+    key = ".".join(short(" ".join(str(part).split())) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = nearest(str(error["loc"][-1]), _known_keys(section, error["loc"]))
         return f"{path}: unknown parameter {key}; did you mean {near}?"
     if error["type"] == "missing":
-        return f"{path}: parameter {key} is missing; {example} shows every one"
+        return f"{path}: parameter {key} is missing; see {example}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "it must")
     message = message.replace("List should have", "it must have").replace(" after validation", "")
+    if error["type"] == "string_type":
+        message += _quoted(error["input"])
     if message.startswith(key):  # it says itself what it is about
         return f"{path}: {message}"
     return f"{path}: {key} is {reprlib.repr(error['input'])}, but {message}"
@@ -349,7 +537,7 @@ def load_section(section: type[Parsed], path: str | Path, example: str) -> Parse
     try:
         data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); an example is {example}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); see {example}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such day, too many digits
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_section(section, data, path, example)

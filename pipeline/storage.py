@@ -110,6 +110,12 @@ def write_json(path: str | Path, data: object) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits that change when any part (JSON-able) changes."""
     text = json.dumps(parts, sort_keys=True, default=str)

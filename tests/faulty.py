@@ -17,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.params import load_params
+
 ROOT = Path(__file__).parents[1]
 GROWING = {"os.mkdir"}  # with `open` for writing: what a full disk refuses
 CHANGING = GROWING | {"os.rename", "os.remove", "os.rmdir", "os.truncate"}
@@ -89,14 +91,15 @@ IMPORTED = [
 
 def tiny() -> dict:
     """tests/tiny.yaml, tinier: two cities, a network of a few hundred weights."""
-    params = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    params = load_params(ROOT / "tests/tiny.yaml").model_dump(mode="json")
     params["fetch"] |= {"cities": CITIES, "scene_size": 128}
     params["tile"] |= {"size": 32}
     params["train"]["model"] |= {"architecture": "small_fcn", "width": 4}
     params["train"] |= {"epochs": 3, "steps_per_epoch": 8, "batch_size": 4, "crop": 32, "learning_rate": 0.01}
     params["train"] |= {"augment": "flips"}
     params["evaluate"] |= {"window": 64, "bootstrap": 100}
-    params["attack"] |= {"tiles": 1, "linf": [1], "steps": 4, "apgd_steps": 2, "patch": 8, "halving": False}
+    params["attack"] |= {"tiles": 1, "linf": [1], "patch": 8, "halving": False}
+    params["attack"] |= {"steps": 4, "apgd_steps": 2, "soft_iou_steps": 4}
     params["certify"] |= {"attack_steps": 1}
     params["certify"]["convex"] |= {"steps": 2, "width": 4, "radii": [1]}
     params["certify"]["lipschitz"] |= {"steps": 2, "width": 4, "radii": [0.1]}

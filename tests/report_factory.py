@@ -59,14 +59,14 @@ def train(root: Path, level: dict, random) -> dict:
 def evaluate(root: Path, level: dict, random) -> dict:
     scores, curve = [], []
     for city, iou in level.items():
-        (root / "figures/evaluate/maps" / city).mkdir(parents=True)
+        (root / "arrays/evaluate/maps" / city).mkdir(parents=True)
         for i, better in ((4, -0.05), (5, 0.05)):
-            pictures(root / "figures/evaluate/maps" / city, f"{city}-{i}", random)
+            pictures(root / "arrays/evaluate/maps" / city, f"{city}-{i}", random)
             scores.append({"city": city, "scene": f"{city}-{i}", "iou": iou + better})
         curve += [{"city": city, "recall": r / 20, "precision": 1 - (1 - iou) * (r / 20) ** 2} for r in range(21)]
-    write(root / "figures/evaluate/scenes.json", scores)
-    write(root / "figures/evaluate/precision_recall.json", curve)
-    write(root / "figures/evaluate/reliability.json", [
+    write(root / "arrays/evaluate/scenes.json", scores)
+    write(root / "arrays/evaluate/precision_recall.json", curve)
+    write(root / "arrays/evaluate/reliability.json", [
         {"probability": p / 10, "frequency": (p / 10) ** 1.3, "pixels": 100} for p in range(11)
     ])  # fmt: skip
     sizes = ("0-50", "50-150", "150-500", "500+")
@@ -79,24 +79,28 @@ def evaluate(root: Path, level: dict, random) -> dict:
 
 
 def pictures(folder: Path, scene: str, random) -> None:
-    """A photograph of bright blocks, its truth, and a probability that misses some of them."""
+    """A photograph of bright blocks, their labels, and a map that misses some of them."""
     truth = np.zeros((SIDE, SIDE), np.uint8)
     probability = np.full((SIDE, SIDE), 20, np.uint8)
     for top, left in random.integers(0, SIDE - 30, (25, 2)):
-        truth[top : top + 18, left : left + 24] = 255
+        truth[top : top + 18, left : left + 24] = 1
         shift = random.integers(-4, 5)
         probability[top : top + 18, max(0, left + shift) : left + 24] = random.integers(90, 255)
-    photo = random.integers(60, 110, (SIDE, SIDE, 3)) + truth[..., None] // 3
-    for name, picture in (("image", photo.astype(np.uint8)), ("truth", truth), ("probability", probability)):
-        Image.fromarray(picture).save(folder / f"{scene}.{name}.jpg", quality=88)
+    photo = random.integers(60, 110, (SIDE, SIDE, 3)) + 85 * truth[..., None]
+    Image.fromarray(photo.astype(np.uint8)).save(folder / f"{scene}.image.jpg", quality=88)
+    prediction = (probability > 127).astype(np.uint8)
+    for name, exact in (("label", truth), ("prediction", prediction), ("confidence", probability)):
+        Image.fromarray(exact).save(folder / f"{scene}.{name}.png")
 
 
 def attack(root: Path, level: dict, random) -> dict:
     budgets, names = ("0.5", "1", "2"), ("fgsm", "pgd", "segpgd", "cospgd", "apgd")
-    (root / "figures/attack").mkdir(parents=True)
+    (root / "arrays/attack").mkdir(parents=True)
     cities = {}
     for city, iou in level.items():
-        Image.fromarray(random.integers(0, 255, (60, 240, 3), np.uint8)).save(root / f"figures/attack/{city}.png")
+        image, label = random.random((3, 64, 64)), random.integers(0, 2, (64, 64))
+        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label}
+        np.savez(root / f"arrays/attack/{city}.npz", **shown)
         cities[city] = {
             "linf": {
                 b: {"clean": iou, "noise": iou - 0.01, **{n: iou / (1 + float(b) + k / 5) for k, n in enumerate(names)},

@@ -12,8 +12,8 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage", "runs"}, {"params", "console", "colours"}, {"geo"}, {"sources", "learning"},
-    {"robustness", "generalization", "prediction"}, {"report"}, {"stages"}, {"__init__", "__main__"},
+    {"errors", "storage", "runs"}, {"params", "presets", "console"}, {"geo"}, {"sources", "learning"},
+    {"robustness", "generalization", "prediction"}, {"report"}, {"course"}, {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 
@@ -73,15 +73,37 @@ def test_only_one_module_knows_albumentations():
 # How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
 PLUMBING = {ROOT / "pipeline" / f"{name}.py" for name in ("console", "errors", "params", "runs", "storage")}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-CHECK = STAGES.pop("check")  # computes nothing: it has neither section nor module
+CHECK, SWEEP = STAGES.pop("check"), STAGES.pop("sweep")  # they compute nothing and have no section
 
 
 def test_every_parameter_is_checked_before_the_first_stage():
     """Whatever is edited in params.yaml: a stage watches single keys, and a misspelt one is none of them."""
-    (out,) = CHECK["outs"]
-    assert CHECK["params"] == [{"params.yaml": None}] and CHECK["cmd"].endswith(f"pipeline check > {out}")
-    for name in ("fetch", "train"):  # train is the first where there is no city
-        assert out in STAGES[name]["deps"]
+    ((out, how),) = CHECK["outs"][0].items()
+    assert CHECK["params"] == [{"params.yaml": None}] and CHECK["cmd"].endswith(f"pipeline check --for-dvc > {out}")
+    assert how == {"cache": False}  # from the cache it would come without its links
+    for stage in (STAGES["fetch"], SWEEP):  # sweep is the first where there is no city
+        assert out in stage["deps"]
+
+
+def test_no_stage_hashes_what_only_one_machine_has():
+    """Folders of cities are hashed as a whole after sweep has run, and models/ holds the user's own models too."""
+    for name, stage in STAGES.items():
+        assert not {"models", "data/scenes"} & {*stage["deps"]}, name
+    for name in ("train", "holdout"):  # all others wait for models/all
+        assert {*SWEEP["outs"]} <= {*STAGES[name]["deps"]}
+
+
+def test_a_plot_named_by_its_path_is_an_output_as_a_whole():
+    """Inside one DVC asks the cache, which a clone lacks before the stage has run, and ends every experiment there."""
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    outs = {out for stage in STAGES.values() for out in stage.get("outs", []) if isinstance(out, str)}
+    assert {plot for plot in plots if isinstance(plot, str)} <= outs
+
+
+def test_what_a_stage_starts_from_is_watched():
+    for name, watched in {"train": "train", "holdout": "train", "attack": "attack", "certify": "certify"}.items():
+        assert f"data/watched/{watched}" in STAGES[name]["deps"]
+        assert (ROOT / "data/watched" / watched / "README.md").exists()  # else DVC misses the folder in a clone
 
 
 @pytest.mark.parametrize("name", STAGES)

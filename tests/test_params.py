@@ -9,11 +9,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import __main__ as main
 from pipeline.errors import InputError
-from pipeline.params import Model, Params, Section, load_params, parse_params
+from pipeline.params import CityOverride, Fetch, Model, Params, Section, load_params, parse_params
+from pipeline.presets import find, full
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return path.stem
 
 
 def change(**sections) -> dict:
@@ -23,27 +29,85 @@ def change(**sections) -> dict:
     return data
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
-def test_presets_are_complete_and_every_line_has_its_comment(preset):
-    params = load_params(preset)
-    assert params.fetch.source == preset.stem
-    written = yaml.safe_load(preset.read_text())
+def fields(section=Params, path=""):
+    """Every key of the schema with its pydantic field, those of sections inside and of a city's override too."""
+    for name, field in section.model_fields.items():
+        yield path + name, field
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from fields(kind, f"{path}{name}.")
 
-    def missing(model, data, path=""):
-        for name in type(model).model_fields:
-            yield from [path + name] if name not in data else []
-            value = getattr(model, name)
-            if isinstance(value, Section) and name in data:
-                yield from missing(value, data[name], f"{path}{name}.")
 
-    assert not list(missing(params, written))
-    for line in preset.read_text().splitlines():
-        assert not line.strip() or "#" in line or re.fullmatch(r"[\w ]+:", line), line
+@pytest.mark.parametrize(("key", "field"), [*fields()], ids=[key for key, _ in fields()])
+def test_every_parameter_is_documented(key, field):
+    assert field.description
+
+
+@pytest.mark.parametrize("path", [*PRESETS, ROOT / "benchmarks/real_cities.yaml", ROOT / "tests/tiny.yaml"], ids=name)
+def test_a_preset_says_only_what_differs_and_what_for(path):
+    params, said = load_params(path), yaml.safe_load(path.read_text())
+    assert re.match(r"# .*(minutes|hours|day).*\n", path.read_text())
+
+    def repeated(section, values, prefix=""):
+        for key, value in values.items():
+            if isinstance(now := getattr(section, key), Section):
+                yield from repeated(now, value, f"{prefix}{key}.")
+            elif now == type(section).model_fields[key].default:
+                yield prefix + key
+
+    assert not list(repeated(params, said))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=name)
+def test_the_whole_file_of_a_preset_has_every_parameter_and_the_same_values(path):
+    written = yaml.safe_load(full(path))
+    assert parse_params(written) == load_params(path)
+
+    def keys(values, prefix=""):
+        for key, value in values.items():
+            yield prefix + key
+            yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ()
+
+    assert set(keys(written)) == {key for key, _ in fields() if not key.startswith("fetch.overrides.")}
+
+
+def test_the_params_yaml_of_the_repository_is_the_demo(capfdbinary, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    main.preset("demo")
+    assert capfdbinary.readouterr().out == (ROOT / "params.yaml").read_bytes()
 
 
 def test_there_is_a_preset_for_every_source():
-    assert {p.stem for p in PRESETS} == {"demo", "folder", "inria", "open_buildings"}
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/demo.yaml").read_text()
+    sources = {load_params(path).fetch.source for path in PRESETS}
+    assert sources == set(get_args(Fetch.model_fields["source"].annotation)) <= {*map(name, PRESETS)}
+
+
+def test_a_misspelt_key_of_a_preset_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text((ROOT / "presets/town.yaml").read_text() + "attack: {tils: 3}\n")
+    with pytest.raises(InputError, match="mine.yaml: unknown parameter attack.tils; did you mean tiles?"):
+        full(find(str(tmp_path / "mine.yaml")))
+
+
+def test_an_unknown_preset_names_its_nearest_and_all_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match="no preset inra; did you mean inria\\? There are demo, folder, .* and town"):
+        find("inra")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no presets here"):
+        find("demo")
+
+
+def test_what_is_long_stands_above_and_what_a_city_may_say_is_explained(tmp_path):
+    overrides = "  overrides: {my-town: {gsd: 0.1, range: [0, 0.00005], building: 1}}\n"
+    path = tmp_path / "mine.yaml"
+    path.write_text((ROOT / "presets/town.yaml").read_text().replace("tile:\n", f"{overrides}tile:\n"))
+    text = full(path)
+    assert yaml.safe_load(text)["fetch"]["overrides"] == {
+        "my-town": {"gsd": 0.1, "range": [0, 0.00005], "building": 1}
+    }  # only what was said
+    above = text.partition("  overrides:")[0].rpartition("precision:")[2]
+    assert re.findall(r"# - (\w+):", above) == list(CityOverride.model_fields)
+    assert all(len(line) <= 120 for line in text.splitlines())
 
 
 def test_every_architecture_is_listed_where_one_is_chosen():
@@ -56,7 +120,22 @@ def test_every_architecture_is_listed_where_one_is_chosen():
     [
         ({"train": {"epoch": 3}}, "unknown parameter train.epoch; did you mean epochs?"),
         ({"train": {"epochs": 0}}, "train.epochs is 0, but it must be greater than or equal to 1"),
-        ({"train": {"loss": {"dise": 1.0}}}, "'cross_entropy', 'dice', 'focal'"),
+        ({"train": {"loss": {"dise": 1.0}}}, "unknown parameter train.loss.dise; did you mean dice?"),
+        ({"train": {"loss": {"dice": 0}}}, "train.loss: every weight is 0; give one of cross_entropy, dice"),
+        ({"train": {"loss": {"dice": -1}}}, "train.loss.dice is -1, but it must be greater than or equal to 0"),
+        ({"train": {"init": "models/all"}}, "train.init is 'models/all', but a stage writes there, and DVC deletes it"),
+        ({"train": {"init": "./models/x/../without-a/"}}, "start from a copy elsewhere"),
+        ({"fetch": {"cities": [False]}}, 'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"'),
+        ({"fetch": {"cities": [2024]}}, 'quote it, "2024", if it is a name'),
+        ({"fetch": {"cities": ["austin@0.3m"]}}, "'austin@0.3m' cannot be a folder's name and a stage's"),
+        ({"fetch": {"cities": ["a:b"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["-v"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": [".hidden"]}}, "cannot be a folder's name"),
+        ({"fetch": {"cities": ["a" * 120]}}, "aaa…' cannot be a folder's name"),
+        ({"fetch": {"cities": ["Pooled"]}}, "fetch.cities: Pooled means something else in the metrics"),
+        ({"fetch": {"cities": ["mean_city"]}}, "give the city another name"),
+        ({"fetch": {"cities": ["Austin", "austin"]}}, "Austin and austin differ by case only"),
+        ({"fetch": {"cities": ["Köln", "Ko\u0308ln"]}}, "differ by case only"),
         ({"train": {"learning_rate": "fast"}}, "train.learning_rate is 'fast'"),
         ({"tile": {"size": 100}}, "tile.size is 100, but it must be a multiple of 32"),
         ({"tile": {"gsd": -0.3}}, "tile.gsd is -0.3"),
@@ -77,6 +156,7 @@ def test_every_architecture_is_listed_where_one_is_chosen():
             {"fetch": {"overrides": {"tinroof": {"range": [float("nan"), 1]}}}},
             "range.0 is nan, but it must be a finite",
         ),
+        ({"fetch": {"overrides": {"tinroof": {"gsd": 1.0}}}}, "tinroof.gsd: source demo reads none; take it out"),
         ({"train": {"epochs": True}}, "train.epochs is True, but it must be a valid integer"),
         ({"train": {"compile": 1}}, "train.compile is 1, but it must be a valid boolean"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate is inf, but it must be a finite number"),
@@ -89,6 +169,22 @@ def test_a_mistake_is_a_sentence(wrong, sentence):
     assert sentence in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("city", ["tyrol-e", "St. Gallen", "Köln", "मुंबई", "Washington D.C.", "new_york (2)", "3rd"])
+def test_a_city_is_called_as_people_call_it(city):
+    assert parse_params(change(fetch={"cities": [city]})).fetch.cities == [city]
+
+
+def test_a_loss_that_is_not_named_is_off():
+    assert parse_params(change(train={"loss": {"lovasz": 1}})).train.loss.model_dump() == {
+        "cross_entropy": 0, "dice": 0, "focal": 0, "lovasz": 1, "hinge": 0,
+    }  # fmt: skip
+
+
+def test_a_copy_of_a_trained_model_may_be_the_start():
+    for start in ("start", "models/pretrained", "/elsewhere/models/all"):
+        assert parse_params(change(train={"init": start})).train.init == start
+
+
 def test_a_nested_mistake_names_the_nearest_key_of_its_own_section():
     with pytest.raises(InputError, match="train.model.encodr; did you mean encoder\\?"):
         data = change()
@@ -98,11 +194,11 @@ def test_a_nested_mistake_names_the_nearest_key_of_its_own_section():
 
 def test_a_key_written_twice_is_refused_and_a_power_of_ten_is_a_number(tmp_path):
     path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
-    path.write_text(text.replace("  epochs: 18 ", "  epochs: 18\n  epochs: 3 "))
+    path.write_text(re.sub(r"  epochs: (\d+) ", r"  epochs: \1\n  epochs: 3 ", text, count=1))
     with pytest.raises(InputError, match="not valid YAML: epochs is written twice.* line"):
         load_params(path)
-    path.write_text(text.replace("learning_rate: 0.002 ", "learning_rate: 2e-3 "))
-    assert load_params(path).train.learning_rate == 0.002
+    path.write_text(re.sub(r"learning_rate: \S+ ", "learning_rate: 3e-3 ", text, count=1))
+    assert load_params(path).train.learning_rate == 0.003
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "fetch: 3\n", "\x00"])
@@ -129,3 +225,11 @@ def test_any_value_is_taken_or_refused_in_words(place, value):
         assert isinstance(parse_params(data), Params)
     except InputError as error:
         assert key in str(error) or section in str(error)
+
+
+@pytest.mark.parametrize("edges", [[500, 150, 50], [50, 50, 150]])
+def test_sizes_that_do_not_rise_are_refused(edges):
+    """A building would be counted twice, or nowhere."""
+    rising = re.escape(str(sorted({float(edge) for edge in edges})))
+    with pytest.raises(InputError, match=f"evaluate.size_bins is .*sizes must rise from bin to bin; write {rising}"):
+        parse_params(change(evaluate={"size_bins": edges}))

@@ -14,6 +14,7 @@ ground where training showed them brighter): the new city's images alone do not 
 
 import copy
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -43,8 +44,11 @@ def adapt(
     """An adapted copy of `segmenter`, in eval mode; the original is not changed.
 
     `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new one. `steps` and
-    `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn unchanged.
+    `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn unchanged, and every
+    model does where a side has no image (all of it is nodata).
     """
+    if not len(source) or not len(target):
+        return copy.deepcopy(segmenter).eval()
     match method:
         case "none":
             return copy.deepcopy(segmenter).eval()
@@ -119,22 +123,40 @@ def batch_norms(segmenter: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in layers if m.track_running_stats]
 
 
+@contextmanager
+def normalising_by_batch(layers: list[nn.modules.batchnorm._BatchNorm]):
+    """Batch norm normalises by each batch and keeps its statistics; a layer that pools a single image to a single pixel
+    has no variance to measure there, and goes on by those it has."""
+
+    def choose(layer, inputs) -> None:
+        layer.train(inputs[0][:, 0].numel() > 1)
+
+    hooks = [layer.register_forward_pre_hook(choose) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, hook in zip(layers, hooks, strict=True):
+            hook.remove()
+            layer.eval()
+
+
 @torch.no_grad()
 def adabn(segmenter: Segmenter, target: np.ndarray, batch_size: int = 8) -> Segmenter:
-    """Batch norm's running mean and variance become the target's: the mean over its batches."""
+    """Batch norm's running mean and variance become the target's: the mean over its batches, of nearly equal size."""
     adapted = copy.deepcopy(segmenter).eval()
     layers, on = batch_norms(adapted), next(adapted.buffers()).device
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.reset_running_stats()
+        layer.num_batches_tracked.zero_()  # the first batch replaces what was known
         layer.momentum = None  # a cumulative mean instead of an exponential one
-        layer.train()
-    for batch in batches(target, batch_size, on):
-        with autocast(on):
-            adapted(batch)
+    with normalising_by_batch(layers):
+        for part in np.array_split(target, -(-len(target) // batch_size)):
+            for batch in batches(part, batch_size, on):
+                with autocast(on):
+                    adapted(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    return adapted.eval()
+    return adapted
 
 
 def _descend(segmenter, weights, target, loss, steps, learning_rate, batch_size, seed) -> None:
@@ -163,13 +185,12 @@ def entropy_minimisation(
     weights = [w for layer in layers if layer.affine for w in (layer.weight, layer.bias)]
     if not weights:
         return adapted
-    for layer in layers:
-        layer.train()
 
     def entropy(logits: torch.Tensor, _) -> torch.Tensor:
         return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
-    _descend(adapted, weights, target, entropy, steps, learning_rate, batch_size, seed)
+    with normalising_by_batch(layers):
+        _descend(adapted, weights, target, entropy, steps, learning_rate, batch_size, seed)
     return adabn(adapted, target, batch_size)
 
 

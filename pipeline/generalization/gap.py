@@ -80,7 +80,7 @@ def check_ground(tiles: Cities) -> None:
             if any(test.parent == r.parent and overlap(test.grid, r.grid) for r in learned):
                 raise InputError(f"data/tiles/{city}: {test.parent} is in training and test; run the tile stage again")
     placed = [(city, r) for city, of_city in tiles.items() for r in of_city.regions if r.crs is not None]
-    outlines = np.array([shapely.Polygon(r.grid.degrees()[0]) for _, r in placed], object)
+    outlines = np.array([r.grid.outlines()[0] for _, r in placed], object)
     for i, j in shapely.STRtree(outlines).query(outlines, predicate="intersects").T.tolist():
         (city, test), (other, learned) = placed[i], placed[j]
         if city != other and test.split == "test" and learned.split != "test":

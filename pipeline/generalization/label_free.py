@@ -10,7 +10,7 @@ import torch
 from pipeline.console import progress
 from pipeline.generalization.adaptation import batch_norms
 from pipeline.generalization.gap import Fold
-from pipeline.generalization.predictions import batches, building_probability, mean, unlabelled
+from pipeline.generalization.predictions import batches, maps, mean, unlabelled
 from pipeline.geo.tiles import Cities
 from pipeline.learning.expected_iou import expected_iou, fit_thresholds, thresholded_iou
 from pipeline.learning.models import Segmenter
@@ -25,10 +25,10 @@ def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int =
     """How far a city's features lie from the training cities', in units of their spread; 0 = the same.
 
     At every batch norm, the Fréchet distance of each channel's normal distribution (Δμ² + Δσ²) to the stored
-    one, over the stored variance; the root of the mean. None for a model without batch norm.
+    one, over the stored variance; the root of the mean. None for a model without batch norm, or without images.
     """
     layers, on = batch_norms(segmenter), next(segmenter.buffers()).device
-    if not layers:
+    if not layers or not len(images):
         return None
     sums: dict[int, torch.Tensor] = {}
 
@@ -74,13 +74,14 @@ def estimated(params: Params, cities: Cities, held_out: list[Fold], unseen: dict
             continue
         validation = [cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training]
         images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
-        thresholds = fit_thresholds(building_probability(segmenter, images), labels)
+        classes, probability = maps(segmenter, images)
+        thresholds = fit_thresholds(probability, labels, classes > 0)
         target = unlabelled(cities[city], 2 * g.adaptation_tiles, size, g.seed, "test")
-        probability = building_probability(segmenter, target)
+        classes, probability = maps(segmenter, target)
         rows[city] = {
             "iou": iou,
-            "thresholded": thresholded_iou(probability, thresholds),
-            "expected": expected_iou(probability),
+            "thresholded": thresholded_iou(probability, thresholds, found=classes > 0),
+            "expected": expected_iou(probability, found=classes > 0),
             "distance": feature_distance(segmenter, target),
             "no_gap": mean(matrix[f"without-{city}"][c] for c in fold.training),
         }

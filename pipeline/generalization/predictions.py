@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.crops import to_float
+from pipeline.learning.metrics import iou
 from pipeline.learning.models import Segmenter
 from pipeline.learning.precision import autocast
 
@@ -21,29 +21,29 @@ def batches(images: np.ndarray, size: int, on: torch.device):
 
 
 @torch.inference_mode()
+def maps(segmenter: Segmenter, images: np.ndarray, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles (N, H, W, C) uint8 to the classes deployed, uint8, and the probability of any building as
+    trained, float32: (N, H, W)."""
+    on = next(segmenter.buffers()).device
+    classes, probability = np.empty(images.shape[:3], np.uint8), np.empty(images.shape[:3], np.float32)
+    for i, batch in enumerate(batches(images, batch_size, on)):
+        with autocast(on):
+            logits = segmenter(batch).float()
+        part = slice(i * batch_size, i * batch_size + len(batch))
+        classes[part] = segmenter.decide(logits).cpu().numpy()
+        probability[part] = (1 - logits.softmax(1)[:, 0]).cpu().numpy()
+    return classes, probability
+
+
 def building_probability(segmenter: Segmenter, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
     """Tiles (N, H, W, C) uint8 to the probability of any building class, (N, H, W) float32."""
-    on = next(segmenter.buffers()).device
-    maps = []
-    for batch in batches(images, batch_size, on):
-        with autocast(on):
-            logits = segmenter(batch)
-        maps.append((1 - logits.float().softmax(1)[:, 0]).cpu().numpy())
-    return np.concatenate(maps) if maps else np.empty(images.shape[:3], np.float32)
+    return maps(segmenter, images, batch_size)[1]
 
 
-@torch.inference_mode()
-def of_tensor(segmenter: Segmenter, images: torch.Tensor) -> np.ndarray:
-    """Building probability (N, H, W) of images that are no longer 8-bit: in full precision, as they were attacked."""
-    return (1 - segmenter(images).float().softmax(1)[:, 0]).cpu().numpy()
-
-
-def tile_iou(probability: np.ndarray, labels: np.ndarray) -> float | None:
-    """ΣI/ΣU of probability > ½ against labels (N, H, W) uint8, 255 ignored; None without any building."""
-    valid = labels != IGNORE
-    found, truth = (probability > 0.5) & valid, (labels > 0) & valid
-    union = np.count_nonzero(found | truth)
-    return float(np.count_nonzero(found & truth) / union) if union else None
+def tile_iou(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> float | None:
+    """ΣI/ΣU of the map deployed on tiles (N, H, W, C) uint8, as the stage evaluate counts it on whole scenes; None
+    where labels (N, H, W) uint8, 255 ignored, know no building."""
+    return iou(maps(segmenter, images)[0], labels)
 
 
 def mean(ious: Iterable[float | None]) -> float | None:

@@ -8,15 +8,17 @@ import torch
 
 from pipeline.console import progress
 from pipeline.generalization import corruptions
-from pipeline.generalization.predictions import building_probability, mean, of_tensor, tile_iou
+from pipeline.generalization.predictions import mean, tile_iou
 from pipeline.geo.tiles import Cities
 from pipeline.learning.crops import to_tensors
+from pipeline.learning.metrics import iou
 from pipeline.learning.models import Segmenter
 from pipeline.learning.precision import device
 from pipeline.params import Params
 from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.certificates import certified_iou
-from pipeline.robustness.smoothing import check_samples, radius, smooth
+from pipeline.robustness.samples import check_samples
+from pipeline.robustness.smoothing import radius, smooth
 
 MAPPED = 0.1  # a clean IoU below which a city is not mapped: what it retains would be a ratio of noise
 
@@ -28,12 +30,12 @@ def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> d
     """
     g = params.generalize
     samples = {city: cities[city].sample("test", g.corruption_tiles, seed=g.seed) for city in sorted(unseen)}
-    clean = {city: tile_iou(building_probability(unseen[city], s[0]), s[1]) for city, s in samples.items()}
+    clean = {city: tile_iou(unseen[city], *sample) for city, sample in samples.items()}
     found: dict = {name: {str(s): {} for s in corruptions.SEVERITIES} for name in corruptions.NAMES}
     jobs = [(name, s, city) for name in corruptions.NAMES for s in corruptions.SEVERITIES for city in samples]
     for name, severity, city in progress(jobs, "corruptions"):
         images, labels = corruptions.corrupt(name, severity, *samples[city], cities[city].gsd, g.seed)
-        found[name][str(severity)][city] = tile_iou(building_probability(unseen[city], images), labels)
+        found[name][str(severity)][city] = tile_iou(unseen[city], images, labels)
     worst, retained = {}, {name: {} for name in found}
     for city in [city for city in samples if (clean[city] or 0) >= MAPPED]:
         shares = {
@@ -70,18 +72,19 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
             continue
         x, y = to_tensors((images, labels), on)
         generator = torch.Generator(on).manual_seed(g.seed)
-        target = Target(segmenter, x, y, "linf", epsilon / 255)
+        target = Target(segmenter.deployed(), x, y, "linf", epsilon / 255)
         attacked = pgd(target, g.attack_steps, generator=generator)
         shaken = [corruptions.corrupt(name, 3, images, labels, cities[city].gsd, g.seed) for name in corruptions.NAMES]
-        scores = [tile_iou(building_probability(segmenter, i), t) for i, t in shaken]
+        with torch.inference_mode():
+            after = segmenter.decide(segmenter(attacked))  # in full precision, as it was attacked
         row = {
-            "clean": tile_iou(building_probability(segmenter, images), labels),
-            "attacked": tile_iou(of_tensor(segmenter, attacked), labels),
+            "clean": tile_iou(segmenter, images, labels),
+            "attacked": iou(after, y),
             "certified": None,
-            "corrupted": mean(scores),
+            "corrupted": mean(tile_iou(segmenter, *pair) for pair in shaken),
         }
         if certify:
-            noisy = smooth(segmenter, x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
+            noisy = smooth(segmenter.deployed(), x, sigma, s.n0, s.n, batch_size=s.batch_size, generator=generator)
             row["certified"] = certified_iou(noisy.certified(s.tau, s.alpha, s.correction), y)
         found[city][side] = row if row["clean"] is not None else None
     return {

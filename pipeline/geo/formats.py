@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import rasterio
 
-from pipeline.errors import InputError
+from pipeline.errors import REMEDIES, InputError, cause
 
 SCHEMES = ("http", "https", "file", "s3", "gs")
 HEAD = 2**16  # bytes; GDAL's drivers look for their mark in fewer
@@ -37,6 +37,18 @@ ATTRIBUTES = {
     "BlockYSize", "blockXSize", "blockYSize", "dataAxisToSRSAxisMapping", "relativeToVRT", "shared", "resampling",
     "xOff", "yOff", "xSize", "ySize", "key", "domain", "c1", "c2", "c3", "c4",
 }  # fmt: skip
+ADVICE = {  # what GDAL's words on a file or an address call for; the first that fit
+    r"\bAWS_": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_NO_SIGN_REQUEST=YES for a public bucket",
+    r"\bGS_": "set GOOGLE_APPLICATION_CREDENTIALS, or GS_NO_SIGN_REQUEST=YES for a public bucket",
+    r"\b40[13]\b|[Aa]ccess ?[Dd]enied": "it may not be read: check its address and the key or token it asks for",
+    r"\b(404|410)\b|does not exist": "nothing is there: check its address",
+    r"\b(429|50\d)\b": "the server is busy or broken: run the same command again later",
+    r"SSL|TLS|certificate": "no secure connection: check its address (http or https?) and this machine's clock",
+    r"CURL error": "nobody answers there: check its address and the network",
+    r"No such file": "it is missing: correct its name or fetch it again",
+    r" is no TIFF": "another format, or damaged: write it as a GeoTIFF, or fetch it again",
+}
+DAMAGED = "it is damaged or cut short: fetch it again"
 LARGEST_VRT = 2**28  # bytes; a mosaic of a million images
 
 
@@ -50,6 +62,14 @@ def check_address(path: str) -> None:
         raise InputError(f"{path}: GDAL's own paths are not taken; give the file or its URL")
     elif not os.path.exists(path):
         raise InputError(f"{path}: cannot be read (no such file); it is missing: fetch it again")
+
+
+def unreadable(path: str | Path, error: Exception) -> InputError:
+    """The sentence about an image that rasterio or the operating system cannot read, with the cause's own remedy."""
+    detail = " ".join(str(getattr(error, "strerror", None) or error.__cause__ or error).split())
+    said = (advice for words, advice in ADVICE.items() if re.search(words, detail))
+    advice = REMEDIES.get(cause(error)) or next(said, DAMAGED)
+    return InputError(f"{path}: cannot be read ({detail}); {advice}")
 
 
 def open_alone(path: str, within: frozenset[str] = frozenset()) -> rasterio.DatasetReader:

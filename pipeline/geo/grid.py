@@ -11,6 +11,7 @@ from math import isqrt
 from typing import NamedTuple, get_args
 
 import numpy as np
+import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import ProjError
@@ -21,6 +22,8 @@ from pipeline.geo.scene import Split
 SPLITS: tuple[Split, ...] = get_args(Split)
 SNAP = 0.01  # a ground sample distance within 1 % of the wanted one is kept: UTM alone stretches by 0.1 %
 BLOCK = 256  # rows and columns windows align to, the usual GeoTIFF block
+PIXELS = Affine.identity(), Affine.scale(1, -1)  # transforms of a raster that lies nowhere, as GDAL and QGIS write them
+APART = 0.5  # pixels of an image by which labels of its size may lie beside it
 LEAST_STRIP = 32  # pixels across the thinnest block worth a split, the smallest tile there is
 
 
@@ -70,6 +73,18 @@ class Grid:
         x, y = np.moveaxis(self.corners(windows), -1, 0)
         return np.stack(to_degrees(self.crs).transform(x, y), axis=-1)
 
+    def outlines(self, windows: list[Window] | None = None) -> np.ndarray:
+        """(N,) polygons of the same corners; one across the antimeridian is cut there in two (RFC 7946, 3.1.9)."""
+        degrees = self.degrees(windows)
+        longitude = degrees[..., 0]  # PROJ leaves that of an image in degrees as it stands, 180.01 too
+        across = (np.ptp(longitude, axis=1) > 180) | (np.abs(longitude) > 180).any(axis=1)
+        degrees[across, :, 0] %= 360
+        outlines = shapely.polygons(degrees)
+        for i in np.flatnonzero(across):
+            east, west = (shapely.intersection(outlines[i], shapely.box(x, -90, x + 180, 90)) for x in (0, 180))
+            outlines[i] = shapely.union(east, shapely.transform(west, lambda xy: xy - [360, 0]))
+        return outlines
+
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in CRS units, of a rotated grid the box around it."""
@@ -79,12 +94,16 @@ class Grid:
 
 def to_degrees(crs) -> Transformer:
     """From a CRS to longitude and latitude (EPSG:4326, x first)."""
-    return _to_degrees(crs if isinstance(crs, str) else crs.to_wkt())
+    return _transformer(_text(crs), "EPSG:4326")
 
 
 @lru_cache(maxsize=64)  # PROJ takes milliseconds to build one, and a city's scenes share it
-def _to_degrees(crs: str) -> Transformer:
-    return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+def _transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
+def _text(crs) -> str:
+    return crs if isinstance(crs, str) else crs.to_wkt()
 
 
 def ground_sample_distance(grid: Grid) -> tuple[float, float]:
@@ -94,7 +113,7 @@ def ground_sample_distance(grid: Grid) -> tuple[float, float]:
     EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError without a CRS or off the Earth.
     """
     if grid.crs is None:
-        raise InputError("the image carries no CRS; state its metres a pixel in fetch.overrides.CITY.gsd")
+        raise InputError("the image carries no CRS")
     column, row = grid.width / 2, grid.height / 2
     steps = np.array([[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]])
     try:
@@ -105,9 +124,44 @@ def ground_sample_distance(grid: Grid) -> tuple[float, float]:
     except (ProjError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"its CRS {CRS.from_user_input(grid.crs).name} does not place it on Earth ({reason}); correct it"
+            f"its CRS {CRS.from_user_input(grid.crs).name} does not place it on Earth ({reason})"
         ) from None
     return float(metres[0]), float(metres[1])
+
+
+def check_place(labels: Grid, image: Grid) -> bool:
+    """Raise InputError where a label raster of an image's size lies elsewhere; False where nothing tells."""
+    apart = pixels_apart(labels, image)
+    if apart is not None and not apart <= APART:
+        raise InputError(
+            f"lies elsewhere on the ground than its image ({apart:.3g} of the image's pixels beside it); bring the "
+            "image's own labels, or warp these onto it: rio warp LABELS NEW --like IMAGE"
+        )
+    return apart is not None
+
+
+def pixels_apart(grid: Grid, image: Grid) -> float | None:
+    """The longest way, in pixels of `image`, from its corners to those of a grid of its size; None where nothing tells.
+
+    Two CRSs are compared through PROJ; it is infinite where PROJ knows no way from one to the other. Where one grid has
+    no place on Earth only its numbers are left: nearer to the image's than to the origin they are the image's
+    coordinates (a CRS that lost its name), else its own (0 to its width, say).
+    """
+    if grid.transform in PIXELS or image.transform in PIXELS:
+        return None
+    corners, there = grid.corners()[0], image.corners()[0]
+    if grid.crs is None or image.crs is None:
+        middle = corners.mean(axis=0)
+        if np.hypot(*(middle - there.mean(axis=0))) >= np.hypot(*middle):
+            return None
+    elif grid.crs != image.crs:
+        try:
+            move = _transformer(_text(grid.crs), _text(image.crs))
+            corners = np.stack(move.transform(*corners.T, errcheck=True), axis=-1)
+        except ProjError:
+            return np.inf
+    apart = np.stack(~image.transform @ corners.T) - np.stack(~image.transform @ there.T)
+    return float(np.abs(apart).max())
 
 
 def target_grid(grid: Grid, native: tuple[float, float], gsd: float) -> Grid:

@@ -40,8 +40,9 @@ class Mapper:
     """Push bands of probabilities, from the top, into `add`; call `finish` after the last one.
 
     model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a
-    column); layers: where the rows of LAYERS go; footprints: where polygons go, None = none are made;
-    validity: where the scene holds data (see Raster.source_validity).
+    column); decide: from probabilities (h, W, k) to the classes drawn (h, W) uint8; layers: where the rows of
+    LAYERS go; footprints: where polygons go, None = none are made; validity: where the scene holds data (see
+    Raster.source_validity).
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Mapper:
         scene: Grid,
         native: tuple[float, float],
         settings: Predict,
-        threshold: float,
+        decide: Callable[[np.ndarray], np.ndarray],
         layers: dict[str, WriteRows],
         footprints: WriteFootprints | None = None,
         validity: Callable[[Window], np.ndarray | None] = lambda window: None,
         name: str = "",
     ):
-        self.scene, self.native, self.settings, self.threshold = scene, native, settings, threshold
+        self.scene, self.native, self.settings, self.decide = scene, native, settings, decide
         self.layers, self.footprints, self.validity, self.name = layers, footprints, validity, name
         self.resample = Resampler(model.shape, scene.shape)
         self.band = np.empty((0, model.width, 0), np.float32)  # model rows still needed
@@ -102,14 +103,12 @@ class Mapper:
         return self.totals
 
     def _map(self, rows: np.ndarray, window: Window) -> None:
-        """Scene rows (h, W, k or k + 1): threshold, write, trace."""
+        """Scene rows (h, W, k or k + 1): decide, write, trace."""
         uncertainty = rows[..., -1] if "uncertainty" in self.layers else None
         classes = rows if uncertainty is None else rows[..., :-1]
         single = classes.shape[-1] == 1
         building = classes[..., 0] if single else classes.sum(-1)
-        mask = (building >= self.threshold).astype(np.uint8)
-        if not single:
-            mask *= classes.argmax(-1).astype(np.uint8) + 1
+        mask = self.decide(classes)
         valid = self.validity(window)
         nowhere = None if valid is None else ~valid
         if nowhere is not None:

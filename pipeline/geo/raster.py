@@ -8,20 +8,23 @@ wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
 from pipeline.errors import InputError
-from pipeline.geo.formats import open_alone
-from pipeline.geo.grid import BLOCK, Grid, Window, ground_sample_distance, target_grid
+from pipeline.geo.formats import open_alone, unreadable
+from pipeline.geo.grid import BLOCK, PIXELS, Grid, Window, check_place, ground_sample_distance, target_grid
 from pipeline.geo.scene import IGNORE
+
+warnings.simplefilter("ignore", NodataShadowWarning)  # of near infrared called alpha, see Raster._alpha
 
 STRIP = 2**22  # pixels read at a time where all of a scene is
 SAMPLES, SAMPLE_SIDE = 8, 32  # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
@@ -37,6 +40,8 @@ CAUTIOUS = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": False}  # a shortcut that takes a PNG 
 LOCAL = {"GTIFF_DIRECT_IO": True}  # uncompressed pixels straight from the file, a third of the time of GDAL's cache
 LARGEST = 100  # times a pixel is enlarged; Sentinel-2 at 30 cm is 33
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
+UNITS_APART = 12  # times from one scene's bright values to the next brighter one's: counts of 8 and 12 bits are 16
+COLOURS = ColorInterp.red, ColorInterp.green, ColorInterp.blue
 ALPHA_BETWEEN = 0.1  # with more of a fourth band between its extremes it is near infrared, not alpha
 
 
@@ -104,14 +109,40 @@ def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (RasterioError, OSError) as error:
-        detail = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{path}: cannot be read ({detail}); it is missing, damaged or cut short: fetch it again"
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def grid_of(dataset) -> Grid:
-    return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+    """A raster's grid, without a CRS where its own does not place it on Earth (see `unplaced`)."""
+    grid = Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+    return replace(grid, crs=None) if unplaced(dataset) else grid
+
+
+def unplaced(dataset) -> str | None:
+    """Why nobody can say how long a raster's pixels are on the ground; None where the file tells."""
+    if dataset.crs is None:
+        return "carries no CRS"
+    if dataset.transform in PIXELS:
+        return "carries a CRS but no geotransform"
+    try:
+        ground_sample_distance(Grid(dataset.height, dataset.width, dataset.transform, dataset.crs))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def declared_bands(dataset, bands: list[int]) -> list[int]:
+    """`bands` with red, green and blue where the file says they are, if it says so and 1, 2, 3 (, 4 …) are asked for.
+
+    PlanetScope's first band is blue. Who asks for another order knows the file, and is given it.
+    """
+    declared, count = list(dataset.colorinterp), len(bands)
+    if not 3 <= count <= len(declared) or bands != list(range(1, count + 1)):
+        return bands
+    if not all(colour in declared for colour in COLOURS):
+        return bands
+    colours = [declared.index(colour) + 1 for colour in COLOURS]
+    return colours + [band for band in dataset.indexes if band not in colours][: count - 3]
 
 
 class Resampler:
@@ -156,7 +187,7 @@ class Raster:
     dtype = np.dtype(np.uint8)
     ndim = 3
 
-    def __init__(self, dataset, bands: list[int], gsd: float, native: float | None, value_range):
+    def __init__(self, dataset, bands: list[int], gsd: float, native: float | None, value_range=None):
         if max(bands) > dataset.count:
             raise InputError(
                 f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band {max(bands)} "
@@ -167,11 +198,11 @@ class Raster:
         self.dataset, self.bands, self.range = dataset, list(bands), value_range
         self.source_dtype = np.dtype(dataset.dtypes[bands[0] - 1])
         source = grid_of(dataset)
-        try:
-            stated = dataset.crs is None and native
-            self.native = (native, native) if stated else ground_sample_distance(source)
-        except InputError as error:
-            raise InputError(f"{dataset.name}: {error}") from None
+        if source.crs is None and not native:
+            raise InputError(
+                f"{dataset.name}: {unplaced(dataset)}; state its metres a pixel in fetch.overrides.CITY.gsd"
+            )
+        self.native = ground_sample_distance(source) if source.crs is not None else (native, native)
         if max(self.native) > LARGEST * gsd:  # weights for a continent would be drawn up before anything is read
             raise InputError(
                 f"{dataset.name}: its pixels are {max(self.native):g} m on the ground, more than {LARGEST} times the "
@@ -221,6 +252,8 @@ class Raster:
         if valid is not None:
             values = np.where(valid, values, 0)
         if not self._resample.same:
+            if self.range is not None and self._masked and values.dtype.kind == "f":
+                values = np.clip(values, *self.range)  # a nodata value in one band alone drowns no neighbour
             values = self._resample(values, window)
             if share is not None:
                 values = values / np.maximum(share, 1e-6)
@@ -234,34 +267,49 @@ class Raster:
         with _reading(self.dataset.name):
             return self.dataset.read(bands, window=where, out=out)
 
-    def _validity(self, raw: np.ndarray, window: Window) -> np.ndarray | None:
-        """Where source pixels (C, h, w) hold data: not NaN, not nodata, not masked, not transparent.
+    def _validity(self, raw: np.ndarray | None, window: Window) -> np.ndarray | None:
+        """Where source pixels (C, h, w) hold data: where GDAL says so and no band is NaN or infinite; None = all.
 
-        In 8-bit images a nodata value is also a colour (black, white): a pixel is nodata where every band
-        says so. In wider types one band's word is enough.
+        `raw` is looked at only where it holds floats.
         """
-        dataset = self.dataset
-        invalid = np.zeros(raw.shape[1:], bool)
-        if raw.dtype.kind == "f":
-            invalid |= ~np.isfinite(raw).all(axis=0)
-        nodata = [dataset.nodatavals[band - 1] for band in self.bands]
-        if any(value is not None for value in nodata):
-            at = [band == value for band, value in zip(raw, nodata, strict=True) if value is not None]
-            invalid |= np.logical_and.reduce(at) if raw.dtype == np.uint8 else np.logical_or.reduce(at)
-        where = RasterioWindow(window.left, window.top, window.width, window.height)
+        valid = self._unmasked(window)
+        if self.source_dtype.kind == "f":
+            finite = np.isfinite(raw).all(axis=0)
+            valid = finite if valid is None else valid & finite
+        return None if valid is None or valid.all() else valid
+
+    def _unmasked(self, window: Window) -> np.ndarray | None:
+        """(h, w) bool: GDAL's mask of the bands read, None where none can say no.
+
+        As in GDAL a mask wins over transparency, and both over nodata values, which one band with data refutes: a
+        value of nodata in one band alone is a colour (black, say).
+        """
+        where, valid = RasterioWindow(window.left, window.top, window.width, window.height), None
+        with _reading(self.dataset.name):
+            if self._masked == "alpha":
+                return self.dataset.read(self._alpha, window=where) > 0
+            for band in self._masked:
+                data = self.dataset.read_masks(band, window=where) > 0
+                valid = data if valid is None else valid | data
+                if valid.all():
+                    return None
+        return valid
+
+    @cached_property
+    def _masked(self) -> list[int] | str:
+        """The bands whose masks are asked: none, one that stands for all, all; or "alpha"."""
+        flags = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
+        if MaskFlags.per_dataset in flags[0] and MaskFlags.alpha not in flags[0]:
+            return self.bands[:1]
         if self._alpha:
-            invalid |= dataset.read(self._alpha, window=where) == 0
-        flags = dataset.mask_flag_enums[self.bands[0] - 1]
-        if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-            invalid |= dataset.read_masks(self.bands[0], window=where) == 0
-        return ~invalid if invalid.any() else None
+            return "alpha"
+        by_value = all(MaskFlags.nodata in flag for flag in flags)
+        return self.bands if by_value else []
 
     def source_validity(self, window: Window) -> np.ndarray | None:
         """(h, w) bool of a window of the image's own grid: where it holds data, None if everywhere."""
-        flags = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
-        if self.source_dtype.kind != "f" and all(flag == [MaskFlags.all_valid] for flag in flags):
-            return None  # nothing could say otherwise: spare the reading
-        return self._validity(self._read(self.bands, window), window)
+        raw = self._read(self.bands, window) if self.source_dtype.kind == "f" else None
+        return self._validity(raw, window)
 
     def data_span(self, axis: int) -> tuple[int, int]:
         """The first row (axis 0) or column (axis 1) with data, and the one behind the last; all, where none has any.
@@ -300,9 +348,12 @@ class Raster:
     def _values(self, window: Window) -> np.ndarray:
         """(N,) valid values of the bands, of about as many pixels as a patch has at most."""
         raw = self._read(self.bands, window)
-        valid = self._validity(raw, window)
-        values = raw.reshape(len(raw), -1) if valid is None else raw[:, valid]
-        return values[:, :: max(1, values.shape[1] // SAMPLE_SIDE**2)].reshape(-1)
+        valid, known = self._validity(raw, window), np.ones(raw.shape, bool)
+        if isinstance(self._masked, list) and len(self._masked) > 1:  # a valid pixel may lack a band
+            where = RasterioWindow(window.left, window.top, window.width, window.height)
+            known = self.dataset.read_masks(self.bands, window=where) > 0
+        values = raw[known if valid is None else known & valid]
+        return values[:: max(1, len(values) // (len(raw) * SAMPLE_SIDE**2))]
 
 
 def _patches(dataset) -> Iterator[Window]:
@@ -326,6 +377,22 @@ def open_image(path: str | Path, bands: list[int], gsd: float, native: float | N
     """
     with open_raster(path) as dataset:
         yield Raster(dataset, bands, gsd, native, value_range)
+
+
+def units(samples: list[np.ndarray]) -> list[list[int]]:
+    """Samples of several images, by number, in groups of one unit: none is UNITS_APART times as bright as the next.
+
+    Where reflectances from 0 to 1 lie beside counts of 16 bits, one range for both turns the former black. Samples
+    without a value above 0 tell nothing and are left out.
+    """
+    bright = [np.percentile(np.abs(sample), PERCENTILES[1]) if len(sample) else 0 for sample in samples]
+    groups: list[list[int]] = []
+    for i in sorted(np.flatnonzero(bright).tolist(), key=lambda i: bright[i]):
+        if groups and bright[i] < UNITS_APART * bright[groups[-1][-1]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def robust_range(samples: list[np.ndarray]) -> tuple[float, float] | None:
@@ -354,8 +421,10 @@ class RasterLabels:
             )
         if dataset.count != 1:
             raise InputError(f"{dataset.name}: labels have {dataset.count} bands; one is expected")
-        if _elsewhere(dataset, image.dataset):
-            raise InputError(f"{dataset.name}: labels lie elsewhere on the ground than their image; align them")
+        try:
+            check_place(grid_of(dataset), grid_of(image.dataset))
+        except InputError as error:
+            raise InputError(f"{dataset.name}: {error}") from None
         self.dataset = dataset
         self.expected = "0 and 255 (building)" if building == 255 else f"0, 1..{classes} and 255 (ignore)"
         self._table = np.full(256, -1, np.int16)  # value in the file → label; -1 is an error
@@ -367,8 +436,9 @@ class RasterLabels:
     def read(self, window: Window) -> np.ndarray:
         """(h, w) uint8. Raises InputError on a value that is no class."""
         reach = self._resample.source_window(window)
-        raw = self.dataset.read(1, window=RasterioWindow(reach.left, reach.top, reach.width, reach.height))
-        labels = self._labels(raw)
+        where = RasterioWindow(reach.left, reach.top, reach.width, reach.height)
+        raw = self.dataset.read(1, window=where)
+        labels = self._labels(raw, unknown(self.dataset, raw, where, np.flatnonzero(self._table >= 0)))
         kinds = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
         if self._resample.same:
             return labels
@@ -381,10 +451,8 @@ class RasterLabels:
                 np.maximum(most, share, out=most)
         return best
 
-    def _labels(self, raw: np.ndarray) -> np.ndarray:
-        nodata, unknown = self.dataset.nodata, None
-        if nodata is not None and not (nodata in range(256) and self._table[int(nodata)] >= 0):
-            unknown = np.isnan(raw) if np.isnan(nodata) else raw == nodata  # outside the classes it can mean no other
+    def _labels(self, raw: np.ndarray, unknown: np.ndarray | None) -> np.ndarray:
+        if unknown is not None:
             raw = np.where(unknown, 0, raw)
         if raw.dtype != np.uint8:
             values = np.unique(raw)
@@ -405,9 +473,14 @@ class RasterLabels:
             )
 
 
-def _elsewhere(labels, image) -> bool:
-    """Whether two rasters of one size, both placed on the ground, are more than half a pixel apart."""
-    if labels.crs is None or image.crs is None or labels.crs != image.crs:
-        return False
-    apart = grid_of(labels).corners() - grid_of(image).corners()
-    return bool(np.abs(apart).max() > 0.5 * max(np.abs(image.transform[:2])))
+def unknown(dataset, raw: np.ndarray, where: RasterioWindow, known) -> np.ndarray | None:
+    """(h, w) bool: where a label raster says that it does not know, by GDAL's mask or a NaN; None = nowhere.
+
+    A nodata value that is among the `known` labels (0, mostly) is that label, whatever the header says.
+    """
+    flags = dataset.mask_flag_enums[0]
+    by_mask = MaskFlags.all_valid not in flags and not (MaskFlags.nodata in flags and dataset.nodata in known)
+    masked = dataset.read_masks(1, window=where) == 0 if by_mask else None
+    if raw.dtype.kind != "f":
+        return masked
+    return np.isnan(raw) if masked is None else masked | np.isnan(raw)

@@ -1,6 +1,7 @@
 """Which scenes a command line means: files, folders, globs, lists and URLs, each with a name of its own."""
 
 import glob
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -38,14 +39,26 @@ def _expand(argument: str, base: Path) -> list[str]:
             raise InputError(f"{path}: no images in this folder ({', '.join(sorted(IMAGES))})")
         return found
     if path.suffix.lower() in LISTS and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        return [p for line in lines if line and not line.startswith("#") for p in _expand(line, path.parent)]
+        return [p for line in _lines(path) for p in _expand(line, path.parent)]
     if not path.exists() and glob.has_magic(argument):
-        found = sorted(glob.glob(str(path), recursive=True))
+        found = [p for p in _matches(path) if Path(p).is_file()]
         if not found:
             raise InputError(f"{argument}: matches no file")
-        return [p for p in found if Path(p).is_file()]
+        return found
     return [str(path)]
+
+
+def _lines(path: Path) -> list[str]:
+    """A list's scenes: what begins with # is a remark, unless a file beside the list is called so."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n"))
+    return [line for line in lines if line and (line[0] != "#" or os.path.isfile(path.parent / line))]
+
+
+def _matches(pattern: Path) -> list[str]:
+    """What a glob means; its first folders, as far as they exist, are names and no pattern (`maps [old]/*.tif`)."""
+    folder = next(parent for parent in pattern.parents if parent.is_dir())
+    found = glob.glob(str(pattern.relative_to(folder)), root_dir=folder, recursive=True)
+    return sorted(str(folder / name) for name in found)
 
 
 def _path(url: str) -> str:

@@ -157,7 +157,9 @@ class CityTiles:
         than half of which is valid are taken only where all are such.
         """
         table, size = self.table, size or self.size
-        rows = np.flatnonzero((table["split"] == split) & (table["valid"] > 0))
+        rows = np.flatnonzero(table["split"] == split)
+        if (valid := table["valid"][rows] > 0).any():
+            rows = rows[valid]
         rows = np.random.default_rng(seed).permutation(rows)
         rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")]
         full = list(islice((row for row in rows if 2 * self._valid(row, size) >= size**2), count))
@@ -272,7 +274,6 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
     The footprint of a tile is its part inside the region; it is missing where the image carries no CRS.
     """
     import geopandas
-    import shapely
 
     size, columns, footprints = about["size"], [], []
     for index, (region, (building, valid)) in enumerate(zip(regions, counts, strict=True)):
@@ -294,7 +295,7 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
         inside = [
             w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left)) for w in windows
         ]
-        footprints.append(shapely.polygons(region.grid.degrees(inside)))
+        footprints.append(region.grid.outlines(inside))
     merged = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     frame = geopandas.GeoDataFrame(merged, geometry=np.concatenate(footprints), crs="EPSG:4326")
     frame.to_parquet(folder / "tiles.parquet", index=False)

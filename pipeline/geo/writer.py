@@ -5,6 +5,9 @@ never grows with the scene. Everything is written to the path given; giving it i
 """
 
 import json
+import os
+import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,18 +20,21 @@ import pyogrio
 import rasterio
 import rasterio.shutil
 import shapely
+from pyarrow.fs import LocalFileSystem
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, cause, refusal
 from pipeline.geo.grid import Grid
 from pipeline.geo.scene import IGNORE
 
 BLOCK = 512  # pixels along a tile's side
+LAYER = "buildings"  # the same in every file, whatever the file is called: a style or a query fits them all
 DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
+HERE = LocalFileSystem()  # stated, so that Arrow takes no path for a URI
 BATCH = 4096  # footprints converted at a time
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
 WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
@@ -74,20 +80,45 @@ def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) 
 
 @contextmanager
 def onto_disk(path: Path) -> Iterator[None]:
-    """What a full disk does to GDAL and Arrow, as a sentence."""
+    """What a disk does to GDAL and Arrow, as a sentence: the cause and its own remedy."""
     try:
         yield
     except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
+        if code := cause(error) or _refused(path.parent):
+            raise InputError(refusal(path.name, code)) from None
         detail = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"{path.name}: the disk did not take it whole ({detail}); free some space or choose another folder"
-        ) from None
+        raise InputError(f"{path.name}: cannot be written ({detail}); it is not the disk: try another format") from None
+
+
+def _refused(folder: Path) -> int | None:
+    """Ask the disk, as GDAL seldom says: the errno of taking four times what lies in `folder`, None if it can."""
+    try:
+        need = 4 * sum(file.stat().st_size for file in folder.iterdir()) + BLOCK**2
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, need)
+    except OSError as error:
+        return cause(error)
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+    """Yield another name for `path`, of plain letters: pyogrio takes a path for a URI and cuts it at `!` and `;`."""
+    if re.fullmatch(r"[\w/.-]+", str(path), re.ASCII):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / "out"
+        alias.symlink_to(path.parent.absolute(), target_is_directory=True)
+        plain = alias / f"{LAYER}{path.suffix}"
+        yield plain
+        plain.rename(path)
 
 
 def refuse_holes(path: Path) -> None:
     """GDAL closes a file that a full disk cut short without a word: check that every block lies inside it."""
     size = path.stat().st_size
-    with rasterio.open(path) as dataset:
+    with rasterio.open(path, driver="GTiff") as dataset:
         for band in dataset.indexes:
             levels = [None, *range(len(dataset.overviews(band)))]
             for level in levels:
@@ -100,7 +131,7 @@ def refuse_holes(path: Path) -> None:
                         for what in ("OFFSET", "SIZE")
                     )
                     if start is None or int(start) + int(length) > size:
-                        raise OSError("the file was cut short: no space left on the device")
+                        raise OSError("GDAL closed it before it was whole")
 
 
 @contextmanager
@@ -129,7 +160,7 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
             writer.write_table(pa.table({**columns, "geometry": shapely.to_wkb(polygons)}, schema=schema))
 
     with onto_disk(path):
-        writer = parquet.ParquetWriter(batches, schema, compression="zstd")
+        writer = parquet.ParquetWriter(batches, schema, filesystem=HERE, compression="zstd")
     try:
         yield write
     except BaseException:
@@ -148,12 +179,14 @@ def _convert(batches: Path, path: Path, driver: str, crs: CRS | None) -> None:
     options = {}
     if driver == "GeoJSON":
         options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}
-    with warnings.catch_warnings(), parquet.ParquetFile(batches) as file:
+    with (
+        warnings.catch_warnings(), parquet.ParquetFile(batches, filesystem=HERE) as file, plain_name(path) as plain
+    ):  # fmt: skip
         warnings.filterwarnings("ignore", message="'crs' was not provided")
         reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH))
         pyogrio.write_arrow(
-            reader, path, layer=path.stem, driver=driver, geometry_name="geometry", geometry_type="Polygon",
+            reader, plain, layer=LAYER, driver=driver, geometry_name="geometry", geometry_type="Polygon",
             crs=crs and crs.to_wkt(), **options,
         )  # fmt: skip
-        if pyogrio.read_info(path, force_feature_count=True)["features"] != file.metadata.num_rows:
-            raise OSError("the file was cut short: no space left on the device")
+        if pyogrio.read_info(plain, force_feature_count=True)["features"] != file.metadata.num_rows:
+            raise OSError("GDAL closed it before it was whole")

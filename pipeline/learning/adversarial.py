@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import counts
 from pipeline.learning.perturb import pixel_gradient, project, random_direction, steepest, valid_mean
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -165,10 +166,9 @@ def overfitting_gap(
 
     def iou(moved: torch.Tensor) -> float:
         with _evaluating(segmenter):
-            found = segmenter(moved).argmax(1) > 0
-        valid, building = labels != IGNORE, labels > 0
-        union = (valid & (building | found)).sum()
-        return float((valid & building & found).sum() / union.clamp_min(1))
+            found = segmenter(moved).argmax(1)
+        intersection, union = counts(found, labels)
+        return float(intersection.sum() / union.sum().clamp_min(1))
 
     fgsm = iou(move(segmenter, images, labels, steps=1, step=ball["epsilon"], random_start=False, **ball))
     pgd = iou(move(segmenter, images, labels, steps=steps, **ball))

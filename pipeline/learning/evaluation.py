@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import nn
 
 from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles, Region
@@ -27,7 +29,7 @@ class SceneResult:
 
 @dataclass
 class CityResult:
-    """A city's counts. `iou` is None where neither the labels nor the model know a building."""
+    """A city's counts. `iou` is None where the labels know no building."""
 
     city: str
     gsd: float
@@ -38,11 +40,15 @@ class CityResult:
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
     cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (3, R, C) of each region, by scene
-    threshold: float = 0.5  # the card's, on the calibrated probability
 
     @property
     def iou(self) -> float | None:
-        return ratio(self.pixels[0], self.pixels[:3].sum())
+        return self.of_buildings(self.pixels[0], self.pixels[:3].sum())
+
+    def of_buildings(self, intersection: int, union: int) -> float | None:
+        """Their ratio; None where the labels know no building."""
+        tp, _, fn, _ = self.pixels
+        return ratio(intersection, union) if tp + fn else None
 
     def units(self, e: Evaluate, reach: float | None = None) -> blocks.Units:
         """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated, where that is known."""
@@ -58,25 +64,51 @@ class CityResult:
         units = self.units(e)
         return iou_estimate(units.intersection, units.union, e.bootstrap, seed=0, held=units.held)
 
-    @property
-    def at_threshold(self) -> np.ndarray:
-        """Intersection and union where pixels above the threshold are called building, as `predict` does."""
-        fp, tp = self.calibrated[:, np.arange(256) / 255 > self.threshold].sum(1)
-        return np.array([tp, fp + self.calibrated[1].sum()])
+
+class Both(nn.Module):
+    """A segmenter's class probabilities p = softmax(z / T), T its card's, and its building probability b as trained.
+
+    It has the interface of a Segmenter of k + 1 classes, so that both are blended as ever, in one pass. Its logits are
+    the logarithms of (rest, p₁/2, …, p_k/2, b/2), which softmax leaves as they are; `split` undoes the halving.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter, self.temperature = segmenter, segmenter.decision.temperature
+        self.classes, self.stride = segmenter.classes + 1, segmenter.stride
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.segmenter(images).float()
+        kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
+        halves = torch.cat([kinds, building], 1) / 2
+        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+
+    @staticmethod
+    def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Blended (…, k + 2) to p₁ … p_k (…, k) and b (…,)."""
+        return 2 * p[..., 1:-1], 2 * p[..., -1]
 
 
-def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate, temperature: float = 1.0):
-    """The building map of one region: argmax class and building probability, both (H, W) uint8."""
+def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
+    """The building map of one region as `predict` draws it, and its probability of building in 1/255,
+    as trained and calibrated: all (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
-    confidence, label = np.empty_like(prediction), city.label(region)
+    confidence, calibrated = np.empty_like(prediction), np.empty_like(prediction)
+    label = city.label(region)
     bands = infer(
-        segmenter, city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size, augment=e.augment,
-        temperature=temperature, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
+        augment=e.augment, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
-    for top, p in bands:
-        prediction[top : top + len(p)] = p.argmax(-1)
-        confidence[top : top + len(p)] = np.rint(255 * (1 - p[..., 0]))
-    return prediction, confidence
+    for top, blended in bands:
+        rows = slice(top, top + len(blended))
+        kinds, building = Both.split(blended)
+        prediction[rows] = segmenter.decision.of_probabilities(kinds)
+        confidence[rows], calibrated[rows] = _in_255(building), _in_255(kinds.sum(-1))
+    return prediction, confidence, calibrated
+
+
+def _in_255(probability: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(probability, 0, 1)).astype(np.uint8)
 
 
 def evaluate_scenes(
@@ -85,19 +117,16 @@ def evaluate_scenes(
     """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
-    temperature, result.threshold = (segmenter.card.get(k, v) for k, v in (("temperature", 1.0), ("threshold", 0.5)))
     for region in regions:
-        prediction, confidence = predict_region(segmenter, city, region, e)
+        prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
         label = city.label(region)
         pixels = metrics.pixel_counts(prediction, label)
         result.pixels += pixels
         result.classes += metrics.class_counts(prediction, label, city.classes)
-        result.boundary += metrics.boundary_counts(
-            prediction, label, metrics.boundary_distance(label.shape, city.gsd, e.boundary)
-        )
-        counts = metrics.confidence_counts(confidence, label)
-        result.confidence += counts
-        result.calibrated += rescale(counts, temperature)
+        thickness = metrics.boundary_distance(label.shape, city.gsd, e.boundary)
+        result.boundary += metrics.boundary_counts(prediction, label, thickness)
+        result.confidence += metrics.confidence_counts(confidence, label)
+        result.calibrated += metrics.confidence_counts(calibrated, label)
         result.objects.append(metrics.match_objects(prediction, label))
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
         yield SceneResult(region, prediction, confidence, pixels), result
@@ -109,13 +138,6 @@ def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str
     for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
         pass
     return result
-
-
-def rescale(counts: np.ndarray, temperature: float) -> np.ndarray:
-    """Move a confidence histogram (2, 256) to where p = σ(z) becomes σ(z / T): exact for two classes, binned."""
-    p = np.clip(np.arange(256) / 255, 1 / 510, 1 - 1 / 510)
-    level = np.rint(255 / (1 + np.exp(-np.log(p / (1 - p)) / temperature))).astype(int)
-    return np.stack([np.bincount(level, row, 256).astype(np.int64) for row in counts])
 
 
 def city_metrics(result: CityResult, e: Evaluate) -> dict:
@@ -144,7 +166,6 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou_high": high,
         "units": int(np.count_nonzero(units.union)),
         "blocks": units.blocks,
-        "iou_at_threshold": ratio(*result.at_threshold),
         "accuracy": ratio(tp + tn, tp + fp + fn + tn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
@@ -162,19 +183,18 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
 
 
 def summarise(results: list[CityResult], e: Evaluate) -> dict:
-    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, and each city."""
-    pixels = sum(r.pixels for r in results)
+    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, and each city.
+
+    A city without buildings is in the pool, where what is invented there counts, and in no mean.
+    """
+    whole = CityResult("", 0, sum(r.pixels for r in results))
     cities = {r.city: city_metrics(r, e) for r in results}
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.get, default=None)
     estimates = [r.estimate(e) for r in results if r.iou is not None and r.cells]
     mean, least = (mean_of(estimates).shown(), shown(worst_of(estimates))) if estimates else ((None, None),) * 2
     return {
-        "pooled": {
-            "iou": ratio(pixels[0], pixels[:3].sum()),
-            "iou_at_threshold": ratio(*sum(r.at_threshold for r in results)),
-            "accuracy": ratio(pixels[0] + pixels[3], pixels.sum()),
-        },
+        "pooled": {"iou": whole.iou, "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum())},
         "mean_city": {"iou": ratio(sum(known.values()), len(known)), "iou_low": mean[0], "iou_high": mean[1]},
         "worst_city": {"iou": known.get(worst), "iou_low": least[0], "iou_high": least[1], "city": worst},
         "city": cities,

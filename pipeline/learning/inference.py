@@ -36,6 +36,15 @@ def _multiple(length: int, stride: int) -> int:
     return -(-int(length) // stride) * stride
 
 
+def layout(height: int, width: int, window: int, overlap: float, stride: int) -> tuple[int, int, list[int], list[int]]:
+    """Height and width of the windows of a scene, and their first rows and columns; the last may reach over its edge,
+    by less than a stride.
+    """
+    tall, wide = (_multiple(min(window, side), stride) for side in (height, width))
+    below, right = _multiple(height, stride), _multiple(width, stride)  # the scene and its repeated edge
+    return tall, wide, window_starts(below, tall, overlap, stride), window_starts(right, wide, overlap, stride)
+
+
 def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
     """The eight views (N, C, H, W) of a square's symmetries, each with what brings its map back upright."""
     for turns in range(4):
@@ -72,9 +81,8 @@ def infer(
     """
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
-    tall, wide = (_multiple(min(window, side), stride) for side in (height, width))
-    below, right = _multiple(height, stride), _multiple(width, stride)  # the scene and its repeated edge
-    rows, columns = window_starts(below, tall, overlap, stride), window_starts(right, wide, overlap, stride)
+    tall, wide, rows, columns = layout(height, width, window, overlap, stride)
+    right = columns[-1] + wide  # the scene's width and its repeated edge
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes
     total = torch.zeros(foreground, tall, right, device=on)  # Σ weight · probability of each foreground class

@@ -7,6 +7,7 @@ Lipschitz Function Approximation"), PixelUnshuffle for strides, and a concatenat
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,27 @@ def minmax(x: Tensor, dim: int = 1) -> Tensor:
     return torch.cat([torch.minimum(a, b), torch.maximum(a, b), rest], dim)
 
 
+def groupsort(x: Tensor, group: int) -> Tensor:
+    """Sort every `group` channels (Anil, Lucas, Grosse 2019, section 4.1): a permutation at every point, as `minmax`,
+    which it is for pairs. (N, C, …); channel i stands with i + n, i + 2n, … for n groups, those left over pass.
+    """
+    groups = x.shape[1] // group
+    sorted_, rest = x.split([group * groups, x.shape[1] - group * groups], 1)
+    return torch.cat([sorted_.unflatten(1, (group, groups)).sort(1).values.flatten(1, 2), rest], 1)
+
+
 class MinMax(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return minmax(x)
+
+
+class GroupSort(nn.Module):
+    def __init__(self, group: int):
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        return groupsort(x, self.group)
 
 
 def replace_relu(network: nn.Module) -> nn.Module:
@@ -146,22 +165,21 @@ CONVOLUTIONS = {"orthogonal": OrthogonalConv, "aol": AOLConv}
 class LipschitzNet(nn.Module):
     """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4, ‖Δlogits‖₂ ≤ ‖Δx‖₂.
 
-    PixelUnshuffle → convolutions and MinMax at ½ and ¼ resolution → concat(skip, up) / √2 → PixelShuffle. Other sides
-    have to be padded with a constant, which leaves ‖Δx‖ as it is; repeating the edge would stretch it.
+    PixelUnshuffle → convolutions and GroupSort (of `group` channels; 2 is MinMax) at ½ and ¼ resolution →
+    concat(skip, up) / √2 → PixelShuffle. Other sides have to be padded with a constant, which leaves ‖Δx‖ as it is;
+    repeating the edge would stretch it.
     """
 
-    def __init__(self, channels: int, outputs: int, width: int, convolution: str = "orthogonal"):
+    def __init__(self, channels: int, outputs: int, width: int, convolution: str = "orthogonal", group: int = 2):
         super().__init__()
-        conv = CONVOLUTIONS[convolution]
+        conv, sort = CONVOLUTIONS[convolution], MinMax() if group == 2 else GroupSort(group)
         self.unshuffle, self.shuffle = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
-        self.enter = nn.Sequential(
-            conv(4 * channels, width, 1), conv(width, width), MinMax(), conv(width, width), MinMax()
-        )
+        self.enter = nn.Sequential(conv(4 * channels, width, 1), conv(width, width), sort, conv(width, width), sort)
         self.lower = nn.Sequential(
-            conv(4 * width, 2 * width, 1), conv(2 * width, 2 * width), MinMax(),
-            conv(2 * width, 2 * width), MinMax(), conv(2 * width, 4 * width, 1),
+            conv(4 * width, 2 * width, 1), conv(2 * width, 2 * width), sort,
+            conv(2 * width, 2 * width), sort, conv(2 * width, 4 * width, 1),
         )  # fmt: skip
-        self.merge = nn.Sequential(conv(2 * width, width), MinMax(), conv(width, width), MinMax())
+        self.merge = nn.Sequential(conv(2 * width, width), sort, conv(width, width), sort)
         self.out = conv(width, 4 * (outputs - 1), 1)
         self.register_buffer("frame", simplex_frame(outputs), persistent=False)
 
@@ -170,6 +188,20 @@ class LipschitzNet(nn.Module):
         low = self.shuffle(self.lower(self.unshuffle(skip)))
         merged = self.merge(torch.cat([skip, low], 1) / math.sqrt(2))
         return torch.einsum("kj,njhw->nkhw", self.frame, self.shuffle(self.out(merged)))
+
+
+@contextmanager
+def watch_values(network: nn.Module, largest: list[float]):
+    """Collect the largest |value| of every non-expansive convolution's answers: what float32 rounds is a share of it,
+    also where large biases cancel before the logits.
+    """
+    layers = [m for m in network.modules() if isinstance(m, NonExpansiveConv)]
+    hooks = [m.register_forward_hook(lambda _, __, y: largest.append(float(y.abs().max()))) for m in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def radii(logits: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ LOSSES = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz"
 
 
 def build_loss(weights: dict[str, float]) -> Loss:
-    """The weighted sum that train.loss names. Labels may be uint8 or int64; the sum is taken in float32."""
+    """The weighted sum that train.loss names, 0 = off. Labels may be uint8 or int64; the sum is taken in float32."""
+    weights = {name: weight for name, weight in weights.items() if weight}
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits, labels = logits.float(), labels.long()

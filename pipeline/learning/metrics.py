@@ -1,9 +1,12 @@
 """What is counted on a scene: pixels, boundaries, objects and confidence. Counts add up; a ratio comes last.
 
-IoU is Σ∩ / Σ∪ over all valid pixels of all scenes (Maggiori et al. 2017), of any building class against background.
+IoU is Σ∩ / Σ∪ over all valid pixels of all scenes (Maggiori et al. 2017), of any building class against background:
+of a map, of a certificate and of a map under attack alike. Where the labels know no building there is nothing to find,
+and an IoU, which asks how much of it was found, is None.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -12,19 +15,39 @@ from scipy import ndimage
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.blocks import CELL, blocks
 
+Array = TypeVar("Array")  # a NumPy array or a torch tensor
+
 
 def ratio(part: float, whole: float) -> float | None:
     """part / whole, or None where nothing was there to be counted (never 0 and never 1)."""
-    return float(part / whole) if whole else None
+    return float(part) / float(whole) if whole else None
+
+
+def counts(classes: Array, labels: Array) -> tuple[Array, Array]:
+    """Intersection and union (…,) of the buildings of class maps and labels (…, H, W), both NumPy or both torch.
+
+    A negative class stands where nothing is proven (see robustness/certificates.py). Such a pixel counts against
+    us on either side: the least intersection and the greatest union of all maps that agree with the certificate.
+    """
+    valid = labels != IGNORE
+    truth = (labels > 0) & valid
+    return ((classes > 0) & truth).sum((-2, -1)), (truth | (classes != 0) & valid).sum((-2, -1))
+
+
+def buildings(labels: Array) -> Array:
+    """Building pixels (…,) of labels (…, H, W)."""
+    return ((labels > 0) & (labels != IGNORE)).sum((-2, -1))
+
+
+def iou(classes: Array, labels: Array) -> float | None:
+    """ΣI/ΣU of class maps (…, H, W) and labels; None where the labels know no building."""
+    return ratio(*(n.sum() for n in counts(classes, labels))) if buildings(labels).any() else None
 
 
 def pixel_counts(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """[TP, FP, FN, TN] of building against background over valid pixels; arrays (H, W) uint8."""
-    valid = label != IGNORE
-    found, truth = (prediction > 0) & valid, (label > 0) & valid
-    tp = np.count_nonzero(found & truth)
-    fp, fn = np.count_nonzero(found) - tp, np.count_nonzero(truth) - tp
-    return np.array([tp, fp, fn, np.count_nonzero(valid) - tp - fp - fn], np.int64)
+    (tp, union), truth = counts(prediction, label), buildings(label)
+    return np.array([tp, union - truth, truth - tp, np.count_nonzero(label != IGNORE) - union], np.int64)
 
 
 def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:

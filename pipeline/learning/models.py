@@ -15,20 +15,24 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.errors import InputError
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.decision import Decision, Deployed
+from pipeline.learning.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, read_json, write_json
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
     "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
 }  # fmt: skip
+TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
 
 
 class Segmenter(nn.Module):
     """Images (N, C, H, W) float in [0, 1] to logits (N, K, H, W), K = classes + 1, for any H and W.
 
-    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model.
+    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model,
+    `decision` says which class a pixel is drawn as: `decide(logits)`.
     """
 
     def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1, sides: str = "replicate"):
@@ -38,6 +42,15 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
         self.card: dict = {}
+        self.decision = Decision()
+
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+        """The map that is deployed, classes (N, H, W), of logits (N, K, H, W)."""
+        return self.decision(logits)
+
+    def deployed(self) -> Deployed:
+        """The same network, answering with logits whose largest is the class that is drawn."""
+        return Deployed(self)
 
     def set_normalisation(self, mean, std) -> None:
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -100,31 +113,50 @@ class _Out(nn.Module):
 def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    known = smp.encoders.get_encoder_names()
-    if model.encoder not in known and not model.encoder.startswith("tu-"):
-        import difflib
-
-        near = difflib.get_close_matches(model.encoder, known, n=3, cutoff=0)
-        raise InputError(f"train.model.encoder: unknown encoder {model.encoder!r}; near it are {', '.join(near)}")
+    _check_encoder(model.encoder)
     options = {}
     if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:  # one width a level
         options = {"decoder_channels": model.decoder_channels, "encoder_depth": len(model.decoder_channels)}
+    packaged = packaged_weights(model.encoder) if model.encoder_weights == "imagenet" else None
+    download = model.encoder_weights == "imagenet" and packaged is None
     try:
         network = getattr(smp, SMP[model.architecture])(
             encoder_name=model.encoder,
-            encoder_weights="imagenet" if model.encoder_weights == "imagenet" else None,
+            encoder_weights="imagenet" if download else None,
             in_channels=channels,
             classes=outputs,
             **options,
         )
+        if packaged:
+            start_from(network.encoder, packaged)
         return _without_idle(network, channels)
+    except InputError:
+        raise
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
             "connect to the network once, name a file of weights, or set it to null"
         ) from None
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"train.model: {model.architecture} does not accept these settings: {error}") from None
+    except Exception as error:  # each family of encoders has its own for what it cannot do
+        raise InputError(
+            f"train.model: {model.architecture} with the encoder {model.encoder} does not accept these settings: "
+            f"{str(error) or type(error).__name__}; choose another encoder, such as resnet18"
+        ) from None
+
+
+def _check_encoder(name: str) -> None:
+    """Raise InputError where no encoder is called so; tu- names are timm's, with or without a tag of its weights."""
+    import difflib
+
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if timm.is_model(name.removeprefix(TIMM)) if name.startswith(TIMM) else name in smp.encoders.get_encoder_names():
+        return
+    known = [*smp.encoders.get_encoder_names(), *(TIMM + timms for timms in timm.list_models())]
+    alike = [other for other in known if other.startswith(TIMM) == name.startswith(TIMM)]
+    near = difflib.get_close_matches(name, alike, n=3, cutoff=0)
+    raise InputError(f"train.model.encoder: unknown encoder {name!r}; near it are {', '.join(near)}")
 
 
 class _Idle(nn.Identity):
@@ -206,7 +238,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         case "small_unet":
             network, stride = SmallUNet(channels, outputs, model.width), 4
         case "lipschitz":
-            network, stride, sides = LipschitzNet(channels, outputs, model.width), 4, "constant"
+            network, stride, sides = LipschitzNet(channels, outputs, model.width, group=model.group), 4, "constant"
         case name if name in TORCHVISION:
             network, stride = _torchvision(model, channels, outputs), 8
         case _:
@@ -222,7 +254,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         _load_encoder(network, model.encoder_weights)
     segmenter = Segmenter(network, channels, model.classes, stride, sides)
     if model.encoder_weights == "imagenet" and channels == 3:
-        segmenter.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+        segmenter.set_normalisation(*normalisation(model.encoder))
     return segmenter
 
 
@@ -293,6 +325,17 @@ def read_card(folder: str | Path) -> dict:
         raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
 
 
+def check_fit(card: dict, city: CityTiles, model: Path) -> None:
+    """Raise InputError where a city's tiles are not what the model was trained to read."""
+    for key, mine, theirs in (
+        ("channels", card["channels"], city.channels),
+        ("ground sample distance", card["gsd"], city.gsd),
+        ("classes", card["classes"], city.classes),
+    ):
+        if abs(mine - theirs) > 1e-6:
+            raise InputError(f"{city.folder}: {key} {theirs:g}, but {model} was trained with {mine:g}; tile it again")
+
+
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
     """The model that an earlier run with the same fingerprint left; None where there is none, or it is damaged."""
     try:
@@ -316,5 +359,5 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmen
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{folder}: weights do not fit model.json ({reason}); train the model again") from None
-    segmenter.card = card
+    segmenter.card, segmenter.decision = card, Decision.of(card)
     return segmenter.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

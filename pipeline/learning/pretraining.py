@@ -16,10 +16,12 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.console import progress
+from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.crops import to_float
 from pipeline.learning.models import Segmenter, build_model, read_card, save_model
 from pipeline.learning.precision import autocast, device
+from pipeline.learning.steps import batches_of_several, one_cycle
 from pipeline.storage import fingerprint
 
 
@@ -44,13 +46,17 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
         return done
     torch.manual_seed(options.seed)
     pool = np.concatenate([c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities])
+    if not len(pool):
+        names = ", ".join(c.city for c in cities)
+        raise InputError(f"pretrain: no training scene of {names} shows anything but nodata; add scenes")
     painter = build_model(model.model_copy(update={"classes": max(1, channels - 1)}), channels)
     if model.encoder_weights != "imagenet" or channels != 3:  # those come with a normalisation of their own
         pixels = pool.reshape(-1, channels) / 255
         painter.set_normalisation(pixels.mean(0), pixels.std(0))
     on = device()
     painter.to(on, memory_format=torch.channels_last).train()
-    losses = _paint(painter, pool, options, on)
+    with batches_of_several("pretrain.batch_size", f"{model.architecture} of {len(pool)} crops in all"):
+        losses = _paint(painter, pool, options, on)
     segmenter = _with_new_head(painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels))
     tenth = max(1, len(losses) // 10)
     card = {
@@ -72,14 +78,22 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
     return card
 
 
+def check_place(folder: Path) -> None:
+    """Raise InputError where writing `folder` would take away what is not pre-trained: it is replaced as a whole."""
+    if params.written_by_a_stage(str(folder)):
+        raise InputError(f"{folder}: a stage writes there, and DVC deletes it; take another, such as --out pretrained")
+    if not Path(folder).exists() or not any(Path(folder).iterdir()):
+        return
+    card = read_card(folder) if (Path(folder) / "model.json").exists() else {}
+    if "images" not in card:
+        raise InputError(f"{folder}: holds something else than a pre-trained model; take another folder, or empty it")
+
+
 def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: torch.device) -> list[float]:
     rng, generator = np.random.default_rng(options.seed), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.AdamW(painter.parameters(), options.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.steps, pct_start=0.2
-    )
-    losses = []
-    for _ in progress(range(options.steps), "pre-training"):
+    schedule, losses = one_cycle(optimizer, options.learning_rate, options.steps), []
+    for step in progress(range(options.steps), "pre-training"):
         drawn = rng.choice(len(pool), min(options.batch_size, len(pool)), replace=False)
         images = to_float(torch.from_numpy(pool[drawn]))
         seen, mask = (x.to(on) for x in hide(images, options.square, options.hidden, generator))
@@ -92,7 +106,18 @@ def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: t
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise _diverged(step, options)
+    with torch.no_grad():  # no step looks at what the last one did
+        if not painter.eval()(seen).isfinite().all():
+            raise _diverged(options.steps, options)
     return losses
+
+
+def _diverged(step: int, options: params.Pretrain) -> InputError:
+    return InputError(
+        f"pre-training: the loss is not finite at step {step}; lower pretrain.learning_rate ({options.learning_rate})"
+    )
 
 
 def _with_new_head(painter: Segmenter, segmenter: Segmenter) -> Segmenter:

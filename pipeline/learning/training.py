@@ -8,7 +8,6 @@ pixels (see losses.py); batch statistics are shared on GPUs, and each process's 
 """
 
 import csv
-import hashlib
 import json
 import logging
 import math
@@ -26,27 +25,19 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
-from pipeline.console import console, progress_bar
+from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.learning.calibration import UNCALIBRATED, calibrate
 from pipeline.learning.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader, to_float
 from pipeline.learning.losses import build_loss
-from pipeline.learning.models import (
-    IMAGENET_MEAN,
-    Segmenter,
-    build_model,
-    kept_model,
-    load_model,
-    read_card,
-    save_model,
-    weights_file,
-)
+from pipeline.learning.metrics import buildings, counts, ratio
+from pipeline.learning.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
 from pipeline.learning.precision import choose, device
+from pipeline.learning.steps import batches_of_several, one_cycle
 from pipeline.params import Params, Train
-from pipeline.storage import atomic_file, fingerprint
+from pipeline.storage import atomic_file, digest, fingerprint
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -55,7 +46,7 @@ class SegmentationTraining(lightning.LightningModule):
     def __init__(self, segmenter: Segmenter, train: Train):
         super().__init__()
         self.segmenter, self.train_params = segmenter, train
-        self.loss = build_loss(train.loss)
+        self.loss = build_loss(train.loss.model_dump())
         self.history: list[dict] = []
         self.losses: list[torch.Tensor] = []
         self.before, self.started = 0.0, time.perf_counter()
@@ -89,10 +80,7 @@ class SegmentationTraining(lightning.LightningModule):
             case "cosine":
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
             case "one_cycle":
-                rise = 0.2 if total > 5 else 0.3  # a fifth of 5 steps rises in no time at all, a division by zero
-                schedule = torch.optim.lr_scheduler.OneCycleLR(
-                    optimizer, t.learning_rate, total_steps=total, pct_start=rise
-                )
+                schedule = one_cycle(optimizer, t.learning_rate, total)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -119,30 +107,38 @@ class SegmentationTraining(lightning.LightningModule):
         """Raise InputError where the loss of the step before is not finite: to ask for this one's would empty a GPU's
         queue at every step."""
         if self.losses and not torch.isfinite(self.losses[-1]):
-            raise InputError(
-                f"training: the loss is not finite at step {self.global_step - 1}; lower train.learning_rate "
-                f"({self.train_params.learning_rate}) or set train.clip_gradient"
-            )
+            raise self.diverged("the loss is", self.global_step - 1)
+
+    def diverged(self, what: str, step: int) -> InputError:
+        return InputError(
+            f"training: {what} not finite at step {step}; lower train.learning_rate "
+            f"({self.train_params.learning_rate}) or set train.clip_gradient"
+        )
 
     def on_validation_epoch_start(self) -> None:
-        self.counts = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch, index) -> None:
         labels = batch[1]
         if index == 0:
             self.first = batch
-        valid = labels != IGNORE
-        found, truth = (self.segmenter(to_float(batch[0])).argmax(1) > 0) & valid, (labels > 0) & valid
-        self.counts += torch.stack([(found & truth).sum(), (found | truth).sum()])
+        logits = self.segmenter(to_float(batch[0]))
+        intersection, union = counts(logits.argmax(1), labels)
+        failed = (~logits.isfinite()).flatten(1).any(1)
+        self.counts += torch.stack([n.sum() for n in (intersection, union, buildings(labels), failed)])
 
     def on_validation_epoch_end(self) -> None:
         self.check_loss()
-        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
+        seen = self.trainer.strategy.reduce(self.counts, reduce_op="sum").tolist()
+        intersection, union, truth, failed = seen
+        if failed:  # the last step's loss is never looked at
+            raise self.diverged("the network's answer is", self.global_step)
         loss = torch.stack(self.losses).mean() if self.losses else torch.zeros((), device=self.device)
         loss = self.trainer.strategy.reduce(loss.float(), reduce_op="mean")
         self.losses.clear()
-        iou = float(counts[0] / counts[1].clamp_min(1))
-        self.log("iou", iou, prog_bar=True, sync_dist=False)
+        iou = ratio(intersection, union) if truth else None
+        # Where validation knows no building no epoch is better than the one after: the last is kept.
+        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False)
         record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
         logged = self.trainer.callback_metrics
         record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
@@ -184,17 +180,35 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Bar(Callback):
-    """The run's progress: steps, rate and time left, the last validation IoU."""
+    """What the first process tells of the run: how long it will take, steps and time left, the validation IoU."""
+
+    WARM, TIMED = 5, 15  # steps that are slower than the rest, and steps whose time is taken
 
     def on_train_start(self, trainer, module) -> None:
+        self.first, self.total = trainer.global_step, module.train_params.epochs * module.train_params.steps_per_epoch
         self.bar = progress_bar()
-        self.bar.start()
-        total = module.train_params.epochs * module.train_params.steps_per_epoch
-        self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
+        if trainer.is_global_zero:
+            self.bar.start()
+        self.task = self.bar.add_task("training", total=self.total, completed=self.first)
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
-        iou = f", validation IoU {module.history[-1]['iou']:.3f}" if module.history else ""
+        known = module.history and module.history[-1]["iou"] is not None
+        iou = f", validation IoU {module.history[-1]['iou']:.3f}" if known else ""
         self.bar.update(self.task, completed=trainer.global_step, description=f"training{iou}")
+        done, left = trainer.global_step - self.first, self.total - trainer.global_step
+        if done == self.WARM:
+            self.since = time.perf_counter()
+        if done == self.WARM + self.TIMED and left > done and trainer.is_global_zero:
+            seconds = left * (time.perf_counter() - self.since) / self.TIMED
+            console.print(f"training: {left} steps to go, about {duration(seconds)} and the validations between")
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.is_global_zero and not console.is_terminal:
+            last = module.history[-1]
+            console.print(
+                f"epoch {last['epoch'] + 1} of {module.train_params.epochs}: loss {last['loss']:.3f}, "
+                f"validation IoU {last['iou']:.3f}"
+            )
 
     def teardown(self, trainer, module, stage) -> None:
         if hasattr(self, "bar"):
@@ -213,8 +227,7 @@ def _start(train: Train) -> list:
     digests = []
     for path in (train.init, train.model.encoder_weights):
         if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
-            with file.open("rb") as weights:
-                digests.append(hashlib.file_digest(weights, "sha256").hexdigest())
+            digests.append(digest(file))
     return [train.init and read_card(train.init), digests]
 
 
@@ -227,17 +240,12 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
     train, channels = params.train, cities[0].channels
     if not train.init:
         segmenter = build_model(train.model, channels)
-        if train.model.encoder_weights != "imagenet" or channels != len(IMAGENET_MEAN):
+        if train.model.encoder_weights != "imagenet" or channels != 3:
             segmenter.set_normalisation(*channel_statistics(cities))
         if train.model.architecture == "lipschitz":  # dividing by a deviation would multiply its constant
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
         return segmenter
-    card = read_card(train.init)
-    wanted = train.model.model_dump(exclude={"encoder_weights"})
-    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
-    if different or card["channels"] != channels:
-        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
-        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    card = check_start(train, channels)
     if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
         console.print(
             f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
@@ -245,6 +253,17 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             style="yellow", markup=False,
         )  # fmt: skip
     return load_model(train.init).requires_grad_(True).train()
+
+
+def check_start(train: Train, channels: int) -> dict:
+    """The card of the model to start from. Raises InputError where it is another network than train.model."""
+    card = read_card(train.init)
+    wanted = train.model.model_dump(exclude={"encoder_weights"})
+    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
+    if different or card["channels"] != channels:
+        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
+        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    return card
 
 
 def inherited(train: Train) -> list[str]:
@@ -310,18 +329,12 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     resumed = _whole(last)
     loaders = _loaders(train, cities, on, rank, world)
     try:
-        trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
+        with batches_of_several("train.batch_size", train.model.architecture):
+            trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            f"train.batch_size: {train.model.architecture} normalises over its batch and cannot learn from one crop a "
-            "process; raise it"
-        ) from None
+        raise stopped(last) from None
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        raise stopped(last)
     seconds = module.seconds
 
     if rank == 0:
@@ -341,7 +354,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
         "params": json.loads(params.model_dump_json(include={"tile", "train"})),
-        "metrics": {"validation_iou": float(checkpoint.best_model_score)},
+        "metrics": {"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
         "history": module.history,
         "training": {"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
                      "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
@@ -351,6 +364,13 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()
     return card
+
+
+def stopped(checkpoint: Path) -> KeyboardInterrupt:
+    """Ctrl-C, which says so where nothing is kept yet."""
+    if checkpoint.exists():
+        return KeyboardInterrupt()
+    return KeyboardInterrupt("nothing is kept before the first epoch ends, so the same command begins anew")
 
 
 def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int, world: int):

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.console import progress_bar
 from pipeline.geo.mapping import CONFIDENCE, Mapper, Totals
+from pipeline.learning.decision import Decision
 from pipeline.learning.disagreement import Disagreement
 from pipeline.learning.expected_iou import Thresholds, expected_iou, thresholded_iou
 from pipeline.learning.inference import infer
@@ -27,11 +28,12 @@ def fill(
 
     empty: see `infer`.
     """
-    temperature, augment = segmenter.card.get("temperature", 1.0), settings.augment
+    temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    window = window_side(settings.window, image.shape[1] * segmenter.classes)
     bands = infer(
-        segmenter, image, window=_window(settings.window, image.shape[1] * segmenter.classes), overlap=settings.overlap,
+        segmenter, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
@@ -49,7 +51,7 @@ def fill(
     return mapper.finish()
 
 
-def _window(window: int, width: int) -> int:
+def window_side(window: int, width: int) -> int:
     """The window of a scene so wide, its layers side by side, that a band of whole ones exceeds BAND is lower."""
     return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 

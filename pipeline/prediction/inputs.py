@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.geo.raster import Raster, open_raster, robust_range
+from pipeline.geo.raster import Raster, declared_bands, open_raster, robust_range, unplaced
+from pipeline.learning.decision import Decision
 from pipeline.learning.export import load_onnx
 from pipeline.learning.models import load_model
 from pipeline.learning.precision import device
@@ -54,7 +55,7 @@ def open_scene(stack: ExitStack, task: Task, card: dict) -> tuple[Raster, Raster
 
 def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
-    bands = list(task.bands or card["bands"])
+    bands = list(task.bands or declared_bands(dataset, card["bands"]))
     if len(bands) != card["channels"]:
         raise InputError(f"--bands names {len(bands)} bands; the model reads {card['channels']}")
     if max(bands) > dataset.count:
@@ -63,17 +64,18 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
             f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands "
             f"{asked}; say which of the scene's bands to read with --bands"
         )
-    if dataset.crs is None and task.gsd is None:
-        raise InputError(f"{task.scene}: has no CRS, so its ground sample distance is unknown; state it with --gsd")
+    if task.gsd is None and (reason := unplaced(dataset)):
+        raise InputError(f"{task.scene}: {reason}, so its ground sample distance is unknown; state it with --gsd")
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
         scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()]) or NO_RANGE
     return Raster(dataset, bands, card["gsd"], task.gsd, scale)
 
 
-def threshold(settings: Predict, card: dict) -> float:
-    """The building probability from which a pixel is a building: stated, or the model card's, from validation."""
-    return settings.threshold or card.get("threshold", 0.5)
+def decision(settings: Predict, card: dict) -> Decision:
+    """Which class a pixel is drawn as: the card's rule, from validation, or with the threshold that is stated."""
+    own = Decision.of(card)
+    return replace(own, threshold=settings.threshold or own.threshold)
 
 
 def class_names(card: dict) -> list[str]:

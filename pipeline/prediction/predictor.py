@@ -16,7 +16,7 @@ from pipeline.geo.scene import IGNORE
 from pipeline.geo.scene_list import list_scenes
 from pipeline.params import Predict, parse_section
 from pipeline.prediction.flow import fill
-from pipeline.prediction.inputs import Task, open_scene, threshold
+from pipeline.prediction.inputs import Task, decision, open_scene
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Predictor:
                 return lambda row, pixels: np.copyto(array[:, row : row + pixels.shape[1]], pixels)
 
             mapper = Mapper(
-                model, scene, native, chosen, threshold(chosen, self.card),
+                model, scene, native, chosen, decision(chosen, self.card).of_probabilities,
                 {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
                 validity,
             )  # fmt: skip

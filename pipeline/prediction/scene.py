@@ -1,10 +1,9 @@
 """One scene to its map on disk: a function of the model, the scene and the settings.
 
-A finished map is not made again; one that a kill cut short is. Files get their names when all of them are whole.
+A finished map is not made again; one that a kill cut short is.
 """
 
 import hashlib
-import json
 import os
 from contextlib import ExitStack
 from functools import lru_cache
@@ -13,16 +12,19 @@ from pathlib import Path
 import rasterio
 
 from pipeline.errors import InputError
+from pipeline.geo.formats import unreadable
 from pipeline.geo.grid import Grid
 from pipeline.geo.mapping import LAYERS, STEPS, Mapper
 from pipeline.geo.raster import grid_of, open_raster
 from pipeline.geo.read_ahead import ReadAhead
 from pipeline.geo.writer import WriteRows, cloud_optimised, footprints
+from pipeline.prediction.edits import content
 from pipeline.prediction.flow import fill, label_free_iou
-from pipeline.prediction.inputs import Task, class_names, load, open_scene, threshold
-from pipeline.storage import fingerprint, read_json, scratch, sweep
+from pipeline.prediction.inputs import Task, class_names, decision, load, open_scene
+from pipeline.prediction.publishing import finished, forget, publish, replaceable
+from pipeline.storage import fingerprint, scratch
 
-FORMAT = 3  # raise it when the same inputs give other outputs
+FORMAT = 4  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
@@ -31,53 +33,22 @@ def predict_scene(model: str, task: Task) -> dict:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
     Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
-    predict's, a full disk. Nothing is left then.
+    predict's or was edited since, a full disk. Nothing is left then.
     """
-    out, record = Path(task.out), Path(task.out) / f"{task.name}.json"
+    record = Path(task.out) / f"{task.name}.json"
     segmenter, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
-    files = sorted(file_names(task).values())
-    there = {name for name in (record.name, *files) if (out / name).exists()}
-    # Another process may be publishing this very map: its journal is gone only when its record is there.
-    unfinished, before = (_read_record(path, task.name) for path in (_journal(record), record))
-    if before and (before["key"], before["files"]) == (key, files) and there == {record.name, *files}:
-        if unfinished:
-            sweep(out, record.name)  # the folder of a run killed on its last step
-            _journal(record).unlink(missing_ok=True)
+    names = sorted(file_names(task).values())
+    if before := finished(record, key, names):
         return {**before, "fresh": False}
-    ours = {name for notes in (unfinished, before) if notes for name in (record.name, *notes["files"])}
-    if there - ours:
-        raise InputError(
-            f"{out / min(there - ours)}: would be overwritten, and no record beside it says that predict made it; "
-            "move it, or choose another --out"
-        )
+    replaceable(record, names)  # refused before the work
     with scratch(record) as partial:
         found = _map_scene(segmenter, task, partial)
+        files = {name: content(partial / name) for name in names}
         found = {"scene": task.scene, "key": key, "files": files, **found}
-        _publish(partial, record, found, ours - {record.name})
-    _journal(record).unlink(missing_ok=True)
+        publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
+    forget(record)
     return {**found, "fresh": True}
-
-
-def _publish(partial: Path, record: Path, found: dict, ours: set[str]) -> None:
-    """Give a map's files their names, and delete those `ours` that it lacks.
-
-    Until the record is there the scene is unfinished. The journal names what a kill leaves; the caller deletes it.
-    """
-    journal, files = _journal(record), found["files"]
-    _write_record(partial / journal.name, {"key": "", "files": sorted(ours.union(files))})
-    _write_record(partial / record.name, found)
-    os.replace(partial / journal.name, journal)
-    record.unlink(missing_ok=True)
-    for name in files:
-        os.replace(partial / name, record.with_name(name))
-    for name in ours.difference(files):
-        record.with_name(name).unlink(missing_ok=True)
-    os.replace(partial / record.name, record)
-
-
-def _journal(record: Path) -> Path:
-    return record.with_name(f".{record.name}")
 
 
 def file_names(task: Task) -> dict[str, str]:
@@ -117,8 +88,11 @@ def _scene_key(scene: str) -> list:
         return [scene]
     try:
         os.stat(scene)
+        scene.encode()
     except OSError as error:
-        raise InputError(f"{scene}: {error.strerror}") from None
+        raise unreadable(scene, error) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale") from None
     if not scene.lower().endswith(".vrt"):
         return [scene, _state(scene)]
     with open_raster(scene) as mosaic:
@@ -131,23 +105,6 @@ def _state(path: str | Path) -> tuple[int, int] | None:
     except OSError:  # absent, or a mosaic's source behind a URL
         return None
     return about.st_size, about.st_mtime_ns
-
-
-def _read_record(path: Path, name: str) -> dict | None:
-    """What an earlier run noted, of files that are its own; None where it is absent or no record."""
-    try:
-        found = read_json(path)
-        own = [file for file in found["files"] if file.startswith(f"{name}.") and "/" not in file]
-        return {**found, "key": found["key"], "files": own}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _write_record(path: Path, found: dict) -> None:
-    try:
-        path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path.name}: cannot be written ({error.strerror}); free some disk space") from None
 
 
 def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
@@ -172,7 +129,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         if settings.polygons != "none":
             polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
         mapper = Mapper(
-            image.grid, scene, image.native, settings, threshold(settings, card),
+            image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
             layers, polygons, twin.source_validity, task.name,
         )  # fmt: skip
         rows = stack.enter_context(ReadAhead(image))
@@ -180,11 +137,12 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
         return {
             "gsd": [round(metres, 6) for metres in image.native],
+            "bands": image.bands,
             "range": image.range,
             "pixels": scene.height * scene.width,
             "area_km2": round(totals.area / 1e6, 6),
-            "buildings": totals.buildings,
-            "built_area_m2": round(totals.built_area, 1),
+            "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
+            "built_area_m2": round(totals.built_area, 1) if polygons else None,
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,

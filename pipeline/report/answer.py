@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.colours import BOUNDS, SEEN, UNSEEN
+from pipeline.params import METHODS
+from pipeline.report.colours import BOUNDS, SEEN, UNSEEN
 from pipeline.report.results import Results
 
 
@@ -46,7 +47,7 @@ def kinds(results: Results) -> list[Kind]:
     p = results.params
     brief = f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two" * results.brief
     road, radius = proof(results)
-    whose = "the smoothed model" if road == "smoothing" else f"the {road} network"
+    whose = METHODS[road].whose(results.of("certify", road).get("deployed"))
     sure = f", {100 * (1 - p.certify.smoothing.alpha):g} % sure of each tile" if road == "smoothing" else ""
     return [
         Kind("seen", SEEN, "circle", f"{p.evaluate.split} scenes of the cities the model was trained on"),
@@ -99,7 +100,7 @@ def budget(results: Results) -> str:
 
 def proof(results: Results) -> tuple[str, str]:
     """The first road to a certificate that ran, and its smallest radius; smoothing certifies the delivered model."""
-    for road in ("smoothing", "convex", "lipschitz"):
+    for road in METHODS:
         for by_radius in results.of("certify", road).get("city", {}).values():
             return road, min(by_radius, key=float)
     return "smoothing", "0"
@@ -107,12 +108,12 @@ def proof(results: Results) -> tuple[str, str]:
 
 def length(road: str, radius: str) -> str:
     """A radius in words, rounded down: what is said must have been proven."""
-    return f"{float(radius):g}/255 a pixel" if road == "convex" else f"{down(radius):g} in length (ℓ2)"
+    return f"{float(radius):g}/255 a pixel" if METHODS[road].norm == "linf" else f"{down(radius):g} in length (ℓ2)"
 
 
 def pixel(road: str, radius: str) -> str:
     """How much, or how little, a length over a whole crop is."""
-    if road == "convex":
+    if METHODS[road].norm == "linf":
         return ""
     return f" over the whole crop, as of one channel of one pixel by {math.floor(255 * down(radius))}/255,"
 

@@ -43,7 +43,7 @@ class Changes:
 def git(root: Path, *arguments: str) -> str | None:
     """What git answers; None where it is absent, or `root` is no checkout, or the command fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

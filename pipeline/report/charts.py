@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import matplotlib
 import matplotlib.backends.backend_svg  # savefig must find its backend within the style
@@ -12,11 +13,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from pipeline.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
+from pipeline.params import METHODS, UNITS
 from pipeline.report.answer import budget
+from pipeline.report.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
 from pipeline.report.results import Results, read
 
-ROADS = {"smoothing": "radius, ℓ2", "convex": "radius, ℓ∞ in 1/255", "lipschitz": "radius, ℓ2"}
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a city may be called $x$
@@ -48,8 +49,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
+    """A figure, drawn once: `svg` stands in the page, `file` is the same for `dvc plots`."""
+
     title: str
     svg: Markup
+    file: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Gallery:
     first: int = 6
 
 
+RELIABILITY = [("reliability.json", "as trained", GREY), ("reliability_calibrated.json", "calibrated", INK)]
 SMALL, WIDE = (2.3, 1.9), (4.8, 2.2)  # inches of a panel among others, and of one alone
 
 
@@ -90,7 +95,28 @@ def panel(
             prepare(axes)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return Chart(title, inline(text.getvalue(), f"{title}: {y} against {x}"))
+    drawn = text.getvalue()
+    return Chart(title, inline(drawn, f"{title}: {y} against {x}"), drawn)
+
+
+def galleries(results: Results) -> dict[str, list["Gallery"]]:
+    """Every figure there is, by what it is about; a stage that has not run has none."""
+    kinds = learning, confidence, attack, sandwich, corruption, adaptation
+    return {kind.__name__: kind(results) for kind in kinds}
+
+
+def write_figures(drawn: Iterable["Gallery"], folder: Path) -> None:
+    """Each chart as FOLDER/GALLERY/CHART.svg."""
+    for gallery in drawn:
+        place = folder / slug(gallery.title)
+        place.mkdir(parents=True, exist_ok=True)
+        for chart in gallery.charts:
+            (place / f"{slug(chart.title)}.svg").write_text(chart.file, encoding="utf-8")
+
+
+def slug(title: str) -> str:
+    """A title as a file's name: other characters than letters and digits become one hyphen."""
+    return re.sub(r"[\W_]+", "-", title).strip("-").lower()
 
 
 def inline(svg: str, description: str) -> Markup:
@@ -136,13 +162,16 @@ def learning(results: Results) -> list[Gallery]:
 def confidence(results: Results) -> list[Gallery]:
     """Reliability, precision–recall, and quality by size of building."""
     charts, legend = [], {}
-    bins = read(results.figure("evaluate", "reliability.json"))
-    if bins:
-        line = Line("model", [b["probability"] for b in bins], [b["frequency"] for b in bins], INK)
+    reliable = [
+        Line(name, [b["probability"] for b in bins], [b["frequency"] for b in bins], colour)
+        for file, name, colour in RELIABILITY
+        if (bins := read(results.array("evaluate", file)))
+    ]
+    if reliable:
         names = "probability of building", "share building"
-        charts.append(panel("Reliability", [line], *names, prepare=diagonal, xlim=(0, 1)))
+        charts.append(panel("Reliability", reliable, *names, prepare=diagonal, xlim=(0, 1)))
     cities = [c for c in results.cities if c in results.of("evaluate")]
-    points = read(results.figure("evaluate", "precision_recall.json"))
+    points = read(results.array("evaluate", "precision_recall.json"))
     if points:
         legend = city_legend(cities)
         lines = precision_recall(cities, points)
@@ -157,8 +186,8 @@ def confidence(results: Results) -> list[Gallery]:
         ticks = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
         charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
     text = (
-        "A reliable model (black, all cities, as trained: before the temperature that predict applies) stays on the "
-        "dashed line: of pixels given 80 %, 80 % are building."
+        "A reliable model (all cities; grey as trained, black with the temperature that predict applies) stays on "
+        "the dashed line: of pixels given 80 %, 80 % are building."
     )
     return [Gallery("Confidence and size", text, charts, legend)] if charts else []
 
@@ -226,14 +255,16 @@ def ticks_at(x: list[float]) -> Callable:
 def sandwich(results: Results) -> list[Gallery]:
     """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
     galleries = []
-    for road, label in ROADS.items():
-        rows = results.of("certify", road).get("city") or {}
+    for road, certificate in METHODS.items():
+        found, label = results.of("certify", road), f"radius ({UNITS[certificate.norm]})"
+        rows = found.get("city") or {}
         charts = []
         for city in [c for c in results.cities if c in rows]:
             lines = sandwich_lines(rows[city])
             charts.append(panel(city, lines, label, prepare=between(*lines[1:])))
         if charts:
-            galleries.append(Gallery(ROAD_TITLES[road], ROAD_TEXTS[road], charts, BOUNDS, first=5))
+            text = f"Of {certificate.whose(found.get('deployed'))}."
+            galleries.append(Gallery(certificate.title, text, charts, BOUNDS, first=5))
     return galleries
 
 
@@ -248,14 +279,6 @@ def sandwich_lines(by_radius: dict[str, dict]) -> list[Line]:
         Line("attacked", x, [clean[0], *attacked], BOUNDS["attacked"], steps="steps-post"),
         Line("certified", x, [certified[0], *certified], BOUNDS["certified"], steps="steps-pre"),
     ]
-
-
-ROAD_TITLES = {"smoothing": "Randomised smoothing", "convex": "Convex relaxation", "lipschitz": "Lipschitz network"}
-ROAD_TEXTS = {
-    "smoothing": "The delivered model under Gaussian noise, by majority vote.",
-    "convex": "A small network trained with interval bounds.",
-    "lipschitz": "A small 1-Lipschitz network; its margins are its certificate.",
-}
 
 
 def between(upper: Line, lower: Line) -> Callable:

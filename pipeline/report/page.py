@@ -8,13 +8,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline import colours
-from pipeline.report import charts, provenance
+from pipeline.report import charts, colours, provenance
 from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import examples, pictures
+from pipeline.robustness.audit import failures
 from pipeline.runs import hardware
 
 HERE = Path(__file__).parent
@@ -26,8 +26,11 @@ GUESSES = {
 MANY = 12  # rows of a table beyond which they are folded away
 
 
-def page(results: Results) -> str:
-    """The HTML of everything that has run. All text is escaped, and the page may load nothing from anywhere."""
+def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
+    """The HTML of everything that has run, with its figures as `charts.galleries` drew them.
+
+    All text is escaped, and the page may load nothing from anywhere.
+    """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -53,17 +56,20 @@ def page(results: Results) -> str:
         },
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
-        learning=[*charts.learning(results), *charts.confidence(results)],
+        classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
+        learning=[*drawn["learning"], *drawn["confidence"]],
         matrix=heat_map(results),
-        unseen=[*charts.corruption(results), *charts.adaptation(results)],
+        unseen=[*drawn["corruption"], *drawn["adaptation"]],
         robustness=results.of("generalize", "robustness"),
         estimate=estimate(results),
-        attack=charts.attack(results),
+        attack=drawn["attack"],
         budget=budget(results),
         attack_examples=examples(results),
         attack_city={c: results.of("attack")[c] for c in results.cities if c in results.of("attack")},
         audit=results.of("attack", "audit"),
-        sandwich=charts.sandwich(results),
+        audit_numbers=results.of("attack", "audit_numbers"),
+        audit_failed=failures(results.of("attack", "audit")),
+        sandwich=drawn["sandwich"],
         changes=changes(results),
         provenance={
             "data": provenance.data(results),

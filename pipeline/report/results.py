@@ -75,8 +75,9 @@ class Results:
     @cached_property
     def scenes(self) -> dict[tuple[str, str], float | None]:
         """IoU of each evaluated scene by (city, scene)."""
-        rows = read(self.root / "figures/evaluate/scenes.json") or []
+        rows = read(self.array("evaluate", "scenes.json")) or []
         return {(row["city"], row["scene"]): row["iou"] for row in rows}
 
-    def figure(self, *parts: str) -> Path:
-        return self.root.joinpath("figures", *parts)
+    def array(self, *parts: str) -> Path:
+        """A stage's exact arrays: `arrays/STAGE/…`."""
+        return self.root.joinpath("arrays", *parts)

@@ -2,19 +2,24 @@
 
 import base64
 import io
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.errors import InputError
+from pipeline.geo.scene import IGNORE
 from pipeline.geo.tiles import Region
+from pipeline.learning.metrics import counts
+from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
 
 LAYERS = ("truth", "prediction", "errors", "confidence")
+AMPLIFIED = 0.5  # the grey level that a perturbation of the whole budget reaches above or below ½
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def pictures(results: Results) -> list[Picture]:
         about = results.tiles.get(city)
         if not about:
             continue
-        drawn = [r for r in about["regions"] if files(results, city, r)["probability"].exists()]
+        drawn = [r for r in about["regions"] if files(results, city, r)["prediction"].exists()]
         known = [r for r in drawn if results.scenes.get((city, r.name)) is not None]
         known.sort(key=lambda r: results.scenes[city, r.name])
         ordered = [*known[:1], *known[:0:-1][:1], *known[1:-1], *(r for r in drawn if r not in known)]
@@ -60,51 +65,55 @@ def pictures(results: Results) -> list[Picture]:
     return found
 
 
+MAPS = {"image": "jpg", "label": "png", "prediction": "png", "confidence": "png"}
+
+
 def files(results: Results, city: str, region: Region) -> dict[str, Path]:
-    names = ("image", "truth", "probability")
-    return {n: results.figure("evaluate", "maps", city, f"{region.name.replace('/', '-')}.{n}.jpg") for n in names}
+    folder, name = results.array("evaluate", "maps", city), region.name.replace("/", "-")
+    return {kind: folder / f"{name}.{kind}.{suffix}" for kind, suffix in MAPS.items()}
 
 
 def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
-    """Layers from what the evaluate stage drew. The masks are cut from JPEG, so they are for the eye alone."""
+    """Layers from the exact maps of the evaluate stage, thinned to the page's size."""
     shown = {name: opened(path, results.root) for name, path in files(results, city, region).items()}
+    truth, ignored, found = judged(shown["label"], shown["prediction"])
+    where = spots(truth, found, ignored, tile, region)
     scale = min(1, results.params.report.image_side / max(shown["image"].size))
     size = tuple(max(1, round(side * scale)) for side in shown["image"].size)
-    photo = np.asarray(shown["image"].convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    grey, probability = (
-        np.asarray(shown[n].convert("L").resize(size, Image.Resampling.BOX)) for n in ("truth", "probability")
-    )
-    truth, ignored, found = grey > 192, (grey > 64) & (grey <= 192), probability > 127
-    ignored &= ~edge(truth)  # JPEG and resizing blur the truth's outlines through the ignored grey
-    heat = (matplotlib.colormaps["viridis"](probability)[..., :3] * 255).astype(np.uint8)
+    photo = shown["image"].convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    label, prediction = (shown[n].resize(size, Image.Resampling.NEAREST) for n in ("label", "prediction"))
+    confidence = np.asarray(shown["confidence"].resize(size, Image.Resampling.BOX))
+    truth, ignored, found = judged(label, prediction)
+    heat = (matplotlib.colormaps["viridis"](confidence)[..., :3] * 255).astype(np.uint8)
     layers = {
         "truth": mask(truth, TRUTH),
         "prediction": mask(found, PREDICTION),
         "errors": errors(truth, found, ignored),
         "confidence": webp(Image.fromarray(heat), quality=60),
     }
-    return Picture(
-        city, region.name, results.scenes.get((city, region.name)), *size,
-        webp(Image.fromarray(photo), quality=72), layers, spots(truth, found, ignored, tile, region),
-    )  # fmt: skip
+    iou = results.scenes.get((city, region.name))
+    return Picture(city, region.name, iou, *size, webp(photo, quality=72), layers, where)
+
+
+def judged(label, prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is building, what is not labelled, and what was found, (H, W) bool, of maps of classes."""
+    label, prediction = np.asarray(label), np.asarray(prediction)
+    return (label > 0) & (label != IGNORE), label == IGNORE, prediction > 0
 
 
 def opened(path: Path, root: Path) -> Image.Image:
-    """A picture drawn by another stage, read to its end. Raises InputError where it is missing or damaged."""
+    """A map of another stage, read to its end. Raises InputError where it is missing or damaged."""
     try:
         image = Image.open(path)
         image.load()
     except OSError as error:
-        stage = path.relative_to(root / "figures").parts[0]
-        raise InputError(f"{path}: not a readable picture ({error}); run `python -m pipeline {stage}` again") from None
+        raise unreadable(path, root, error) from None
     return image
 
 
-def edge(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the mask and two pixels around it."""
-    from scipy.ndimage import binary_dilation
-
-    return binary_dilation(mask, iterations=2)
+def unreadable(path: Path, root: Path, error: Exception) -> InputError:
+    stage = path.relative_to(root / "arrays").parts[0]
+    return InputError(f"{path}: not readable ({error}); run `python -m pipeline {stage}` again")
 
 
 def mask(where: np.ndarray, colour: str) -> str:
@@ -113,9 +122,14 @@ def mask(where: np.ndarray, colour: str) -> str:
     return webp(Image.fromarray(layer), lossless=True)
 
 
+def layers_of_errors(truth: np.ndarray, found: np.ndarray) -> list[tuple[np.ndarray, str]]:
+    """Where buildings were found, invented and missed, each with its colour."""
+    return [(found & truth, FOUND), (found & ~truth, INVENTED), (~found & truth, MISSED)]
+
+
 def errors(truth: np.ndarray, found: np.ndarray, ignored: np.ndarray) -> str:
     layer = np.zeros((*truth.shape, 4), np.uint8)
-    for where, colour in ((found & truth, FOUND), (found & ~truth, INVENTED), (~found & truth, MISSED)):
+    for where, colour in layers_of_errors(truth, found):
         layer[where] = (*rgb(colour), 185)
     layer[ignored] = (0, 0, 0, 150)
     return webp(Image.fromarray(layer), lossless=True)
@@ -130,11 +144,9 @@ def spots(truth, found, ignored, tile: int, region: Region) -> list[Spot]:
         bottom = min(1, (window.top + window.height) / region.height)
         right = min(1, (window.left + window.width) / region.width)
         part = slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
-        valid = ~ignored[part]
-        union = np.count_nonzero((truth[part] | found[part]) & valid)
-        if valid.size and union > 0.01 * valid.size:
-            iou = np.count_nonzero(truth[part] & found[part] & valid) / union
-            scored.append((iou, left, top, right - left, bottom - top))
+        intersection, union = counts(found[part], np.where(ignored, IGNORE, truth)[part])
+        if union > 0.01 * truth[part].size:
+            scored.append((intersection / union, left, top, right - left, bottom - top))
     if len(scored) < 2:
         return []
     return [Spot("worst tile", *min(scored)[1:]), Spot("best tile", *max(scored)[1:])]
@@ -157,10 +169,45 @@ class Example:
 
 def examples(results: Results, most: int = 4) -> list[Example]:
     """What the attack did to the tile that lost most, of the hardest cities."""
-    paths = {city: results.figure("attack", f"{city}.png") for city in results.cities}
+    paths = {city: results.array("attack", f"{city}.npz") for city in results.cities}
     found = []
     for city in [city for city, path in paths.items() if path.exists()][:most]:
-        image = opened(paths[city], results.root).convert("RGB")
-        image.thumbnail((1320, 1320))
+        try:
+            with np.load(paths[city], allow_pickle=False) as arrays:
+                image = example(dict(arrays), results.params.attack.reference)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise unreadable(paths[city], results.root, error) from None
         found.append(Example(city, webp(image, quality=70), *image.size))
     return found
+
+
+def example(arrays: dict[str, np.ndarray], epsilon: float) -> Image.Image:
+    """A tile, its perturbation (amplified), and its map before and after, errors in colour."""
+    image, attacked = (arrays[key].transpose(1, 2, 0)[..., :3] for key in ("image", "attacked"))
+    if image.shape[-1] < 3:
+        image, attacked = (a[..., :1].repeat(3, -1) for a in (image, attacked))
+    gain = AMPLIFIED * 255 / epsilon
+    panels = {
+        "image": image,
+        f"perturbation × {gain:.0f}": (0.5 + gain * (attacked - image)).clip(0, 1),
+        "before": overlay(image, arrays["before"], arrays["label"]),
+        f"after ({epsilon:g}/255)": overlay(image, arrays["after"], arrays["label"]),
+    }
+    figure = Figure(figsize=(12, 3.3), layout="constrained")
+    for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        axis.imshow(panel, interpolation="nearest")
+        axis.set_title(title, fontsize="medium")
+        axis.axis("off")
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110)
+    return Image.open(data).convert("RGB")
+
+
+def overlay(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(H, W, 3) in [0, 1]: an image in [0, 1], grey, under found, invented and missed buildings."""
+    truth, ignored, found = judged(label, prediction)
+    picture = 0.16 + 0.75 * image.mean(-1, keepdims=True).repeat(3, -1)
+    for where, colour in layers_of_errors(truth, found):
+        picture[where] = 0.45 * picture[where] + 0.55 * np.array(rgb(colour)) / 255
+    picture[ignored] *= 0.4
+    return picture

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.perturb import valid_mean
 
+WARM, COLD = 1.0, 0.05  # temperatures of the soft IoU, in mean margins, of the first step and the last
 AttackLoss = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
@@ -33,12 +35,49 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: float = 
     return -_log_p(logits, labels)
 
 
-def scale_free(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
-    """CE of the logits rescaled to at most 10, image by image: a factor on the logits, under which CE saturates and its
-    gradient underflows, changes nothing here (after Croce & Hein 2020, section 4, the DLR loss)."""
-    valid = (labels != IGNORE).unsqueeze(1)
-    largest = torch.where(valid, logits.detach().abs(), 0).amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
-    return cross_entropy(10 * logits / largest, labels)
+def _margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """By how much each pixel is rightly building, or rightly not, (N, H, W); negative where it is wrong."""
+    building = logits[:, 1:].amax(1) - logits[:, 0]
+    return torch.where(_truth(labels) > 0, building, -building)
+
+
+def _spread(margin: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Each image's mean |margin|, (N, 1, 1): the natural temperature of its logits, held constant."""
+    return valid_mean(margin.detach().abs(), labels).clamp_min(1e-30).view(-1, 1, 1)
+
+
+def tempered(sharpness: float) -> AttackLoss:
+    """CE of the logits divided by the temperature that makes an image's mean |margin| `sharpness`.
+
+    A factor on the logits, under which CE saturates and its gradient underflows, changes nothing
+    here (the idea of the DLR loss, Croce & Hein 2020, section 4, for maps): at sharpness 1 no pixel
+    is so sure that it does not pull.
+    """
+
+    def tempered_cross_entropy(logits, labels, progress: float = 0) -> torch.Tensor:
+        temperature = _spread(_margin(logits, labels), labels) / sharpness
+        return cross_entropy(logits / temperature.unsqueeze(1), labels)
+
+    return tempered_cross_entropy
+
+
+scale_free = tempered(1)
+
+
+def soft_iou(weight: float) -> AttackLoss:
+    """Misses + λ·inventions, λ = `weight`, each a sigmoid of how wrong its pixel is: a smooth
+    λU − I, what Dinkelbach's step maximises where pooled IoU is about λ (see `attacks.harm`).
+
+    The sigmoid's temperature is the image's own mean |margin| at first, when every pixel pulls
+    however sure it is, and falls geometrically until only those at the brink do.
+    """
+
+    def smooth(logits, labels, progress: float = 0) -> torch.Tensor:
+        margin = _margin(logits, labels)
+        temperature = _spread(margin, labels) * WARM * (COLD / WARM) ** progress
+        return torch.where(_truth(labels) > 0, 1, weight) * torch.sigmoid(-margin / temperature)
+
+    return smooth
 
 
 def segpgd(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:

@@ -2,52 +2,47 @@
 
     fgsm, pgd       Goodfellow et al. 2015; Madry et al. 2018: cross-entropy
     segpgd, cospgd  Gu et al. 2022; Agnihotri et al. 2023: the same steps, pixels weighted
-    red_epsilon     Croce, Singh & Hein 2024 (SEA): APGD (Croce & Hein 2020) with each of three losses
+    red_epsilon     Croce, Singh & Hein 2024 (SEA): shrinking radii with each of their three losses and the soft IoU
+    soft_iou        the IoU itself made smooth, at the logits' own scale: MI-FGSM (Dong et al. 2018), steps annealed
     universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
 
 Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
 (N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not the last.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.perturb import ball, pixel_gradient, project, random_direction, steepest, valid_mean
 from pipeline.robustness import attack_losses
 from pipeline.robustness.attack_losses import AttackLoss
 
 STOP_EVERY = 3  # iterations between looks at which images are finished: each look waits for the device
+ROOMY = 100  # steps from which APGD's checkpoints are more than a few steps apart
+SMALL = 0.25  # λ of the ensemble's soft IoU, where an attack bites
+LEAST = 0.02  # share of an annealed step that is left at the end
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def counts(prediction: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Intersection and union (N,) of prediction (N, H, W) and labels, ignored pixels left out.
+def harm(logits: torch.Tensor, labels: torch.Tensor, weight: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much an image loses, and whether nothing is left to lose: missed building pixels, and
+    invented ones at λ = `weight`, per building pixel.
 
-    Of several classes, any building against background, as in pipeline.learning.metrics: one foreground is
-    what makes the worst case over attacks exact.
+    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; ½
+    stands for it where nothing is known. So a tile without any building left goes on: what it
+    invents lowers the pooled IoU.
     """
-    valid = labels != IGNORE
-    building, found = (labels > 0) & valid, (prediction > 0) & valid
-    return (building & found).sum((1, 2)), (building | found).sum((1, 2))
-
-
-def harm(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much an image loses, and whether nothing is left to lose: missed building pixels, and invented ones
-    at half the weight, per building pixel.
-
-    At the pooled worst case λ = ΣI/ΣU a tile minimises I − λU, that is, misses + λ·inventions; λ = ½ stands for it.
-    So a tile without any building left goes on: what it invents lowers the pooled IoU.
-    """
-    valid = labels != IGNORE
-    buildings = ((labels > 0) & valid).sum((1, 2))
-    intersection, union = counts(logits.argmax(1), labels)
+    (intersection, union), truth = counts(logits.argmax(1), labels), buildings(labels)
     return (
-        (buildings - intersection + (union - buildings) / 2) / buildings.clamp_min(1),
-        (intersection == 0) & (union == valid.sum((1, 2))),
+        (truth - intersection + weight * (union - truth)) / truth.clamp_min(1),
+        (intersection == 0) & (union == (labels != IGNORE).sum((1, 2))),
     )
 
 
@@ -75,6 +70,7 @@ class Target:
     epsilon: float  # in the unit of the images
     mask: torch.Tensor | None = None  # (N, 1, H, W), true where pixels may change
     score: Score = harm
+    weight: float = 0.5  # λ, the pooled IoU about to be reached: what `soft_iou` lets an invention count
 
 
 def in_batches(target: Target, size: int, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
@@ -123,6 +119,7 @@ class Climb:
     point: torch.Tensor
     previous: torch.Tensor
     gradient: torch.Tensor  # of the loss at `point`
+    velocity: torch.Tensor  # of the gradients so far, fading
     step: torch.Tensor
     found: torch.Tensor
     score: torch.Tensor
@@ -143,7 +140,7 @@ class Climb:
         return cls(
             index=torch.arange(count, **like), images=target.images, labels=target.labels,
             mask=every if target.mask is None else target.mask,
-            point=start, previous=start, gradient=zero, step=every * step,
+            point=start, previous=start, gradient=zero, velocity=zero, step=every * step,
             found=start, score=low, done=torch.zeros(count, dtype=torch.bool, **like),
             top=start, top_loss=low, top_gradient=zero, last_loss=-low,
             rises=torch.zeros(count, **like), marked_loss=low, halved=torch.ones(count, dtype=torch.bool, **like),
@@ -180,8 +177,10 @@ class Climb:
         self.previous = _where(self.halved, self.top, self.previous)
         self.gradient = _where(self.halved, self.top_gradient, self.gradient)
 
-    def move(self, norm: str, epsilon: float, inertia: float) -> None:
-        ahead = self.point + self.step * steepest(self.gradient * self.mask, norm)
+    def move(self, norm: str, epsilon: float, inertia: float, memory: float, share: float) -> None:
+        pull = self.gradient * self.mask
+        self.velocity = memory * self.velocity + pull / pull.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+        ahead = self.point + share * self.step * steepest(self.velocity, norm)
         ahead = project(ahead, self.images, norm, epsilon, self.mask)
         if inertia:
             ahead = self.point + (1 - inertia) * (ahead - self.point) + inertia * (self.point - self.previous)
@@ -197,12 +196,18 @@ def ascend(
     steps: int,
     step: float,
     inertia: float = 0,
+    memory: float = 0,
+    anneal: bool = False,
+    span: tuple[float, float] = (0, 1),
     adaptive: bool = False,
     early_stop: bool = True,
 ) -> Found:
     """Projected steepest ascent of the loss: `steps` gradients, and one last look.
 
     inertia     share of the last move kept in the next; APGD's momentum, 0.75 on the new point, is 0.25 here
+    memory      share of the gradients so far, each of mean size 1, kept in the next: MI-FGSM's momentum
+    anneal      from `step` to nearly nothing along a cosine
+    span        the part of the whole attack that this is, as the loss is told its progress
     adaptive    APGD's checkpoints: see `Climb.look_back`
     early_stop  leave the images out that have nothing left to lose
     """
@@ -217,7 +222,10 @@ def ascend(
     marks, mark = checkpoints(steps) if adaptive else set(), 0
     for t in range(steps):
         gradient, value, logits = pixel_gradient(
-            target.segmenter, climb.point, climb.labels, lambda u, y, now=t / steps: loss(u, y, now)
+            target.segmenter,
+            climb.point,
+            climb.labels,
+            lambda u, y, now=span[0] + t / steps * (span[1] - span[0]): loss(u, y, now),
         )
         climb.look(target.score, logits, value, gradient)
         if t in marks:
@@ -228,10 +236,11 @@ def ascend(
             climb.keep(~climb.done)
             if not len(climb.index):
                 return answer
-        climb.move(target.norm, target.epsilon, inertia if t else 0)
+        share = LEAST + (1 + math.cos(math.pi * t / steps)) / 2 if anneal else 1
+        climb.move(target.norm, target.epsilon, inertia if t else 0, memory, share)
     with torch.no_grad():
         logits = target.segmenter(climb.point).float()
-        climb.look(target.score, logits, valid_mean(loss(logits, climb.labels, 1), climb.labels), None)
+        climb.look(target.score, logits, valid_mean(loss(logits, climb.labels, span[1]), climb.labels), None)
     settle()
     return answer
 
@@ -285,35 +294,66 @@ def cospgd(target: Target, steps: int, **options) -> torch.Tensor:
     return pgd(target, steps, loss=attack_losses.cospgd, **options)
 
 
+def soft_iou(
+    target: Target, steps: int, *, restarts: int = 1, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """The IoU itself, smooth (`attack_losses.soft_iou`), by MI-FGSM (Dong et al. 2018): momentum over
+    gradients of mean size 1, and steps annealed from ε to nearly nothing.
+
+    For networks so sure of themselves that cross-entropy's gradient has vanished.
+    """
+    loss = attack_losses.soft_iou(target.weight)
+    target = replace(target, score=partial(harm, weight=target.weight))
+    return best_of(restarts, lambda: annealed(target, loss, steps, noise(target, generator))).images
+
+
 def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> Found:
     """Auto-PGD (Croce & Hein 2020): step 2ε, momentum 0.75, halved at checkpoints."""
     return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
 
 
+def annealed(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor, span=(0, 1)) -> Found:
+    """Steps from ε to nearly nothing, along MI-FGSM's momentum (Dong et al. 2018)."""
+    return ascend(target, loss, start, steps=steps, step=target.epsilon, memory=0.75, anneal=True, span=span)
+
+
 def red_epsilon(
     target: Target, loss: AttackLoss, steps: int, *, restarts: int = 1, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """APGD at radius 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of the
-    one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer: the best of all restarts."""
-    phases = [round(0.3 * steps), round(0.3 * steps), steps - 2 * round(0.3 * steps)]
+    """A radius of 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of
+    the one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer: the
+    best of all restarts.
+
+    By APGD from ROOMY steps on. Fewer leave its checkpoints a step or two apart, and annealed steps
+    find far more: of a real network's IoU of .87, MCE-Bal in 32 steps .02 instead of .19.
+    """
+    shares = [round(0.3 * steps), round(0.3 * steps), steps - 2 * round(0.3 * steps)]
 
     def once() -> Found:
-        point = noise(replace(target, epsilon=2 * target.epsilon), generator)
-        for radius, share in zip((2, 1.5, 1), phases, strict=True):
-            found = apgd(replace(target, epsilon=radius * target.epsilon), loss, share, point)
-            point = found.top
+        point, done = noise(replace(target, epsilon=2 * target.epsilon), generator), 0
+        for radius, share in zip((2, 1.5, 1), shares, strict=True):
+            wide = replace(target, epsilon=radius * target.epsilon)
+            if steps >= ROOMY:
+                found = apgd(wide, loss, share, point)
+                point = found.top
+            else:
+                found = annealed(wide, loss, share, point, (done / steps, (done + share) / steps))
+                point = found.images
+            done += share
         return found
 
     return best_of(restarts, once).images
 
 
 def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
-    """The three losses of the Segmentation Ensemble Attack (Croce, Singh & Hein 2024), each to be given to
-    `red_epsilon`; `pixels` (K,) counts the training set's pixels of each class. Their worst case is `worst_case`."""
+    """The three losses of the Segmentation Ensemble Attack (Croce, Singh & Hein 2024), and the soft
+    IoU for networks too sure of themselves for those, each to be given to `red_epsilon`; `pixels`
+    (K,) counts the training set's pixels of each class. Their worst case is `worst_case`."""
     return {
         "mce": attack_losses.masked_cross_entropy,
         "mce_bal": attack_losses.balanced(pixels),
         "js": attack_losses.jensen_shannon,
+        "soft_iou": attack_losses.soft_iou(SMALL),
     }
 
 

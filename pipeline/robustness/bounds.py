@@ -7,8 +7,8 @@ The network's torch.fx graph is read once. Every operation is one of three kinds
     ReLU, max     monotone: each end by itself
 
 pipeline.robustness.crown sends linear forms back through the same rules. Bounds hold for the network as float32
-computes it, its sums in any order, because every rule adds the roundings it may have made (UNIT). Short cuts like
-TF32 must be off.
+computes it, its sums in any order, because every rule adds the roundings it may have made (UNIT). A convolution by
+Winograd or FFT is no such sum: pipeline.learning.precision.direct_sums turns these and TF32 off.
 """
 
 import operator
@@ -19,12 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as everywhere
 
 from pipeline.errors import InputError
+from pipeline.learning.decision import Decision
+from pipeline.learning.precision import direct_sums
 
 ABSTAIN = -1  # the class of a pixel without a certificate
 PIXEL_SLACK = 2e-6  # of the pixel range: rounding of x ± ε, and what an attack may exceed its ε by
 UNIT = 2.0**-24  # float32's unit roundoff: a sum of n products is off by at most n · UNIT · Σ|product|
+DECIDED = 32  # units of the logits' size that a decision may round, by a shift or a softmax
 
 REARRANGED = (nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 SUMS = {torch.add, operator.add}
@@ -153,7 +157,7 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
             return MaxPool(m)
         case nn.Upsample(mode="nearest" | "bilinear", align_corners=None | False) as m if m.scale_factor in (2, 4, 8):
             return Affine(lambda _, x: m(x), back=int(2 * m.scale_factor) ** 2)  # by powers of 2 its weights are exact
-        case nn.AvgPool2d() as m:
+        case nn.AvgPool2d() as m if m.divisor_override is None or m.divisor_override > 0:  # its weights are ≥ 0
             side = m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)
             return Affine(lambda _, x: m(x), terms=side**2, back=side**2)
         case m if isinstance(m, REARRANGED):
@@ -176,19 +180,41 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
     )
 
 
-class Bounds:
-    """The bounds of one network (N, C, H, W) → (N, K, H, W). Raises InputError on a layer without a sound rule."""
+def _check(modules: dict[str, nn.Module]) -> None:
+    """Raise InputError where a module computes something else than its class says, or not in float32."""
+    for name, module in modules.items():
+        changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if changed or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
+            raise InputError(
+                f"certify: a hook may change what {name or 'the network'} computes, so that no bound is known; "
+                "remove it before certifying"
+            )
+        for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if weight.is_floating_point() and weight.dtype not in (torch.float32, torch.float64):
+                raise InputError(f"certify: {name} is in {weight.dtype}; bounds know float32: call .float() first")
 
-    def __init__(self, network: nn.Module):
+
+class Bounds:
+    """The bounds of one network (N, C, H, W) → (N, K, H, W), and of the classes that `decision` makes of its logits
+    (None = the largest logit). Raises InputError on a layer without a sound rule.
+    """
+
+    def __init__(self, network: nn.Module, decision: Decision | None = None):
+        direct_sums()
+        _check(dict(network.named_modules()))  # before a trace takes the hooks along
         traced = fx.symbolic_trace(nn.Sequential(network))
-        modules = dict(traced.named_modules())
+        self.modules, self.decision = dict(traced.named_modules()), decision
         *self.nodes, output = traced.graph.nodes
         self.input, self.logits = self.nodes[0], output.args[0]
-        self.rules = {node: _operation(node, modules) for node in self.nodes[1:]}
+        self.rules = self._read()
+
+    def _read(self) -> dict[fx.Node, "Affine | ReLU | MaxPool"]:
+        _check(self.modules)
+        return {node: _operation(node, self.modules) for node in self.nodes[1:]}
 
     def intervals(self, box: Box) -> dict[fx.Node, Box]:
-        """IBP: a box for every node, differentiable in the network's parameters."""
-        boxes = {self.input: box}
+        """IBP: a box for every node, differentiable in the network's parameters, which are read anew."""
+        self.rules, boxes = self._read(), {self.input: box}
         for node in self.nodes[1:]:
             boxes[node] = self.rules[node].interval(*(boxes[i] for i in node.all_input_nodes))
         return boxes
@@ -210,11 +236,33 @@ class Bounds:
             lower = last.interval(boxes[self.logits]).lower
         return lower.unflatten(1, (classes, classes))
 
+    def margins(self, boxes: dict[fx.Node, Box], differences: Tensor | None = None) -> Tensor:
+        """(N, K, H, W): what each class is ahead by in the whole box, at least; of IBP's differences or better ones."""
+        differences = self.differences(boxes) if differences is None else differences
+        if self.decision is None:
+            return worst_margins(differences)
+        return decided_margins(differences, self.decision, boxes[self.logits].largest().amax(1, keepdim=True))
+
 
 def worst_margins(differences: Tensor) -> Tensor:
     """(N, K, H, W): lower bound of logit k minus the largest other logit; positive for at most one class."""
     own = torch.eye(differences.shape[1], dtype=torch.bool, device=differences.device)[None, :, :, None, None]
     return differences.masked_fill(own, torch.inf).amin(2)
+
+
+def decided_margins(differences: Tensor, decision: Decision, size: Tensor) -> Tensor:
+    """(N, K, H, W): lower bound of each class's lead in `decision.logits`, given lower bounds (N, K, K, H, W) of the
+    logits' differences and the largest logit (N, 1, H, W).
+
+    A building leads background by T·log Σ exp((z_j − z_0)/T) − shift, which rises with each z_j − z_0: its
+    least value takes their lower bounds, background's lead their upper ones, −differences[0].
+    """
+    t, shift = decision.temperature, decision.shift
+    building = t * (differences[:, 1:, 0] / t).logsumexp(1, keepdim=True) - shift
+    background = shift - t * (-differences[:, 0, 1:] / t).logsumexp(1, keepdim=True)
+    among = worst_margins(differences[:, 1:, 1:])  # infinite for a single kind of building
+    given_up = DECIDED * UNIT * (size + abs(shift) + t)
+    return torch.cat([background, torch.minimum(building, among)], 1) - given_up
 
 
 def certified_classes(margins: Tensor) -> Tensor:
@@ -226,4 +274,4 @@ def certified_classes(margins: Tensor) -> Tensor:
 def interval_margins(bounds: Bounds, box: Box, chunk: int = 16) -> Tensor:
     """IBP worst margins (N, K, H, W) over a box of images (N, C, H, W), `chunk` images at a time."""
     parts = zip(box.lower.split(chunk), box.upper.split(chunk), strict=True)
-    return torch.cat([worst_margins(bounds.differences(bounds.intervals(Box(*part)))) for part in parts])
+    return torch.cat([bounds.margins(bounds.intervals(Box(*part))) for part in parts])

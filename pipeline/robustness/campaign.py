@@ -15,15 +15,19 @@ import torch
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
+from pipeline.learning.metrics import buildings, counts
 from pipeline.learning.perturb import length
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
+from pipeline.robustness.methods import methods
 from pipeline.robustness.objects import false_by_size, falses, recall_by_size, recalls
 from pipeline.robustness.patch import beyond, corner_patch, receptive_radius
 from pipeline.robustness.scores import Measurement
 from pipeline.robustness.worst_case import worst_case
 
 STRONG = 32  # 1/255: a budget at which no segmenter should stand
+COOLED, SHARPENED = 1, 8  # mean margins of the logits the audit attacks: the model's own may lie where CE saturates
+LONGER = 10  # times the gradients of the longest attack, on one tile a city
 HALVING_ROUNDS = 5  # bisections between two known budgets
 
 
@@ -116,11 +120,11 @@ class CityAttack:
         self.excess = 0.0  # the worst of all attacks
         self.clean_map = campaign.predict(images)
         self.clean = self.counts(self.clean_map)
-        self.buildings = ((labels > 0) & (labels != IGNORE)).sum((1, 2)).tolist()  # pixels of each tile
+        self.buildings = buildings(labels).tolist()  # pixels of each tile
         self.known = [(0.0, self.clean)]  # linf budgets in 1/255 and everything measured there
 
     def counts(self, classes: torch.Tensor, labels: torch.Tensor | None = None) -> Measurement:
-        return [c.tolist() for c in attacks.counts(classes, self.labels if labels is None else labels)]
+        return [c.tolist() for c in counts(classes, self.labels if labels is None else labels)]
 
     def measure(self, found: torch.Tensor, target: Target) -> Measurement:
         self.excess = max(self.excess, excess(found, target))
@@ -136,64 +140,72 @@ class CityAttack:
         for norm, budgets, unit in (("linf", linf, 255), ("l2", self.settings.l2, 1)):
             for budget in sorted(budgets):
                 target = replace(self.reference, norm=norm, epsilon=budget / unit)
-                results = {name: self.measure(found, target) for name, found in self.every_attack(target)}
+                results = dict(self.every_attack(target))
                 if norm == "linf":
                     self.known += [(budget, measurement) for measurement in results.values()]
                 yield f"{norm} {budget:g}", results, {}
 
-    def every_attack(self, target: Target) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every method of the settings, the cheapest first."""
-        settings, run = self.settings, self.campaign.run
-        options = {"generator": self.generator, "restarts": settings.restarts}
-        yield "noise", attacks.noise(target, self.generator)
-        for method in settings.methods:
-            match method:
-                case "fgsm":
-                    yield "fgsm", run(target, attacks.fgsm)
-                case "pgd" | "segpgd" | "cospgd":
-                    attack = getattr(attacks, method)
-                    yield method, run(target, lambda part, a=attack: a(part, settings.steps, **options))
-                case "apgd":
-                    for name, loss in attacks.sea_losses(self.campaign.pixels).items():
-                        yield (
-                            name,
-                            run(
-                                target,
-                                lambda part, f=loss: attacks.red_epsilon(part, f, settings.apgd_steps, **options),
-                            ),
-                        )
+    def every_attack(self, target: Target) -> Iterator[tuple[str, Measurement]]:
+        """What every method of the settings does, the cheapest first, each told the worst IoU so far."""
+        known = [self.clean, self.measure(attacks.noise(target, self.generator), target)]
+        yield "noise", known[-1]
+        every = methods(self.settings, self.campaign.pixels, self.generator)
+        for name in [name for name in every if name.split()[0] in self.settings.methods]:
+            worst = worst_case(*np.array(known).swapaxes(0, 1))[0]
+            told = replace(target, weight=worst or attacks.SMALL)  # none left, or none to begin with
+            known.append(self.measure(self.campaign.run(told, every[name]), target))
+            yield name, known[-1]
 
     def checks(self) -> Record:
         """What the audit needs, at the reference budget and at one that nothing withstands."""
         campaign, reference = self.campaign, self.reference
-        half = self.pgd(reference, max(1, self.settings.steps // 2))
         full = self.pgd(reference)
-        scale_free = self.pgd(reference, loss=attack_losses.scale_free)
-        transfer = self.pgd(replace(reference, segmenter=campaign.relative))
+        found = {
+            "half_steps": self.pgd(reference, max(1, self.settings.steps // 2)),
+            "steps": full,
+            "cooled": self.pgd(reference, loss=attack_losses.tempered(COOLED)),
+            "sharpened": self.pgd(reference, loss=attack_losses.tempered(SHARPENED)),
+            "noise": attacks.noise(reference, self.generator),
+            "transfer": self.pgd(replace(reference, segmenter=campaign.relative)),
+            "longer": self.longer(),
+        }
+        measured = {name: self.measure(images, reference) for name, images in found.items()}
         # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
         strong = replace(reference, epsilon=STRONG / 255, score=attacks.erased)
         vanishing = self.measure(self.pgd(strong, 2 * self.settings.steps, loss=attack_losses.erase), strong)
-        measured = {
-            "half_steps": self.measure(half, reference),
-            "steps": self.measure(full, reference),
-            "scale_free": self.measure(scale_free, reference),
-            "noise": self.measure(attacks.noise(reference, self.generator), reference),
-            "transfer": self.measure(transfer, reference),
-        }
         self.known += [(self.settings.reference, measurement) for measurement in measured.values()]
         self.known.append((STRONG, vanishing))
         measured |= {
             "vanishing": vanishing,
             "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
+            "fullest": self.fullest,
         }
         return "checks", measured, _picture(campaign, self.images, self.labels, full, self.clean_map)
+
+    @property
+    def fullest(self) -> int:
+        """The tile with the most building."""
+        return int(np.argmax(self.buildings))
+
+    def longer(self) -> torch.Tensor:
+        """The images, the fullest one after ten times the gradients of the longest attack."""
+        tile = slice(self.fullest, self.fullest + 1)
+        weight = self.worst_up_to(self.settings.reference) or attacks.SMALL
+        one = replace(self.reference, images=self.images[tile], labels=self.labels[tile], weight=weight)
+        steps = LONGER * max(self.settings.soft_iou_steps, self.settings.apgd_steps, self.settings.steps)
+        images = self.images.clone()
+        images[tile] = self.campaign.run(one, lambda part: attacks.soft_iou(part, steps, generator=self.generator))
+        return images
 
     def worst_up_to(self, budget: float) -> float:
         """The exact worst IoU over all that was measured at ℓ∞ budgets (1/255) up to this one."""
         return worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))[0]
 
     def halving(self) -> Record:
-        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does."""
+        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does, or
+        there is no building."""
+        if not any(self.buildings):
+            return "halving", {"linf": None}, {}
         goal = self.worst_up_to(0) / 2
         budgets = sorted({e for e, _ in self.known})
         enough = [e for e in budgets if self.worst_up_to(e) <= goal]
@@ -203,8 +215,8 @@ class CityAttack:
 
         def iou_at(budget: float) -> float:
             target = replace(self.reference, epsilon=budget / 255)
-            for _, found in self.every_attack(target):
-                self.known.append((budget, self.measure(found, target)))
+            for _, measurement in self.every_attack(target):
+                self.known.append((budget, measurement))
                 if self.worst_up_to(budget) <= goal:  # enough is known
                     break
             return self.worst_up_to(budget)
@@ -253,6 +265,7 @@ class CityAttack:
             "effective_radius": effective,
             "support_radius": support,
             "scored_share": float(share),
+            "buildings": int(buildings(scored.labels).sum()),
         }
         return "patch", measured, {}
 
@@ -269,7 +282,7 @@ class CityAttack:
 def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:
     """The tile that loses most, as the figure shows it."""
     attacked_map = campaign.predict(found)
-    lost = (attacks.counts(clean_map, labels)[0] - attacks.counts(attacked_map, labels)[0]).argmax()
+    lost = (counts(clean_map, labels)[0] - counts(attacked_map, labels)[0]).argmax()
     return {
         "image": images[lost].cpu().numpy(),
         "attacked": found[lost].cpu().numpy(),

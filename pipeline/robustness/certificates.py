@@ -10,37 +10,27 @@ from torch import Tensor
 
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.lipschitz import radii
+from pipeline.learning.metrics import buildings, counts, iou
 from pipeline.robustness.bounds import ABSTAIN
 from pipeline.robustness.worst_case import pooled_iou, worst_case
 
 ROUNDING = 1e-4  # share of a Lipschitz radius given up: the layers' kernels are float32
-LOGIT_ROUNDING = 1e-5  # and so are the logits
+LOGIT_ROUNDING = 1e-5  # and so are the logits: a share of the largest value that any layer adds up
 
 
-def certified_counts(certified: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Least intersection and largest union (N,) of any prediction that agrees with the certificate (N, H, W).
+def certified_iou(certified: Tensor, labels: Tensor) -> float | None:
+    """The sound certified IoU: no perturbation within the radius leaves less. A prediction's IoU likewise.
 
-    I = #(building, certified its class), U = #building + #(background, not certified background): an
-    abstaining pixel counts against us on either side. Without ABSTAIN this is the prediction's own I and U.
+    An abstaining pixel counts against us on either side. None where the labels know no building: nothing is proven.
     """
-    building = (labels > 0) & (labels != IGNORE)
-    intersection = (building & (certified == labels)).sum((1, 2))
-    return intersection, building.sum((1, 2)) + ((labels == 0) & (certified != 0)).sum((1, 2))
+    return iou(certified, labels)
 
 
-def certified_iou(certified: Tensor, labels: Tensor) -> float:
-    """The sound certified IoU ΣI/ΣU: no perturbation within the radius leaves less. A prediction's IoU likewise."""
-    return pooled_iou(*(n.cpu().numpy() for n in certified_counts(certified, labels)))
-
-
-def literature_iou(certified: Tensor, labels: Tensor) -> float:
+def literature_iou(certified: Tensor, labels: Tensor) -> float | None:
     """The certified IoU as SegCertify counts it (Fischer, Baader, Vechev 2021): abstaining is a class of its own, so
     background pixels that abstain are outside the union. Not a lower bound: it can exceed an attacked IoU.
     """
-    building, valid = (labels > 0) & (labels != IGNORE), labels != IGNORE
-    intersection = (building & (certified == labels)).sum((1, 2))
-    union = (building | (valid & (certified > 0))).sum((1, 2))
-    return pooled_iou(intersection.cpu().numpy(), union.cpu().numpy())
+    return iou(torch.where(certified == ABSTAIN, 0, certified), labels)
 
 
 def at_radius(prediction: Tensor, certified_radius: Tensor, radius: float) -> Tensor:
@@ -48,13 +38,17 @@ def at_radius(prediction: Tensor, certified_radius: Tensor, radius: float) -> Te
     return torch.where(certified_radius >= radius, prediction, ABSTAIN)
 
 
-def lipschitz_radii(logits: Tensor, constant: float = 1.0) -> Tensor:
+def lipschitz_radii(logits: Tensor, constant: float = 1.0, largest: float = 1.0) -> Tensor:
     """Certified ℓ2 radius (N, H, W) of each pixel, for logits whose map is `constant`-Lipschitz over the image.
+
+    largest: |value| of any layer on the images; the logits' own is known here. Roundings grow with it, biases with
+    them: LOGIT_ROUNDING is fifty times what was ever seen, not the worst that float32 allows.
 
     The difference of two logits moves √2 as fast as the pair: radius = (top − next) / (√2 · constant),
     Tsuzuku et al. 2018. A network that divides its input by a standard deviation σ has constant 1/σ.
     """
-    return (radii(logits) * (1 - ROUNDING) - LOGIT_ROUNDING).clamp_min(0) / constant
+    size = logits.abs().amax((1, 2, 3)).clamp_min(max(1.0, largest))[:, None, None]
+    return (radii(logits) * (1 - ROUNDING) - LOGIT_ROUNDING * size).clamp_min(0) / constant
 
 
 def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> np.ndarray:
@@ -65,8 +59,8 @@ def collective_frontier(radius: Tensor, prediction: Tensor, labels: Tensor, epsi
     wrong are no loss. Two sorted prefix sums hold every choice that can be the worst.
     """
     building = (labels > 0) & (labels != IGNORE)
-    right, budget = prediction == labels, epsilon**2 * (1 + 1e-9)
-    intersection, union = (int(n[0]) for n in certified_counts(prediction[None], labels[None]))
+    right, budget = (prediction > 0) == building, epsilon**2 * (1 + 1e-9)
+    intersection, union = (int(n) for n in counts(prediction, labels))
 
     def prices(where: Tensor) -> np.ndarray:
         return np.concatenate([[0.0], np.cumsum(np.sort(radius[where].double().cpu().numpy() ** 2))])
@@ -91,8 +85,10 @@ def collective_counts(radius: Tensor, prediction: Tensor, labels: Tensor, epsilo
     return choices[:, choice, np.arange(len(choice))]
 
 
-def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float:
-    """ΣI/ΣU of the collective certificate."""
+def collective_iou(radius: Tensor, prediction: Tensor, labels: Tensor, epsilon: float) -> float | None:
+    """ΣI/ΣU of the collective certificate; None where the labels know no building."""
+    if not buildings(labels).any():
+        return None
     return pooled_iou(*collective_counts(radius, prediction, labels, epsilon))
 
 

@@ -17,9 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 from torch.func import vjp
-from torch.nn import functional as F
 
-from pipeline.robustness.bounds import Affine, Bounds, Box, MaxPool, ReLU, worst_margins
+from pipeline.robustness.bounds import Affine, Bounds, Box, MaxPool, ReLU
 
 Boxes = dict[fx.Node, Box]
 
@@ -185,19 +184,17 @@ def crown_ibp_margins(bounds: Bounds, box: Box, *, chunk: int = 64) -> Tensor:
     for lower, upper in zip(box.lower.split(1), box.upper.split(1), strict=True):
         image = Box(lower, upper)
         boxes = bounds.intervals(image)
-        centre = bounds.intervals(Box((lower + upper) / 2, (lower + upper) / 2))[bounds.logits].lower[0]
-        margin = worst_margins(bounds.differences(boxes))[0]
-        lead = centre.argmax(0)
-        where = margin.amax(0) <= 0
-        one_hot = F.one_hot(lead, len(centre)).permute(2, 0, 1).to(centre.dtype)
-        linear = torch.full_like(centre[0], torch.inf)
-        for other in range(len(centre)):
-            spec = one_hot.clone()
-            spec[other] -= 1
-            use = where & (lead != other)
+        centre = bounds.intervals(Box((lower + upper) / 2, (lower + upper) / 2))[bounds.logits].lower
+        lead = (centre if bounds.decision is None else bounds.decision.logits(centre)).argmax(1)[0]
+        differences, classes = bounds.differences(boxes), centre.shape[1]
+        where = bounds.margins(boxes, differences)[0].amax(0) <= 0
+        unit = torch.eye(classes, dtype=centre.dtype, device=centre.device)
+        pairs = [(i, j) for i in range(classes) for j in range(classes) if i != j]
+        for i, j in pairs:  # logit i − logit j, where one of the two leads
+            use = where & ((lead == i) | (bounds.decision is not None) & (lead > 0) & (j == 0) & (i > 0))
             if use.any():
+                spec = (unit[i] - unit[j])[:, None, None].expand_as(centre[0])
                 bound = linear_lower(bounds, boxes, bounds.logits, spec, where=use, chunk=chunk)
-                linear = torch.where(use, torch.minimum(linear, bound), linear)
-        linear = torch.where(where, linear, -torch.inf)
-        margins.append(torch.where(one_hot > 0, torch.maximum(margin, linear), margin))
+                differences[0, i, j] = torch.maximum(differences[0, i, j], bound)
+        margins.append(bounds.margins(boxes, differences)[0])
     return torch.stack(margins)

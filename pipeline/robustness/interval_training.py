@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.losses import Loss, cross_entropy, hinge
+from pipeline.learning.metrics import counts
 from pipeline.robustness.bounds import Bounds, image_box
-from pipeline.robustness.certificates import certified_counts
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (N, C, H, W) in [0,1], labels (N, H, W)
 
@@ -54,7 +54,7 @@ class Collapse:
 
     def see(self, logits: Tensor, labels: Tensor) -> None:
         prediction, valid = logits.argmax(1), labels != IGNORE
-        intersection, union = (float(n.sum()) for n in certified_counts(prediction, labels))
+        intersection, union = (float(n.sum()) for n in counts(prediction, labels))
         news = intersection, union, float((valid & (prediction > 0)).sum()), float(valid.sum())
         for name, new in zip(("intersection", "union", "predicted", "valid"), news, strict=True):
             setattr(self, name, self.memory * getattr(self, name) + new)

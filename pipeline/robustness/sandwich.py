@@ -1,9 +1,10 @@
 """certified IoU ≤ attacked IoU ≤ clean IoU, for three roads to a certificate, on the same images.
 
-Each road answers, for every radius, with a row {"clean", "attacked", "certified", ...}. The attack knows the
-model it attacks, its norm and its radius; what it finds at a smaller radius stays a candidate at a larger
-one. A row in which the order fails, or a pixel that changes class within its certified radius, is a proof
-that a certificate is wrong: SandwichBroken names it.
+Each road answers, for every radius, with a row {"clean", "attacked", "certified", ...}, all of the map that the model
+deploys: its decision is part of what is proven and of what is attacked. The attack knows the model it attacks, its
+norm and its radius; what it finds at a smaller radius stays a candidate at a larger one. A row in which the order
+fails, or a pixel that changes class within its certified radius, is a proof that a certificate is wrong:
+SandwichBroken names it.
 """
 
 import math
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.bootstrap import tile_interval
+from pipeline.learning.lipschitz import watch_values
+from pipeline.learning.metrics import buildings, counts
+from pipeline.learning.models import Segmenter
 from pipeline.learning.perturb import length
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.robustness import attack_losses, smoothing
@@ -25,7 +29,6 @@ from pipeline.robustness.attacks import Target, in_batches, pgd
 from pipeline.robustness.bounds import ABSTAIN, Bounds, certified_classes, image_box, interval_margins
 from pipeline.robustness.certificates import (
     at_radius,
-    certified_counts,
     certified_iou,
     collective_counts,
     lipschitz_radii,
@@ -55,24 +58,28 @@ class Attempts:
     predictions: list[Tensor]
     norms: list[Tensor] = field(default_factory=list)
 
-    def iou(self) -> float:
-        """The exact worst pooled IoU over one attempt an image."""
-        counts = [torch.stack(certified_counts(p, self.labels)) for p in self.predictions]
-        intersections, unions = torch.stack(counts, dim=1).cpu().numpy()
-        return worst_case(intersections, unions)[0]
+    def iou(self) -> float | None:
+        """The exact worst pooled IoU over one attempt an image; None where the labels know no building."""
+        if not buildings(self.labels).any():
+            return None
+        found = [torch.stack(counts(p, self.labels)) for p in self.predictions]
+        return worst_case(*torch.stack(found, dim=1).cpu().numpy())[0]
 
 
-def certified(counts: tuple[Tensor, Tensor] | np.ndarray) -> dict[str, float | None]:
-    """The certified IoU of images by their I and U (N,), and its 95 % interval over them."""
-    intersections, unions = (np.asarray(torch.as_tensor(n).cpu()) for n in counts)
+def certified(found: tuple[Tensor, Tensor] | np.ndarray, labels: Tensor) -> dict[str, float | None]:
+    """The certified IoU of images by their I and U (N,), and its 95 % interval over them; None where
+    the labels know no building."""
+    if not buildings(labels).any():
+        return dict.fromkeys(("certified", "certified_low", "certified_high"))
+    intersections, unions = (np.asarray(torch.as_tensor(n).cpu()) for n in found)
     low, high = tile_interval(intersections, unions)
     return {"certified": pooled_iou(intersections, unions), "certified_low": low, "certified_high": high}
 
 
-def rising(where: str, row: dict[str, float], *names: str) -> None:
-    """Raise SandwichBroken unless the named entries of a row stand in rising order."""
+def rising(where: str, row: dict[str, float | None], *names: str) -> None:
+    """Raise SandwichBroken unless the named entries of a row stand in rising order; all are None, or none."""
     for low, high in zip(names[:-1], names[1:], strict=True):
-        if row[low] > row[high] + 1e-9:
+        if row[low] is not None and row[low] > row[high] + 1e-9:
             raise SandwichBroken(
                 f"certify: {where}: {low} IoU {row[low]:.4f} is above {high} IoU {row[high]:.4f}, so that a "
                 "certificate is unsound; no metrics are written; please report it with params.yaml"
@@ -94,8 +101,8 @@ def unrefuted(where: str, broken: Tensor) -> None:
 
 
 @torch.no_grad()
-def logits_of(segmenter: nn.Module, images: Tensor, batch: int = BATCH) -> Tensor:
-    return torch.cat([segmenter(part) for part in images.split(batch)])
+def logits_of(deployed: nn.Module, images: Tensor, batch: int = BATCH) -> Tensor:
+    return torch.cat([deployed(part) for part in images.split(batch)])
 
 
 def attack(
@@ -112,41 +119,41 @@ def attack(
 
 
 def smoothing_rows(
-    segmenter: nn.Module, data: Pair, settings: Smoothing, steps: int, seed: int, where: str
+    segmenter: Segmenter, data: Pair, settings: Smoothing, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
     """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by majority vote of n.
 
     A vote is a sample too: an attack refutes a pixel only where the votes reject, at α over all pixels, that
     the certified class keeps a probability of ½.
     """
-    images, labels = data
+    (images, labels), deployed = data, segmenter.deployed()
     noise = torch.Generator(images.device).manual_seed(seed)
     start = torch.Generator().manual_seed(seed)
     options = {"batch_size": settings.batch_size, "generator": noise}
     batch = min(BATCH, settings.batch_size)
-    base = certified_iou(logits_of(segmenter, images, batch).argmax(1), labels)
+    base = certified_iou(logits_of(deployed, images, batch).argmax(1), labels)
     rows = {}
     for sigma in sorted(settings.sigma):
         radius = smoothing.radius(sigma, settings.tau)
         place = f"{where}, σ {sigma:g}"
-        seen = smoothing.smooth(segmenter, images, sigma, settings.n0, settings.n, **options)
+        seen = smoothing.smooth(deployed, images, sigma, settings.n0, settings.n, **options)
         chosen, strict = (seen.certified(settings.tau, settings.alpha, c) for c in (settings.correction, "bonferroni"))
         attempts = Attempts(labels, [seen.majority])
         draws = sigma * torch.randn(DRAWS, *images.shape[1:], generator=noise, device=images.device)
-        smoothed = smoothing.ExpectedSegmenter(segmenter, draws)
+        smoothed = smoothing.ExpectedSegmenter(deployed, draws)
         for found, norms in attack(Target(smoothed, *data, "l2", radius), steps, start, batch):
-            counts = smoothing.votes(segmenter, found, sigma, settings.n, **options)
-            attempts.predictions.append(counts.argmax(1))
-            kept = counts.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
+            votes = smoothing.votes(deployed, found, sigma, settings.n, **options)
+            attempts.predictions.append(votes.argmax(1))
+            kept = votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
             lost = binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept] <= settings.alpha / kept.size
-            changed = torch.where(torch.from_numpy(lost).to(labels.device), counts.argmax(1), chosen)
+            changed = torch.where(torch.from_numpy(lost).to(labels.device), votes.argmax(1), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))
         valid = labels != IGNORE
         row = {
             "clean": certified_iou(seen.majority, labels),
             "attacked": attempts.iou(),
-            **certified(certified_counts(chosen, labels)),
+            **certified(counts(chosen, labels), labels),
             "bonferroni": certified_iou(strict, labels),
             "literature": literature_iou(chosen, labels),
             "abstained": int(((chosen == ABSTAIN) & valid).sum()) / max(1, int(valid.sum())),
@@ -158,13 +165,15 @@ def smoothing_rows(
     return rows
 
 
+@torch.backends.cudnn.flags(enabled=False)  # whose convolutions may be no direct sums
 def convex_rows(
-    segmenter: nn.Module, data: Pair, settings: Convex, steps: int, seed: int, where: str
+    segmenter: Segmenter, data: Pair, settings: Convex, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
     """Rows by ℓ∞ radius in 1/255: IBP, and IBP improved by CROWN-IBP ("certified")."""
-    images, labels = data
-    bounds, start = Bounds(segmenter.network), torch.Generator().manual_seed(seed)
-    prediction = logits_of(segmenter, images).argmax(1)
+    (images, labels), deployed = data, segmenter.deployed()
+    start = torch.Generator().manual_seed(seed)
+    bounds = Bounds(segmenter.network, segmenter.decision)
+    prediction = logits_of(deployed, images).argmax(1)
     with torch.no_grad():
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
         proven = torch.full_like(prediction, ABSTAIN)
@@ -178,15 +187,15 @@ def convex_rows(
     attempts, rows = Attempts(labels, [prediction]), {}
     for r in sorted(settings.radii):
         place = f"{where}, ℓ∞ {r:g}/255"
-        for found, norms in attack(Target(segmenter, *data, "linf", r / 255), steps, start):
-            attempts.predictions.append(logits_of(segmenter, found).argmax(1))
+        for found, norms in attack(Target(deployed, *data, "linf", r / 255), steps, start):
+            attempts.predictions.append(logits_of(deployed, found).argmax(1))
             attempts.norms.append(norms)
         for answer, norms in zip(attempts.predictions[1:], attempts.norms, strict=True):
             unrefuted(place, refuted(classes[r], reached + 1e-6, answer, norms, labels))
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            **certified(certified_counts(classes[r], labels)),
+            **certified(counts(classes[r], labels), labels),
             "ibp": certified_iou(single[r], labels),
         }
         rising(place, row, "ibp", "certified", "attacked", "clean")
@@ -195,30 +204,42 @@ def convex_rows(
 
 
 def lipschitz_rows(
-    segmenter: nn.Module, data: Pair, settings: LipschitzNet, steps: int, seed: int, where: str
+    segmenter: Segmenter, data: Pair, settings: LipschitzNet, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
     """Rows by ℓ2 radius, pixel range [0,1]: per pixel, and collective ("certified")."""
-    images, labels = data
+    (images, labels), deployed = data, segmenter.deployed()
     start = torch.Generator().manual_seed(seed)
-    logits = logits_of(segmenter, images)
-    prediction, radius = logits.argmax(1), lipschitz_radii(logits, float(1 / segmenter.std.min()))
+    prediction, radius = lipschitz_certificate(segmenter, images)
     attempts, rows = Attempts(labels, [prediction]), {}
     for r in sorted(settings.radii):
         place = f"{where}, ℓ2 {r:g}"
-        for found, norms in attack(Target(segmenter, *data, "l2", r), steps, start):
-            answer = logits_of(segmenter, found).argmax(1)
+        for found, norms in attack(Target(deployed, *data, "l2", r), steps, start):
+            answer = logits_of(deployed, found).argmax(1)
             attempts.predictions.append(answer)
             unrefuted(place, refuted(prediction, radius, answer, norms, labels))
             unrefuted(place, overspent(radius, prediction, answer, norms))
         row = {
             "clean": certified_iou(prediction, labels),
             "attacked": attempts.iou(),
-            **certified(collective_counts(radius, prediction, labels, r)),
+            **certified(collective_counts(radius, prediction, labels, r), labels),
             "per_pixel": certified_iou(at_radius(prediction, radius, r), labels),
         }
         rising(place, row, "per_pixel", "certified", "attacked", "clean")
         rows[f"{r:g}"] = row
     return rows
+
+
+@torch.no_grad()
+def lipschitz_certificate(segmenter: Segmenter, images: Tensor) -> Pair:
+    """The classes drawn and their certified ℓ2 radii, both (N, H, W), of a 1-Lipschitz network past its normalisation.
+
+    The decision's logits are as Lipschitz as the network's.
+    """
+    largest = []
+    with watch_values(segmenter.network, largest):
+        logits = logits_of(segmenter.deployed(), images)
+    constant = float(1 / segmenter.std.min())
+    return logits.argmax(1), lipschitz_radii(logits, constant, max(largest, default=1.0))
 
 
 ROWS = {"smoothing": smoothing_rows, "convex": convex_rows, "lipschitz": lipschitz_rows}

@@ -1,21 +1,32 @@
 """From what a campaign measured to IoU: a city's part of metrics/attack.json, and what the audit judges."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pipeline.learning.bootstrap import tile_interval
 from pipeline.robustness.worst_case import pooled_iou, worst_case
 
-APGD = ("mce", "mce_bal", "js")
 Measurement = list[list[int]]  # intersection and union of each tile
 
 
 def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation."""
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation.
 
-    def iou(measurement: Measurement) -> float:
-        return pooled_iou(*measurement)
+    Every IoU is None where its tiles hold no building.
+    """
 
-    clean = measured["clean"]["tiles"]
+    clean, buildings = measured["clean"]["tiles"], measured["clean"]["buildings"]
+
+    def iou(measurement: Measurement) -> float | None:
+        return pooled_iou(*measurement) if any(buildings) else None
+
+    def worst(measurements: list[Measurement]) -> float | None:
+        return _worst(measurements) if any(buildings) else None
+
+    def interval(measurements: list[Measurement]) -> tuple[float | None, float | None]:
+        return tile_interval(*_chosen(measurements)) if any(buildings) else (None, None)
+
     metrics: dict = {"linf": {}, "l2": {}}
     candidates: dict[str, list[Measurement]] = {"linf": [clean], "l2": [clean]}
     for key, results in measured.items():
@@ -23,23 +34,19 @@ def city_metrics(measured: dict) -> dict:
         if norm not in metrics or not budget:
             continue
         candidates[norm] += results.values()
-        row = {"clean": iou(clean), **{name: iou(m) for name, m in results.items() if name not in APGD}}
-        losses = [results[name] for name in APGD if name in results]
-        if losses:
-            row["apgd"] = _worst(losses)
-            row["apgd_losses"] = {name: iou(results[name]) for name in APGD}
-        row["worst"] = _worst(candidates[norm])
-        row["worst_low"], row["worst_high"] = tile_interval(*_chosen(candidates[norm]))
+        row = {"clean": iou(clean), **by_method(results, worst)}
+        row["worst"] = worst(candidates[norm])
+        row["worst_low"], row["worst_high"] = interval(candidates[norm])
         for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
-            row[name] = _image_iou(measurements, measured["clean"]["buildings"])
+            row[name] = _image_iou(measurements, buildings)
         metrics[norm][budget] = row
     checks = measured["checks"]
     metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
     if "halving" in measured:
         metrics["halving"] = measured["halving"]["linf"]
     if "patch" in measured:
-        p = measured["patch"]
-        scored = p["scored_share"] > 0
+        p = dict(measured["patch"])
+        scored = p.pop("buildings") > 0
         metrics["patch"] = {
             **p,
             "clean": iou(p["clean"]) if scored else None,
@@ -48,7 +55,18 @@ def city_metrics(measured: dict) -> dict:
     return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
 
 
-def _worst(measurements: list[Measurement]) -> float:
+def by_method(results: dict[str, Measurement], worst: Callable[[list[Measurement]], float | None]) -> dict:
+    """IoU by method, and of one with members, "METHOD MEMBER", the worst case over them and METHOD_losses."""
+    row: dict = {}
+    for name in results:
+        method, _, member = name.partition(" ")
+        row[method] = worst([m for other, m in results.items() if other.split()[0] == method])
+        if member:
+            row.setdefault(f"{method}_losses", {})[member] = worst([results[name]])
+    return row
+
+
+def _worst(measurements: list[Measurement]) -> float | None:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
 
 
@@ -67,12 +85,15 @@ def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float |
 
 
 def evidence(measured: dict[str, dict], reference: str) -> dict:
-    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key."""
+    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key.
 
-    def pooled(measurements: list[Measurement]) -> float:
-        return pooled_iou(*np.concatenate([np.array(m) for m in measurements], axis=1))
+    A city without a building in its tiles has no IoU to be judged by, only perturbations to be within the budget.
+    """
 
-    cities = list(measured.values())
+    def pooled(measurements: list[Measurement]) -> float | None:
+        return pooled_iou(*np.concatenate([np.zeros((2, 0)), *map(np.array, measurements)], axis=1))
+
+    cities = [city for city in measured.values() if any(city["clean"]["buildings"])]
     worst = [
         [
             pooled_iou(*city["clean"]["tiles"]),
@@ -81,17 +102,33 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         for city in cities
         for norm in ("linf", "l2")
     ]
-    white_box = []
-    for city in cities:
-        at_reference = {**city[f"linf {reference}"], "steps": city["checks"]["steps"]}
-        candidates = np.array([city["clean"]["tiles"], *(at_reference[k] for k in at_reference if k != "noise")])
-        white_box.append(_chosen(candidates))
+    own = [_own(city, reference) for city in cities]
+    scale_free = [_chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities]
     return {
-        "excess": max(city["excess"]["value"] for city in cities),
+        "excess": max(city["excess"]["value"] for city in measured.values()),
         "worst": worst,
         "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
-        "white_box": pooled(white_box),
-        **{key: pooled([city["checks"][key] for city in cities]) for key in ("scale_free", "transfer", "noise")},
+        "white_box": pooled([_chosen(attacks) for attacks in own]),
+        "scale_free": pooled(scale_free),
+        **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
         "clean": pooled([city["clean"]["tiles"] for city in cities]),
         "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
+        "ten_times": _fall(own, [city["checks"] for city in cities]),
     }
+
+
+def _own(city: dict, reference: str) -> list[Measurement]:
+    """What a city's own gradients found at the reference budget, nothing done included."""
+    found = city[f"linf {reference}"]
+    return [city["clean"]["tiles"], city["checks"]["steps"], *(found[name] for name in found if name != "noise")]
+
+
+def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
+    """By how much the longer attack lowers the worst IoU, on the one tile of each city that it was made on."""
+    if not checks:
+        return 0.0
+    fullest = [check["fullest"] for check in checks]
+    before = np.stack([np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1)
+    longer = np.stack([np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1)
+    after = np.concatenate([before, longer[None]])
+    return (_worst(before) or 0.0) - (_worst(after) or 0.0)

@@ -7,7 +7,6 @@ hypothesis is rejected keeps its class within ℓ2 distance σ·Φ⁻¹(τ) (Coh
 an image are right together with probability ≥ 1 − α.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,28 +16,14 @@ from scipy.stats import binom, norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.errors import InputError
 from pipeline.learning.precision import autocast
 from pipeline.robustness.bounds import ABSTAIN
+from pipeline.robustness.samples import check_samples
 
 
 def radius(sigma: float, tau: float) -> float:
     """Certified ℓ2 radius, pixel range [0,1]."""
     return sigma * float(norm.ppf(tau))
-
-
-def samples_needed(pixels: int, tau: float, alpha: float) -> int:
-    """The least n with τⁿ ≤ α / pixels: below it, not even a unanimous pixel is certified."""
-    return math.ceil(math.log(alpha / pixels) / math.log(tau) - 1e-9)
-
-
-def check_samples(n: int, pixels: int, tau: float, alpha: float) -> None:
-    """Raise InputError where the settings can never certify a pixel."""
-    if n < (need := samples_needed(pixels, tau, alpha)):
-        raise InputError(
-            f"certify.smoothing: n = {n} samples can never certify one of {pixels} pixels at tau = {tau} and "
-            f"alpha = {alpha}; set n to at least {need}"
-        )
 
 
 @torch.inference_mode()

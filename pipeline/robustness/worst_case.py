@@ -2,14 +2,15 @@
 
 import numpy as np
 
-
-def pooled_iou(intersections: np.ndarray, unions: np.ndarray) -> float:
-    """ΣI/ΣU; 1 where there is nothing to find and nothing was found."""
-    total = float(np.sum(unions))
-    return float(np.sum(intersections)) / total if total > 0 else 1.0
+from pipeline.learning.metrics import ratio
 
 
-def worst_case(intersections: np.ndarray, unions: np.ndarray) -> tuple[float, np.ndarray]:
+def pooled_iou(intersections: np.ndarray, unions: np.ndarray) -> float | None:
+    """ΣI/ΣU; None where nothing was there to be found and nothing was found."""
+    return ratio(np.sum(intersections), np.sum(unions))
+
+
+def worst_case(intersections: np.ndarray, unions: np.ndarray) -> tuple[float | None, np.ndarray]:
     """The least ΣI/ΣU over every choice of one attack a tile, and that choice.
 
     intersections, unions: (attacks, tiles) pixel counts. Returns the IoU and the attack (tiles,) chosen for each tile.
@@ -21,10 +22,10 @@ def worst_case(intersections: np.ndarray, unions: np.ndarray) -> tuple[float, np
     intersections, unions = np.asarray(intersections, np.float64), np.asarray(unions, np.float64)
     tiles = np.arange(intersections.shape[1])
     choice = np.zeros(len(tiles), int)
-    ratio = pooled_iou(intersections[0], unions[0])
+    least = pooled_iou(intersections[0], unions[0])
     while True:
-        candidate = np.argmin(intersections - ratio * unions, axis=0)
+        candidate = np.argmin(intersections - (1 if least is None else least) * unions, axis=0)
         improved = pooled_iou(intersections[candidate, tiles], unions[candidate, tiles])
-        if not improved < ratio:
-            return ratio, choice
-        ratio, choice = improved, candidate
+        if improved is None or least is not None and not improved < least:
+            return least, choice
+        least, choice = improved, candidate

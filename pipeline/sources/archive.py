@@ -35,8 +35,8 @@ def volumes_of(first: str | Path) -> list[Path]:
     stem = first.with_suffix("").name
     numbered = {
         int(path.suffix[1:]): path
-        for path in first.parent.glob(f"{stem}.*")
-        if path.name.startswith(stem) and re.fullmatch(r"\.\d{3,4}", path.suffix)
+        for path in first.parent.iterdir()
+        if path.stem == stem and re.fullmatch(r"\.\d{3,4}", path.suffix)
     }
     missing = [number for number in range(1, max(numbered, default=1) + 1) if number not in numbered]
     if missing:

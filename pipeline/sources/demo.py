@@ -64,6 +64,11 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
 
 
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city."""
+    find_city(params.load_section(Manifest, fetch.path, MANIFEST), city)
+
+
 def place(city: DemoCity, number: int, size: int) -> Affine:
     """Where scene `number` lies: the transform from its pixels to the city's CRS.
 

@@ -231,6 +231,11 @@ def _check_status(response: requests.Response, part: _Part) -> None:
     if status in TRANSIENT_STATUS:
         pause = response.headers.get("Retry-After", "")
         raise _Retry(f"HTTP {status} {response.reason}", float(pause) if pause.isdecimal() else 0)
+    if status in {401, 403, 407}:
+        raise InputError(
+            f"{part.url}: HTTP {status} {response.reason}, the server lets nobody in without leave; sign in and "
+            "download the file in a browser, then name it as file:///…"
+        )
     raise InputError(f"{part.url}: HTTP {status} {response.reason}; check the URL in the manifest")
 
 

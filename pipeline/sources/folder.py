@@ -1,14 +1,16 @@
 """Source `folder`: the user's own imagery, left where it is.
 
-PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type
+PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type; .png, .jp2, … and sub-folders too
 PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
-PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints in any CRS (formats: geo.vector)
+PATH/CITY/labels/*.geojson      or a file of footprints a scene, in any CRS (formats: geo.vector_file)
+PATH/CITY/buildings.geojson     or, instead of labels/, one file of footprints for all
 
 Whatever a later stage would stumble over is found here, before anything is computed.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +25,26 @@ from pyproj.exceptions import ProjError
 from pipeline import params
 from pipeline.console import progress
 from pipeline.errors import InputError, nearest
-from pipeline.geo.grid import Grid, ground_sample_distance
-from pipeline.geo.raster import grid_of, open_raster
+from pipeline.geo.formats import REMOTE
+from pipeline.geo.grid import PIXELS, Grid, check_place
+from pipeline.geo.raster import grid_of, open_raster, unknown, unplaced
 from pipeline.geo.scene import City, Scene
-from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, transform_bounds, vector_crs
+from pipeline.geo.vector import SUFFIXES, Bounds, Footprints, read_footprints, rough_shift, transform_bounds
 
 IMAGES, LABELS = "images", "labels"
+TIFF = {".tif", ".tiff"}
+UNREAD = {  # suffixes of what may hold a scene and is not taken
+    ".vrt", ".ecw", ".sid", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bmp", ".gif", ".webp", ".npy", ".jxl", ".mbtiles",
+    ".zip", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".rar",
+}  # fmt: skip
+SAID = {  # counts of a city's footprints that its user hears of
+    "repaired_polygons": "invalid polygons repaired",
+    "dropped_polygons": "geometries without an area left out",
+    "closed_lines": "closed lines read as the outlines of buildings",
+    "other_features": "features of OpenStreetMap left out, for they are no building",
+}
+STAC = b'"stac_version"'  # in the first bytes of an image's description, which is GeoJSON too: the image's outline
+STAC_HEAD = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -38,10 +54,7 @@ class Image:
     path: str  # a file or a URL, as rasterio opens it
     grid: Grid
     blank: bool  # no pixel tells anything
-
-    @property
-    def name(self) -> str:
-        return Path(self.path).stem
+    name: str
 
 
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
@@ -52,31 +65,78 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
-    images, notes = survey_all([str(path) for path in _geotiffs(root / IMAGES)], city, root / IMAGES, override.gsd)
-    labels = _label_source(root, notes)
-    if labels.name == LABELS:
-        paths, raster_building = _rasters(labels, images, city, override.building, notes)
+    labels, warnings = _label_source(root)
+    drawn = labels.name != LABELS or bool(_vectors(labels))
+    scenes, passed = _scenes_in(root / IMAGES)
+    files, over = [str(path) for path in scenes.values()], labels.name if drawn else None
+    images, notes = survey_all(files, city, root / IMAGES, override.gsd, list(scenes), over=over)
+    notes["warnings"] += warnings
+    if passed:
+        notes["warnings"].append(f"{root / IMAGES}: passed over {_some(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
+    if drawn:
+        raster_building, files = 1, dict.fromkeys(images, labels)
+        if labels.name == LABELS:
+            files = _each(labels, images, city, override.unlabelled == "ignore")
+        digests = dict(zip(files, overlay(list(files.values()), list(files), city, override.where, notes), strict=True))
+        bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
+        paths = [None if image.name in bare else files.get(image) for image in images]
+        stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
+    elif override.where:
+        raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
     else:
-        overlay(labels, images, city, notes)
-        paths, raster_building = [labels] * len(images), 1
+        paths, raster_building = _rasters(labels, images, city, override, notes)
+        stamps = [stamp(*filter(None, (i.path, path))) for i, path in zip(images, paths, strict=True)]
     return City(
         city=city,
         source="folder",
-        scenes=[Scene(i.name, i.path, str(p), stamp=stamp(i.path, p)) for i, p in zip(images, paths, strict=True)],
+        scenes=[
+            Scene(image.name, image.path, path and str(path), stamp=stamped)
+            for image, path, stamped in zip(images, paths, stamps, strict=True)
+        ],
         gsd=override.gsd,
         bands=override.bands,
         range=override.range,
+        where=override.where,
         raster_building=raster_building,
         notes=notes,
     )
 
 
-def survey_all(paths: list[str], city: str, place: object, gsd: float | None) -> tuple[list[Image], dict]:
-    """Every image that holds data, and the city's notes so far: warnings, and the images left out."""
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city."""
+    _city_folder(Path(fetch.path), city)
+
+
+def _unlabelled(
+    bare: list[str], images: list[Image], city: str, override: params.CityOverride, notes: dict
+) -> set[str]:
+    """The scenes without a footprint that are left out; unless it is stated what they mean, they are background."""
+    if override.unlabelled is None and 0 < len(bare) < len(images):
+        notes["warnings"].append(
+            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: {_some(bare)}; where "
+            f"nobody drew their buildings, state fetch.overrides.{city}.unlabelled: ignore (else: background)"
+        )
+    return set(bare) if override.unlabelled == "ignore" else set()
+
+
+def survey_all(
+    paths: list[str],
+    city: str,
+    place: object,
+    gsd: float | None,
+    names: list[str] | None = None,
+    *,
+    over: str | None = None,
+) -> tuple[list[Image], dict]:
+    """Every image that holds data, and the city's notes so far: warnings, and the images left out.
+
+    names: of the scenes; None = their files' without suffix. `over`: the footprints to be laid over them.
+    """
     if not paths:
-        raise InputError(f"{place}: holds no GeoTIFF; put the scenes of {city} there or leave the city out")
-    images = [survey(path, gsd) for path in progress(paths, f"checking {city}")]
-    names = [image.name for image in images]
+        raise InputError(f"{place}: holds no image; put the scenes of {city} there or leave the city out")
+    names = names or [Path(path).stem for path in paths]
+    surveyed = progress(zip(paths, names, strict=True), f"checking {city}", len(paths))
+    images = [survey(path, gsd, name, over=over) for path, name in surveyed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
     blank = [image.name for image in images if image.blank]
@@ -90,19 +150,20 @@ def survey_all(paths: list[str], city: str, place: object, gsd: float | None) ->
     return [image for image in images if not image.blank], notes
 
 
-def survey(path: str, gsd: float | None = None) -> Image:
+def survey(path: str, gsd: float | None = None, name: str | None = None, *, over: str | None = None) -> Image:
     """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
 
-    `gsd` is what the user states where the file has no CRS. Raises InputError.
+    `gsd` is what the user states where the file does not place its pixels on Earth, which helps no footprints
+    `over` it. Raises InputError.
     """
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
-        grid = grid_of(dataset)
-        if grid.crs is None and gsd is None:
-            raise InputError("carries no CRS; assign one, or state fetch.overrides.CITY.gsd in metres a pixel")
-        if grid.crs is not None:
-            ground_sample_distance(grid)
-        return Image(path, grid, _blank(dataset))
+        reason = unplaced(dataset)
+        if reason and over is not None:
+            raise InputError(f"{reason}, so {over} cannot be laid over it; assign one")
+        if reason and gsd is None:
+            raise InputError(f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel")
+        return Image(path, grid_of(dataset), _blank(dataset), name or Path(path).stem)
 
 
 @contextmanager
@@ -115,53 +176,94 @@ def _named(path: str | Path) -> Iterator[None]:
 
 
 def stamp(*paths: str | Path) -> str:
-    """Size and time of change of files; of a shapefile, of its companions too."""
-    files = []
-    for path in map(Path, paths):
-        if path.suffix.lower() == ".shp":
-            files += sorted(file for file in path.parent.iterdir() if file.stem == path.stem)
-        else:
-            files.append(path)
-    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
+    """Size and time of change of files."""
+    return " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, paths))
 
 
-def overlay(path: Path, images: list[Image], city: str, notes: dict) -> None:
-    """Count in `notes` the footprints over the images, those repaired or dropped, and the scenes without any.
+def overlay(paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict) -> list[str]:
+    """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
 
-    Raises InputError where an image has no CRS or no footprint lies over any of them.
+    Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
+    Raises InputError where a file's footprints lie over none of its images, or no feature of any is a building.
     """
-    for image in images:
-        if image.grid.crs is None:
-            raise InputError(f"{image.path}: carries no CRS, so {path.name} cannot be laid over it; assign one")
-    counts = {"footprints": 0, "repaired_polygons": 0, "dropped_polygons": 0}
-    built = set()
-    for crs in {image.grid.crs for image in images}:
-        alike = [image for image in images if image.grid.crs == crs]
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(_boxes(alike)).tolist()))
-        scene, footprint = shapely.STRtree(found.polygons).query(_boxes(alike), predicate="intersects")
-        built |= {alike[i].name for i in scene}
-        counts["footprints"] += len(np.unique(footprint))
-        counts["repaired_polygons"] += found.repaired
-        counts["dropped_polygons"] += found.dropped
-    if not built and len(everything := read_footprints(path)):
-        where = _elsewhere(path, everything, images)
-        raise InputError(f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; {where}")
-    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    counts, digests, built, covered = Counter(), [""] * len(images), set(), set()
+    for (path, crs), members in _alike(paths, images).items():
+        boxes = _boxes([images[i] for i in members])
+        bounds = tuple(shapely.total_bounds(boxes).tolist())
+        found = read_footprints(path, crs, bounds, where)
+        tree = shapely.STRtree(found.polygons)
+        scene, footprint = tree.query(boxes, predicate="intersects")
+        for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
+            digests[i] = Footprints(found.polygons[near], found.labels[near]).digest
+        built |= {images[members[i]].name for i in scene}
+        covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
+        counts.update(_counts(found, len(np.unique(footprint))))
+        if (rough := rough_shift(found.source, crs, bounds)) and f"{city}: {rough}" not in notes["warnings"]:
+            notes["warnings"].append(f"{city}: {rough}")
+    for path in dict.fromkeys(paths):
+        below = [image for image, own in zip(images, paths, strict=True) if own == path]
+        if not built & {image.name for image in below}:
+            _refuse_elsewhere(path, below, city, where)
+    place = paths[0] if len(set(paths)) == 1 else paths[0].parent
     if not built:
-        notes["warnings"].append(f"{path}: holds no polygon, so {city} has no building anywhere")
-    if counts["repaired_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['repaired_polygons']} invalid polygons repaired")
-    if counts["dropped_polygons"]:
-        notes["warnings"].append(f"{path}: {counts['dropped_polygons']} geometries without an area left out")
+        notes["warnings"].append(_why_empty(place, paths, city, where))
+    if covered:
+        notes["warnings"].append(
+            f"{place}: a single polygon covers all of scene {_some(sorted(covered))}; is it the outline of an area?"
+        )
+    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
+    notes["warnings"] += [f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]]
+    return digests
+
+
+def _counts(found: Footprints, footprints: int) -> dict[str, int]:
+    return {
+        "footprints": footprints,
+        "repaired_polygons": found.repaired,
+        "dropped_polygons": found.dropped,
+        "closed_lines": found.outlines,
+        "other_features": found.others,
+    }
+
+
+def _alike(paths: list[Path], images: list[Image]) -> dict[tuple, list[int]]:
+    """Which images share a file of footprints and a CRS: they are read at once."""
+    sharing: dict[tuple, list[int]] = {}
+    for i, (path, image) in enumerate(zip(paths, images, strict=True)):
+        sharing.setdefault((path, image.grid.crs), []).append(i)
+    return sharing
 
 
 def _boxes(images: list[Image]) -> np.ndarray:
     return np.array([shapely.box(*image.grid.bounds) for image in images], object)
 
 
-def _elsewhere(path: Path, footprints: Footprints, images: list[Image]) -> str:
+def _refuse_elsewhere(path: Path, images: list[Image], city: str, where: str | None) -> None:
+    """Raise InputError where a file none of whose footprints lies over an image of its holds some at all."""
+    if len(everything := read_footprints(path, where=where)):
+        raise InputError(
+            f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; "
+            f"{_elsewhere(everything, images)}"
+        )
+
+
+def _why_empty(place: Path, paths: list[Path], city: str, where: str | None) -> str:
+    """That there is no polygon anywhere. Raises InputError where there are other features than buildings."""
+    found = [read_footprints(path, where=where) for path in dict.fromkeys(paths)]
+    others, dropped = sum(each.others for each in found), sum(each.dropped for each in found)
+    if others or dropped:
+        raise InputError(
+            f"{place}: not one of its features is a building ({others} are tagged otherwise, {dropped} are "
+            "points, open lines or empty); export the buildings as polygons"
+        )
+    if where:
+        raise InputError(f"{place}: no feature meets fetch.overrides.{city}.where ({where}); correct it")
+    return f"{place}: holds no polygon, so {city} has no building anywhere"
+
+
+def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
     """How far the footprints are from the images, or the CRS in which they would fit."""
-    declared, there = vector_crs(path), images[0].grid.crs
+    declared, there = footprints.source, images[0].grid.crs
     left, bottom, right, top = footprints.bounds
     tries = {crs: (crs, footprints.bounds) for crs in ("EPSG:4326", "EPSG:3857", there.to_string())}
     tries[f"{declared.to_string()} with x and y exchanged"] = declared, (bottom, left, top, right)
@@ -195,21 +297,37 @@ def _city_folder(root: Path, city: str) -> Path:
     return root / city
 
 
-def _geotiffs(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in {".tif", ".tiff"}), key=_natural)
+def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Rasters of a folder and those below it by scene name, in natural order, and the files that are passed over.
+
+    A picture beside a GeoTIFF of its name is a preview. Raises InputError where two scenes share a name.
+    """
+    found, passed = {}, []
+    files = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    for path in sorted(files, key=lambda path: (path.suffix.lower() not in TIFF, _natural(path.relative_to(folder)))):
+        suffix, inside = path.suffix.lower(), path.relative_to(folder)
+        name = "-".join(inside.with_suffix("").parts)
+        if path.is_dir():  # one behind a link is not walked into
+            passed += [str(inside)] if path.is_symlink() else []
+        elif suffix in UNREAD or suffix in REMOTE and name in found:
+            passed.append(str(inside))
+        elif suffix in TIFF and name in found:
+            raise InputError(f"{folder}: two scenes are called {name}; rename one")
+        elif suffix in TIFF or suffix in REMOTE:
+            found[name] = path
+    return dict(sorted(found.items(), key=lambda item: _natural(item[1].relative_to(folder)))), passed
 
 
 def _natural(path: Path) -> list:
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def _label_source(root: Path, notes: dict) -> Path:
-    """labels/, or the one file of footprints."""
-    vectors = sorted(path for path in root.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+def _label_source(root: Path) -> tuple[Path, list[str]]:
+    """labels/, or the one file of footprints; and warnings."""
+    vectors = _vectors(root)
     if (root / LABELS).is_dir():
-        if vectors:
-            notes["warnings"].append(f"{root}: {LABELS}/ is used, {_some([v.name for v in vectors])} is not")
-        return root / LABELS
+        unused = _some([vector.name for vector in vectors])
+        return root / LABELS, [f"{root}: {LABELS}/ is used, {unused} is not"] if vectors else []
     if len(vectors) > 1:
         raise InputError(
             f"{root}: holds {len(vectors)} files of footprints, {_some([v.name for v in vectors])}; keep one"
@@ -219,26 +337,65 @@ def _label_source(root: Path, notes: dict) -> Path:
             f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or map its "
             "images with `python -m pipeline predict` and a trained model"
         )
-    return vectors[0]
+    return vectors[0], []
 
 
-def _rasters(folder: Path, images: list[Image], city: str, building: int | None, notes: dict) -> tuple[list[Path], int]:
-    """The label file of every image, and which value means building (`building`, if stated). Notes the values found."""
-    by_name = {path.stem: path for path in _geotiffs(folder)}
-    if missing := [image.name for image in images if image.name not in by_name]:
+def _vectors(folder: Path) -> list[Path]:
+    """The files of footprints in a folder; a STAC item's outline of its image is none."""
+    found = sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES), key=_natural)
+    return [path for path in found if not ("json" in path.suffix.lower() and _is_stac(path))]
+
+
+def _is_stac(path: Path) -> bool:
+    with path.open("rb") as file:
+        return STAC in file.read(STAC_HEAD)
+
+
+def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Image, Path]:
+    """The file of footprints of every image, or of `some`."""
+    if rasters := [path.name for path in _scenes_in(folder)[0].values()]:
+        raise InputError(f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind")
+    by_name: dict[str, Path] = {}
+    for path in _vectors(folder):
+        if (twice := by_name.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
+    missing = [image.name for image in images if image.name not in by_name]
+    if missing and not (some and len(missing) < len(images)):
+        first = next(iter(by_name.values()))
+        raise InputError(
+            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {_some(missing)}; name them as their "
+            f"image, {missing[0]}{first.suffix} for one (here is {first.name}), or state fetch.overrides.{city}."
+            "unlabelled: ignore"
+        )
+    return {image: by_name[image.name] for image in images if image.name in by_name}
+
+
+def _rasters(
+    folder: Path, images: list[Image], city: str, override: params.CityOverride, notes: dict
+) -> tuple[list[Path | None], int]:
+    """The label file of every image, and which value means building (stated, or found). Notes the values found.
+
+    An image without one has none where `unlabelled: ignore` is stated; else InputError.
+    """
+    by_name, _ = _scenes_in(folder)
+    missing = [image.name for image in images if image.name not in by_name]
+    if missing and override.unlabelled != "ignore":
         raise InputError(
             f"{folder}: no label for {len(missing)} of {len(images)} images: {_some(missing)}; add "
-            f"{missing[0]}.tif or take the image away"
+            f"{missing[0]}.tif, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
         )
-    paths = [by_name[image.name] for image in images]
-    found = {path.name: _label_values(path, image) for path, image in zip(paths, images, strict=True)}
-    values = set().union(*found.values())
+    if len(missing) == len(images):
+        raise InputError(f"{folder}: no label for any image of {city}; labels bear the names of their images")
+    notes["scenes_without_label"] = missing
+    pairs = [(by_name[image.name], image) for image in images if image.name in by_name]
+    found = {path.name: _label_values(path, image, notes) for path, image in pairs}
+    values, building = set().union(*found.values()), override.building
     notes["label_values"] = sorted(values)
     if building is None:
         building = _building_value(found, folder, city, notes)
     if values <= {0}:
         notes["warnings"].append(f"{folder}: no label holds a building anywhere, only 0")
-    return paths, building
+    return [by_name.get(image.name) for image in images], building
 
 
 def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: dict) -> int:
@@ -262,27 +419,59 @@ def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: 
     return 1
 
 
-def _label_values(path: Path, image: Image) -> set[int]:
+def _label_values(path: Path, image: Image, notes: dict) -> set[int]:
+    """The values of a label raster, without what it says it does not know. Raises InputError where it is none."""
     with open_raster(path) as dataset, _named(path):
         _check_complete(dataset)
         if dataset.count != 1:
-            raise InputError(f"has {dataset.count} bands; a label has one")
+            raise InputError(f"has {dataset.count} bands; a label has one: {_one_band(dataset)}")
         if dataset.shape != image.grid.shape:
             size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
             raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
+        grid = grid_of(dataset)
+        if not check_place(grid, image.grid) and PIXELS[0] not in (grid.transform, image.grid.transform):
+            notes["warnings"].append(f"{path}: no CRS tells whether it lies on its image; taken pixel for pixel")
         found = set()
         for _, window in dataset.block_windows(1):
-            found |= set(np.unique(dataset.read(1, window=window)).tolist())
-        found = {value for value in found if value == value and value != dataset.nodata}
-        if wrong := found - set(range(256)):
-            raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+            raw = dataset.read(1, window=window)
+            hidden = unknown(dataset, raw, window, {0, 1})
+            found |= set(np.unique(raw if hidden is None else raw[~hidden]).tolist())
+        _check_values(found, lossy="JPEG" in {dataset.driver, str(dataset.compression and dataset.compression.name)})
         return {int(value) for value in found}
 
 
+def _one_band(dataset: rasterio.DatasetReader) -> str:
+    """What makes one band of a label raster's several."""
+    for _, window in dataset.block_windows(1):
+        bands = dataset.read(dataset.indexes[:3], window=window)
+        if (bands != bands[:1]).any():
+            return "recode its colours as 0, classes 1..k, 255 (ignore)"
+    return "keep the first, rio stack LABELS --bidx 1 NEW"
+
+
+def _check_values(found: set[float], lossy: bool) -> None:
+    """Raise InputError where a label raster holds what is no label."""
+    if wrong := found - set(range(256)):
+        raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+    between = found - {0, 1, 255}
+    if (lossy and between) or (len(between) > 1 and max(between) >= 128):
+        some = ", ".join(f"{value:g}" for value in sorted(between)[:3])
+        raise InputError(
+            f"holds {len(between)} values between 0 and 255 ({some}, …), as a mask kept as JPEG or resized smoothly "
+            "does; make it 255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
+        )
+
+
 def _check_complete(dataset: rasterio.DatasetReader) -> None:
-    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file."""
+    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file.
+
+    Of other formats the last pixels are read.
+    """
     path = Path(dataset.name)
-    if dataset.driver != "GTiff" or not path.is_file():  # a URL
+    if not path.is_file():  # a URL
+        return
+    if dataset.driver != "GTiff":
+        dataset.read(1, window=((dataset.height - 1, dataset.height), (0, dataset.width)))
         return
     size = path.stat().st_size
     for band in dataset.indexes if dataset.interleaving.name == "band" else (1,):

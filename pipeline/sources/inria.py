@@ -97,6 +97,11 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
 
 
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city or scene."""
+    _scene_names(fetch, city, load_section(Manifest, fetch.path, MANIFEST))
+
+
 def check_scene(image: Path, label: Path | None, side: int) -> None:
     """Open a scene and read its last block, and its label whole. Raises InputError: see `fetch`."""
     with open_raster(image) as dataset:

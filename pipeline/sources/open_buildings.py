@@ -29,7 +29,7 @@ from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.geo.alignment import STRONG, estimate_shift
 from pipeline.geo.scene import IGNORE, City, Scene
-from pipeline.geo.vector import Bounds, Footprints, read_footprints, repair, transform_bounds
+from pipeline.geo.vector import Bounds, Footprints, read_footprints, repair, rough_shift, transform_bounds
 from pipeline.sources.download import byte_bar, download
 from pipeline.sources.folder import Image, stamp, survey_all
 from pipeline.storage import atomic_file, fingerprint
@@ -84,6 +84,10 @@ class Cell:
         return False
 
 
+class _Other(Exception):
+    """A table of other columns."""
+
+
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """Write `folder`/footprints.parquet (EPSG:4326; label, confidence, area_in_meters) for a city's scenes.
 
@@ -91,11 +95,11 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     there, a scene that no cell covers, a download that fails or is not what it should be.
     """
     manifest = params.load_section(Manifest, fetch.path, MANIFEST)
-    if city not in manifest.cities:
-        raise InputError(f"{fetch.path}: has no city {city}; it names {', '.join(manifest.cities)}")
-    place = manifest.cities[city]
+    place = _place(manifest, fetch.path, city)
     override = fetch.overrides.get(city, params.CityOverride())
-    images, notes = survey_all(_scene_paths(place.scenes, city), city, fetch.path, gsd=None)
+    images, notes = survey_all(
+        _scene_paths(place.scenes, city), city, fetch.path, gsd=None, over="Open Buildings' polygons"
+    )
     work = work / "open_buildings"
     boxes = [transform_bounds(image.grid.bounds, image.grid.crs, DEGREES) for image in images]
     cells = covering(read_cells(_local(manifest.thresholds, work), fetch.precision), images, boxes)
@@ -240,7 +244,7 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
         ):
             header, read, tail = text.readline().strip().decode(errors="replace"), 0, b""
             if header != COLUMNS:
-                raise InputError(f"begins with {header[:80]!r}, not with the columns of Open Buildings v3")
+                raise _Other(header)
             while chunk := text.read(CHUNK):
                 lines = (tail + chunk).split(b"\n")
                 tail = lines.pop()
@@ -249,7 +253,13 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
                 advance(read - before)
             if tail:
                 yield [tail]
-    except (EOFError, gzip.BadGzipFile, zlib.error, InputError) as error:
+    except _Other as error:
+        path.unlink()
+        raise InputError(
+            f"{path}: begins with {str(error)[:80]!r}, not with {COLUMNS}: correct cells in the manifest, "
+            "whose URL leads to other tables (of points, perhaps) than v3's polygons"
+        ) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         path.unlink()
         raise InputError(f"{path}: is damaged ({error}); it was removed, run again to download it anew") from None
 
@@ -259,8 +269,20 @@ def _local(url: str, work: Path) -> Path:
     return download(url, work / f"{fingerprint(url)}-{Path(urlsplit(url).path).name}")
 
 
+def look_up(fetch: params.Fetch, city: str) -> None:
+    """Raise InputError where there is no such city, or no scene of it."""
+    manifest = params.load_section(Manifest, fetch.path, MANIFEST)
+    _scene_paths(_place(manifest, fetch.path, city).scenes, city)
+
+
+def _place(manifest: Manifest, path: str, city: str) -> Place:
+    if city not in manifest.cities:
+        raise InputError(f"{path}: has no city {city}; it names {', '.join(manifest.cities)}")
+    return manifest.cities[city]
+
+
 def _scene_paths(scenes: list[str], city: str) -> list[str]:
-    """Files and URLs of a manifest's entries. Raises InputError where an entry is neither."""
+    """Files and URLs of a manifest's entries, each once. Raises InputError where an entry is neither."""
     found = []
     for entry in scenes:
         scheme = urlsplit(entry).scheme if "://" in entry else ""
@@ -270,21 +292,29 @@ def _scene_paths(scenes: list[str], city: str) -> list[str]:
         if scheme not in {"", "file"}:
             raise InputError(f"{entry}: a scene of {city} is a file, or a URL of {', '.join(sorted(REMOTE))}")
         pattern = unquote(urlsplit(entry).path) if scheme else entry
-        files = sorted(str(Path(name).resolve()) for name in glob.glob(pattern, recursive=True))
+        named = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        files = sorted(str(Path(name).resolve()) for name in named)
         if not files:
             raise InputError(f"{entry}: no such scene of {city}; correct fetch.path's manifest")
         found += files
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _stamp(path: str) -> str:
     return "" if "://" in path else stamp(path)
 
 
+def _note_rough(image: Image, city: str, notes: dict) -> None:
+    rough = rough_shift(DEGREES, image.grid.crs, image.grid.bounds)
+    if rough and f"{city}: {rough}" not in notes["warnings"]:
+        notes["warnings"].append(f"{city}: {rough}")
+
+
 def _note_shifts(path: Path, images: list[Image], city: str, bands: list[int] | None, notes: dict) -> None:
     """Note how far the certain footprints lie beside each image, and the images that have none."""
     notes |= {"shift": {}, "scenes_without_buildings": []}
     for image in progress(images, f"aligning {city}"):
+        _note_rough(image, city, notes)
         found = read_footprints(path, image.grid.crs, image.grid.bounds)
         certain = found.labels != IGNORE
         if not certain.any():

@@ -1,12 +1,16 @@
 """Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
 
-Smoothing certifies certify.model. Convex relaxation and Lipschitz networks need a network built for it: a small one
-each, trained here on the same cities' training tiles and kept in models/certify/. Writes metrics/certify.json:
+Each road certifies the map that certify.model deploys, its threshold included, where its architecture allows: smoothing
+always, convex relaxation small_fcn and small_unet, a Lipschitz certificate lipschitz. Otherwise a small network is
+trained here on the same cities' training tiles and kept in models/certify/. Judged are crops, one window each, not
+turned. Writes metrics/certify.json:
 
     METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel
-    METHOD               train_iou, collapsed and train_budget of the small network; lost: cities whose clean IoU is
-                         under a quarter of train_iou, where its certificates are worth nothing
+                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel;
+                         null where the crops hold no building
+    METHOD               deployed: whether it is certify.model that is certified; else train_iou, collapsed and
+                         train_budget of the small network, and lost: cities whose clean IoU is under a quarter of
+                         train_iou, where its certificates are worth nothing
 
 RADIUS is in the norm's unit, rounded down. Convex and Lipschitz certificates are proofs; smoothing's holds on each tile
 with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise (train.noise) may lose
@@ -17,19 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.colours import BLUE, BOUNDS, GREEN, GREY, VERMILION
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.params import Certify, Params
-from pipeline.stages.evaluate import check_fit
-from pipeline.storage import atomic_file, fingerprint, write_json
+from pipeline.params import METHODS, UNITS, Certify, Model, Params
+from pipeline.storage import fingerprint, write_json
 
 BATCH = 8  # crops a step of training
 HALVINGS = 2  # of the training budget, after a collapse
 LOST = 0.25  # of the training IoU: a city below it was given up
-METHOD_COLOURS = {"smoothing": BLUE, "convex": VERMILION, "lipschitz": GREEN}
-UNIT = {"smoothing": "ℓ2, pixel range [0,1]", "convex": "ℓ∞, 1/255", "lipschitz": "ℓ2, pixel range [0,1]"}
 
 
 def run(
@@ -37,14 +37,13 @@ def run(
     tiles: Path = Path("data/tiles"),
     models: Path = Path("models"),
     out: Path = Path("metrics/certify.json"),
-    figures: Path = Path("figures/certify"),
 ) -> None:
     """Certify test crops of each city by certify.methods.
 
     Raises InputError on bad tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind,
     where an attack or an ordering refutes a certificate.
     """
-    from pipeline.robustness.smoothing import check_samples
+    from pipeline.robustness.samples import check_samples
 
     settings, out = params.certify, Path(out)
     (Path(models) / "certify").mkdir(parents=True, exist_ok=True)  # an output also where no method trains
@@ -55,10 +54,6 @@ def run(
     cities = open_cities(params.fetch.cities, tiles)
     samples = {city.city: _sample(city, settings) for city in cities}
     metrics = {method: _method(params, method, cities, samples, models) for method in settings.methods}
-    values = settings.crop**2 * cities[0].channels
-    for method, result in metrics.items():
-        draw_sandwich(method, result["city"], figures / f"{method}.svg")
-    draw_comparison(metrics, values, figures / "comparison.svg")
     write_json(out, metrics)
     print_table(metrics)
 
@@ -72,32 +67,30 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
 
 def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
-    import torch
-
     from pipeline.learning.crops import to_tensors
-    from pipeline.learning.models import load_model
-    from pipeline.learning.precision import device
+    from pipeline.learning.models import check_fit, load_model, read_card
+    from pipeline.learning.precision import device, direct_sums
     from pipeline.robustness import sandwich
 
-    settings, on, result = params.certify, device(), {}
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the bounds know float32
-    if method == "smoothing":
-        segmenter = load_model(settings.model, on)
+    settings, on = params.certify, device()
+    direct_sums()
+    if METHODS[method].certifies(Model(**read_card(settings.model)["model"])):
+        segmenter, result = load_model(settings.model, on), {"deployed": True}
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
         segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
-        result = segmenter.card["metrics"]
-    rows = sandwich.ROWS[method]
-    answer = {}
+        result = {"deployed": False, **segmenter.card["metrics"]}
+    rows, answer = sandwich.ROWS[method], {}
     for city in progress(cities, f"certify: {method}"):
         data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
         answer[city.city] = rows(
             segmenter, data, getattr(settings, method), settings.attack_steps, settings.seed, where
         )
-    if result:
+    if not result["deployed"]:
         clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
-        result = {**result, "lost": [city for city, iou in clean.items() if iou < LOST * result["train_iou"]]}
+        least = LOST * result["train_iou"]
+        result = {**result, "lost": [city for city, iou in clean.items() if iou is not None and iou < least]}
     return {**result, "city": answer}
 
 
@@ -110,7 +103,6 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
 
     from pipeline.learning.models import build_model, kept_model, load_model, save_model
     from pipeline.learning.precision import device
-    from pipeline.params import Model
     from pipeline.robustness.interval_training import train_interval, train_margin
 
     settings, on = getattr(params.certify, method), device()
@@ -120,7 +112,9 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     if kept := kept_model(folder, key):
         return kept.to(on)
     architecture = settings.architecture if method == "convex" else "lipschitz"
-    model = Model(architecture=architecture, width=settings.width, classes=cities[0].classes)
+    model = Model(
+        architecture=architecture, width=settings.width, classes=cities[0].classes, group=getattr(settings, "group", 2)
+    )
     epsilon = settings.train_epsilon if method == "convex" else settings.margin
     for halving in range(HALVINGS + 1):
         torch.manual_seed(params.certify.seed)
@@ -162,83 +156,16 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
 
 def print_table(metrics: dict) -> None:
     rows = [
-        [method, UNIT[method], city, radius, row["certified"], row["attacked"], row["clean"]]
+        [method, UNITS[METHODS[method].norm], city, radius, row["certified"], row["attacked"], row["clean"]]
         for method, result in metrics.items() for city, by_radius in result["city"].items()
         for radius, row in by_radius.items()
     ]  # fmt: skip
-    table("Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", *reversed(BOUNDS)], rows)
+    table(
+        "Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", "certified", "attacked", "clean"], rows
+    )
     for method, result in metrics.items():
+        console.print(f"{method}: of {METHODS[method].whose(result['deployed'])}")
         if result.get("collapsed"):
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
         elif result.get("lost"):
             console.print(f"{method}: the small network hardly finds a building in {', '.join(result['lost'])}")
-
-
-STEPS = {"clean": "default", "attacked": "steps-post", "certified": "steps-pre"}
-
-
-def _curve(by_radius: dict, name: str) -> tuple[list[float], list[float]]:
-    """Radii and IoU from radius 0 on, to be drawn in STEPS: a certificate holds for all smaller radii, and what an
-    attack does it can do within all greater ones.
-    """
-    rows = list(by_radius.values())
-    least = rows[0]["certified" if name == "certified" else "clean"]
-    return [0.0, *map(float, by_radius)], [least, *(row[name] for row in rows)]
-
-
-def draw_sandwich(method: str, cities: dict, path: Path) -> None:
-    """Clean, attacked and certified IoU against the radius, one panel a city."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(cities))
-    rows = -(-len(cities) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis, (city, by_radius) in zip(axes, cities.items(), strict=False):
-        for name, colour in BOUNDS.items():
-            style = {"color": colour, "drawstyle": STEPS[name], "marker": "o", "markersize": 3, "label": name}
-            axis.plot(*_curve(by_radius, name), **style)
-        (x, low), (_, high) = (_curve(by_radius, name) for name in ("certified", "attacked"))
-        for i in range(len(x) - 1):
-            axis.fill_between(x[i : i + 2], low[i + 1], high[i], color=GREY, alpha=0.2, linewidth=0)
-        axis.set_title(city, fontsize="medium")
-        axis.set(ylim=(0, 1), xlabel=f"radius ({UNIT[method]})", ylabel="IoU")
-        axis.label_outer()
-    for axis in axes[len(cities) :]:
-        axis.set_visible(False)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize="small")
-    with atomic_file(path) as partial:
-        figure.savefig(partial)
-
-
-def draw_comparison(metrics: dict, values: int, path: Path) -> None:
-    """Mean certified IoU of the cities by method, in either norm. `values` = channels × pixels of a crop.
-
-    A certificate moves between norms by the largest ball that fits inside: the ℓ2 ball of radius r contains the ℓ∞ ball
-    of radius r/√values, and the ℓ∞ ball of radius ε contains the ℓ2 ball of radius ε. Both lose much.
-    """
-    from matplotlib.figure import Figure
-
-    to_linf = {"smoothing": 255 / values**0.5, "lipschitz": 255 / values**0.5, "convex": 1}
-    to_l2 = {"smoothing": 1, "lipschitz": 1, "convex": 1 / 255}
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    panels = ((to_linf, "ℓ∞ radius in 1/255"), (to_l2, "ℓ2 radius, pixel range [0,1]"))
-    for axis, (scale, name) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        for method, result in metrics.items():
-            curves = [_curve(by_radius, "certified") for by_radius in result["city"].values()]
-            x, y = [r * scale[method] for r in curves[0][0]], np.mean([c[1] for c in curves], axis=0)
-            own = scale[method] == 1
-            style = {"linestyle": "-" if own else "--", "marker": "o" if own else "s", "markersize": 3}
-            label = method if own else f"{method}, converted"
-            axis.plot(x, y, color=METHOD_COLOURS[method], label=label, drawstyle=STEPS["certified"], **style)
-        axis.set_xscale("symlog", linthresh=1e-3)
-        axis.set(ylim=(0, 1), xlabel=name, ylabel="mean certified IoU")
-        axis.legend(frameon=False, fontsize="small")
-        axis.label_outer()
-    figure.suptitle(
-        f"Converted by the largest ball inside: ℓ2 ball r ⊃ ℓ∞ ball r/√{values}; ℓ∞ ball ε ⊃ ℓ2 ball ε",
-        fontsize="small",
-    )
-    with atomic_file(path) as partial:
-        figure.savefig(partial)

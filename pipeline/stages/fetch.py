@@ -22,7 +22,7 @@ def run(params: Params, city: str | None = None) -> None:
     cities = fetch.cities if city is None else [city]
     for name in set(cities) - set(fetch.cities):
         raise InputError(f"--city: {name} is not one of fetch.cities; did you mean {nearest(name, fetch.cities)}?")
-    bring, rows, warnings = _source(fetch.source), [], []
+    bring, rows, warnings = source_of(fetch.source).fetch, [], []
     for name in cities:
         with atomic_folder(SCENES / name) as folder:
             write_city(folder, bring(fetch, name, folder, DOWNLOADS))
@@ -37,7 +37,8 @@ def run(params: Params, city: str | None = None) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
 
-def _source(name: str):
+def source_of(name: str):
+    """A source's module: `fetch` brings a city, `look_up` refuses one that there is not."""
     match name:
         case "demo":
             from pipeline.sources import demo as source
@@ -47,7 +48,7 @@ def _source(name: str):
             from pipeline.sources import inria as source
         case "open_buildings":
             from pipeline.sources import open_buildings as source
-    return source.fetch
+    return source
 
 
 def _check(city: City, tile: Tile) -> int:

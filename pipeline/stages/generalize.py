@@ -13,7 +13,8 @@ Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.j
     robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal pixels
     frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions is set
 
-With one city there is nothing to hold out: "city" is empty, and only what needs no fold is measured.
+With one city there is nothing to hold out: "city" is empty, and only what needs no fold is measured. A city without a
+building in its test scenes has no IoU: null in the tables, and in no mean.
 
 Held-out labels are read by `evaluate_city` and `tile_iou` alone, after a model is final: training, early
 stopping and adaptation never meet them.
@@ -26,7 +27,6 @@ import numpy as np
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.generalization import figures
 from pipeline.generalization.frugal import frugal
 from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.generalization.label_free import estimated
@@ -34,11 +34,12 @@ from pipeline.generalization.ladder import adapted
 from pipeline.generalization.stress import corrupted, robustness
 from pipeline.geo.tiles import Cities, open_cities
 from pipeline.learning.evaluation import CityResult, evaluate_city
+from pipeline.learning.metrics import buildings
 from pipeline.learning.models import Segmenter, load_model
 from pipeline.learning.precision import device
 from pipeline.learning.training import fit
 from pipeline.params import Params
-from pipeline.storage import WORK, atomic_folder, write_json
+from pipeline.storage import WORK, write_json
 
 
 def run(
@@ -46,7 +47,6 @@ def run(
     tiles: Path = Path("data/tiles"),
     models: Path = Path("models"),
     out: Path = Path("metrics/generalize.json"),
-    figures_folder: Path = Path("figures/generalize"),
 ) -> None:
     """Measure everything above.
 
@@ -61,13 +61,16 @@ def run(
             raise InputError(f"{city.folder}: no test scenes; raise tile.test or drop the city from fetch.cities")
 
     check_ground(cities)
+    if held_out and not any(buildings(city.label(r)) for city in cities.values() for r in city.of_split("test")):
+        raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
     of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
     loaded = {name: load_model(folder, device()) for name, folder in of_seed[0].items()}
     for fold in held_out:
         check_fold(fold, loaded[f"without-{fold.held_out}"].card, loaded["all"].card)
 
     results = evaluate_all(params, cities, loaded)
-    pairs = {fold.held_out: pair(params, cities, fold.held_out, results, of_seed[1:]) for fold in held_out}
+    known = [fold.held_out for fold in held_out if results["all"][fold.held_out].iou is not None]
+    pairs = {city: pair(params, cities, city, results, of_seed[1:]) for city in known}
     metrics = {**gap_table(pairs, g.bootstrap, g.seed), "corruption": {}, "adaptation": {}, "frugal": {}}
     metrics["seeds"] = list(g.seeds)
     metrics["matrix"] = {model: {city: r.iou for city, r in row.items()} for model, row in results.items()}
@@ -82,8 +85,6 @@ def run(
         metrics["robustness"] = robustness(params, cities, loaded["all"], unseen)
     if g.fractions:
         metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"])
-    with atomic_folder(figures_folder) as folder:
-        figures.draw_all(metrics, folder)
     write_json(out, metrics)
     print_tables(metrics)
 

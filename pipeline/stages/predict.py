@@ -3,8 +3,10 @@
 OUT/NAME.tif                the mask on the scene's own grid, a COG: 0, classes 1..k, 255 no data
 OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on request)
 OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
-OUT/NAME.gpkg               polygons: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
-OUT/NAME.json               written last: what was found, and from which model, scene and settings
+OUT/NAME.gpkg               layer buildings: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
+OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
+
+A file that was edited since is never overwritten: the scene fails, with a sentence that names the file.
 
 A scene is a pure function of the model, the scene and the settings: a finished one is skipped, a killed one
 is done again, and shards of a list may run anywhere as long as they share OUT.
@@ -15,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipeline.console import console, table
+from pipeline.console import remark, table
 from pipeline.errors import InputError
 from pipeline.geo.scene_list import list_scenes
 from pipeline.params import Predict
@@ -62,7 +64,7 @@ def run(
     for task, record, error in results:
         if error:
             failed.append(task)
-            console.print(f"[red]failed[/red] {task.name}: {error}")
+            remark("failed", "red", f"{task.name}: {error}")
         else:
             done.append(record)
     _summarise(done, failed, time.perf_counter() - begun)
@@ -112,20 +114,22 @@ def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
 
 
 def _summarise(done: list[dict], failed: list[Task], seconds: float) -> None:
-    fresh = [r for r in done if r["fresh"]]
+    fresh, counted = [r for r in done if r["fresh"]], [r for r in done if r["buildings"] is not None]
     rate = sum(r["pixels"] for r in fresh) / 1e6 / seconds if fresh else None
     table(
         "Mapped", ["scenes", "already there", "failed", "km²", "buildings", "built m²", "Mpx/s"],
         [[len(done), len(done) - len(fresh), len(failed), sum(r["area_km2"] for r in done),
-          sum(r["buildings"] for r in done), round(sum(r["built_area_m2"] for r in done)), rate]],
+          sum(r["buildings"] for r in counted) if counted else None,
+          round(sum(r["built_area_m2"] for r in counted)) if counted else None, rate]],
     )  # fmt: skip
     unlike = sorted((r for r in done if r["unlike_training"]), key=lambda r: r["expected_iou"])
     for record in unlike[:CAUTIONS]:
-        console.print(
-            f"[yellow]caution[/yellow] {record['scene']}: looks unlike the training cities: expected IoU "
-            f"{record['expected_iou']:.2f} (no labels were used), {record['validation_iou']:.2f} on validation; "
-            "look before you trust it"
-        )
+        expected, usual = record["expected_iou"], record["validation_iou"]
+        remark(
+            "caution", "yellow",
+            f"{record['scene']}: looks unlike the training cities: expected IoU {expected:.2f} (no labels were used), "
+            f"{usual:.2f} on validation; look before you trust it",
+        )  # fmt: skip
     if len(unlike) > CAUTIONS:
         rest = f"{len(unlike) - CAUTIONS} more look unlike the training cities"
-        console.print(f"[yellow]caution[/yellow] {rest}: those with unlike_training in their .json")
+        remark("caution", "yellow", f"{rest}: those with unlike_training in their .json")

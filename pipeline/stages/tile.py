@@ -14,7 +14,7 @@ import shapely
 from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
-from pipeline.geo.raster import open_image, robust_range
+from pipeline.geo.raster import UNITS_APART, Raster, declared_bands, open_image, open_raster, robust_range, units
 from pipeline.geo.scene import City, Scene, Split, read_city
 from pipeline.geo.tiles import CityTiles, Region, allocate, write_index
 from pipeline.geo.tiling import Planned, Source, fill, named
@@ -22,7 +22,7 @@ from pipeline.geo.vector import SUFFIXES, read_footprints
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder, fingerprint
 
-FORMAT = 1  # of the arrays and of the way they are made; raise it and every city is tiled again
+FORMAT = 2  # of the arrays and of the way they are made; raise it and every city is tiled again
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
 
 
@@ -60,11 +60,27 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
             )
         built = _built(city, regions, counts)
         about = write_index(partial, _about(params, city, plans, counts, mark), regions, counts)
+    _warn_solid(city, regions, counts)
     if not any(built.values()):
         _warn(f"{city.city}: no building anywhere in its labels; it can teach and test background only")
     elif not built.get("test", True):
         _warn(f"{city.city}: no building in its test split, so it will have no IoU; another tile.seed may draw one")
     return about
+
+
+def _warn_solid(city: City, regions: list[Region], counts: list[np.ndarray]) -> None:
+    """Warn of scenes that are building from edge to edge: few are, and many a wrong label makes them so."""
+    solid = {}
+    for region, count in zip(regions, counts, strict=True):
+        building, valid = count.sum(axis=(1, 2))
+        if valid:
+            solid[region.parent] = solid.get(region.parent, True) and bool(building == valid)
+    if found := [name for name, whole in solid.items() if whole]:
+        where = "everywhere in its labels" if len(found) == len(solid) else f"everywhere in {_some(found)}"
+        _warn(
+            f"{city.city}: building {where}; look whether the labels are inverted, or hold the outline of an area "
+            "(land use, a district) as if it were a building"
+        )
 
 
 def _built(city: City, regions: list[Region], counts: list[np.ndarray]) -> dict[Split, int]:
@@ -93,24 +109,26 @@ def plan_city(params: Params, city: City) -> list[Planned]:
         raise InputError(
             f"{city.city}: reads {len(bands)} bands where tile.bands asks for {len(tile.bands)}; agree on one"
         )
-    grids, natives, densities, samples = [], [], [], {}
+    grids, natives, densities, read, samples = [], [], [], [], {}
     for i, scene in enumerate(scenes):
-        with named(scene.name), open_image(scene.image, bands, tile.gsd, city.gsd) as image:
+        with named(scene.name), open_raster(scene.image) as dataset:
+            image = Raster(dataset, city.bands or declared_bands(dataset, bands), tile.gsd, city.gsd)
             grids.append(image.grid)
             natives.append(max(image.native))
             densities.append(image.density)
-            if image.source_dtype != np.uint8 and not city.range:
+            read.append(image.bands)
+            if image.source_dtype != np.uint8 or city.range:
                 samples[i] = image.sample()
-    estimate = robust_range(list(samples.values())) if samples else None
-    if samples and estimate is None:
-        raise InputError(
-            f"{city.city}: no data to estimate a value range from; state fetch.overrides.{city.city}.range"
-        )
-    ranges = [city.range or (estimate if i in samples else None) for i in range(len(scenes))]
+    ranges = _ranges(city, [scene.name for scene in scenes], samples)
     sources = [
         Source(scene.name, scene.image, bands, tile.gsd, city.gsd, scale, classes, tile.all_touched)
-        for scene, scale in zip(scenes, ranges, strict=True)
+        for scene, bands, scale in zip(scenes, read, ranges, strict=True)
     ]
+    if other := [i for i, own in enumerate(read) if own != bands]:
+        _warn(
+            f"{city.city}: {_some([scenes[i].name for i in other])}: red, green and blue are declared in another "
+            f"order, so bands {read[other[0]]} are read; state fetch.overrides.{city.city}.bands where that is wrong"
+        )
     enlarged = sum(native / tile.gsd > tile.max_upsampling for native in natives)
     if enlarged:
         _warn(
@@ -130,6 +148,46 @@ def plan_city(params: Params, city: City) -> list[Planned]:
         offset += region.pixels
     _warn_shared_ground(city, [plan.region for plan in plans])
     return plans
+
+
+def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> list[tuple[float, float] | None]:
+    """The values mapped to 0 and 255 in every scene: the stated ones, else one estimate for all scenes of one unit.
+
+    None leaves 8 bits as they are. `samples`: values of the scenes that need a range, by number.
+    """
+    stated = f"fetch.overrides.{city.city}.range"
+    if city.range:
+        _warn_far_from_range(city, names, samples, stated)
+        return [city.range] * len(names)
+    if not samples:
+        return [None] * len(names)
+    members, found = list(samples), list(samples.values())
+    groups = sorted(units(found), key=len, reverse=True) or [range(len(found))]
+    usual, *others = (robust_range([found[i] for i in group]) for group in groups)
+    if usual is None:
+        raise InputError(f"{city.city}: no data to estimate a value range from; state {stated}")
+    ranges = dict.fromkeys(members, usual)
+    for group, own in zip(groups[1:], others, strict=True):
+        ranges |= {members[i]: own for i in group}
+        _warn(
+            f"{city.city}: {_some([names[members[i]] for i in group])}: other units than in the other scenes "
+            f"({own[0]:.3g} to {own[1]:.3g} beside {usual[0]:.3g} to {usual[1]:.3g}), scaled by themselves; "
+            "give all scenes of a city one unit"
+        )
+    return [ranges.get(i) for i in range(len(names))]
+
+
+def _warn_far_from_range(city: City, names: list[str], samples: dict[int, np.ndarray], stated: str) -> None:
+    """Warn of scenes that a stated range makes black or white from edge to edge."""
+    low, high = city.range
+    own = {i: robust_range([sample]) for i, sample in samples.items()}
+    far = [names[i] for i, r in own.items() if r and (r[1] < low + (high - low) / UNITS_APART or r[0] > high)]
+    if far:
+        _warn(f"{city.city}: {_some(far)}: values far from {stated} [{low:g}, {high:g}]; give all scenes one unit")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _cut(
@@ -178,7 +236,7 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
             sharing.setdefault((scene.labels, grid.crs.to_wkt()), []).append(i)
     for (path, crs), members in sharing.items():
         boxes = shapely.box(*np.array([grids[i].bounds for i in members]).T)
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)))
+        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)), city.where)
         tree = shapely.STRtree(found.polygons)
         for i, box in zip(members, boxes, strict=True):
             near = np.sort(tree.query(box))
@@ -206,7 +264,7 @@ def _about(params: Params, city: City, plans: list[Planned], counts: list, mark:
         "size": params.tile.size,
         "channels": len(plans[0].source.bands),
         "classes": params.train.model.classes,
-        "bands": plans[0].source.bands,
+        "bands": city.bands or params.tile.bands,
         "range": ranges[0] if ranges else None,
         "fingerprint": mark,
         "statistics": {
@@ -239,7 +297,7 @@ def _summary(about: dict) -> list:
 def _warn_shared_ground(city: City, regions: list[Region]) -> None:
     """Warn of scenes that overlap on the ground: they leak from one split to another."""
     placed = [region for region in regions if region.crs is not None]
-    outlines = np.array([shapely.Polygon(region.grid.degrees()[0]) for region in placed], object)
+    outlines = np.array([region.grid.outlines()[0] for region in placed], object)
     first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         a, b = placed[i], placed[j]

@@ -10,9 +10,10 @@ from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.geo.tiles import open_cities
 from pipeline.params import Params
-from pipeline.storage import WORK, atomic_file, write_json
+from pipeline.storage import WORK, digest, write_json
 
-FIGURES = Path("figures/train")
+ARRAYS = Path("arrays/train")
+FOLDS = Path("models/folds")  # a file a fold, which changes as its weights do: generalize depends on these alone
 
 
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
@@ -26,11 +27,13 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     else:
         if without not in params.fetch.cities:
             raise InputError(f"no city {without!r} to leave out of {', '.join(params.fetch.cities)}")
+        check_folds(params)
         cities = [city for city in cities if city.city != without]
         name, folder = f"without-{without}", Path(f"models/without-{without}")
         if not cities:
             console.print(f"{without} is the only city: nothing to train on without it; {folder} stays empty")
             folder.mkdir(parents=True, exist_ok=True)
+            write_json(FOLDS / f"{without}.json", {"weights": None})
             return
         if params.generalize.epochs:
             epochs = {"epochs": params.generalize.epochs}
@@ -41,27 +44,24 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     card = fit(params, cities, folder, work=WORK, name=name)
     if processes()[0]:  # the first process of several writes and speaks
         return
-    if without is None:
+    if without is not None:
+        write_json(FOLDS / f"{without}.json", {"weights": digest(folder / "weights.safetensors")})
+    else:
         write_json("metrics/train.json", {**card["metrics"], "temperature": card["temperature"], **card["training"]})
-        write_history(FIGURES / "curve.csv", card["history"])
-        draw_curve(card["history"])
+        write_history(ARRAYS / "curve.csv", card["history"])
     epochs = card["history"][-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
     iou = card["metrics"]["validation_iou"]
-    console.print(f"best validation IoU {iou:.3f}; weights in {folder}/weights.safetensors")
+    best = "no building in validation: the last epoch is kept" if iou is None else f"best validation IoU {iou:.3f}"
+    console.print(f"{best}; weights in {folder}/weights.safetensors")
 
 
-def draw_curve(history: list[dict]) -> None:
-    from matplotlib.figure import Figure
+def check_folds(params: Params) -> None:
+    """Raise InputError where a fold would start from a model that knows its city, before the first one is trained."""
+    from pipeline.learning.training import inherited
 
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    loss = figure.subplots()
-    iou = loss.twinx()
-    epochs = [h["epoch"] + 1 for h in history]
-    loss.plot(epochs, [h["loss"] for h in history], color="#999999", label="training loss")
-    iou.plot(epochs, [h["iou"] for h in history], color="#0072B2", marker="o", markersize=3, label="validation IoU")
-    loss.set(xlabel="epoch", ylabel="training loss")
-    iou.set(ylabel="validation IoU", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    with atomic_file(FIGURES / "curve.svg") as partial:
-        figure.savefig(partial)
+    if barred := [city for city in params.fetch.cities if city in inherited(params.train)]:
+        raise InputError(
+            f"train.init: {params.train.init} has been trained on {', '.join(barred)}, so no fold can leave that out; "
+            "start from a model that has not, or from `python -m pipeline pretrain`, or run `dvc repro train` alone"
+        )

@@ -21,11 +21,12 @@ from pipeline.errors import InputError
 from pipeline.geo.scene import City, Scene, write_city
 from pipeline.geo.tiles import CityTiles
 from pipeline.params import Fetch, Params, Predict, Tile, load_params
+from pipeline.presets import full
 from pipeline.sources import folder
 from pipeline.sources.archive import extract_zip
 from pipeline.stages import tile
 
-TEXT = (ROOT / "tests/tiny.yaml").read_text()
+TEXT = full(ROOT / "tests/tiny.yaml")
 
 
 def fuzz(examples: int):

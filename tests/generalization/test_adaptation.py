@@ -3,10 +3,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline.generalization import adaptation
 from pipeline.generalization.adaptation import adapt, confident_labels
 from pipeline.generalization.predictions import building_probability, tile_iou
+from pipeline.learning.models import Segmenter
 
 METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 
@@ -23,7 +25,7 @@ def ladder(toy_segmenter, make_tiles, make_dim):
     }
     return {
         method: {
-            city: tile_iou(building_probability(adapt(method, toy_segmenter, source, target), test), truth)
+            city: tile_iou(adapt(method, toy_segmenter, source, target), test, truth)
             for city, (target, test, truth) in cities.items()
         }
         for method in METHODS
@@ -94,6 +96,46 @@ def test_adabn_measures_the_targets_moments(toy_segmenter, make_tiles, make_dim)
     first = toy_segmenter.network[0](torch.from_numpy(target).movedim(-1, 1) / 255)
     torch.testing.assert_close(adapted.network[1].running_mean, first.mean((0, 2, 3)), rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(adapted.network[1].running_var, first.var((0, 2, 3)), rtol=2e-2, atol=1e-4)
+
+
+class Pooling(nn.Module):
+    """A head that normalises one pooled pixel an image, as those of DeepLabV3+, PAN and UPerNet do."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far, self.out = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.out(self.near(x) + self.far(x.mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize("method", ["adabn", "entropy", "self_training"])
+@pytest.mark.parametrize("count", [1, 9, 16])
+def test_a_last_batch_of_one_tile_is_no_matter(make_tiles, method, count):
+    torch.manual_seed(0)
+    segmenter, target = Segmenter(Pooling(), 3, 1).eval(), make_tiles(6, count=count)[0]
+    adapted = adapt(method, segmenter, target, target, batch_size=1 if count == 16 else 8, steps=2)
+    assert not torch.equal(adapted.network.near.running_mean, segmenter.network.near.running_mean)
+    measured = count == 9  # one tile, or one at a time, has no variance: what training knew stays
+    assert torch.equal(adapted.network.far.running_var, segmenter.network.far.running_var) != measured
+    assert not adapted.training and np.isfinite(building_probability(adapted, target)).all()
+
+
+def test_every_tile_weighs_nearly_the_same(toy_segmenter, make_tiles, make_dim):
+    """Nine tiles in batches of eight: not eight of them half, and the ninth the other half."""
+    target = np.concatenate([make_tiles(7, count=8)[0], make_dim(make_tiles(8, count=1)[0])])
+    first = toy_segmenter.network[0](torch.from_numpy(target).movedim(-1, 1) / 255)
+    adapted = adapt("adabn", toy_segmenter, target, target, batch_size=8)
+    moved = (adapted.network[1].running_mean - first.mean((0, 2, 3))).abs()
+    assert (moved < 0.2 * (first[:8].mean((0, 2, 3)) - first[8].mean((1, 2))).abs()).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_picture_nothing_changes(toy_segmenter, make_tiles, method):
+    tiles = make_tiles(9, count=2)[0]
+    before = building_probability(toy_segmenter, tiles)
+    for source, target in ((tiles, tiles[:0]), (tiles[:0], tiles)):
+        np.testing.assert_array_equal(building_probability(adapt(method, toy_segmenter, source, target), tiles), before)
 
 
 def test_confident_labels_keep_a_share_of_each_class():

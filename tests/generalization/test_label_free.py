@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from pipeline.generalization.label_free import feature_distance, mean_error
-from pipeline.generalization.predictions import building_probability, tile_iou
+from pipeline.generalization.predictions import building_probability
 from pipeline.learning.expected_iou import Thresholds, expected_iou, fit_thresholds, thresholded_iou
+from pipeline.learning.metrics import iou
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def planted(toy_segmenter, make_tiles):
     for contrast in (0.25, 0.2, 0.15, 0.11, 0.08):
         images, labels = make_tiles(21, contrast=contrast)
         p = building_probability(toy_segmenter, images)
-        rows.append((tile_iou(p, labels), thresholded_iou(p, thresholds), expected_iou(p),
+        rows.append((iou(p > 0.5, labels), thresholded_iou(p, thresholds), expected_iou(p),
                      feature_distance(toy_segmenter, images)))  # fmt: skip
     return [np.array(column) for column in zip(*rows, strict=True)]
 
@@ -32,7 +33,20 @@ def test_the_estimate_is_exact_where_it_was_fitted(toy_segmenter, make_tiles):
     images, labels = make_tiles(22, contrast=0.13)  # faint: the model errs on both classes
     probability = building_probability(toy_segmenter, images)
     estimate = thresholded_iou(probability, fit_thresholds(probability, labels))
-    assert estimate == pytest.approx(tile_iou(probability, labels), abs=0.005)
+    assert estimate == pytest.approx(iou(probability > 0.5, labels), abs=0.005)
+
+
+def test_the_estimate_is_of_the_map_whose_iou_is_measured():
+    """Of three classes a building may be likelier than not where background is the likeliest of all."""
+    rng = np.random.default_rng(3)
+    p = rng.dirichlet([1.5, 1, 1], (8, 64, 64))
+    labels = (p.cumsum(-1) < rng.random((8, 64, 64, 1))).sum(-1).astype(np.uint8)
+    probability, found = 1 - p[..., 0], p.argmax(-1) > 0
+    truth = iou(found, labels)
+    assert abs(truth - iou(probability > 0.5, labels)) > 0.02
+    thresholds = fit_thresholds(probability, labels, found)
+    assert thresholded_iou(probability, thresholds, found=found) == pytest.approx(truth, abs=0.005)
+    assert expected_iou(probability, found=found) == pytest.approx(truth, abs=0.01)
 
 
 def test_ignored_pixels_do_not_move_the_thresholds():
@@ -46,7 +60,7 @@ def test_true_probabilities_give_the_true_iou():
     rng = np.random.default_rng(1)
     probability = rng.beta(0.5, 1.5, (64, 64, 64))
     labels = (rng.random(probability.shape) < probability).astype(np.uint8)
-    assert expected_iou(probability) == pytest.approx(tile_iou(probability, labels), abs=0.005)
+    assert expected_iou(probability) == pytest.approx(iou(probability > 0.5, labels), abs=0.005)
     assert thresholded_iou(np.zeros((1, 4, 4)), Thresholds(0.5, 0.5)) == 0
 
 

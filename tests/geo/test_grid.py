@@ -160,3 +160,18 @@ def test_corners_follow_the_pixels():
     part = grid.window(Window(4, 5, 2, 3))
     assert part.bounds == (110, 50 - 18, 116, 50 - 12)
     assert np.array_equal(grid.corners([Window(4, 5, 2, 3)]), part.corners())
+
+
+def test_outlines_are_cut_at_the_antimeridian():
+    def town(west):  # a kilometre and a bit across, in Fiji
+        return Grid(100, 100, Affine(1e-4, 0, west, 0, -1e-4, -17), "EPSG:4326")
+
+    across, east, other = (town(west).outlines()[0] for west in (179.995, -179.999, 10.0))
+    assert across.area == pytest.approx(1e-4) and across.bounds == pytest.approx((-180, -17.01, 180, -17))
+    assert across.intersection(east).area / across.area == pytest.approx(0.4)  # 179.999° W to 179.995° W
+    assert not across.intersects(other)
+    utm = Grid(100, 100, Affine(10, 0, 818_500, 0, -10, 8_000_000), "EPSG:32760")
+    upper = utm.outlines([Window(0, 0, 50, 100)])[0]
+    assert utm.outlines()[0].bounds[::2] == (-180, 180) and upper.area == pytest.approx(
+        utm.outlines()[0].area / 2, 0.01
+    )

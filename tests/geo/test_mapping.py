@@ -7,6 +7,7 @@ from affine import Affine
 from pipeline.geo import mapping
 from pipeline.geo.grid import Grid
 from pipeline.geo.mapping import Mapper
+from pipeline.learning.decision import Decision
 from pipeline.params import Predict
 
 
@@ -22,7 +23,8 @@ def test_memory_is_that_of_a_band_however_fine_the_model(times, monkeypatch):
     def rows(top: int, pixels: np.ndarray) -> None:
         written[top : top + pixels.shape[1]] = pixels[0] + 1
 
-    mapper = Mapper(model, scene, (10, 10), Predict(min_area=0), 0.5, {"mask": rows}, lambda *_: None)
+    decide = Decision().of_probabilities
+    mapper = Mapper(model, scene, (10, 10), Predict(min_area=0), decide, {"mask": rows}, lambda *_: None)
     advance = mapper._advance
     monkeypatch.setattr(mapper, "_advance", lambda: held.append(mapper.band.size) or advance())
     for top in range(0, model.height, 64):

@@ -8,7 +8,18 @@ from rasterio.enums import ColorInterp
 
 from pipeline.errors import InputError
 from pipeline.geo.grid import Window, windows
-from pipeline.geo.raster import RasterLabels, Resampler, open_image, open_raster, resampling_matrix, robust_range
+from pipeline.geo.raster import (
+    RasterLabels,
+    Resampler,
+    declared_bands,
+    grid_of,
+    open_image,
+    open_raster,
+    resampling_matrix,
+    robust_range,
+    units,
+    unplaced,
+)
 
 HALF_METRE = Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
 
@@ -26,6 +37,11 @@ def write(path, pixels, transform=HALF_METRE, crs="EPSG:32633", **profile):
             dataset.colorinterp = colorinterp
         dataset.write(pixels)
     return path
+
+
+def write_mask(path, valid):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(valid)
 
 
 def noise(*shape, high=256, dtype=np.uint8, seed=0):
@@ -110,7 +126,7 @@ def test_nodata_does_not_darken_its_neighbours(tmp_path):
     assert valid.all() and (image == 200).all()  # a third of the first column is nodata: it weighs nothing
 
 
-@pytest.mark.parametrize("kind", ["nan", "one band", "internal mask", "alpha"])
+@pytest.mark.parametrize("kind", ["nan", "every band", "internal mask", "alpha"])
 def test_every_kind_of_nodata(tmp_path, kind):
     pixels, hole = noise(3, 40, 40).astype(np.float32) + 1, np.zeros((40, 40), bool)
     hole[10:20, 5:30] = True
@@ -118,20 +134,72 @@ def test_every_kind_of_nodata(tmp_path, kind):
     if kind == "nan":
         pixels[1, hole] = np.nan
         write(path, pixels)
-    elif kind == "one band":
-        pixels[1, hole] = -9999
+    elif kind == "every band":
+        pixels[:, hole] = -9999
         write(path, pixels, nodata=-9999)
     elif kind == "internal mask":
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            write(path, pixels.astype(np.uint8))
-            with rasterio.open(path, "r+") as dataset:
-                dataset.write_mask(~hole)
+        write_mask(write(path, pixels.astype(np.uint8)), ~hole)
     else:
         alpha = np.where(hole, 0, 255)[None]
         colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
         write(path, np.concatenate([pixels, alpha]).astype(np.uint8), colorinterp=colours)
     image, valid = read_all(path, value_range=(0, 255))
     assert np.array_equal(~valid, hole) and not image[hole].any()
+
+
+def test_nodata_written_as_rounded_text_is_nodata(tmp_path):
+    pixels = noise(3, 40, 40).astype(np.float32) / 255
+    pixels[:, :10] = np.float32(-3.4028235e38)
+    path = write(tmp_path / "a.tif", pixels, nodata=-3.40282306074e38)
+    with rasterio.open(path) as dataset:
+        masked = dataset.dataset_mask() == 0
+    image, valid = read_all(path, value_range=(0, 1))
+    assert masked[:10].all() and np.array_equal(~valid, masked)
+    with open_image(path, [1, 2, 3], 0.5) as opened:
+        assert robust_range([opened.sample()])[0] >= 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_a_nodata_value_in_one_band_is_a_colour(tmp_path, dtype):
+    pixels = noise(3, 64, 64).astype(dtype)
+    pixels[2, 20:40, 20:40] = 0
+    path = write(tmp_path / "a.tif", pixels, nodata=0)
+    image, valid = read_all(path, value_range=(0, 255))
+    assert valid is None and np.array_equal(image[..., 2], pixels[2])
+
+
+def test_a_band_without_data_spoils_neither_range_nor_neighbours(tmp_path):
+    pixels = np.full((3, 64, 64), 0.5, np.float32)
+    pixels[2, :, :30] = -9999
+    path = write(tmp_path / "a.tif", pixels, nodata=-9999)
+    with open_image(path, [1, 2, 3], 1.0) as opened:
+        assert robust_range([opened.sample()]) == pytest.approx((0.5, 1.5))
+    image, _ = read_all(path, gsd=0.75, value_range=(0, 1))
+    assert image[..., 2].max() == 128 and (np.unique(image[0, :, 2]) < 128).sum() <= 2  # black, one mixed, grey
+
+
+@pytest.mark.parametrize("kind", ["mask", "alpha"])
+def test_a_mask_and_transparency_win_over_nodata(tmp_path, kind):
+    pixels, hole = noise(3, 40, 40), np.zeros((40, 40), bool)
+    pixels[:, :8], hole[20:30] = 0, True  # black roofs that the nodata value would hide
+    path = tmp_path / "a.tif"
+    if kind == "alpha":
+        colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+        alpha = np.where(hole, 0, 255).astype(np.uint8)[None]
+        write(path, np.concatenate([pixels, alpha]), colorinterp=colours, nodata=0)
+    else:
+        write_mask(write(path, pixels, nodata=0), ~hole)
+    assert np.array_equal(~read_all(path)[1], hole)
+    with open_image(path, [1, 2, 3], 0.5) as opened:
+        assert np.array_equal(~opened.source_validity(Window(0, 0, 40, 40)), hole)
+
+
+def test_near_infrared_called_alpha_leaves_the_word_to_nodata(tmp_path):
+    colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    pixels = noise(4, 64, 64, high=120)
+    pixels[:3, :9] = 0
+    image, valid = read_all(write(tmp_path / "a.tif", pixels, colorinterp=colours, nodata=0))
+    assert not valid[:9].any() and valid[9:].all()
 
 
 def test_near_infrared_that_claims_to_be_alpha_masks_nothing(tmp_path):
@@ -163,7 +231,7 @@ def test_missing_crs_and_missing_band_name_the_file(tmp_path):
     path = write(tmp_path / "grey.tif", noise(1, 20, 20), crs=None)
     with pytest.raises(InputError, match=r"grey\.tif: has 1 band, but band 3"):
         read_all(path)
-    with pytest.raises(InputError, match=r"grey\.tif: the image carries no CRS"):
+    with pytest.raises(InputError, match=r"grey\.tif: carries no CRS"):
         read_all(path, bands=[1])
     image, _ = read_all(path, bands=[1], gsd=0.6, native=0.3)
     assert image.shape == (10, 10, 1)
@@ -228,3 +296,93 @@ def test_labels_of_another_size_or_place_are_refused(tmp_path):
             pytest.raises(InputError, match=words),
         ):
             RasterLabels(dataset, opened, classes=1)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "words"),
+    [
+        (None, HALF_METRE, "carries no CRS"),
+        ("EPSG:32633", Affine.identity(), "no geotransform"),
+        ("EPSG:4326", Affine.scale(1, -1), "no geotransform"),  # QGIS counts the rows of such pictures downwards
+        ('LOCAL_CS["site",UNIT["metre",1]]', HALF_METRE, "site does not place it on Earth"),
+        ("EPSG:5817", HALF_METRE, "Tombak LNG plant does not place it on Earth"),
+        ("IAU_2015:30100", Affine(1e-5, 0, 10, 0, -1e-5, 20), "Moon"),
+        ("EPSG:4326", HALF_METRE, "WGS 84 does not place it on Earth"),
+    ],
+)
+def test_a_raster_that_lies_nowhere_takes_the_stated_gsd(tmp_path, crs, transform, words):
+    path = write(tmp_path / "a.tif", noise(3, 40, 60), transform=transform, crs=crs)
+    with open_raster(path) as dataset:
+        assert words in unplaced(dataset) and grid_of(dataset).crs is None
+    with pytest.raises(InputError, match=words):
+        read_all(path)
+    assert read_all(path, gsd=0.5, native=0.25)[0].shape == (20, 30, 3)
+
+
+BLUE_FIRST = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+
+
+@pytest.mark.parametrize(
+    ("declared", "asked", "read"),
+    [
+        (BLUE_FIRST, [1, 2, 3], [3, 2, 1]),
+        (BLUE_FIRST + [ColorInterp.undefined], [1, 2, 3, 4], [3, 2, 1, 4]),
+        ([ColorInterp.undefined, *BLUE_FIRST[::-1]], [1, 2, 3], [2, 3, 4]),
+        ([ColorInterp.undefined, *BLUE_FIRST[::-1]], [1, 2, 3, 4], [2, 3, 4, 1]),
+        (BLUE_FIRST, [3, 2, 1], [3, 2, 1]),  # asked for by someone who knows the file
+        (BLUE_FIRST, [1], [1]),
+        (BLUE_FIRST[::-1], [1, 2, 3], [1, 2, 3]),
+        ([ColorInterp.gray, ColorInterp.undefined, ColorInterp.undefined], [1, 2, 3], [1, 2, 3]),
+    ],
+)
+def test_red_green_and_blue_are_where_the_file_says(tmp_path, declared, asked, read):
+    path = write(tmp_path / "a.tif", noise(len(declared), 8, 8), colorinterp=declared, photometric="minisblack")
+    with open_raster(path) as dataset:
+        assert declared_bands(dataset, asked) == read
+
+
+def test_units_are_told_by_their_brightness():
+    counts, reflectance, dim = np.arange(4000), np.linspace(0, 1, 99), np.arange(900)
+    assert units([counts, reflectance, dim]) == [[1], [2, 0]]
+    assert units([counts, np.zeros(9), np.zeros(0)]) == [[0]]
+    assert units([-reflectance, -counts]) == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "transform", "taken"),
+    [
+        ("EPSG:25833", HALF_METRE, True),  # the same ground under another name
+        ("EPSG:32632", HALF_METRE, False),  # the next zone
+        ("EPSG:4326", Affine(5e-6, 0, -100, 0, -5e-6, -20), False),  # the other side of the Earth
+        ("EPSG:3857", Affine(0.5, 0, 0, 0, -0.5, 0), False),
+        (None, HALF_METRE, True),
+        (None, HALF_METRE @ Affine.translation(0, 80), False),  # a world file of the next sheet
+        ('LOCAL_CS["RGF93 / Lambert-93",UNIT["metre",1]]', HALF_METRE, True),
+        ('LOCAL_CS["RGF93 / Lambert-93",UNIT["metre",1]]', HALF_METRE @ Affine.translation(40, 0), False),
+        ('LOCAL_CS["site",UNIT["metre",1]]', Affine(0.5, 0, 0, 0, -0.5, 20), True),  # its own numbers tell nothing
+        ("EPSG:32633", Affine.identity(), True),
+        ("EPSG:32633", HALF_METRE @ Affine.translation(0, 40) @ Affine.scale(1, -1), False),  # upside down
+    ],
+)  # fmt: skip
+def test_labels_lie_on_their_image_in_whatever_crs(tmp_path, labels, transform, taken):
+    image = write(tmp_path / "image.tif", noise(3, 40, 40))
+    path = write(tmp_path / "label.tif", noise(40, 40, high=2), transform=transform, crs=labels)
+    with open_image(image, [1], 0.5) as opened, open_raster(path) as dataset:
+        if taken:
+            RasterLabels(dataset, opened, classes=1)
+            return
+        with pytest.raises(InputError, match=r"label\.tif: lies elsewhere .*rio warp LABELS NEW --like IMAGE"):
+            RasterLabels(dataset, opened, classes=1)
+
+
+def test_what_a_label_does_not_know_is_ignored(tmp_path):
+    labels = noise(40, 40, high=2).astype(np.float32)
+    labels[:5] = np.float32(-3.4028235e38)
+    labels[5:9] = np.nan
+    read = read_labels(tmp_path, labels, nodata=-3.40282306074e38)
+    assert (read[:9] == 255).all() and np.array_equal(read[9:], labels[9:])
+    image = write(tmp_path / "image.tif", noise(3, 40, 40))
+    write_mask(write(tmp_path / "masked.tif", np.zeros((40, 40), np.uint8)), np.arange(40)[:, None] > np.full(40, 9))
+    with open_image(image, [1], 0.5) as opened, open_raster(tmp_path / "masked.tif") as dataset:
+        read = RasterLabels(dataset, opened, classes=1).read(Window(0, 0, 40, 40))
+    assert (read[:10] == 255).all() and not read[10:].any()

@@ -112,7 +112,7 @@ def test_samples_are_tiles_with_buildings_first_and_none_half_empty(city):
     again = tiles.sample("train", 100, seed=1)
     assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
     assert not np.array_equal(images, tiles.sample("train", 100, seed=2)[0])
-    assert tiles.sample("train", 2, size=16)[0].shape == (2, 16, 16, CHANNELS)
+    assert tiles.sample("train", 3, size=16)[0].shape == (3, 16, 16, CHANNELS)
 
 
 def test_a_damaged_city_says_what_to_do(city, tmp_path):
@@ -131,3 +131,11 @@ def test_a_full_disk_is_refused_before_writing(tmp_path):
     with pytest.raises(InputError, match="GB of tiles do not fit"):
         allocate(tmp_path / "city", [huge], 3)
     assert not list((tmp_path / "city").iterdir())
+
+
+def test_where_all_is_nodata_a_sample_is_nodata(city):
+    tiles = CityTiles(city[0])
+    tiles.table["valid"] = np.zeros(len(tiles.table["valid"]))
+    images, labels = tiles.sample("train", 2)
+    assert images.shape == (2, SIZE, SIZE, CHANNELS) and labels.shape == (2, SIZE, SIZE)
+    assert not len(tiles.sample("nowhere", 2)[0])

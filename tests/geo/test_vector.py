@@ -1,6 +1,9 @@
 """Footprints come out valid and in the CRS asked for, whatever they were written in."""
 
 import json
+import sqlite3
+import struct
+import zipfile
 
 import numpy as np
 import pyogrio
@@ -9,7 +12,7 @@ import shapely
 from pyproj import CRS, Geod
 
 from pipeline.errors import InputError
-from pipeline.geo.vector import read_footprints, repair, reproject, transform_bounds
+from pipeline.geo.vector import read_footprints, repair, reproject, rough_shift, transform_bounds
 
 SQUARE = shapely.box(500_000, 6_000_000, 500_020, 6_000_010)  # 20 m by 10 m in EPSG:32633
 BOWTIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
@@ -146,3 +149,158 @@ def test_bounds_follow_the_curved_edges():
     assert bottom < corners[1] - 1000 or top > corners[3] + 1000  # parallels bulge in a conic or azimuthal CRS
     assert CRS(3035).axis_info[0].direction == "north"  # and yet x comes first
     assert left < right and bottom < top
+
+
+def surface(*faces):
+    """WKB of a polyhedral surface: each face a ring (K, 3)."""
+    polygons = [struct.pack("<BIII", 1, 1003, 1, len(face)) + np.asarray(face, "<f8").tobytes() for face in faces]
+    return struct.pack("<BII", 1, 1015, len(faces)) + b"".join(polygons)
+
+
+@pytest.mark.filterwarnings("ignore:Registering non-standard")
+def test_a_solid_is_what_its_faces_cover(tmp_path):
+    """A gabled house: two slopes that meet, the ground below them, and a wall, which has no area from above."""
+    slopes = [
+        [(0, 0, 5), (5, 0, 8), (5, 9, 8), (0, 9, 5), (0, 0, 5)],
+        [(5, 0, 8), (9, 0, 5), (9, 9, 5), (5, 9, 8), (5, 0, 8)],
+    ]
+    ground, wall = [(0, 0, 0), (9, 0, 0), (9, 9, 0), (0, 9, 0), (0, 0, 0)], [(0, 0, 0), (0, 9, 0), (0, 9, 5), (0, 0, 0)]
+    solid = surface(*slopes, ground, wall)
+    collection = struct.pack("<BII", 1, 1007, 1) + solid
+    path, wkb = tmp_path / "a.gpkg", np.array([solid, collection], object)
+    pyogrio.raw.write(path, wkb, [], [], geometry_type="Unknown", crs=UTM)
+    found = read_footprints(path, UTM, (0, 0, 20, 20))
+    assert shapely.area(found.polygons).tolist() == [81, 81]
+    assert (found.repaired, found.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.parquet"])
+def test_closed_lines_are_outlines_and_open_ones_are_counted(tmp_path, name):
+    ring, hole = (shapely.get_coordinates(shapely.box(a, a, b, b)) for a, b in ((0, 10), (2, 4)))
+    lines = [shapely.LineString(ring), shapely.MultiLineString([ring, hole]), shapely.LineString(ring[:3])]
+    path = (geoparquet if name.endswith("parquet") else write)(tmp_path / name, lines, "EPSG:4326")
+    found = read_footprints(path)
+    assert sorted(shapely.area(found.polygons)) == pytest.approx([96, 100])
+    assert (found.outlines, found.dropped) == (2, 1)
+
+
+OSM = {"osm_id": ["1", "2", "3"], "building": ["yes", None, "no"], "landuse": [None, "forest", None]}
+THREE = [shapely.affinity.translate(SQUARE, 100 * i, 0) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.fgb", "a.parquet", "a.shp"])
+def test_of_openstreetmap_only_buildings_unless_a_condition_says_otherwise(tmp_path, name):
+    import geopandas
+
+    frame = geopandas.GeoDataFrame(OSM, geometry=THREE, crs=UTM)
+    path = tmp_path / name
+    frame.to_parquet(path) if name.endswith("parquet") else frame.to_file(path)
+    found = read_footprints(path, UTM)
+    assert (len(found), found.others) == (1, 2) and found.bounds == pytest.approx(SQUARE.bounds)
+    found = read_footprints(path, UTM, tuple(shapely.total_bounds(THREE).tolist()), where="landuse = 'forest'")
+    assert (len(found), found.others) == (1, 0) and found.bounds == pytest.approx(THREE[1].bounds)
+    for where in ("lnduse = 'forest'", "landuse >"):
+        with pytest.raises(InputError, match="is not understood .*on its columns osm_id, building, landuse"):
+            read_footprints(path, where=where)
+
+
+def test_openstreetmap_without_buildings_is_refused_and_geofabriks_class_is_known(tmp_path):
+    path = write(tmp_path / "a.gpkg", THREE, osm_id=["1", "2", "3"], landuse=["forest"] * 3)
+    with pytest.raises(InputError, match="OpenStreetMap's landuse and no column building; .*where"):
+        read_footprints(path)
+    path = write(tmp_path / "b.gpkg", THREE, osm_id=["1", "2", "3"], fclass=["building", "forest", "building"])
+    assert len(read_footprints(path)) == 2
+    path = write(tmp_path / "c.gpkg", THREE, building=["a", "b", "no"])  # a register's own column
+    assert len(read_footprints(path)) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["a;b.gpkg", "a!b.geojson", "a?b#c%41.shp", "-a {b} [c]*.fgb", "gpkg_'\".gpkg", "A.GPKG"]
+)
+def test_no_name_means_anything(tmp_path, name):
+    folder = tmp_path / "work!zip://x;y"
+    folder.mkdir(parents=True)
+    written = write(tmp_path / f"plain.{name.rpartition('.')[2].lower()}", [SQUARE])
+    for file in tmp_path.glob("plain.*"):
+        file.rename(
+            folder
+            / file.name.replace("plain", name.rpartition(".")[0]).replace(written.suffix, f".{name.rpartition('.')[2]}")
+        )
+    assert len(read_footprints(folder / name)) == 1
+
+
+def test_a_shapefile_in_a_folder_of_a_zip(tmp_path):
+    write(tmp_path / "a.shp", [SQUARE])
+    for name, places in (("one.zip", ["x/"]), ("mac.zip", ["", "__MACOSX/._"]), ("two.zip", ["", "x/"])):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file in tmp_path.glob("a.*"):
+                for place in places:
+                    archive.write(file, f"{place}{file.name}")
+    assert len(read_footprints(tmp_path / "one.zip")) == len(read_footprints(tmp_path / "mac.zip")) == 1
+    with pytest.raises(InputError, match="holds 2 files of footprints, a.shp, x/a.shp; pack exactly one"):
+        read_footprints(tmp_path / "two.zip")
+
+
+def test_what_an_editor_has_not_saved_yet_is_read_or_said(tmp_path):
+    path = write(tmp_path / "a.gpkg", THREE)
+    before = read_footprints(path).digest
+    editor = sqlite3.connect(path, isolation_level=None)
+    editor.execute("pragma journal_mode=wal")
+    assert read_footprints(path).digest == before
+    for (name,) in editor.execute("select name from sqlite_master where type = 'trigger'").fetchall():
+        editor.execute(f'drop trigger "{name}"')
+    editor.execute("delete from a where fid = 1")
+    assert len(read_footprints(path)) == 2 and read_footprints(path).digest != before
+    editor.execute("pragma journal_mode=delete")
+    editor.close()
+    path.write_bytes(b"torn" + path.read_bytes()[4:])
+    (tmp_path / "a.gpkg-journal").write_bytes(b"x")
+    with pytest.raises(InputError, match="last changes lie in a file beside it.*open it in QGIS, save and close it"):
+        read_footprints(path)
+
+
+def test_a_digest_knows_what_is_drawn_and_no_order(tmp_path):
+    path, back = write(tmp_path / "a.gpkg", THREE), write(tmp_path / "b.fgb", THREE[::-1])
+    assert read_footprints(path).digest == read_footprints(back).digest
+    assert read_footprints(write(tmp_path / "c.gpkg", THREE, label=[1, 1, 255])).digest != read_footprints(path).digest
+
+
+def test_a_datum_shift_without_its_grid_is_said(monkeypatch):
+    """Britain's needs OSTN15, which no wheel brings; within one datum, or from ETRS89, nothing is missing."""
+    said = rough_shift("EPSG:4326", "EPSG:27700", (91_000, 11_000, 92_000, 12_000))
+    if said is None:
+        pytest.skip("PROJ has the grid here")
+    assert "uk_os_OSTN15_NTv2_OSGBtoETRS.tif" in said and "2 m or more" in said and "with it 1 m" in said
+    assert rough_shift("EPSG:4326", UTM, SQUARE.bounds) is None
+    assert rough_shift("EPSG:4258", "EPSG:25833", SQUARE.bounds) is None
+    unknown = "+proj=longlat +ellps=bessel +no_defs"
+    assert "no datum shift" in rough_shift(unknown, UTM, SQUARE.bounds)
+
+
+def test_no_way_between_two_crs_is_a_sentence(tmp_path):
+    site = 'LOCAL_CS["site",UNIT["metre",1]]'
+    path = write(tmp_path / "a.gpkg", [SQUARE])
+    with pytest.raises(InputError, match="nothing leads from its CRS WGS 84 / UTM zone 33N to site"):
+        read_footprints(path, site, SQUARE.bounds)
+
+
+@pytest.mark.parametrize(
+    ("geo", "message"),
+    [
+        (b"{", "metadata are not GeoParquet's"),
+        (b"[]", "metadata are not GeoParquet's"),
+        (b"{}", "metadata are not GeoParquet's: KeyError..primary_column"),
+        (b'{"primary_column": "x", "columns": {"x": {"encoding": "WKB"}}}', "metadata are not GeoParquet's"),
+        (
+            b'{"primary_column": "geometry", "columns": {"geometry": {"encoding": "WKB", "crs": "EPSG:0"}}}',
+            "not understood",
+        ),
+    ],
+)
+def test_odd_metadata_of_parquet_are_a_sentence(tmp_path, geo, message):
+    import pyarrow.parquet as parquet
+
+    path = geoparquet(tmp_path / "a.parquet", [SQUARE])
+    parquet.write_table(parquet.read_table(path).replace_schema_metadata({b"geo": geo}), path)
+    with pytest.raises(InputError, match=f"a.parquet: .*{message}"):
+        read_footprints(path)

@@ -10,6 +10,7 @@ from pipeline.learning.lipschitz import (
     LipschitzNet,
     MinMax,
     OrthogonalConv,
+    groupsort,
     minmax,
     radii,
     replace_relu,
@@ -67,10 +68,10 @@ def test_orthogonal_convolution_keeps_norms_away_from_the_border():
     assert torch.allclose(layer(x).norm(), x.norm(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("convolution", ["orthogonal", "aol"])
-def test_network_is_non_expansive(convolution):
+@pytest.mark.parametrize(("convolution", "group"), [("orthogonal", 2), ("orthogonal", 4), ("aol", 2)])
+def test_network_is_non_expansive(convolution, group):
     torch.manual_seed(2)
-    net = LipschitzNet(3, 2, 8, convolution).eval().requires_grad_(False)
+    net = LipschitzNet(3, 2, 8, convolution, group).eval().requires_grad_(False)
     x = torch.rand(8, 3, 16, 16)
     for scale in (1e-2, 1.0):
         delta = scale * torch.randn_like(x)
@@ -104,6 +105,17 @@ def test_segmenter_of_any_size_is_non_expansive():
 def test_minmax_sorts_pairs_and_keeps_an_odd_channel():
     x = torch.tensor([3.0, 5.0, 1.0, 9.0, 7.0]).view(1, 5, 1, 1)
     assert minmax(x).flatten().tolist() == [1, 5, 3, 9, 7]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 3), (1, 7, 2, 2)])
+def test_groupsort_of_pairs_is_minmax(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(groupsort(x, 2), minmax(x))
+
+
+def test_groupsort_sorts_each_group_and_keeps_the_rest():
+    x = torch.tensor([3.0, 5.0, 1.0, 9.0, 2.0, 0.0, 7.0]).view(1, 7, 1, 1)  # groups 3, 1, 2 and 5, 9, 0
+    assert groupsort(x, 3).flatten().tolist() == [1, 0, 2, 5, 3, 9, 7]
 
 
 def test_replace_relu_reaches_nested_modules():

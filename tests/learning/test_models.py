@@ -142,3 +142,15 @@ def test_every_weight_is_trained(architecture):
     model = build_model(Model(architecture=architecture, width=8, decoder_channels=[64, 32, 16, 16]), 3)
     model(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    "encoder,says",
+    {
+        "tu-resnet18d_typo": "unknown encoder 'tu-resnet18d_typo'; near it are tu-resnet18d,",
+        "tu-swin_tiny_patch4_window7_224": "does not accept these settings: .*224.*; choose another encoder",
+    }.items(),
+)
+def test_an_encoder_of_timm_is_built_or_refused_in_a_sentence(encoder, says):
+    with pytest.raises(InputError, match=says):
+        build_model(Model(architecture="unet", encoder=encoder), 3)

@@ -1,11 +1,13 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
+from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.models import build_model, load_model
-from pipeline.learning.pretraining import hide, pretrain
+from pipeline.learning.pretraining import check_place, hide, pretrain
 from pipeline.learning.training import fit
 from pipeline.params import Model, parse_params
 
@@ -43,6 +45,32 @@ def test_the_painter_learns_and_training_can_start_from_it(toy_tiles, tmp_path):
     assert len(moved) > 0.8 * len(list(fresh.parameters()))
 
 
+@pytest.mark.parametrize("steps", [1, 5, 6])
+def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
+    brief = PARAMS.model_copy(update={"pretrain": PARAMS.pretrain.model_copy(update={"steps": steps})})
+    assert len(pretrain(brief, opened(toy_tiles), tmp_path / "start")["history"]) == steps
+
+
+def test_what_cannot_be_learned_from_says_why(toy_tiles, tmp_path):
+    def refused(match: str, cities: list, architecture: str = "small_unet", **options):
+        model = PARAMS.train.model.model_copy(update={"architecture": architecture})
+        params = PARAMS.model_copy(update={
+            "train": PARAMS.train.model_copy(update={"model": model}),
+            "pretrain": PARAMS.pretrain.model_copy(update={"steps": 2, "crop": 32, **options}),
+        })  # fmt: skip
+        with pytest.raises(InputError, match=match):
+            pretrain(params, cities, tmp_path / "start")
+        assert not (tmp_path / "start").exists()
+
+    cities = opened(toy_tiles)
+    for steps in (1, 2, 6):  # the last step, which no other looks at, and an earlier one
+        refused(r"not finite at step \d; lower pretrain.learning_rate", cities, learning_rate=1e30, steps=steps)
+    refused(r"pretrain.batch_size: deeplabv3\+ .* cannot learn from one crop", cities, "deeplabv3+", batch_size=1)
+    for folder in (toy_tiles / "toyton", toy_tiles / "dimham"):
+        np.save(folder / "images.npy", 0 * np.load(folder / "images.npy"))
+    refused("no training scene of toyton, dimham shows anything but nodata", opened(toy_tiles))
+
+
 def test_no_label_is_read(toy_tiles, tmp_path):
     first = pretrain(PARAMS, opened(toy_tiles), tmp_path / "one")
     for folder in (toy_tiles / "toyton", toy_tiles / "dimham"):
@@ -60,3 +88,18 @@ def test_a_start_of_another_resolution_is_said(toy_tiles, tmp_path, capsys):
         train = PARAMS.train.model_copy(update={"init": start and str(tmp_path / start)})
         fit(PARAMS.model_copy(update={"train": train}), opened(toy_tiles), tmp_path / "m", work=tmp_path / "w")
         assert ("knows pixels of 0.3 m, the tiles' are 0.5 m" in capsys.readouterr().out) == says
+
+
+def test_nothing_but_an_earlier_start_is_written_over(toy_tiles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for place in ("new", "empty"):
+        check_place(tmp_path / place)
+    pretrain(PARAMS, opened(toy_tiles), tmp_path / "start")
+    check_place(tmp_path / "start")
+    fit(PARAMS, opened(toy_tiles), tmp_path / "trained", work=tmp_path / "w")
+    for place in (toy_tiles, tmp_path / "trained"):
+        with pytest.raises(InputError, match="holds something else than a pre-trained model"):
+            check_place(place)
+    with pytest.raises(InputError, match="models/all: a stage writes there"):
+        check_place("models/all")

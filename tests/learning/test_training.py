@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from toy import toy_scene, write_city
 from pipeline.errors import InputError
 from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.learning.crops import RandomCrops, StepSampler
+from pipeline.learning.training import fit, stopped
 from pipeline.params import parse_params
 
 # A process that trains as the stage does, on tiles and parameters given as JSON.
@@ -211,6 +213,35 @@ def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_divergence_in_the_last_step_is_said_as_any_other(toy_tiles, tmp_path, steps):
+    """No step looks at its loss any more: validation does."""
+    from pipeline.learning.training import fit
+
+    wild = {"optimizer": "sgd", "schedule": "constant", "learning_rate": 1e30, "clip_gradient": 0}
+    params = parse_params(settings(epochs=1, steps_per_epoch=steps, **wild))
+    with pytest.raises(
+        InputError, match=f"not finite at step {'1' if steps == 1 else '[12]'}; lower train.learning_rate"
+    ):
+        fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
+    assert not (tmp_path / "m").exists()
+
+
+def test_without_a_building_in_validation_the_last_epoch_is_kept(tmp_path):
+    from pipeline.learning.training import fit
+
+    image, label = toy_scene(1)
+    scenes = [("train", *toy_scene(0)), ("validation", image, 0 * label)]
+    cities = [CityTiles(write_city(tmp_path / "tiles", scenes))]
+    runs = {}
+    for epochs in (1, 3):
+        params = parse_params(settings(epochs=epochs, steps_per_epoch=2, patience=1, schedule="constant"))
+        runs[epochs] = fit(params, cities, tmp_path / str(epochs), work=tmp_path / "w")
+    assert runs[3]["metrics"]["validation_iou"] is None and len(runs[3]["history"]) == 3
+    first, last = (load_file(tmp_path / str(epochs) / "weights.safetensors") for epochs in (1, 3))
+    assert not all(torch.equal(first[key], last[key]) for key in first)
+
+
 @pytest.mark.parametrize("key", ["encoder_weights", "init"])
 def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_path, key):
     from pipeline.learning.models import build_model, save_model
@@ -261,3 +292,21 @@ def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
     params = parse_params(settings(epochs=1, steps_per_epoch=steps))
     card = fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
     assert len(card["history"]) == 1
+
+
+def test_a_log_gets_a_line_an_epoch_and_how_long_it_will_take(toy_tiles, tmp_path, capsys):
+    fit(
+        parse_params(settings(epochs=2, steps_per_epoch=30)),
+        open_cities(["toyton", "dimham"], toy_tiles),
+        tmp_path / "m",
+        work=tmp_path / "w",
+    )
+    said = capsys.readouterr().out
+    assert "training: 40 steps to go, about" in said
+    assert re.findall(r"epoch (\d) of 2: loss 0\.\d+, validation IoU [01]\.\d+", said) == ["1", "2"]
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_that_nothing_is_kept(tmp_path):
+    assert "begins anew" in str(stopped(tmp_path / "last.ckpt"))
+    (tmp_path / "last.ckpt").touch()
+    assert str(stopped(tmp_path / "last.ckpt")) == ""

@@ -1,6 +1,7 @@
 import functools
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,15 +14,18 @@ from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.perturb import ball, length, project, valid_mean
 from pipeline.params import Adversarial
+from pipeline.report import colours
 from pipeline.robustness import attack_losses, attacks
 from pipeline.robustness.attacks import Target
 from pipeline.robustness.campaign import Campaign, excess, smallest_budget
+from pipeline.robustness.methods import methods
 from pipeline.robustness.patch import receptive_radius
 from pipeline.robustness.worst_case import worst_case
 
 LOSSES = [
     attack_losses.cross_entropy,
-    attack_losses.scale_free,
+    attack_losses.tempered(1),
+    attack_losses.soft_iou(0.5),
     attack_losses.segpgd,
     attack_losses.cospgd,
     attack_losses.masked_cross_entropy,
@@ -46,18 +50,15 @@ def batch(count: int = 3, size: int = 8, classes: int = 1):
 
 
 def every_attack(target: Target) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    found = {
-        "noise": attacks.noise(target, generator),
-        "fgsm": attacks.fgsm(target),
-        "pgd": attacks.pgd(target, 4, generator=generator, restarts=2),
-        "segpgd": attacks.segpgd(target, 4, generator=generator),
-        "cospgd": attacks.cospgd(target, 4, generator=generator),
-    }
-    classes = target.segmenter.out_channels
-    for name, loss in attacks.sea_losses(torch.arange(1, classes + 1)).items():
-        found[name] = attacks.red_epsilon(target, loss, 10, generator=generator)
-    return found
+    generator, settings = torch.Generator().manual_seed(0), params.Attack(steps=4, apgd_steps=10, soft_iou_steps=4)
+    every = methods(settings, torch.arange(1, target.segmenter.out_channels + 1), generator)
+    return {"noise": attacks.noise(target, generator), **{name: attack(target) for name, attack in every.items()}}
+
+
+def test_every_method_is_a_parameter_and_has_a_colour_of_its_own():
+    every = list(dict.fromkeys(name.split()[0] for name in methods(params.Attack(), torch.ones(2), torch.Generator())))
+    assert every == list(get_args(params.AttackMethod)) == list(colours.METHODS)
+    assert len(set(colours.ATTACKS.values())) == len(every) + 2
 
 
 @pytest.mark.parametrize("classes", [1, 2])
@@ -122,14 +123,38 @@ def test_losses_are_the_papers():
     assert torch.allclose(attack_losses.invent(logits, labels), torch.where(labels == 0, (1 - p[:, 0]).log(), 0))
 
 
-def test_a_factor_on_the_logits_is_nothing_to_the_scale_free_loss():
+@pytest.mark.parametrize("loss", [attack_losses.tempered(1), attack_losses.tempered(8), attack_losses.soft_iou(0.5)])
+def test_a_factor_on_the_logits_is_nothing_to_a_scale_free_loss(loss):
     images, labels = batch()
     gradients = []
-    for factor in (1, 1e6):
+    for factor in (1e-6, 1, 1e6):
         leaf = images.clone().requires_grad_()
-        value = valid_mean(attack_losses.scale_free(factor * linear()(leaf), labels), labels)
+        value = valid_mean(loss(factor * linear()(leaf), labels), labels)
         gradients.append(torch.autograd.grad(value.sum(), leaf)[0])
-    assert gradients[0].any() and torch.allclose(*gradients, rtol=1e-4, atol=1e-8)
+    assert gradients[1].any()
+    assert all(torch.allclose(g, gradients[1], rtol=1e-3, atol=1e-7) for g in gradients)
+
+
+def test_cooled_logits_let_a_sure_pixel_pull_harder_than_cross_entropy_does():
+    """Margins 12, 4 and −2: mean 6. CE's gradient on a margin m is σ(−m), on the cooled one σ(−m/6)."""
+    margins, labels = torch.tensor([12.0, 4.0, -2.0], dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.long)
+
+    def pull(loss) -> torch.Tensor:
+        logits = torch.stack([-margins / 2, margins / 2])[None, :, None].requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
+        return -gradient[0, 1, 0]
+
+    assert torch.allclose(pull(attack_losses.cross_entropy), torch.sigmoid(-margins), rtol=1e-4)
+    assert torch.allclose(pull(attack_losses.tempered(1)), torch.sigmoid(-margins / 6) / 6, rtol=1e-4)
+
+
+def test_at_last_the_soft_iou_is_the_harm_an_image_takes():
+    """Cold and sure, a sigmoid is a count: misses + λ·inventions, of which `harm` is the share of the buildings."""
+    labels = torch.tensor([[[0, 0, 1, 1, 255]], [[0, 0, 0, 1, 255]]])
+    sure = 50 * F.one_hot(torch.tensor([[[1, 0, 0, 1, 0]], [[1, 1, 0, 1, 1]]]), 2).movedim(-1, 1).float()
+    soft = valid_mean(attack_losses.soft_iou(0.5)(sure, labels, 1), labels) * 4
+    assert torch.allclose(soft, torch.tensor([1.5, 1.0]), atol=0.15)
+    assert torch.equal(attacks.harm(sure, labels)[0], torch.tensor([1.5 / 2, 1.0]))
 
 
 def test_jensen_shannon_survives_certainty():

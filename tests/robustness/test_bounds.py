@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.learning.decision import Decision
 from pipeline.learning.models import Segmenter
 from pipeline.learning.small_nets import SmallFCN, SmallUNet
 from pipeline.robustness import bounds as bounds_module
@@ -333,3 +334,105 @@ def test_adding_a_constant_is_refused_and_adding_a_skip_is_bounded():
     box = bounds.intervals(Box(x - 0.1, x + 0.1))[bounds.logits]
     seen = net(x + (torch.rand(200, 2, 4, 4) * 2 - 1).sign() * 0.1)
     assert (seen >= box.lower).all() and (seen <= box.upper).all()
+
+
+DECISIONS = [Decision(1.93, 0.394), Decision(0.5, 0.8)]
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+@pytest.mark.parametrize("name", ["fcn", "every-layer", "linear"])
+def test_what_is_certified_is_what_is_drawn(name, decision):
+    """Two, three and four classes; no random point of the box, and no attack on the map drawn, changes a class."""
+    torch.manual_seed(0)
+    network, images = NETS[name]().eval().requires_grad_(False), torch.rand(1, 3, 16, 16)
+    segmenter = Segmenter(network, 3, 1).eval()
+    segmenter.decision = decision
+    bounds, epsilon = Bounds(network, decision), 0.2 / 255
+    box = image_box(segmenter, images, epsilon)
+    deployed, drawn = segmenter.deployed(), segmenter.decide(segmenter(images))
+    attacked = pgd(Target(deployed, images, drawn, "linf", epsilon), 10, early_stop=False)
+    points = torch.cat([random_points(images, epsilon, 200), attacked])
+    ibp, crown = interval_margins(bounds, box), crown_ibp_margins(bounds, box)
+    assert (crown >= ibp).all()
+    for certified in (certified_classes(ibp), certified_classes(crown)):
+        known = certified >= 0
+        assert (certified == drawn)[known].all()
+        assert (segmenter.decide(segmenter(points)) == certified)[known.expand(len(points), -1, -1)].all()
+    assert (certified_classes(crown) >= 0).any()
+
+
+def test_a_threshold_moves_the_certificate_with_the_map():
+    """Margin 12 x − 6, drawn from −0.83 on: what is certified background ends where buildings are drawn."""
+    net = nn.Conv2d(1, 2, 1)
+    net.weight.data, net.bias.data = torch.tensor([-6.0, 6.0]).view(2, 1, 1, 1), torch.tensor([3.0, -3.0])
+    segmenter, rule = Segmenter(net.eval().requires_grad_(False), 1, 1).eval(), Decision(1.93, 0.394)
+    segmenter.decision, images = rule, torch.linspace(0, 1, 1024).view(1, 1, 32, 32)
+    certified = certified_classes(crown_ibp_margins(Bounds(net, rule), image_box(segmenter, images, 1 / 255)))
+    drawn = ((segmenter(images) / rule.temperature).softmax(1)[:, 1] > rule.threshold).long()
+    assert (certified >= 0).sum() == 1024 - 8 and (certified == drawn)[certified >= 0].all()
+    edge = (6 + rule.shift) / 12
+    assert images[certified[:, None] == 0].max() == pytest.approx(edge - 1 / 255, abs=2e-3)
+
+
+def extreme(width: int = 8, big: float = 1e6) -> nn.Module:
+    """Channels of very different sizes, of which the last layer subtracts equal ones."""
+    net = nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(width, 2, 3, padding=1),
+    )  # fmt: skip
+    net[0].weight.data *= big
+    net[2].weight.data[1], net[2].bias.data[1] = net[2].weight.data[0], net[2].bias.data[0]
+    net[4].weight.data[:, 1] = -net[4].weight.data[:, 0] * (1 + 1e-6)
+    return net.eval().requires_grad_(False)
+
+
+def test_bounds_hold_whatever_kernel_the_machine_has():
+    """Without oneDNN a batch of sixteen goes to NNPACK, whose Winograd kernels round otherwise: it is not asked."""
+    torch.manual_seed(5)
+    segmenter, images = Segmenter(extreme(), 3, 1).eval(), torch.rand(1, 3, 12, 12)
+    bounds = Bounds(segmenter.network)
+    boxes = bounds.intervals(image_box(segmenter, images, 0.0))
+    with torch.backends.mkldnn.flags(enabled=False):
+        many = segmenter(images.expand(20, -1, -1, -1))
+    assert (many >= boxes[bounds.logits].lower).all() and (many <= boxes[bounds.logits].upper).all()
+
+
+def test_what_a_hook_may_change_is_refused():
+    net = SmallFCN(3, 2, 4).eval()
+    bounds, x = Bounds(net), torch.rand(1, 3, 8, 8)
+    for register in (net[2].register_forward_hook, net[2].register_forward_pre_hook, net.register_forward_hook):
+        handle = register(lambda _, given, *__: None)
+        with pytest.raises(InputError, match="hook"):
+            Bounds(net)
+        handle.remove()
+    handle = net[2].register_forward_hook(lambda _, __, y: y + 1)  # after the bounds were drawn up
+    with pytest.raises(InputError, match="hook"):
+        bounds.intervals(Box(x, x))
+    handle.remove()
+    net[2].forward = lambda x: x + 1
+    with pytest.raises(InputError, match="hook"):
+        Bounds(net)
+
+
+def test_a_pool_that_divides_by_less_than_nothing_is_refused():
+    with pytest.raises(InputError, match="AvgPool2d"):
+        Bounds(nn.Sequential(nn.Conv2d(3, 2, 1), nn.AvgPool2d(2, divisor_override=-3)))
+    Bounds(nn.Sequential(nn.Conv2d(3, 2, 1), nn.AvgPool2d(2, divisor_override=3)))
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(InputError, match="bfloat16"):
+        Bounds(SmallFCN(3, 2, 4).bfloat16())
+
+
+def test_batch_statistics_and_weights_are_read_when_used():
+    torch.manual_seed(6)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    bounds, x = Bounds(net), torch.rand(1, 3, 6, 6)
+    net[1].running_mean, net[1].running_var = torch.randn(4), torch.rand(4) + 0.5
+    net[0].weight = nn.Parameter(torch.randn(4, 3, 1, 1), requires_grad=False)
+    box = bounds.intervals(Box(x - 0.01, x + 0.01))[bounds.logits]
+    assert (net(x) >= box.lower).all() and (net(x) <= box.upper).all()
+    net[1].train()
+    with pytest.raises(InputError, match="BatchNorm2d"):
+        bounds.intervals(Box(x, x))

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from pipeline.learning.lipschitz import LipschitzNet
+from pipeline.learning.lipschitz import LipschitzNet, NonExpansiveConv, OrthogonalConv, watch_values
+from pipeline.learning.metrics import counts
 from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.bounds import ABSTAIN
 from pipeline.robustness.certificates import (
     at_radius,
-    certified_counts,
     certified_iou,
     collective_iou,
     lipschitz_radii,
@@ -21,23 +21,23 @@ from pipeline.robustness.certificates import (
 
 
 def iou(prediction, labels) -> float:
-    """By sets of pixels, for one building class."""
+    """By sets of pixels: any building against background."""
     valid = labels != 255
-    truth, found = (labels == 1) & valid, (prediction == 1) & valid
-    union = (truth | found).sum().item()
-    return (truth & found).sum().item() / union if union else 1.0
+    truth, found = (labels > 0) & valid, (prediction > 0) & valid
+    return (truth & found).sum().item() / (truth | found).sum().item()
 
 
-def test_sound_iou_is_the_least_over_all_that_abstention_allows():
+@pytest.mark.parametrize("classes", [1, 2])
+def test_sound_iou_is_the_least_over_all_that_abstention_allows(classes):
     random = torch.Generator().manual_seed(0)
     for _ in range(30):
-        labels = torch.randint(0, 2, (1, 2, 5), generator=random)
-        labels[0, 0, 0] = 255
-        prediction = torch.randint(0, 2, (1, 2, 5), generator=random)
-        open_pixels = torch.rand(1, 2, 5, generator=random) < 0.5
+        labels = torch.randint(0, classes + 1, (1, 2, 4), generator=random)
+        labels[0, 0, 0], labels[0, 0, 1] = 255, 1
+        prediction = torch.randint(0, classes + 1, (1, 2, 4), generator=random)
+        open_pixels = torch.rand(1, 2, 4, generator=random) < 0.5
         certified = torch.where(open_pixels, ABSTAIN, prediction)
         worst = 2.0
-        for choice in itertools.product((0, 1), repeat=int(open_pixels.sum())):
+        for choice in itertools.product(range(classes + 1), repeat=int(open_pixels.sum())):
             possible = prediction.clone()
             possible[open_pixels] = torch.tensor(choice, dtype=possible.dtype)
             worst = min(worst, iou(possible, labels))
@@ -52,14 +52,26 @@ def test_literature_is_not_a_lower_bound():
     assert certified_iou(certified, labels) == pytest.approx(1 / 3)
 
 
-def test_counts_of_several_classes_never_overlook_confusion():
+def test_a_certificate_of_several_classes_is_of_buildings_as_every_other_iou():
+    """Taken for another kind of building it is still found; what may be anything may be background."""
     labels = torch.tensor([[[1, 2, 2, 0, 255]]], dtype=torch.uint8)
-    prediction = torch.tensor([[[1, 1, 2, 0, 2]]])
-    assert [int(n) for n in certified_counts(prediction, labels)] == [2, 3]
+    certified = torch.tensor([[[1, 1, ABSTAIN, ABSTAIN, 2]]])
+    assert [int(n) for n in counts(certified, labels)] == [2, 4]
+
+
+def test_where_there_is_no_building_nothing_is_proven():
+    labels, certified = torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, 0] = 255
+    for found in (certified, certified + 1):  # nor where one was invented
+        assert certified_iou(found, labels) is None and literature_iou(found, labels) is None
+        assert collective_iou(torch.ones(1, 4, 4), found, labels, 0.5) is None
 
 
 def test_collective_equals_brute_force_on_a_dozen_pixels():
-    random = torch.Generator().manual_seed(1)
+    random, flips = (
+        torch.Generator().manual_seed(1),
+        torch.cartesian_prod(*[torch.arange(2)] * 12).bool().view(-1, 3, 4),
+    )
     below = 0
     for trial in range(20):
         labels = torch.randint(0, 2, (1, 3, 4), generator=random)
@@ -67,11 +79,8 @@ def test_collective_equals_brute_force_on_a_dozen_pixels():
         labels[0, 0, 0] = 255
         radius = torch.rand(1, 3, 4, generator=random) * 0.5
         epsilon = 0.1 + 0.05 * trial
-        worst = 2.0
-        for flips in itertools.product((False, True), repeat=12):
-            flipped = torch.tensor(flips).view(1, 3, 4)
-            if radius[flipped].double().square().sum() <= epsilon**2:
-                worst = min(worst, iou(torch.where(flipped, 1 - prediction, prediction), labels))
+        allowed = flips[(radius.double().square() * flips).sum((1, 2)) <= epsilon**2]
+        worst = min(iou(map_, labels[0]) for map_ in torch.where(allowed, 1 - prediction, prediction).unique(dim=0))
         together = collective_iou(radius, prediction, labels, epsilon)
         assert together == pytest.approx(worst, abs=1e-9)
         single = certified_iou(at_radius(prediction, radius * (1 - 1e-6), epsilon), labels)
@@ -150,3 +159,30 @@ def test_refuted_needs_a_change_of_a_certified_pixel_within_its_radius():
     labels = torch.tensor([[[1, 1, 1, 1, 255]]])
     seen = refuted(certified, radius, attacked, torch.tensor([0.2]), labels)
     assert seen.flatten().tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("bias", [3.0, 300.0, 3000.0])
+def test_a_radius_gives_up_its_share_of_large_logits(bias):
+    """Biases of any size: no float32 radius exceeds that of the same network in float64."""
+    torch.manual_seed(0)
+    net = LipschitzNet(3, 2, 8).eval().requires_grad_(False)
+    convs = [m for m in net.modules() if isinstance(m, NonExpansiveConv)]
+    for m in convs:
+        m.bias.data = bias * torch.randn_like(m.bias)
+    x = torch.rand(4, 3, 16, 16)
+    certified = lipschitz_radii(net(x)).double()
+    for m in convs:
+        kernel, b = m.kernel().double(), m.bias.double()
+        m.forward = lambda x, k=kernel, b=b: torch.nn.functional.conv2d(x, k, b, padding=k.shape[-1] // 2)
+    exact = net.double()(x.double())
+    assert (certified <= (exact[:, 1] - exact[:, 0]).abs() / math.sqrt(2)).all()
+
+
+def test_biases_that_cancel_before_the_logits_are_seen():
+    layers = [OrthogonalConv(2, 2, 1).eval() for _ in range(2)]
+    net, seen = torch.nn.Sequential(*layers), []
+    layers[0].bias.data = torch.tensor([1e4, 0.0])
+    layers[1].bias.data = -(layers[1].kernel()[:, :, 0, 0] @ layers[0].bias.data)
+    with watch_values(net, seen), torch.no_grad():
+        answer = net(torch.rand(1, 2, 4, 4))
+    assert answer.abs().max() < 10 and max(seen) > 5e3

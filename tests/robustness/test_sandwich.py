@@ -62,7 +62,7 @@ def test_lipschitz_rows_fail_where_pixels_together_cost_too_little(data, monkeyp
     """Radii of pixels that hold one by one, and a perturbation that flips two for the price of one."""
     images, labels, _ = data
     monkeypatch.setattr(sandwich, "refuted", lambda *_: torch.zeros(1, dtype=torch.bool))
-    monkeypatch.setattr(sandwich, "lipschitz_radii", lambda logits, constant: 100 * lipschitz_radii(logits, constant))
+    monkeypatch.setattr(sandwich, "lipschitz_radii", lambda *a: 100 * lipschitz_radii(*a))
     with pytest.raises(SandwichBroken, match="inside their certified radius"):
         sandwich.lipschitz_rows(linear([0.6, 0.8]), (images, labels), LipschitzNet(radii=[0.2]), 10, 0, "here")
 
@@ -136,3 +136,15 @@ def test_a_radius_gives_up_what_the_layers_round():
 def test_a_radius_gives_up_what_the_logits_round():
     close = torch.tensor([0.5, 0.5 + 1e-5]).view(1, 2, 1, 1)
     assert lipschitz_radii(close).item() == 0
+
+
+@pytest.mark.parametrize("road", sandwich.ROWS)
+def test_where_there_is_no_building_every_iou_is_null(data, road):
+    images, labels, _ = data
+    settings = {
+        "smoothing": Smoothing(sigma=[0.05], n0=4, n=60), "convex": Convex(radii=[1]),
+        "lipschitz": LipschitzNet(radii=[0.1]),
+    }[road]  # fmt: skip
+    for empty in (0 * labels, 0 * labels + 255):
+        (row,) = sandwich.ROWS[road](linear([0.6, 0.8]), (images, empty), settings, 2, 0, "here").values()
+        assert {value for name, value in row.items() if name != "abstained"} == {None}

@@ -11,16 +11,15 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.robustness.attacks import Target, pgd
 from pipeline.robustness.certificates import certified_iou, literature_iou
+from pipeline.robustness.samples import check_samples, samples_needed
 from pipeline.robustness.smoothing import (
     ExpectedSegmenter,
     Smoothed,
     bonferroni,
     certify_scene,
-    check_samples,
     holm,
     p_values,
     radius,
-    samples_needed,
     smooth,
     votes,
 )

@@ -134,7 +134,7 @@ def test_a_file_that_became_shorter_than_the_part_starts_again(fetch, served):
     assert fetch().read_bytes() == b"short"
 
 
-@pytest.mark.parametrize(("md5", "asked"), [(None, None), (MD5, "bytes=1000-")])
+@pytest.mark.parametrize(("md5", "asked"), [(None, None), (MD5, "bytes=1000-")], ids=["without", "with"])
 def test_without_a_validator_only_a_checksum_allows_to_resume(fetch, served, md5, asked):
     served.fail("a.bin", cut_after=1000, no_validator=True)
     with pytest.raises(InputError):
@@ -173,6 +173,7 @@ def test_no_answer_at_all_is_retried_and_then_said(tmp_path, pauses):
     ("fault", "sentence"),
     [
         ({"status": 404}, "HTTP 404 Not Found; check the URL"),
+        ({"status": 403}, "HTTP 403 Forbidden, the server lets nobody in without leave; sign in"),
         ({"html": True}, "a web page instead of the file"),
         ({"content": b"\n<html><body>proxy</body></html>"}, "a web page instead of the file"),
         ({"content": b"wrong size"}, "10 bytes offered, 300000 expected"),

@@ -1,5 +1,7 @@
 """The user's own folder: what is right is taken as it stands, what is wrong is one sentence, said early."""
 
+import json
+
 import numpy as np
 import pyogrio
 import pytest
@@ -10,7 +12,7 @@ from affine import Affine
 from pipeline.errors import InputError
 from pipeline.geo.vector import reproject
 from pipeline.params import CityOverride, Fetch
-from pipeline.sources.folder import fetch, stamp
+from pipeline.sources.folder import fetch
 
 UTM = "EPSG:32633"
 ORIGIN = 500_000, 6_000_000
@@ -39,8 +41,8 @@ def footprints(path, polygons, crs=UTM):
 def town(tmp_path):
     """A city of two scenes with label rasters, and one with a footprint over the first of two scenes."""
     for i in (1, 2):
-        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE, left=100 * i)
-        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8), left=100 * i)
+        tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE)
+        tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8))
         tif(tmp_path / "vector" / "images" / f"s{i}.tif", NOISE, left=100 * (i - 1))
     footprints(tmp_path / "vector" / "buildings.gpkg", [BUILDING])
     return tmp_path
@@ -61,15 +63,6 @@ def test_files_stay_in_place_and_a_change_shows(town):
     tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8))
     again = taken(town, "raster")
     assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [True, False]
-
-
-def test_a_shapefile_changes_with_its_companions(tmp_path):
-    path = footprints(tmp_path / "a.shp", [BUILDING])
-    (tmp_path / "ab.shx").write_text("another file's")
-    before = stamp(path)
-    assert len(before.split()) == len(list(tmp_path.glob("a.*")))
-    path.with_suffix(".dbf").write_bytes(b"")
-    assert stamp(path) != before
 
 
 @pytest.mark.parametrize(
@@ -205,6 +198,66 @@ def test_footprints_elsewhere(town):
         taken(town, "vector")
 
 
+def test_footprints_a_scene(town):
+    """As SpaceNet and RAMP publish them; a scene without buildings has an empty file."""
+    (town / "vector/buildings.gpkg").unlink()
+    (town / "vector/labels").mkdir()
+    (town / "vector/labels/s2.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(InputError, match=r"no footprints for 1 of 2 images: s1; name them as their image, s1.geojson"):
+        taken(town, "vector")
+    degrees = reproject(np.array([BUILDING]), UTM, "EPSG:4326")
+    own = footprints(town / "vector/labels/s1.geojson", degrees, "EPSG:4326")
+    city = taken(town, "vector")
+    assert [scene.labels for scene in city.scenes] == [str(own), str(own.with_name("s2.geojson"))]
+    assert (city.notes["footprints"], city.notes["scenes_without_buildings"]) == (1, ["s2"])
+    tif(town / "vector/labels/s1.tif", NOISE[:1])
+    with pytest.raises(InputError, match="holds both rasters, s1.tif, and footprints; keep one kind"):
+        taken(town, "vector")
+
+
+def test_the_stamp_is_of_what_is_drawn(town):
+    """A file written anew is the same labels; one building more on a scene changes that scene's alone."""
+    path = town / "vector/buildings.gpkg"
+    before = [scene.stamp for scene in taken(town, "vector").scenes]
+    footprints(path, [shapely.affinity.translate(BUILDING, 9_000, 0), BUILDING])
+    assert [scene.stamp for scene in taken(town, "vector").scenes] == before
+    footprints(path, [BUILDING, shapely.affinity.translate(BUILDING, 100, 0)])
+    after = [scene.stamp for scene in taken(town, "vector").scenes]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False]
+
+
+def test_a_stac_item_is_no_file_of_footprints(town):
+    outline = shapely.geometry.mapping(shapely.box(14, 53, 16, 55))
+    item = {"type": "Feature", "stac_version": "1.0.0", "id": "s1", "geometry": outline, "properties": {}}
+    (town / "vector/s1.json").write_text(json.dumps(item))
+    assert taken(town, "vector").notes["footprints"] == 1
+    (town / "vector/buildings.gpkg").unlink()
+    with pytest.raises(InputError, match="neither labels/ nor a file of footprints"):
+        taken(town, "vector")
+
+
+def test_nothing_of_a_file_is_a_building(town):
+    path = footprints(town / "vector/buildings.gpkg", [])
+    wkb = shapely.to_wkb(np.array([BUILDING.exterior.interpolate(0), shapely.LineString([(0, 0), (9, 9)])]))
+    pyogrio.raw.write(path, wkb, [], [], geometry_type="Unknown", crs=UTM)
+    with pytest.raises(InputError, match=r"not one of its features is a building \(0 .*, 2 are points, open lines"):
+        taken(town, "vector")
+
+
+def test_a_condition_chooses_the_buildings_and_is_kept(town):
+    path, land = town / "vector/buildings.gpkg", shapely.box(499_000, 5_999_000, 501_000, 6_001_000)
+    data = [np.array(["house", "parcel"], object)]
+    pyogrio.raw.write(path, shapely.to_wkb([BUILDING, land]), data, ["kind"], geometry_type="Polygon", crs=UTM)
+    assert "covers all of scene s1, s2; is it the outline" in taken(town, "vector").notes["warnings"][0]
+    city = taken(town, "vector", where="kind = 'house'")
+    assert (city.where, city.notes["footprints"]) == ("kind = 'house'", 1)
+    assert not any("outline" in warning for warning in city.notes["warnings"])
+    with pytest.raises(InputError, match=r"no feature meets fetch.overrides.vector.where \(kind = 'tent'\)"):
+        taken(town, "vector", where="kind = 'tent'")
+    with pytest.raises(InputError, match="overrides.raster.where: .* holds rasters, which have no columns"):
+        taken(town, "raster", where="kind = 'house'")
+
+
 def test_no_building_anywhere_is_a_warning(town):
     (town / "vector/buildings.gpkg").unlink()
     (town / "vector/a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
@@ -255,7 +308,7 @@ def test_empty_and_unknown_cities(town):
     for path in (town / "raster/images").iterdir():
         path.unlink()
     (town / "raster/images/._s1.tif").write_text("what macOS leaves behind")
-    with pytest.raises(InputError, match="images: holds no GeoTIFF; put the scenes of raster there"):
+    with pytest.raises(InputError, match="images: holds no image; put the scenes of raster there"):
         taken(town, "raster")
     with pytest.raises(InputError, match="vektor: no such city; did you mean vector"):
         taken(town, "vektor")
@@ -267,6 +320,107 @@ def test_two_scenes_of_one_name(town):
     tif(town / "raster/images/s2.TIFF", NOISE)
     with pytest.raises(InputError, match="two scenes are called s2"):
         taken(town, "raster")
+
+
+def place(pixels, path, driver):
+    """A picture without any place on Earth."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+    with rasterio.open(path, "w", driver=driver, **profile) as dataset:
+        dataset.write(pixels)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_scenes_of_every_format_and_in_sub_folders(town):
+    label = (NOISE[:1] > 200).astype(np.uint8)
+    for name, driver in (("s3.png", "PNG"), ("s4.jp2", "JP2OpenJPEG"), ("s5.jpg", "JPEG")):
+        place(NOISE, town / "raster/images" / name, driver)
+        place(label, (town / "raster/labels" / name).with_suffix(".png"), "PNG")
+    tif(town / "raster/images/more/s1.tif", NOISE)
+    place(label, town / "raster/labels/more/s1.png", "PNG")
+    place(NOISE, town / "raster/images/s1.jpg", "JPEG")  # a preview
+    (town / "raster/images/all.vrt").write_text("a mosaic of the others")
+    (town / "raster/images/s1.tif.aux.xml").write_text("what GDAL leaves behind")
+    city = taken(town, "raster", gsd=1)
+    assert [scene.name for scene in city.scenes] == ["more-s1", "s1", "s2", "s3", "s4", "s5"]
+    assert city.scenes[0].labels == str(town / "raster/labels/more/s1.png")
+    assert any("passed over all.vrt, s1.jpg" in w or "passed over s1.jpg, all.vrt" in w for w in city.notes["warnings"])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize(("name", "driver"), [("s3.png", "PNG"), ("s3.jpg", "JPEG")])
+def test_a_picture_cut_short(town, name, driver):
+    path = town / "raster/images" / name
+    place(NOISE, path, driver)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"{name}: cannot be read"):
+        taken(town, "raster", gsd=1)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_crs_without_a_geotransform_is_none(town):
+    with rasterio.open(town / "raster/images/s2.tif", "r+") as dataset:
+        dataset.transform = Affine.identity()
+    with pytest.raises(InputError, match=r"s2.tif: carries a CRS but no geotransform; .*overrides.CITY.gsd"):
+        taken(town, "raster")
+    assert len(taken(town, "raster", gsd=1).scenes) == 2
+
+
+def test_labels_that_lie_elsewhere_are_found_early(town):
+    tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8), crs="EPSG:32632")
+    with pytest.raises(InputError, match="labels/s2.tif: lies elsewhere on the ground than its image"):
+        taken(town, "raster")
+
+
+def test_coordinates_that_tell_nothing_are_taken_and_said(town):
+    path = town / "raster/labels/s2.tif"
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs, dataset.transform = 'LOCAL_CS["site",UNIT["metre",1]]', Affine(1, 0, 5, 0, -1, 64)
+    assert "s2.tif: no CRS tells whether it lies on its image" in taken(town, "raster").notes["warnings"][0]
+
+
+BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[None].astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.resize(np.uint8([0, 3, 7, 250, 255]), (1, 64, 64)), "holds 3 values between .* as PNG or GeoTIFF"),
+        (BLURRED, ".* kept as JPEG or resized smoothly"),
+        (np.repeat(BLURRED, 3, axis=0), "has 3 bands; a label has one: keep the first, rio stack LABELS --bidx 1"),
+        (NOISE, "has 3 bands; a label has one: recode its colours"),
+    ],
+)
+def test_masks_that_went_through_a_picture(town, pixels, message):
+    tif(town / "raster/labels/s2.tif", pixels)
+    with pytest.raises(InputError, match=f"s2.tif: {message}"):
+        taken(town, "raster")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_jpeg_of_a_faint_mask(town):
+    (town / "raster/labels/s2.tif").unlink()
+    faint = np.zeros((1, 64, 64), np.uint8)
+    faint[0, 16:48, 16:48] = 9
+    place(faint, town / "raster/labels/s2.jpg", "JPEG")
+    with pytest.raises(InputError, match="s2.jpg: holds .* kept as JPEG"):
+        taken(town, "raster")
+
+
+def test_scenes_without_footprints_are_background_or_left_out(town):
+    assert "vector.unlabelled: ignore" in taken(town, "vector").notes["warnings"][0]
+    assert taken(town, "vector", unlabelled="background").notes["warnings"] == []
+    city = taken(town, "vector", unlabelled="ignore")
+    assert [scene.labels is None for scene in city.scenes] == [False, True] and city.notes["warnings"] == []
+
+
+def test_scenes_without_a_label_raster_may_be_left_out(town):
+    (town / "raster/labels/s2.tif").unlink()
+    city = taken(town, "raster", unlabelled="ignore")
+    assert [scene.labels is None for scene in city.scenes] == [False, True]
+    (town / "raster/labels/s1.tif").unlink()
+    with pytest.raises(InputError, match="no label for any image of raster"):
+        taken(town, "raster", unlabelled="ignore")
 
 
 def test_real_cities_as_they_stand(shared_cities):

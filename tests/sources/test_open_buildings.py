@@ -233,19 +233,40 @@ def test_a_cell_without_threshold_is_all_doubt(place):
     assert any("17 has no threshold" in warning for warning in city.notes["warnings"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbled", "other table"])
+@pytest.mark.parametrize("damage", ["cut", "garbled"])
 def test_a_damaged_cell_is_removed_and_fetched_anew(place, damage):
     path = cell(place.root / f"cells/{WEST}_buildings.csv.gz", [row(box(20, y)) for y in range(99)])
     whole = path.read_bytes()
     path.write_bytes({
         "cut": whole[: len(whole) // 2],
         "garbled": whole[:400] + bytes(len(whole) - 400),
-        "other table": gzip.compress(b"a,b\n1,2\n"),
     }[damage])  # fmt: skip
     with pytest.raises(InputError, match=r"17_buildings.csv.gz: is damaged \(.*removed, run again"):
         taken(place)
     path.write_bytes(whole)
     assert len(taken(place)[1]) == 99
+
+
+def test_a_table_of_points_is_no_damage_but_another_url(place):
+    path, points = place.root / f"cells/{WEST}_buildings.csv.gz", COLUMNS.replace("geometry,", "")
+    path.write_bytes(gzip.compress(points.encode()))
+    with pytest.raises(InputError, match="correct cells in the manifest") as refused:
+        taken(place)
+    assert "again" not in str(refused.value)
+
+
+def test_a_scene_is_taken_by_its_name_and_once(place):
+    image(place.root.parent / "imagery" / "ortho[2].tif")
+    names = ["imagery/ortho[2].tif", "./imagery/ortho[2].tif", "imagery/ortho[[]2].tif"]
+    assert [scene.name for scene in taken(place, scenes=names)[0].scenes] == ["ortho[2]"]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_scene_without_crs_is_told_what_helps(place):
+    image(place.root.parent / "imagery" / "a.tif", crs=None)
+    with pytest.raises(InputError, match="polygons cannot be laid over it; assign one") as refused:
+        taken(place)
+    assert "gsd" not in str(refused.value)
 
 
 def test_a_cut_connection_resumes(place):

@@ -1,8 +1,10 @@
 import json
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import torch
+from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
 from pipeline.generalization.corruptions import NAMES
@@ -10,7 +12,7 @@ from pipeline.generalization.gap import Fold
 from pipeline.geo.tiles import CityTiles
 from pipeline.learning.models import build_model, read_card
 from pipeline.params import parse_params
-from pipeline.storage import WORK
+from pipeline.storage import WORK, digest
 
 METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 PARAMS = {
@@ -57,7 +59,7 @@ def test_the_stage_writes_the_schema(params, workplace):
         assert oracle["iou"] == max(metrics["adaptation"][m][city] for m in METHODS)
         assert metrics["adaptation_choice"][city]["iou"] <= oracle["iou"]
         for side in metrics["robustness"]["city"][city].values():
-            assert side["certified"] <= side["clean"] + 0.02 and side["attacked"] <= side["clean"]
+            assert all(0 <= side[kind] <= 1 for kind in ("clean", "corrupted", "attacked", "certified"))
         estimate = metrics["label_free"]["city"][city]
         assert 0 <= estimate["thresholded"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
     a, b = (metrics["label_free"]["city"][c] for c in sorted(cities))  # a guess for one city from the other
@@ -71,8 +73,6 @@ def test_the_stage_writes_the_schema(params, workplace):
     assert set(metrics["corruption"]["haze"]["3"]) == cities
     worst, mean = metrics["worst_city"]["unseen"], metrics["mean_city"]["unseen"]
     assert worst <= mean <= max(row["unseen"] for row in metrics["city"].values())
-    drawn = {path.stem for path in (workplace.parent / "figures" / "generalize").glob("*.svg")}
-    assert drawn == {"gap", "matrix", "corruption", "adaptation", "label_free"}
 
 
 def test_seeds_single_cities_and_shares(params, workplace):
@@ -106,12 +106,12 @@ def test_seeds_single_cities_and_shares(params, workplace):
     assert (card["cities"], card["inherited"]) == (["dimham"], ["toyton"])
 
 
-def trained(params, workplace):
+def trained(params, workplace, folds=(None, "toyton", "dimham")):
     from pipeline.stages import train
 
     brief = {"epochs": 1, "steps_per_epoch": 1}
     params = params.model_copy(update={"train": params.train.model_copy(update=brief)})
-    for city in (None, "toyton", "dimham"):
+    for city in folds:
         train.run(params, city, tiles=workplace)
     return params
 
@@ -122,25 +122,66 @@ def with_init(params, folder):
 
 def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervised_one_is_not(params, workplace):
     from pipeline.learning.pretraining import pretrain
-    from pipeline.stages import generalize, train
+    from pipeline.stages import train
 
     params = trained(params, workplace)
     cities = [CityTiles(workplace / name) for name in ("toyton", "dimham")]
     (workplace.parent / "models" / "all").rename(workplace.parent / "clean")
     (workplace.parent / "models" / "without-toyton").rename(workplace.parent / "clean-dimham")
-    for start, dimham_unseen in (("clean", False), ("clean-dimham", False), ("pretrained", True)):
-        if start == "pretrained":
-            small = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
-            pretrain(params.model_copy(update={"pretrain": small}), cities, workplace.parent / start)
-        begun = with_init(params, workplace.parent / start)
-        train.run(begun, "dimham", tiles=workplace)
-        card = json.loads((workplace.parent / "models/without-dimham/model.json").read_text())
-        assert card["cities"] == ["toyton"] and ("dimham" in card["inherited"]) != dimham_unseen
-        if not dimham_unseen:
-            train.run(begun, tiles=workplace)
-            train.run(begun, "toyton", tiles=workplace)
-            with pytest.raises(InputError, match="train.init started it from a model that had been trained on dimham"):
-                generalize.run(begun, tiles=workplace)
+    before = digest(workplace.parent / "models/without-dimham/weights.safetensors")
+    for start, known in (("clean", "toyton, dimham"), ("clean-dimham", "dimham")):
+        for city in ("toyton", "dimham"):  # whichever fold is the first: the other one could not be
+            with pytest.raises(InputError, match=f"has been trained on {known}, so no fold can leave that out"):
+                train.run(with_init(params, workplace.parent / start), city, tiles=workplace)
+    assert digest(workplace.parent / "models/without-dimham/weights.safetensors") == before
+    small = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
+    pretrain(params.model_copy(update={"pretrain": small}), cities, workplace.parent / "pretrained")
+    train.run(with_init(params, workplace.parent / "pretrained"), "dimham", tiles=workplace)
+    card = json.loads((workplace.parent / "models/without-dimham/model.json").read_text())
+    assert card["cities"] == ["toyton"] and card["inherited"] == []
+    fold = json.loads((workplace.parent / "models/folds/dimham.json").read_text())
+    assert fold["weights"] == digest(workplace.parent / "models/without-dimham/weights.safetensors") != before
+
+
+def without_test_buildings(folder):
+    labels, about = np.load(folder / "labels.npy"), json.loads((folder / "regions.json").read_text())
+    for r in about["regions"]:
+        if r["split"] == "test":
+            labels[r["offset"] : r["offset"] + r["height"] * r["width"]] = 0
+    np.save(folder / "labels.npy", labels)
+    table = gpd.read_parquet(folder / "tiles.parquet")
+    table.loc[table["split"] == "test", "building"] = 0.0
+    table.to_parquet(folder / "tiles.parquet")
+
+
+def test_a_city_without_test_buildings_is_null_and_in_no_mean(params, workplace):
+    from pipeline.stages import generalize
+
+    scenes = [(split, *toy_scene(90 + i)) for i, split in enumerate(["train", "validation", "test"])]
+    without_test_buildings(write_city(workplace, scenes, "bare"))
+    cities = params.fetch.model_copy(update={"cities": ["toyton", "dimham", "bare"]})
+    few = {"corruption_tiles": 1, "adaptation": ["none", "adabn"], "attack_steps": 1}
+    params = params.model_copy(update={"fetch": cities, "generalize": params.generalize.model_copy(update=few)})
+    params = trained(params, workplace, (None, "toyton", "dimham", "bare"))
+    generalize.run(params, tiles=workplace)
+    metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
+    assert set(metrics["city"]) == set(metrics["label_free"]["city"]) == {"toyton", "dimham"}
+    assert all(row["bare"] is None for row in metrics["matrix"].values())
+    assert metrics["adaptation"]["adabn"]["bare"] is metrics["corruption_clean"]["bare"] is None
+    assert set(metrics["robustness"]["city"]) == {"toyton", "dimham"}
+    means = [row["unseen"] for row in metrics["city"].values()]
+    assert metrics["mean_city"]["unseen"] == pytest.approx(sum(means) / 2)
+
+
+def test_where_no_city_has_a_test_building_no_fold_is_trained(params, workplace):
+    from pipeline.stages import generalize
+
+    for city in ("toyton", "dimham"):
+        without_test_buildings(workplace / city)
+    seeds = params.model_copy(update={"generalize": params.generalize.model_copy(update={"seeds": [0, 1]})})
+    with pytest.raises(InputError, match="no city has a building in its test scenes"):
+        generalize.run(seeds, tiles=workplace)
+    assert not (WORK / "generalize").exists()
 
 
 def test_a_stale_fold_is_refused(params, workplace):
@@ -169,7 +210,6 @@ def test_one_city_has_nothing_to_hold_out(params, workplace):
     assert metrics["city"] == metrics["corruption"] == metrics["adaptation"] == {}
     assert set(metrics["matrix"]) == {"all"} and metrics["frugal"] == {"1": metrics["matrix"]["all"]}
     assert metrics["robustness"]["city"]["toyton"]["unseen"] is None
-    assert (workplace.parent / "figures" / "generalize" / "matrix.svg").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import rasterio.shutil
@@ -34,6 +35,7 @@ from pipeline.learning.calibration import calibrate
 from pipeline.learning.disagreement import Disagreement
 from pipeline.learning.models import build_model, save_model
 from pipeline.params import Fetch, Model, Predict
+from pipeline.prediction import scene as prediction
 from pipeline.prediction.flow import label_free_iou
 from pipeline.prediction.inputs import load
 from pipeline.sources import demo
@@ -509,6 +511,202 @@ def test_what_predict_did_not_write_it_does_not_overwrite(model, tmp_path, capsy
         run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"polygons": "fgb"}))
 
 
+NAMES = [
+    "a;b", "roof!", "-dash", "(1)", "#1", "gpkg_contents", "a?b", "50%20", "[red]x", "[old", ":house:", "it's", 'a"b',
+    "a$b`c`", "a|b*", "{x}", "größe–1", " lead", "a\\b", "C:x", "zip+file", "select", ".hidden", "x.rows",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
+def test_names_of_scenes_and_folders_are_data(model, tmp_path, suffix):
+    folder, out = tmp_path / "in!;[a] #?%20", tmp_path / "out!;[b] #?%20"
+    folder.mkdir()
+    scene, (_, truth) = write_scene(tmp_path / "s.tif", town(64, 64)[0]), town(64, 64)
+    for name in NAMES:
+        shutil.copy(scene, folder / f"{name}.tif")
+    run(
+        model, [str(folder / f"{n}.tif") for n in NAMES], out, settings=SETTINGS.model_copy(update={"polygons": suffix})
+    )
+    assert {p.name for p in out.iterdir()} == {f"{name}.{end}" for name in NAMES for end in ("tif", "json", suffix)}
+    for name in NAMES:
+        path = shutil.copy(out / f"{name}.{suffix}", tmp_path / f"plain.{suffix}")
+        polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
+        assert len(polygons) == ndimage.label(truth)[1]
+        if suffix == "gpkg":
+            assert gpd.list_layers(path).name.tolist() == ["buildings"]
+
+
+def test_a_name_that_is_no_text_fails_alone_and_is_spelt_out(model, tmp_path, capsys):
+    good = write_scene(tmp_path / "[red]good.tif", town(64, 64)[0])
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/[b]caf\xe9.tif")
+    shutil.copy(good, bad)
+    with pytest.raises(InputError, match="1 of 2 scenes failed"):
+        run(model, [bad, str(good)], tmp_path / "out", settings=SETTINGS)
+    assert "failed [b]caf\\udce9: " in (said := capsys.readouterr().out) and "no UTF-8 text; rename it" in said
+    assert (tmp_path / "out" / "[red]good.gpkg").exists()
+
+
+def test_lists_and_globs_take_names_at_their_word(tmp_path):
+    folder = tmp_path / "maps [old]"
+    folder.mkdir()
+    for name in ("a.tif", "#1.tif", "b\u2028c.tif"):
+        (folder / name).touch()
+    (folder / "list.txt").write_text("# a remark\n#1.tif\n*.tif\n", encoding="utf-8")
+    assert len(list_scenes([f"{folder}/*.tif"])) == 3
+    assert list(list_scenes([str(folder / "list.txt")])) == ["#1", "a", "b\u2028c"]
+
+
+def database(path: Path, *statements: str) -> None:
+    """Run statements on a GeoPackage as an editor would, whose triggers ask for functions of geometry."""
+    file = sqlite3.connect(path, isolation_level=None)
+    for name in ("IsEmpty", "MinX", "MaxX", "MinY", "MaxY"):
+        file.create_function(f"ST_{name}", 1, lambda geometry: 0)
+    for statement in statements:
+        file.execute(statement)
+    file.close()
+
+
+EDITS = {
+    "an attribute": ("gpkg", lambda p: database(p, "update buildings set label = 2 where fid = 1")),
+    "a style": ("gpkg", lambda p: database(p, "create table layer_styles (name text)")),
+    "a building more": (
+        "gpkg", lambda p: pyogrio.write_dataframe(gpd.read_file(p).head(1), p, layer="buildings", append=True)
+    ),
+    "another layer": ("gpkg", lambda p: database(p, "create table mine (geom blob)")),
+    "no database any more": ("gpkg", lambda p: p.write_bytes(b"mine")),
+    "a line of text": ("geojson", lambda p: p.write_text(p.read_text().replace('"label": 1', '"label": 2'))),
+    "fewer features": ("fgb", lambda p: gpd.read_file(p).head(1).to_file(p)),
+    "pixels": ("tif", lambda p: write_scene(p, np.ones((100, 100, 1), np.uint8))),
+    "a folder": ("tif", lambda p: (p.unlink(), p.mkdir())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_a_hand_changed_is_never_overwritten(model, tmp_path, capsys, edit):
+    suffix, change = EDITS[edit]
+    scene, out = write_scene(tmp_path / "town.tif", town(100, 100)[0]), tmp_path / "out"
+    settings = SETTINGS.model_copy(update={"polygons": "gpkg" if suffix == "tif" else suffix})
+    run(model, [str(scene)], out, settings=settings)
+    change(out / f"town.{suffix}")
+    before = snapshot(out)
+    run(model, [str(scene)], out, settings=settings)  # the same map is there already
+    for other in ({"min_area": 20}, {"polygons": "parquet"}):  # new polygons, and none of this format any more
+        with pytest.raises(InputError, match="1 of 1 scenes failed"):
+            run(model, [str(scene)], out, settings=settings.model_copy(update=other))
+        assert f"{out}/town.{suffix}: was changed since predict wrote it" in capsys.readouterr().out
+        assert snapshot(out) == before
+    (out / f"town.{suffix}").rename(tmp_path / "mine")
+    run(model, [str(scene)], out, settings=settings.model_copy(update={"min_area": 20}))
+
+
+@pytest.mark.parametrize("looked", [
+    ["pragma journal_mode=wal", "pragma journal_mode=delete"], ["vacuum"], ["analyze"],
+    ["begin", "update buildings set label = label + 1", "rollback"],
+])  # fmt: skip
+def test_a_map_that_was_only_looked_at_is_mapped_anew(model, tmp_path, looked):
+    scene, out = write_scene(tmp_path / "town.tif", town(100, 100)[0]), tmp_path / "out"
+    run(model, [str(scene)], out, settings=SETTINGS)
+    database(out / "town.gpkg", *looked)
+    with rasterio.open(out / "town.tif") as mask:
+        mask.statistics(1)
+    os.utime(out / "town.tif")
+    run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"min_area": 20}))
+    assert sorted(snapshot(out)) == ["town.gpkg", "town.json", "town.tif"]  # statistics of the old mask are gone
+    assert gpd.read_file(out / "town.gpkg").area_m2.min() >= 20
+
+
+BESIDE = {
+    "town.gpkg-wal": "is open in an editor", "town.gpkg-shm": "is open in an editor",
+    "town.gpkg-journal": "is open in an editor", "town.tif.ovr": "read along with the new town.tif",
+    "town.tif.msk": "read along with the new town.tif", "town.tif.aux.xml": "read along with the new town.tif",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_would_be_read_along_with_a_new_map_is_named(model, tmp_path, capsys, name):
+    scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
+    run(model, [str(scene)], out, settings=SETTINGS)
+    (out / name).write_text("<PAMDataset><SRS>EPSG:4326</SRS></PAMDataset>")
+    before = snapshot(out)
+    with pytest.raises(InputError, match="1 of 1"):
+        run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"min_area": 20}))
+    assert name in (said := capsys.readouterr().out) and BESIDE[name] in said and snapshot(out) == before
+
+
+def test_an_editor_s_journal_outlives_its_file_and_is_named(model, tmp_path, capsys):
+    scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
+    out.mkdir()
+    (out / "town.gpkg-wal").touch()
+    with pytest.raises(InputError, match="1 of 1"):
+        run(model, [str(scene)], out, settings=SETTINGS)
+    assert "town.gpkg-wal: is left of a town.gpkg that is gone" in capsys.readouterr().out
+    assert list(snapshot(out)) == ["town.gpkg-wal"]
+
+
+def test_an_editor_that_comes_while_a_scene_is_mapped_is_seen(model, tmp_path, capsys, monkeypatch):
+    scene, out = write_scene(tmp_path / "town.tif", town(100, 100)[0]), tmp_path / "out"
+    run(model, [str(scene)], out, settings=SETTINGS)
+    whole = prediction._map_scene
+
+    def mapped(*rest):
+        database(out / "town.gpkg", "delete from buildings where fid = 1")
+        return whole(*rest)
+
+    monkeypatch.setattr(prediction, "_map_scene", mapped)
+    with pytest.raises(InputError, match="1 of 1"):
+        run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"min_area": 20}))
+    assert "town.gpkg: was changed since" in capsys.readouterr().out
+    assert sorted(snapshot(out)) == ["town.gpkg", "town.json", "town.tif"]
+
+
+def test_a_map_of_an_earlier_version_that_noted_no_contents_stays(model, tmp_path, capsys):
+    scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
+    run(model, [str(scene)], out, settings=SETTINGS)
+    record = json.loads((out / "town.json").read_text())
+    (out / "town.json").write_text(json.dumps(record | {"key": "3", "files": list(record["files"])}))
+    with pytest.raises(InputError, match="1 of 1"):
+        run(model, [str(scene)], out, settings=SETTINGS)
+    assert "is of an earlier version, perhaps changed since" in capsys.readouterr().out
+
+
+def test_what_was_not_asked_for_is_null(model, tmp_path, capsys):
+    scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
+    run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"polygons": "none"}))
+    record = json.loads((out / "town.json").read_text())
+    assert record["buildings"] is None and record["built_area_m2"] is None
+    assert "–" in capsys.readouterr().out
+    run(model, [str(write_scene(tmp_path / "bare.tif", np.full((64, 64, 3), 90, np.uint8)))], out, settings=SETTINGS)
+    assert json.loads((out / "bare.json").read_text())["buildings"] == 0
+
+
+TERMINALS = [
+    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}, {"LANG": "C"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("terminal", TERMINALS, ids=str)
+def test_a_terminal_that_is_not_utf_8_fails_no_stage(model, tmp_path, terminal):
+    scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
+    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "predict", str(model), str(scene), "--out", "maps"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), **terminal}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"Mapped" in done.stdout, done.stderr
+    assert (tmp_path / "maps" / "town.json").exists()
+
+
+@pytest.mark.parametrize("ending", ["| true", ">&-"])
+def test_a_reader_that_has_gone_fails_no_stage(model, tmp_path, ending):
+    scene = write_scene(tmp_path / "-town.tif", town(64, 64)[0])
+    command = f'set -o pipefail; "$PYTHON" -m pipeline predict "$MODEL" ./{scene.name} --out maps {ending}'
+    environment = {**os.environ, "PYTHON": sys.executable, "MODEL": str(model)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "maps" / "-town.json").exists()
+
+
 def test_two_scenes_never_share_a_file(model, tmp_path):
     scenes = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("town", "town.probability")]
     rich = SETTINGS.model_copy(update={"probability": True})
@@ -632,8 +830,8 @@ BAD = {
         lambda p: write_scene(p, town(64, 64)[0][..., :1]),
         "has 1 band, but the model reads bands 1, 2, 3",
     ),
-    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "has no CRS.*--gsd"),
-    "photo.jpg": (jpeg, "has no CRS.*--gsd"),
+    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "carries no CRS.*--gsd"),
+    "photo.jpg": (jpeg, "carries no CRS.*--gsd"),
     "empty.tif": (lambda p: p.touch(), "cannot be read"),
     "absent.tif": (lambda p: None, "No such file"),
     "words.tif": (lambda p: p.write_text("not a picture"), "cannot be read"),
@@ -703,7 +901,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, l
             run(model, [str(scene)], tmp_path / "out", settings=settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "free some space" in capsys.readouterr().out
+    assert "File too large; choose a file system" in capsys.readouterr().out
     assert snapshot(tmp_path / "out") == {}
     run(model, [str(scene)], tmp_path / "out", settings=settings)
     with sqlite3.connect(tmp_path / "out" / "town.gpkg") as file:

@@ -1,11 +1,16 @@
 """The page: what it says, what it never does (load anything, run a city's name), and that its viewer works."""
 
+import base64
+import io
 import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 from report_factory import STAGES, commit, make, write
 
 from pipeline.errors import InputError
@@ -15,6 +20,7 @@ from pipeline.report.answer import answer
 from pipeline.report.changes import changes
 from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
+from pipeline.robustness.audit import CHECKS, AuditFailed
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
@@ -144,17 +150,47 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"])
 def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     make(tmp_path, ["here"], ("evaluate",))
-    damage(tmp_path / "figures/evaluate/maps/here/here-4.truth.jpg")
-    with pytest.raises(InputError, match=r"here-4.truth.jpg: not a readable picture .* pipeline evaluate"):
+    damage(tmp_path / "arrays/evaluate/maps/here/here-4.label.png")
+    with pytest.raises(InputError, match=r"here-4.label.png: not readable .* pipeline evaluate"):
         report.run(params_of(["here"]), tmp_path)
+
+
+def test_a_damaged_example_of_an_attack_is_one_sentence(tmp_path):
+    make(tmp_path, ["here"], ("attack",))
+    (tmp_path / "arrays/attack/here.npz").write_bytes(b"no arrays")
+    with pytest.raises(InputError, match=r"here.npz: not readable .* pipeline attack"):
+        report.run(params_of(["here"]), tmp_path)
+
+
+def test_each_figure_of_the_page_is_a_file_for_plots(tmp_path):
+    make(tmp_path, ["here", "there"])
+    report.run(params_of(["here", "there"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    drawn = sorted((tmp_path / "figures").rglob("*.svg"))
+    assert page.count('role="img"') >= len(drawn)
+    assert {path.parent.name for path in drawn} >= {
+        "learning", "confidence-and-size", "every-attack", "randomised-smoothing", "convex-relaxation",
+        "lipschitz-network", "weather-light-and-camera", "adapting-without-labels", "learning-from-few-labels",
+    }  # fmt: skip
+    for path in drawn:
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_layers_show_the_exact_masks(tmp_path):
+    make(tmp_path, ["here"], ("evaluate",))
+    shown = pictures(Results(params_of(["here"]), tmp_path))[0]
+    layer = Image.open(io.BytesIO(base64.b64decode(shown.layers["truth"].split(",")[1])))
+    label = np.asarray(Image.open(tmp_path / f"arrays/evaluate/maps/here/{shown.scene}.label.png"))
+    assert layer.size == label.shape[::-1]
+    assert np.array_equal(np.asarray(layer)[..., 3] > 0, label == 1)
 
 
 def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_path):
     make(tmp_path, ["here"], ("evaluate",))
-    folder = tmp_path / "figures/evaluate"
-    for kind in ("image", "truth", "probability"):
+    folder = tmp_path / "arrays/evaluate"
+    for kind in ("image.jpg", "label.png", "prediction.png", "confidence.png"):
         for i in (0, 1):  # two more scenes, one without a building to score
-            shutil.copy(folder / f"maps/here/here-4.{kind}.jpg", folder / f"maps/here/here-{i}.{kind}.jpg")
+            shutil.copy(folder / f"maps/here/here-4.{kind}", folder / f"maps/here/here-{i}.{kind}")
     scores = {"here-0": None, "here-1": 0.6, "here-4": 0.3, "here-5": 0.9}
     write(folder / "scenes.json", [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()])
     params = params_of(["here"])
@@ -321,3 +357,51 @@ def test_one_city_and_forty_fit_the_page(opened, few_or_many):
     assert page.evaluate("document.documentElement.scrollHeight") < 16000, "more than a reader scrolls through"
     assert page.locator(".thumb").count() == 2 * count
     assert noise == [] and (root / "report/index.html").stat().st_size < 15e6
+
+
+def test_a_failed_audit_is_red_and_ends_the_report_once_it_is_written(tmp_path):
+    make(tmp_path, ["sunnyside"])
+    metrics = json.loads((tmp_path / "metrics/attack.json").read_text())
+    write(tmp_path / "metrics/attack.json", metrics | {"audit": {"vanishes": False, "within_budget": True}})
+    with pytest.raises(AuditFailed, match="vanishes.*attack.json"):
+        report.run(params_of(["sunnyside"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert page.count('class="alarm"') == 2 and CHECKS["vanishes"] in page
+    assert (tmp_path / "metrics/report/sunnyside.json").exists()
+
+
+def nothing(tree: object) -> object:
+    """The same with null in the place of every number."""
+    return {key: nothing(value) for key, value in tree.items()} if isinstance(tree, dict) else None
+
+
+def blanked(tree: dict, city: str) -> dict:
+    """Metrics of which every number under a city's name is null, as where its labels know no building."""
+    return {k: nothing(v) if k == city else blanked(v, city) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def test_a_city_without_buildings_is_dashes_and_in_no_mean(tmp_path):
+    cities = ["town", "field"]
+    make(tmp_path, cities)
+    for stage in ("evaluate", "attack", "certify", "generalize"):
+        path = tmp_path / f"metrics/{stage}.json"
+        metrics = blanked(json.loads(path.read_text()), "field")
+        if stage == "generalize":
+            for table in (metrics["city"], metrics["label_free"]["city"], metrics["robustness"]["city"]):
+                del table["field"]
+        write(path, metrics)
+    report.run(params_of(cities), tmp_path)
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "metrics/report").iterdir()}
+    assert set(rows) == {"town", "mean_city"} and rows["mean_city"] == rows["town"]
+    assert "nan" not in (tmp_path / "report/index.html").read_text(encoding="utf-8").lower().split("<style>")[0]
+
+
+def test_several_classes_have_an_iou_each(tmp_path):
+    make(tmp_path, ["town", "field"], ("evaluate",))
+    path = tmp_path / "metrics/evaluate.json"
+    metrics = json.loads(path.read_text())
+    metrics["city"]["town"]["class_iou"] = {"1": 0.123, "2": None}
+    write(path, metrics)
+    report.run(params_of(["town", "field"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert all(f'<th scope="col">IoU of class {k}</th>' in page for k in (1, 2)) and "<td>0.123</td><td>–</td>" in page

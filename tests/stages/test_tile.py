@@ -12,6 +12,7 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.enums import ColorInterp
 
 from pipeline.errors import InputError
 from pipeline.geo import tiling
@@ -185,6 +186,50 @@ def test_sixteen_bits_are_scaled_alike_in_every_scene(town):
         expected = np.rint(np.clip((pixels.astype(float) - low) / (high - low), 0, 1) * 255)
         assert np.abs(np.moveaxis(tiles.image(region), 2, 0) - expected).max() <= 1
     assert tiles.image(tiles.regions[1]).mean() < 0.3 * tiles.image(tiles.regions[0]).mean()  # dark stays dark
+
+
+def test_reflectance_beside_counts_is_not_black(town, capsys):
+    counts = noise(3, 64, 64, high=4000, dtype=np.uint16)
+    tiles = three(town, counts, counts // 2, (counts / 4000).astype(np.float32)).tiles()
+    means = [tiles.image(region).mean() for region in tiles.regions]
+    assert means[2] == pytest.approx(means[0], rel=0.05) and means[1] < 0.6 * means[0]
+    assert "town2: other units than in the other scenes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_stated_range_that_fits_no_value_is_said(tmp_path, capsys):
+    eight_bits = noise(3, 40, 40)
+    three(Town(tmp_path, range=(0, 4000)), eight_bits.astype(np.uint16) * 15, eight_bits, eight_bits * 0.5).tiles()
+    assert "town1, town2: values far from fetch.overrides.town.range" in " ".join(capsys.readouterr().out.split())
+
+
+def test_bands_are_read_where_each_scene_declares_its_colours(town, capsys):
+    image = noise(3, 40, 40)
+    three(town, image[::-1], image, image, photometric="minisblack")
+    with rasterio.open(town.scenes[0].image, "r+") as dataset:
+        dataset.colorinterp = ColorInterp.blue, ColorInterp.green, ColorInterp.red
+    tiles = town.tiles()
+    assert all(np.array_equal(tiles.image(r), np.moveaxis(image, 0, 2)) for r in tiles.regions)
+    assert tiles.about["bands"] == [1, 2, 3]
+    assert "town0: red, green and blue are declared in another order" in " ".join(capsys.readouterr().out.split())
+
+
+def test_building_everywhere_is_said(town, capsys):
+    for i, split in enumerate(("train", "validation", "test")):
+        town.add(noise(3, 40, 40), np.full((40, 40), i > 0, np.uint8), split=split)
+    town.tiles()
+    assert "building everywhere in town1, town2" in " ".join(capsys.readouterr().out.split())
+
+
+def test_shared_ground_is_found_across_the_antimeridian(town, capsys):
+    def at(west):
+        return {"crs": "EPSG:4326", "transform": Affine(5e-6, 0, west, 0, -5e-6, -17)}
+
+    for west, split in ((179.9999, "train"), (179.9, "validation"), (-179.99995, "test")):
+        town.add(noise(3, 40, 60), np.zeros((40, 60), np.uint8), split=split, **at(west))
+    tiles = town.tiles()
+    assert "town0 (train) and town2 (test) share 50 % of their ground" in " ".join(capsys.readouterr().out.split())
+    frame = geopandas.read_parquet(tiles.folder / "tiles.parquet")
+    assert shapely.area(frame.geometry.to_numpy()).max() < 1e-6  # no tile reaches round the Earth
 
 
 def test_a_declared_range_and_bands_are_used(tmp_path):

@@ -1,0 +1,173 @@
+"""certify --scene: which pixels of a scene's map are proven, whatever a perturbation does.
+
+OUT/NAME.certified.tif      on the model's grid: the class proven (0, 1..k), 254 not proven, 255 no data
+OUT/NAME.certified.json     written last: the radius and its norm, what is certified, and how much of it is
+
+A convex or Lipschitz certificate is of the map that `predict` draws, of blended windows, turned where predict.augment
+says so: the blend of maps that all say k says k, so that a pixel is proven where every window over it, each way it is
+turned, proves the same class. Smoothing's is of the smoothed model, with its confidence over the whole scene.
+
+A perturbation is one of the pixels as the model reads them, in [0, 1]. The classes of the whole scene are held in
+memory: certifying them takes far longer than their size.
+"""
+
+import math
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.console import console, progress
+from pipeline.errors import InputError
+from pipeline.geo.scene import IGNORE
+from pipeline.params import METHODS, UNITS, Certify, Model, Params
+from pipeline.storage import scratch, write_json
+
+UNPROVEN = 254
+ROWS = 512  # written at a time
+
+
+def run(
+    params: Params,
+    scene: str,
+    out: Path = Path("certified"),
+    *,
+    method: str | None = None,
+    radius: float | None = None,
+    gsd: float | None = None,
+    bands: list[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> None:
+    """Certify the map of one scene by certify.model, with the settings of certify and predict.
+
+    method: None = the strongest that the architecture allows; radius: in the norm's unit, None = the least of
+    the method's. Raises InputError where the method cannot certify such a model, or the scene does not fit it.
+    """
+    from pipeline.learning.models import load_model
+    from pipeline.learning.precision import device, direct_sums
+    from pipeline.prediction.inputs import Task, open_scene
+
+    direct_sums()
+    segmenter = load_model(params.certify.model, device())
+    method = _method(params.certify, segmenter, method)
+    radius = _radius(params.certify, method, radius)
+    name, path = _one(scene)
+    task = Task(path, name, str(out), params.predict, gsd, bands and tuple(bands), value_range)
+    record = Path(out) / f"{name}.certified.json"
+    if record.with_suffix(".tif").exists() and not record.exists():
+        raise InputError(
+            f"{record.with_suffix('.tif')}: would be overwritten, and no record beside it says that certify made it; "
+            "move it, or choose another --out"
+        )
+    with ExitStack() as stack, scratch(record) as partial:
+        image, _ = open_scene(stack, task, segmenter.card)
+        classes = _certified(segmenter, image, params, method, radius)
+        valid = _write(partial / f"{name}.certified.tif", image, classes, segmenter.card)
+        about = {
+            "scene": path,
+            **_about(params, method, radius, segmenter),
+            **_found(classes[valid], segmenter.classes),
+        }
+        write_json(record, about)
+        (partial / f"{name}.certified.tif").replace(record.with_suffix(".tif"))
+    console.print(
+        f"{record.with_suffix('.tif')}: {about['share']:.1%} of the pixels are proven at {about['radius']} "
+        f"({about['unit']}), of {about['of']}"
+    )
+
+
+def _one(scene: str) -> tuple[str, str]:
+    """Name and path or URL of the scene."""
+    from pipeline.geo.scene_list import list_scenes
+
+    found = list(list_scenes([scene]).items())
+    if len(found) != 1:
+        raise InputError(f"--scene {scene}: names {len(found)} scenes; name one raster")
+    return found[0]
+
+
+def _method(settings: Certify, segmenter, asked: str | None) -> str:
+    """The method asked for, or the last that certifies such a model as it is deployed: the strongest."""
+    if segmenter.classes >= UNPROVEN:
+        raise InputError(f"{settings.model}: has {segmenter.classes} classes; a map of proofs holds {UNPROVEN - 1}")
+    model = Model(**segmenter.card["model"])
+    able = [name for name, method in METHODS.items() if method.certifies(model)]
+    if asked is not None and asked not in able:
+        raise InputError(
+            f"--method {asked}: cannot certify {settings.model}, whose architecture is {model.architecture}; "
+            f"choose {' or '.join(able)}"
+        )
+    return asked or able[-1]
+
+
+def _radius(settings: Certify, method: str, asked: float | None) -> float:
+    """The radius asked for, or the least of the method's settings."""
+    from pipeline.robustness.smoothing import radius
+
+    own = getattr(settings, method)
+    known = [radius(sigma, own.tau) for sigma in own.sigma] if method == "smoothing" else own.radii
+    if method == "smoothing" and asked is not None:
+        raise InputError("--radius: smoothing's follows from certify.smoothing.sigma and tau; set these instead")
+    if asked is not None and not 0 < asked < math.inf:
+        raise InputError(f"--radius {asked:g}: write a radius above 0, in the unit {UNITS[METHODS[method].norm]}")
+    return min(known) if asked is None else asked
+
+
+def _found(classes: np.ndarray, kinds: int) -> dict:
+    """Pixels with data, how many of them are proven of each class, and the share that is."""
+    proven = {str(k): int(np.count_nonzero(classes == k)) for k in range(kinds + 1)}
+    return {"pixels": classes.size, "proven": proven, "share": sum(proven.values()) / max(1, classes.size)}
+
+
+def _about(params: Params, method: str, radius: float, segmenter) -> dict:
+    from pipeline.robustness.sandwich import key
+
+    decision, predict = segmenter.decision, params.predict
+    about = {
+        "model": params.certify.model, "gsd": segmenter.card["gsd"], "method": method, "norm": METHODS[method].norm,
+        "radius": key(radius), "unit": UNITS[METHODS[method].norm], "of": METHODS[method].whose(True),
+        "temperature": decision.temperature, "threshold": decision.threshold, "arithmetic": "float32",
+    }  # fmt: skip
+    if method == "smoothing":
+        return {**about, "confidence": 1 - params.certify.smoothing.alpha}
+    return {**about, "window": predict.window, "overlap": predict.overlap, "augment": predict.augment}
+
+
+def _certified(segmenter, image, params: Params, method: str, radius: float) -> np.ndarray:
+    """(H, W) int16 classes, ABSTAIN where nothing is proven."""
+    from pipeline.prediction.inputs import decision
+    from pipeline.prediction.proven import convex_window, lipschitz_window, proven_classes
+    from pipeline.robustness import smoothing
+
+    if method == "smoothing":
+        s = params.certify.smoothing
+        return smoothing.certify_scene(
+            segmenter.deployed(), image, min(s.sigma), s.n0, s.n, s.tau, s.alpha, correction=s.correction,
+            device=next(segmenter.buffers()).device, batch_size=s.batch_size,
+        )  # fmt: skip
+    segmenter.decision = decision(params.predict, segmenter.card)
+    if method == "convex":
+        window = convex_window(segmenter, radius / 255, params.certify.convex.chunk)
+    else:
+        window = lipschitz_window(segmenter, radius)
+    return proven_classes(segmenter, image, params.predict, window, lambda steps: progress(steps, "certifying"))
+
+
+def _write(path: Path, image, classes: np.ndarray, card: dict) -> np.ndarray:
+    """The GeoTIFF, a band of rows at a time; returns where the scene holds data, (H, W) bool."""
+    from pipeline.geo.grid import Window
+    from pipeline.geo.writer import cloud_optimised
+    from pipeline.prediction.inputs import class_names
+
+    valid = np.ones(classes.shape, bool)
+    stored = np.where(classes < 0, UNPROVEN, classes).astype(np.uint8)
+    band = f"proven: 0 background, {', '.join(class_names(card))}, {UNPROVEN} not proven"
+    with cloud_optimised(path, image.grid, [band]) as write:
+        for top in range(0, len(classes), ROWS):
+            rows = slice(top, min(top + ROWS, len(classes)))
+            known = image.read(Window(top, 0, rows.stop - top, classes.shape[1]))[1]
+            if known is not None:
+                valid[rows] = known
+                stored[rows][~known] = IGNORE
+            write(top, stored[None, rows])
+    return valid
