@@ -42,7 +42,7 @@ def report(m: dict, params: Params, command: str) -> str:
     cities, t = list(m["city"]), params.train
     keys = ("seen", "unseen", "unseen_low", "unseen_high", "gap", "gap_low", "gap_high")
     gaps = [*m["city"].items(), ("mean city", m["mean_city"]), ("pooled", m["pooled"])]
-    scores = ("thresholded", "expected", "no_gap", "mean_gap", "mean_unseen")
+    scores = ("thresholded", "atc", "expected", "no_gap", "mean_gap", "mean_unseen")
     estimates, errors = m["label_free"]["city"], m["label_free"]["mean_error"]
     guesses = [[c, r["iou"], *(r[s] for s in scores), r["distance"]] for c, r in estimates.items()]
     kinds = ("clean", "corrupted", "attacked", "certified")
@@ -54,7 +54,7 @@ def report(m: dict, params: Params, command: str) -> str:
         f"`{command}`",
         f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} steps a "
         f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % "
-        "intervals by paired bootstrap over scenes (units), or over blocks where a city has one test scene; the models "
+        "intervals over scenes (units) in pairs, or over blocks where a city has one test scene; the models "
         "are held fixed.",
         table(
             ["city", "units", *(key.replace("_", " ") for key in keys)],
@@ -73,9 +73,9 @@ def report(m: dict, params: Params, command: str) -> str:
         "Repaired by no method tried, though a model that has seen it maps it clearly better: "
         f"{', '.join(m['beyond_adaptation']) or 'none'}.",
         "## IoU estimated without labels",
-        "thresholded and expected look at the new city's images. no_gap (the IoU of the model's own cities), mean_gap "
-        "(that less the other folds' mean gap) and mean_unseen (the other folds' unseen IoU) are naive guesses: they "
-        f"do not. The best of these, in hindsight, is {m['label_free']['naive']}.",
+        "thresholded, atc and expected look at the new city's images. no_gap (the IoU of the model's own cities), "
+        "mean_gap (that less the other folds' mean gap) and mean_unseen (the other folds' unseen IoU) are naive "
+        f"guesses: they do not. The best of these, in hindsight, is {m['label_free']['naive']}.",
         table(
             ["city", "IoU", *scores, "feature distance"],
             [*guesses, ["mean error", None, *(errors[s] for s in scores), None]],

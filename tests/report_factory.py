@@ -146,7 +146,7 @@ def generalize(root: Path, level: dict, random) -> dict:
         },
         "corruption_clean": {c: iou - 0.2 for c, iou in level.items()},
         "adaptation": {m: {c: iou - 0.2 + k / 50 for c, iou in level.items()} for k, m in enumerate(["none", "adabn"])},
-        "label_free": {"city": estimate, "mean_error": errors, "naive": "mean_unseen"},
+        "label_free": {"city": estimate, "mean_error": errors, "estimate": "thresholded", "naive": "mean_unseen"},
         "robustness": {
             "attack": {"norm": "linf", "epsilon": 1.0, "steps": 5},
             "certificate": {"norm": "l2", "radius": 0.034, "sigma": 0.05},

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CELL = 64  # pixels along the squares that errors are counted in
-FEW = 40  # blocks under which a scene is too few ranges wide for its range to be seen
+FEW = 60  # blocks under which a scene, less than eight ranges wide, does not let its range be seen
 
 
 @dataclass(frozen=True)

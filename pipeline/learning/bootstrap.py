@@ -11,8 +11,9 @@ bootstrap: Rao and Wu, JASA 1988), so that its spread is the standard error, wit
   quarter of a scene more, of Kish's effective size, that is not mapped at all.
 
 By simulation (`python -m benchmarks.intervals`) 95 % intervals of 2, 3, 5, 10 and 40 scenes cover .97–.99 where scenes
-are alike, .92–.97 where the built-up ones are mapped better, .92–.99 where one in eight fails. Without the quarter of a
-scene the first would be .95–.98, the last .82.
+are alike, .92–.96 where the built-up ones are mapped better, .92–.99 where one in eight fails. Without the quarter of a
+scene the first would be .95–.98 and the last .82 of ten scenes: a sample without a failure looks like a city without,
+so that what covers the one is too wide for the other.
 """
 
 from collections.abc import Iterable

@@ -33,6 +33,7 @@ class Answer:
     kinds: list[Kind]
     rows: list[tuple[str, dict[str, Measure]]]
     lead: str
+    without_interval: list[str]  # sentences on why
 
 
 def answer(results: Results) -> Answer:
@@ -40,7 +41,12 @@ def answer(results: Results) -> Answer:
     columns = zip(kinds(results), (seen(results), unseen(results), attacked(results), certified(results)), strict=True)
     columns = [(kind, values) for kind, values in columns if values]
     rows = [(c, {kind.name: v[c] for kind, v in columns if c in v}) for c in results.cities]
-    return Answer([kind for kind, _ in columns], [(city, row) for city, row in rows if row], lead(results))
+    return Answer(
+        [kind for kind, _ in columns],
+        [(city, row) for city, row in rows if row],
+        lead(results),
+        without_interval(results),
+    )
 
 
 def kinds(results: Results) -> list[Kind]:
@@ -61,14 +67,35 @@ def kinds(results: Results) -> list[Kind]:
 
 
 def measures(rows: dict, name: str, of: str | None = None) -> dict[str, Measure]:
-    """The IoU `name` of each row that has it. [0, 1] is how the bootstrap says that one scene has no spread to show."""
-    found = {}
-    for city, row in rows.items():
-        if row.get(name) is not None:
-            low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-            interval = (None, None) if (low, high) == (0, 1) else (low, high)
-            found[city] = Measure(row[name], *interval, row.get(of))
-    return found
+    """The IoU `name` of each row that has it, and its interval where there is one."""
+    return {
+        city: Measure(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), row.get(of))
+        for city, row in rows.items()
+        if row.get(name) is not None
+    }
+
+
+def without_interval(results: Results) -> list[str]:
+    """Why no interval of a city's scenes is shown."""
+    measured = results.of("evaluate")
+    bare = [city for city, m in seen(results).items() if m.low is None and city in measured]
+    small = [city for city in bare if measured[city].get("units") == 1]
+    extreme = [city for city in bare if city not in small and measured[city]["iou"] in (0, 1)]
+    return [
+        *(f"None is shown of {', '.join(few)}: {why}." for few, why in (
+            (small, "a single test scene with buildings, of too few blocks, says nothing of others"),
+            (extreme, "an IoU of 0 or 1 in every scene does not say how far the others are from it"),
+        ) if few)
+    ]  # fmt: skip
+
+
+def sandwich(results: Results) -> dict[str, dict[str, float]]:
+    """Certified, attacked and clean IoU of each city, of one model and radius and on the same crops."""
+    road, radius = proof(results)
+    rows = {city: by_radius.get(radius, {}) for city, by_radius in results.of("certify", road).get("city", {}).items()}
+    return {
+        city: {name: row[name] for name in BOUNDS} for city, row in rows.items() if row.get("certified") is not None
+    }
 
 
 def seen(results: Results) -> dict[str, Measure]:

@@ -18,6 +18,11 @@ from pipeline.robustness.audit import failures
 from pipeline.runs import hardware
 
 HERE = Path(__file__).parent
+ESTIMATES = {
+    "thresholded": "average thresholded confidence, once a class",
+    "atc": "average thresholded confidence",
+    "expected": "calibrated Soft Dice Confidence",
+}
 GUESSES = {
     "no_gap": "that a new city is mapped like the others",
     "mean_gap": "that it loses what other new cities lose",
@@ -88,17 +93,20 @@ def score(value: float | None, digits: int = 2) -> str:
 
 
 def estimate(results: Results) -> dict | None:
-    """The IoU estimated without labels beside the naive guess that erred least, and the mean errors of both."""
+    """Of the IoU estimated without labels and of naive guesses what erred least, and the mean errors of both."""
     label_free = results.of("generalize", "label_free")
-    guess = label_free.get("naive")
-    if not guess:
+    guess, shown = label_free.get("naive"), label_free.get("estimate")
+    if not guess or not shown:
         return None
+    errors = label_free["mean_error"]
     rows = {city: label_free["city"][city] for city in results.cities if city in label_free["city"]}
     return {
         "guess": GUESSES[guess],
-        "error": label_free["mean_error"]["thresholded"],
-        "guess_error": label_free["mean_error"][guess],
-        "rows": [(city, row["iou"], row["thresholded"], row[guess]) for city, row in rows.items()],
+        "name": ESTIMATES[shown],
+        "error": errors[shown],
+        "guess_error": errors[guess],
+        "beaten": errors[shown] < errors[guess],
+        "rows": [(city, row["iou"], row[shown], row[guess]) for city, row in rows.items()],
     }
 
 

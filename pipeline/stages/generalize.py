@@ -9,7 +9,8 @@ Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.j
                          corruption_clean, corruption_retained and the worst_corruption a city
     adaptation           {METHOD: {CITY: IoU}}; adaptation_choice: the method chosen on the other cities, and the
                          "oracle", chosen with the city's own labels; beyond_adaptation: cities none of them repairs
-    label_free           IoU estimated from unlabelled tiles, and the mean_error of the estimates over the folds
+    label_free           IoU estimated from unlabelled tiles, the mean_error of the estimates over the folds, the
+                         estimate and the naive guess that err least
     robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal pixels
     frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions is set
 
@@ -29,7 +30,7 @@ from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.generalization.frugal import frugal
 from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
-from pipeline.generalization.label_free import estimated
+from pipeline.generalization.label_free import ESTIMATES, estimated
 from pipeline.generalization.ladder import adapted
 from pipeline.generalization.stress import corrupted, robustness
 from pipeline.geo.tiles import Cities, open_cities
@@ -165,7 +166,7 @@ def print_tables(metrics: dict) -> None:
         table("IoU by share of training scenes", ["share", *columns],
               [[f"{float(s):.0%}", *(row[c] for c in columns)] for s, row in metrics["frugal"].items()])  # fmt: skip
     estimates, naive = metrics["label_free"], metrics["label_free"]["naive"]
-    guesses = ("thresholded", "expected", *([naive] if naive else []))
+    guesses = (*ESTIMATES, *([naive] if naive else []))
     errors = [estimates["mean_error"][guess] for guess in guesses]
     table("IoU estimated without labels, and the best naive guess", ["city", "true", *guesses, "feature distance"],
           [[c, r["iou"], *(r[guess] for guess in guesses), r["distance"]] for c, r in estimates["city"].items()]

@@ -3,7 +3,10 @@
 Writes report/index.html, its figures as figures/GALLERY/CHART.svg for `dvc plots`, and the page's first
 table as metrics/report/CITY.json (DVC prints a row a file):
 
-    seen, unseen, attacked, certified      IoU of what the page calls by these names, as far as measured
+    seen, unseen, attacked         IoU of what the page calls by these names, as far as measured
+    unseen_of, attacked_of         what it would be of the city seen, of the tiles left alone
+    sandwich                       certified ≤ attacked ≤ clean IoU of the page's certificate: of one model and one
+                                   radius, on the same crops, and so not to be held against the others
 
 and their means over the cities that have them as metrics/report/mean_city.json.
 
@@ -25,7 +28,7 @@ def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
 
     Raises InputError where a metrics file is damaged, and AuditFailed, all being written, where the attacks are weak.
     """
-    from pipeline.report.answer import answer
+    from pipeline.report.answer import answer, sandwich
     from pipeline.report.charts import galleries, write_figures
     from pipeline.report.page import page
     from pipeline.report.results import Results
@@ -40,12 +43,33 @@ def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
     with atomic_folder(root / "figures") as folder:
         write_figures(chain(*drawn.values()), folder)
     kinds = [kind.name for kind in found.kinds]
+    proven = sandwich(results)
+    written = {city: entry(row, proven.get(city)) for city, row in found.rows}
+    with atomic_folder(root / "metrics/report") as folder:
+        for name, row in {**written, "mean_city": mean_of(list(written.values()))}.items():
+            write_json(folder / f"{name}.json", row)
     cities = {city: {kind: measure.iou for kind, measure in row.items()} for city, row in found.rows}
     mean = {kind: fmean(row[kind] for row in cities.values() if kind in row) for kind in kinds}
     rows = [*cities.items(), ("mean_city", mean)]
-    with atomic_folder(root / "metrics/report") as folder:
-        for name, row in rows:
-            write_json(folder / f"{name}.json", row)
     table("IoU", ["city", *kinds], [[name, *(row.get(kind) for kind in kinds)] for name, row in rows])
     console.print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")
     demand(results.of("attack", "audit"), str(root / "metrics/attack.json"))
+
+
+def entry(measures: dict, sandwich: dict | None) -> dict:
+    """One city's metrics: an IoU, what it is of, and apart from them the sandwich, whose three compare."""
+    found = {}
+    for kind, measure in measures.items():
+        if kind != "certified":
+            found[kind] = measure.iou
+            found |= {f"{kind}_of": measure.of} if measure.of is not None else {}
+    return found | ({"sandwich": sandwich} if sandwich else {})
+
+
+def mean_of(rows: list[dict]) -> dict:
+    """The mean of each number over the rows that have it, in sections as in numbers."""
+    means = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        means[name] = mean_of(values) if isinstance(values[0], dict) else fmean(values)
+    return means

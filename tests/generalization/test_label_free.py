@@ -3,7 +3,15 @@ import pytest
 
 from pipeline.generalization.label_free import feature_distance, mean_error
 from pipeline.generalization.predictions import building_probability
-from pipeline.learning.expected_iou import Thresholds, expected_iou, fit_thresholds, thresholded_iou
+from pipeline.learning.expected_iou import (
+    Thresholds,
+    cooled,
+    expected_iou,
+    fit_threshold,
+    fit_thresholds,
+    soft_dice_confidence,
+    thresholded_iou,
+)
 from pipeline.learning.metrics import iou
 
 
@@ -62,6 +70,30 @@ def test_true_probabilities_give_the_true_iou():
     labels = (rng.random(probability.shape) < probability).astype(np.uint8)
     assert expected_iou(probability) == pytest.approx(iou(probability > 0.5, labels), abs=0.005)
     assert thresholded_iou(np.zeros((1, 4, 4)), Thresholds(0.5, 0.5)) == 0
+
+
+def test_the_published_threshold_gives_the_accuracy_where_it_was_fitted():
+    rng = np.random.default_rng(4)
+    probability = rng.beta(0.4, 0.6, (16, 64, 64))
+    labels = (rng.random(probability.shape) < probability**2).astype(np.uint8)  # overconfident of buildings
+    one = fit_threshold(probability, labels)
+    confidence, right = np.maximum(probability, 1 - probability), (probability > 0.5) == labels
+    assert one.building == one.background
+    assert (confidence >= one.building).mean() == pytest.approx(right.mean(), abs=1e-4)
+
+
+def test_soft_dice_confidence_is_the_dice_score_of_true_probabilities():
+    p, found = np.array([0.9, 0.6, 0.3]), np.array([True, True, False])
+    assert soft_dice_confidence(p, found=found) == pytest.approx(2 * 1.5 / (1.8 + 2))
+    assert expected_iou(p, found=found) == pytest.approx(1.5 / (2 + 0.3))  # Σ p ŷ / Σ (ŷ or p)
+    assert soft_dice_confidence(np.zeros(3)) == expected_iou(np.zeros(3)) == 0
+
+
+def test_cooling_turns_the_logit_down():
+    p = np.array([0.1, 0.5, 0.9])
+    odds = np.log(p / (1 - p))
+    np.testing.assert_allclose(cooled(p, 2.0), 1 / (1 + np.exp(-odds / 2)))
+    np.testing.assert_allclose(cooled(p, 1.0), p)
 
 
 def test_a_histogram_is_as_good_as_its_pixels():

@@ -2,21 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
+from benchmarks.intervals import coverage_of_blocks, scene
 from pipeline.learning import blocks
 from pipeline.learning.blocks import CELL, FEW, correlated_over
 from pipeline.learning.bootstrap import iou_interval
-
-
-def scene(rng, side: int, correlated: float) -> np.ndarray:
-    """(3, side, side) cells of a scene whose buildings are found well or badly over `correlated` pixels (σ)."""
-    field = rng.normal(size=(side, side))
-    if correlated:
-        field = ndimage.gaussian_filter(field, correlated / CELL, mode="wrap")
-    union = rng.integers(800, 1600, (side, side))
-    found = 1 / (1 + np.exp(-1.2 - 0.8 * field / field.std() - 0.3 * rng.normal(size=(side, side))))
-    return np.stack([np.rint(found * union).astype(int), union, np.full_like(union, CELL**2)])
 
 
 def test_the_range_is_how_far_errors_are_alike():
@@ -29,14 +19,12 @@ def test_the_range_is_how_far_errors_are_alike():
 
 @pytest.mark.parametrize("correlated", [0, 64, 128])
 def test_blocks_of_correlated_errors_cover_the_truth(correlated):
-    rng = np.random.default_rng(correlated)
-    counts = np.sum([scene(rng, 64, correlated)[:2].sum((1, 2)) for _ in range(200)], axis=0)
-    truth, hits = counts[0] / counts[1], []
-    for trial in range(120):
-        found = blocks.blocks([scene(rng, 64, correlated)], 256)
-        low, high = iou_interval(found.intersection, found.union, 100, trial, held=found.held)
-        hits.append(low <= truth <= high)
-    assert np.mean(hits) >= 0.88
+    hit, share = coverage_of_blocks(64, correlated, trials=120)
+    assert hit >= 0.9 and share > 0.7
+
+
+def test_a_scene_a_few_ranges_wide_is_not_believed():
+    assert coverage_of_blocks(32, 256, trials=60) == (None, 0)
 
 
 def test_blocks_are_as_long_as_asked_or_as_errors_are_alike():

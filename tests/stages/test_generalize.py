@@ -66,6 +66,7 @@ def test_the_stage_writes_the_schema(params, workplace):
     assert a["mean_unseen"] == b["iou"] and a["mean_gap"] == pytest.approx(a["no_gap"] - b["no_gap"] + b["iou"])
     errors = metrics["label_free"]["mean_error"]
     assert errors["mean_unseen"] == pytest.approx(abs(a["iou"] - b["iou"]))
+    assert errors[metrics["label_free"]["estimate"]] == min(errors[g] for g in ("thresholded", "atc", "expected"))
     assert errors[metrics["label_free"]["naive"]] == min(errors[g] for g in ("no_gap", "mean_gap", "mean_unseen"))
     assert metrics["frugal"] == {}
     assert set(metrics["corruption"]) == set(NAMES)

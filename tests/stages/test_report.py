@@ -88,7 +88,8 @@ def test_models_trained_more_briefly_are_compared_with_their_equals_only(tmp_pat
     assert "A city like hard, never seen: 0.10, where an equally short training that saw it reaches 0.70." in found.lead
     assert [city for city, _ in found.rows] == ["slow", "hard", "easy"]  # as the delivered model maps them
     assert dict(found.rows)["hard"]["unseen"].of == 0.7
-    assert "1, not 18 epochs" in next(kind.meaning for kind in found.kinds if kind.name == "unseen")
+    epochs = params_of([]).train.epochs
+    assert f"1, not {epochs} epochs" in next(kind.meaning for kind in found.kinds if kind.name == "unseen")
 
 
 def test_a_gap_that_is_none_is_called_no_less(tmp_path):
@@ -104,12 +105,37 @@ def test_a_proven_radius_is_rounded_down(tmp_path, radius, said):
     assert f"up to {said} (ℓ2), 0.50 is proven" in answer(Results(params_of(["here"]), tmp_path)).lead
 
 
-def test_an_interval_that_says_nothing_is_not_drawn(tmp_path):
-    make(tmp_path, ["alone"], ("evaluate",))
+def test_where_there_is_no_interval_the_page_says_why(tmp_path):
+    make(tmp_path, ["alone", "perfect", "known"], ("evaluate",))
     metrics = json.loads((tmp_path / "metrics/evaluate.json").read_text())
-    metrics["city"]["alone"] |= {"iou_low": 0.0, "iou_high": 1.0}
+    none = {"iou_low": None, "iou_high": None}
+    metrics["city"]["alone"] |= none | {"units": 1}
+    metrics["city"]["perfect"] |= none | {"units": 4, "iou": 1.0}
     write(tmp_path / "metrics/evaluate.json", metrics)
-    assert dict(answer(Results(params_of(["alone"]), tmp_path)).rows)["alone"]["seen"].low is None
+    report.run(params_of(["alone", "perfect", "known"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert (
+        "None is shown of alone: a single test scene" in page and "None is shown of perfect: an IoU of 0 or 1" in page
+    )
+
+
+def test_certified_attacked_and_clean_stand_together_and_each_says_what_it_is_of(three):
+    found = json.loads((three / "metrics/report/sunnyside.json").read_text())
+    mean = json.loads((three / "metrics/report/mean_city.json").read_text())
+    for row in (found, mean):
+        proof = row["sandwich"]
+        assert proof["certified"] < proof["attacked"] < proof["clean"] and "certified" not in row
+        assert row["attacked"] < row["attacked_of"] and row["unseen"] < row["unseen_of"]
+
+
+def test_an_estimate_that_does_not_beat_a_guess_says_so(three, tmp_path):
+    make(tmp_path, ["here", "there"], ("generalize",))
+    metrics = json.loads((tmp_path / "metrics/generalize.json").read_text())
+    metrics["label_free"]["mean_error"] |= {"thresholded": 0.3, "mean_unseen": 0.1}
+    write(tmp_path / "metrics/generalize.json", metrics)
+    report.run(params_of(["here", "there"]), tmp_path)
+    worse, better = ((root / "report/index.html").read_text(encoding="utf-8") for root in (tmp_path, three))
+    assert "no better than that guess" in worse and "no better than that guess" not in better
 
 
 def test_names_stay_words_and_nothing_is_loaded(three):
