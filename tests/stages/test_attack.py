@@ -127,7 +127,7 @@ def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
 def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
     settings, paths = stage
     cities = [CityTiles(paths["tiles"] / city) for city in CITIES]
-    samples = {city.city: attack._sample(city, 1, 0) for city in cities}
+    samples = {city.city: attack._sample(city, "test", 1, settings.attack) for city in cities}
     keys = [attack._key(settings, cities, samples)]
     assert keys[0] == attack._key(settings, cities, samples)
     read = Path.read_text
