@@ -205,9 +205,10 @@ class Bar(Callback):
     def on_validation_end(self, trainer, module) -> None:
         if trainer.is_global_zero and not console.is_terminal:
             last = module.history[-1]
+            known = "none, no building there" if last["iou"] is None else f"{last['iou']:.3f}"
             console.print(
                 f"epoch {last['epoch'] + 1} of {module.train_params.epochs}: loss {last['loss']:.3f}, "
-                f"validation IoU {last['iou']:.3f}"
+                f"validation IoU {known}"
             )
 
     def teardown(self, trainer, module, stage) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from robustness import tint
@@ -13,6 +14,7 @@ from pipeline.robustness.audit import CHECKS, AuditFailed, audit, demand
 from pipeline.robustness.campaign import Campaign, attack_city
 from pipeline.robustness.scores import by_method, city_metrics, evidence
 from pipeline.robustness.surrogate import surrogate
+from pipeline.robustness.worst_case import worst_case
 
 HONEST = {
     "excess": 1e-8,
@@ -167,5 +169,6 @@ def test_the_longer_attack_counts_on_its_tile_alone():
 
 
 def test_a_method_of_several_losses_is_their_worst_case():
-    row = by_method({"noise": [[9, 9], [10, 10]], "apgd mce": [[2, 8], [10, 10]], "apgd js": [[7, 1], [10, 10]]})
+    found = {"noise": [[9, 9], [10, 10]], "apgd mce": [[2, 8], [10, 10]], "apgd js": [[7, 1], [10, 10]]}
+    row = by_method(found, lambda measurements: worst_case(*np.array(measurements).swapaxes(0, 1))[0])
     assert row == {"noise": 0.9, "apgd": 0.15, "apgd_losses": {"mce": 0.5, "js": 0.4}}
