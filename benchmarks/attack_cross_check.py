@@ -29,18 +29,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "robustness"), str(Path(__file__).parents[1])]
-import tint  # noqa: E402
-
-from benchmarks.generalize_real import table as markdown  # noqa: E402
-from pipeline.console import progress, table  # noqa: E402
-from pipeline.geo.tiles import CityTiles  # noqa: E402
-from pipeline.learning.crops import to_tensors  # noqa: E402
-from pipeline.learning.models import load_model  # noqa: E402
-from pipeline.params import Adversarial, Attack  # noqa: E402
-from pipeline.robustness import attacks  # noqa: E402
-from pipeline.robustness.campaign import Campaign, CityAttack  # noqa: E402
-from pipeline.robustness.worst_case import worst_case  # noqa: E402
+from benchmarks.generalize_real import table as markdown
+from pipeline.console import progress, table
+from pipeline.course import tint
+from pipeline.geo.tiles import CityTiles
+from pipeline.learning.crops import to_tensors
+from pipeline.learning.models import load_model
+from pipeline.params import Adversarial, Attack
+from pipeline.robustness import attacks
+from pipeline.robustness.campaign import Campaign, CityAttack
+from pipeline.robustness.worst_case import worst_case
 
 try:
     import torchattacks

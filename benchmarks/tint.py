@@ -1,4 +1,4 @@
-"""Adversarial training on a task with a known answer: the planted tint (tests/robustness/tint.py).
+"""Adversarial training on a task with a known answer: the planted tint (pipeline/course/tint.py).
 
     python -m benchmarks.tint [--steps 200] [--tiles 64]
 
@@ -15,15 +15,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "robustness"))
-import tint  # noqa: E402
-
-from benchmarks.generalize_real import ROOT, table  # noqa: E402
-from pipeline.learning.adversarial import adversarial_loss, overfitting_gap  # noqa: E402
-from pipeline.learning.losses import cross_entropy  # noqa: E402
-from pipeline.params import Adversarial  # noqa: E402
-from pipeline.robustness import attacks  # noqa: E402
-from pipeline.robustness.worst_case import worst_case  # noqa: E402
+from benchmarks.generalize_real import ROOT, table
+from pipeline.course import tint
+from pipeline.learning.adversarial import adversarial_loss, overfitting_gap
+from pipeline.learning.losses import cross_entropy
+from pipeline.params import Adversarial
+from pipeline.robustness import attacks
+from pipeline.robustness.worst_case import worst_case
 
 METHODS = {
     "standard": Adversarial(),

@@ -74,12 +74,6 @@ def _polygonal(collection):
     return shapely.union_all(parts) if len(parts) else None
 
 
-def vector_crs(path: str | Path) -> CRS:
-    """The CRS a file of footprints is in. Raises InputError where it cannot be read or has none."""
-    with open_layer(Path(path)) as layer:
-        return layer.crs
-
-
 def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None) -> Footprints:
     """Read the polygons of a file, repaired, in `crs` (anything pyproj reads; None = the file's own).
 

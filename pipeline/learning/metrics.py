@@ -29,9 +29,15 @@ def counts(classes: Array, labels: Array) -> tuple[Array, Array]:
     A negative class stands where nothing is proven (see robustness/certificates.py). Such a pixel counts against
     us on either side: the least intersection and the greatest union of all maps that agree with the certificate.
     """
+    intersection, union = overlap(classes, labels)
+    return intersection.sum((-2, -1)), union.sum((-2, -1))
+
+
+def overlap(classes: Array, labels: Array) -> tuple[Array, Array]:
+    """Which pixels (…, H, W) are of the intersection and of the union that `counts` sums."""
     valid = labels != IGNORE
     truth = (labels > 0) & valid
-    return ((classes > 0) & truth).sum((-2, -1)), (truth | (classes != 0) & valid).sum((-2, -1))
+    return (classes > 0) & truth, truth | (classes != 0) & valid
 
 
 def buildings(labels: Array) -> Array:
@@ -59,14 +65,12 @@ def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.
 
 def cell_counts(prediction: np.ndarray, label: np.ndarray, cell: int = CELL) -> np.ndarray:
     """(3, R, C) intersection, union and valid pixels of each cell × cell square."""
-    valid = label != IGNORE
-    found, truth = (prediction > 0) & valid, (label > 0) & valid
     rows, columns = np.arange(0, label.shape[0], cell), np.arange(0, label.shape[1], cell)
 
     def add(mask: np.ndarray) -> np.ndarray:
         return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1)
 
-    return np.stack([add(found & truth), add(found | truth), add(valid)])
+    return np.stack([*map(add, overlap(prediction, label)), add(label != IGNORE)])
 
 
 def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -388,7 +388,7 @@ def _rasters(
         raise InputError(f"{folder}: no label for any image of {city}; labels bear the names of their images")
     notes["scenes_without_label"] = missing
     pairs = [(by_name[image.name], image) for image in images if image.name in by_name]
-    found = {path.name: _label_values(path, image, notes) for path, image in pairs}
+    found = {str(path.relative_to(folder)): _label_values(path, image, notes) for path, image in pairs}
     values, building = set().union(*found.values()), override.building
     notes["label_values"] = sorted(values)
     if building is None:

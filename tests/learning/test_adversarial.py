@@ -1,8 +1,8 @@
 import pytest
 import torch
-from robustness import tint
 from torch import nn
 
+from pipeline.course import tint
 from pipeline.learning import adversarial
 from pipeline.learning.adversarial import adversarial_loss, epsilon_at, move, overfitting_gap, replay, resume_replay
 from pipeline.learning.losses import cross_entropy

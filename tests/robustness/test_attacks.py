@@ -5,11 +5,11 @@ from typing import get_args
 
 import pytest
 import torch
-from robustness import tint
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline import params
+from pipeline.course import tint
 from pipeline.errors import InputError
 from pipeline.geo.scene import IGNORE
 from pipeline.learning.perturb import ball, length, project, valid_mean

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from robustness import tint
 from torch import nn
 
 from pipeline import params
+from pipeline.course import tint
 from pipeline.params import Adversarial
 from pipeline.robustness.audit import CHECKS, AuditFailed, audit, demand
 from pipeline.robustness.campaign import Campaign, attack_city

@@ -331,6 +331,15 @@ def place(pixels, path, driver):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_labels_of_one_name_in_two_folders_are_both_looked_at(town):
+    for folder, building in (("", 255), ("more", 1)):
+        tif(town / "raster/images" / folder / "s1.tif", NOISE)
+        tif(town / "raster/labels" / folder / "s1.tif", np.uint8(building) * (NOISE[:1] > 200))
+    tif(town / "raster/labels/s2.tif", np.uint8(255) * (NOISE[:1] > 200))
+    with pytest.raises(InputError, match=r"s1.tif holds 255 and no class, .* a class and no 255"):
+        taken(town, "raster")
+
+
 def test_scenes_of_every_format_and_in_sub_folders(town):
     label = (NOISE[:1] > 200).astype(np.uint8)
     for name, driver in (("s3.png", "PNG"), ("s4.jp2", "JP2OpenJPEG"), ("s5.jpg", "JPEG")):
