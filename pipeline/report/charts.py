@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from pipeline.params import METHODS, UNITS
+from pipeline.params import METHODS
 from pipeline.report.answer import budget
 from pipeline.report.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
 from pipeline.report.results import Results, read
@@ -67,6 +67,7 @@ class Gallery:
     first: int = 6
 
 
+RADIUS = {"linf": "radius, ℓ∞ in 1/255", "l2": "radius, ℓ2"}  # short enough for a small panel
 RELIABILITY = [("reliability.json", "as trained", GREY), ("reliability_calibrated.json", "calibrated", INK)]
 SMALL, WIDE = (2.3, 1.9), (4.8, 2.2)  # inches of a panel among others, and of one alone
 
@@ -256,7 +257,7 @@ def sandwich(results: Results) -> list[Gallery]:
     """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
     galleries = []
     for road, certificate in METHODS.items():
-        found, label = results.of("certify", road), f"radius ({UNITS[certificate.norm]})"
+        found, label = results.of("certify", road), RADIUS[certificate.norm]
         rows = found.get("city") or {}
         charts = []
         for city in [c for c in results.cities if c in rows]:
