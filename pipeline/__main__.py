@@ -63,14 +63,19 @@ def check(
         bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
     ] = False,
 ) -> None:
-    """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
+    """Say whether every parameter is known and allowed, and roughly how long training will take.
+
+    `dvc repro` asks the first before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
     from pipeline.stages import check as stage
 
-    stage.run(load(params), for_dvc)
+    parameters = load(params)
+    stage.run(parameters, for_dvc)
     print("every parameter is known, every value allowed")
+    if not for_dvc:
+        stage.tell_duration(parameters)
 
 
 @app.command(hidden=True)

@@ -12,7 +12,7 @@ from pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage", "runs"}, {"params", "presets", "console"}, {"geo"}, {"sources", "learning"},
+    {"errors", "storage", "runs"}, {"params", "presets", "console"}, {"geo"}, {"sources", "learning"}, {"training"},
     {"robustness", "generalization", "prediction"}, {"report"}, {"course"}, {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))

@@ -111,6 +111,17 @@ def check_certify(params: Params) -> None:
         check_samples(smoothing.n, certify.crop**2, smoothing.tau, smoothing.alpha)
 
 
+def tell_duration(params: Params) -> None:
+    """Print how long training will take on this machine, roughly."""
+    from pipeline.console import console, duration
+    from pipeline.training.forecast import forecast, seconds_a_step
+
+    t = params.train
+    train, every = forecast(params, seconds_a_step(params))
+    folds = f"; `dvc repro` trains again without each city: {duration(every)}" if every > train else ""
+    console.print(f"training: {t.epochs * t.steps_per_epoch} steps, roughly {duration(train)} on this machine{folds}")
+
+
 def bring_along(params: Params) -> None:
     """In a queued experiment's copy of the repository, link what it lacks to where it lies in the workspace."""
     here = Path.cwd()
