@@ -218,6 +218,23 @@ def report(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Experiments, revisions, folders, metrics files; none: all experiments.")
+    ] = None,
+    of: Annotated[str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")] = "seen",
+    to: Annotated[Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")] = None,
+) -> None:
+    """Runs side by side, a row each: an IoU per city with its 95 % interval, and what each has set otherwise.
+
+    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of unseen --csv runs.csv`
+    """
+    from pipeline.report.comparison import compare as side_by_side
+
+    side_by_side(runs or [], of, to)
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A model folder or an exported ONNX file.")],
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
