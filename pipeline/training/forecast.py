@@ -4,11 +4,11 @@ import time
 
 import torch
 
-from pipeline.learning.adversarial import adversarial_loss
-from pipeline.learning.losses import build_loss
-from pipeline.learning.models import build_model
-from pipeline.learning.precision import autocast, device
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast, device
 from pipeline.params import Params
+from pipeline.training.adversarial import adversarial_loss
+from pipeline.training.losses import build_loss
 
 PIXELS = {"cpu": 2**16, "cuda": 2**20}  # of the batch that is timed: the time of a larger one grows with its pixels
 WARM, TIMED = 1, 2  # steps; the first one fills caches
