@@ -144,7 +144,7 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
     tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,

@@ -329,7 +329,7 @@ def check_fit(card: dict, city: CityTiles, model: Path) -> None:
     """Raise InputError where a city's tiles are not what the model was trained to read."""
     for key, mine, theirs in (
         ("channels", card["channels"], city.channels),
-        ("ground sample distance", card["gsd"], city.gsd),
+        ("ground sample distance", card.get("gsd", city.gsd), city.gsd),  # a foreign network need not say it
         ("classes", card["classes"], city.classes),
     ):
         if abs(mine - theirs) > 1e-6:

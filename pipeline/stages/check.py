@@ -69,6 +69,10 @@ def check_starts(params: Params) -> None:
     models = {"attack.model": attack.model, "attack.transfer": attack.transfer, "certify.model": params.certify.model}
     for key, folder in models.items():
         if folder and not written_by_a_stage(folder) and not _is_model(folder):
+            if Path(folder).is_file():
+                from pipeline.networks.foreign import load_with_gradients
+
+                load_with_gradients(folder)  # says what such a file lacks
             raise InputError(f"{key}: {folder} holds no model; make it first, or correct the path")
     if init and not _is_model(init):  # pretrain makes it from the tiles
         _warn(f"train.init: {init} holds no model yet; make it before the train stage, or correct the path")
