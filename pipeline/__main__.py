@@ -250,6 +250,7 @@ def predict(
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
     params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
@@ -271,7 +272,7 @@ def predict(
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray,
+        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
     )  # fmt: skip
 
 
