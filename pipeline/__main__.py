@@ -63,14 +63,19 @@ def check(
         bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
     ] = False,
 ) -> None:
-    """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
+    """Say whether every parameter is known and allowed, and roughly how long training will take.
+
+    `dvc repro` asks the first before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
     from pipeline.stages import check as stage
 
-    stage.run(load(params), for_dvc)
+    parameters = load(params)
+    stage.run(parameters, for_dvc)
     print("every parameter is known, every value allowed")
+    if not for_dvc:
+        stage.tell_duration(parameters)
 
 
 @app.command(hidden=True)
@@ -139,7 +144,7 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
     tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,
@@ -213,6 +218,23 @@ def report(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Experiments, revisions, folders, metrics files; none: all experiments.")
+    ] = None,
+    of: Annotated[str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")] = "seen",
+    to: Annotated[Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")] = None,
+) -> None:
+    """Runs side by side, a row each: an IoU per city with its 95 % interval, and what each has set otherwise.
+
+    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of unseen --csv runs.csv`
+    """
+    from pipeline.report.comparison import compare as side_by_side
+
+    side_by_side(runs or [], of, to)
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A model folder or an exported ONNX file.")],
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
@@ -228,6 +250,7 @@ def predict(
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
     params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
@@ -249,7 +272,7 @@ def predict(
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray,
+        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
     )  # fmt: skip
 
 

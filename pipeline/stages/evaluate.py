@@ -13,6 +13,7 @@ labels know no building every IoU is null.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,28 +24,34 @@ from pipeline.scoring import metrics
 from pipeline.storage import atomic_folder, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 
 def run(
     params: Params,
-    model: Path = Path("models/all"),
+    model: "Path | Module" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
 ) -> None:
-    """Evaluate a model folder on a tile set; any model on any tiles of its ground sample distance and bands."""
+    """Evaluate a model on a tile set of its ground sample distance and bands.
+
+    model: a folder, an ONNX file of ours or another's, or a Segmenter.
+    """
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.foreign import load_network
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
-    segmenter = load_model(model, device())
+    given = not isinstance(model, Path)
+    segmenter, name = (model.to(device()), "the network") if given else (load_network(model, device()), model)
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
     results, scores = [], []
     with atomic_folder(arrays) as folder:
         for city in cities:
-            check_fit(segmenter.card, city, model)
+            check_fit(segmenter.card, city, name)
             regions = city.of_split(e.split)
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
