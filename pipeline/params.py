@@ -348,8 +348,11 @@ class Convex(Certificate):
         return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
 
     radii: Numbers = Field([0.5, 1, 2], description="ℓ∞, 1/255")
-    train_epsilon: Positive = Field(2, description="1/255, the budget of IBP training")
-    steps: Count = Field(300, description="batches of IBP training")
+    objective: Literal["ibp", "dual"] = Field(
+        "ibp", description="what training bounds by: intervals, or Wong and Kolter's dual by random projections"
+    )
+    train_epsilon: Positive = Field(2, description="1/255, the budget of training")
+    steps: Count = Field(300, description="batches of training")
     width: Width = Field(16, description="channels of the certifiable network")
     architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the certifiable network")
     chunk: Count = Field(256, description="backward CROWN passes held at once: bounds the memory")

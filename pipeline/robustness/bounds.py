@@ -206,15 +206,16 @@ class Bounds:
         self.modules, self.decision = dict(traced.named_modules()), decision
         *self.nodes, output = traced.graph.nodes
         self.input, self.logits = self.nodes[0], output.args[0]
-        self.rules = self._read()
+        self.rules = self.read()
 
-    def _read(self) -> dict[fx.Node, "Affine | ReLU | MaxPool"]:
+    def read(self) -> dict[fx.Node, "Affine | ReLU | MaxPool"]:
+        """The rule of every node but the input, of the network's parameters as they are now."""
         _check(self.modules)
         return {node: _operation(node, self.modules) for node in self.nodes[1:]}
 
     def intervals(self, box: Box) -> dict[fx.Node, Box]:
         """IBP: a box for every node, differentiable in the network's parameters, which are read anew."""
-        self.rules, boxes = self._read(), {self.input: box}
+        self.rules, boxes = self.read(), {self.input: box}
         for node in self.nodes[1:]:
             boxes[node] = self.rules[node].interval(*(boxes[i] for i in node.all_input_nodes))
         return boxes

@@ -47,9 +47,10 @@ def run(
     from pipeline.learning.precision import device, direct_sums
     from pipeline.prediction.inputs import Task, open_scene
 
-    direct_sums()
     segmenter = load_model(params.certify.model, device())
     method = _method(params.certify, segmenter, method)
+    if method != "smoothing":
+        direct_sums()
     radius = _radius(params.certify, method, radius)
     name, path = _one(scene)
     task = Task(path, name, str(out), params.predict, gsd, bands and tuple(bands), value_range)
