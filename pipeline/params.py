@@ -449,6 +449,13 @@ class Predict(Section):
     uncertainty: bool = Field(
         False, description="also write the deviation over the eight flips and turns; implies augment"
     )
+    certified: bool = Field(
+        False, description="also write which pixels are proven (small_fcn, small_unet, lipschitz); slow"
+    )
+    radius: Positive | None = Field(
+        None,
+        description="of certified: ℓ∞, 1/255; of lipschitz ℓ2, pixel range; null = certify's least default",
+    )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
     simplify: Weight = Field(0, description="metres an outline may move")
