@@ -39,10 +39,10 @@ def run(
     method: None = the strongest that the architecture allows; radius: in the norm's unit, None = the least of
     the method's. Raises InputError where the method cannot certify such a model, or the scene does not fit it.
     """
-    from pipeline.learning.models import load_model
-    from pipeline.learning.precision import device
-    from pipeline.prediction.inputs import Task, open_scene
-    from pipeline.prediction.proven import write_proven
+    from pipeline.mapping.inputs import Task, open_scene
+    from pipeline.mapping.proven import write_proven
+    from pipeline.networks.models import load_model
+    from pipeline.networks.precision import device
 
     segmenter = load_model(params.certify.model, device())
     method = _method(params.certify, segmenter, method)
@@ -73,7 +73,7 @@ def run(
 
 def _one(scene: str) -> tuple[str, str]:
     """Name and path or URL of the scene."""
-    from pipeline.geo.scene_list import list_scenes
+    from pipeline.mapping.scene_list import list_scenes
 
     found = list(list_scenes([scene]).items())
     if len(found) != 1:
@@ -83,7 +83,7 @@ def _one(scene: str) -> tuple[str, str]:
 
 def _method(settings: Certify, segmenter, asked: str | None) -> str:
     """The method asked for, or the last that certifies such a model as it is deployed: the strongest."""
-    from pipeline.prediction.proven import check_kinds
+    from pipeline.mapping.proven import check_kinds
 
     check_kinds(segmenter, settings.model)
     model = Model(**segmenter.card["model"])
@@ -98,7 +98,7 @@ def _method(settings: Certify, segmenter, asked: str | None) -> str:
 
 def _radius(settings: Certify, method: str, asked: float | None) -> float:
     """The radius asked for, or the least of the method's settings."""
-    from pipeline.robustness.smoothing import radius
+    from pipeline.certificates.smoothing import radius
 
     own = getattr(settings, method)
     known = [radius(sigma, own.tau) for sigma in own.sigma] if method == "smoothing" else own.radii
@@ -110,8 +110,8 @@ def _radius(settings: Certify, method: str, asked: float | None) -> float:
 
 
 def _about(params: Params, method: str, radius: float, segmenter) -> dict:
-    from pipeline.learning.precision import choose
-    from pipeline.robustness.sandwich import key
+    from pipeline.certificates.ordering import key
+    from pipeline.networks.precision import choose
 
     decision, predict = segmenter.decision, params.predict
     about = {
@@ -127,9 +127,9 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
 
 def _certified(segmenter, image, params: Params, method: str, radius: float) -> np.ndarray:
     """(H, W) int16 classes, ABSTAIN where nothing is proven."""
-    from pipeline.prediction.inputs import decision
-    from pipeline.prediction.proven import proven_classes, window_of
-    from pipeline.robustness import smoothing
+    from pipeline.certificates import smoothing
+    from pipeline.mapping.inputs import decision
+    from pipeline.mapping.proven import proven_classes, window_of
 
     if method == "smoothing":
         s = params.certify.smoothing
