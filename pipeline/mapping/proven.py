@@ -29,9 +29,10 @@ from pipeline.imagery.writer import cloud_optimised
 from pipeline.labels import IGNORE
 from pipeline.mapping.flow import window_side
 from pipeline.mapping.inputs import class_names, decision
+from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import direct_sums
-from pipeline.params import METHODS, UNITS, Convex, Model, Predict
+from pipeline.params import METHODS, UNITS, Convex, Predict
 from pipeline.scoring.inference import layout, symmetries
 from pipeline.tiles.tensors import to_float
 
@@ -59,7 +60,7 @@ def prove(segmenter, image, scene: Grid, settings: Predict, path: Path, validity
 
 def method_of_drawn(segmenter, name: str) -> str:
     """The method that certifies the map this model draws. Raises InputError where none does."""
-    model = Model(**segmenter.card["model"])
+    model = segmenter.card.model
     for method in ("convex", "lipschitz"):
         if isinstance(segmenter, Segmenter) and METHODS[method].certifies(model):
             check_kinds(segmenter, name)
@@ -142,7 +143,7 @@ def _agreed(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     return np.where((before == UNSEEN) | (before == now), now, ABSTAIN)
 
 
-def write_proven(path: Path, grid: Grid, classes: np.ndarray, validity: Callable, card: dict) -> dict:
+def write_proven(path: Path, grid: Grid, classes: np.ndarray, validity: Callable, card: Card) -> dict:
     """The GeoTIFF of classes (H, W) on `grid`, ABSTAIN where nothing is proven, of which `validity(window)` says where
     there is data. Returns pixels with data, how many of them are proven of each class, and the share that is.
     """
@@ -157,7 +158,7 @@ def write_proven(path: Path, grid: Grid, classes: np.ndarray, validity: Callable
                 stored[~known] = IGNORE
             counts += np.bincount(stored.ravel(), minlength=len(counts))
             write(top, stored[None])
-    proven = {str(k): int(counts[k]) for k in range(card["classes"] + 1)}
+    proven = {str(k): int(counts[k]) for k in range(card.classes + 1)}
     pixels = int(counts[:IGNORE].sum())
     return {"pixels": pixels, "proven": proven, "share": sum(proven.values()) / max(1, pixels)}
 

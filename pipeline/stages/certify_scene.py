@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.console import console, progress
 from pipeline.errors import InputError
-from pipeline.params import METHODS, UNITS, Certify, Model, Params
+from pipeline.params import METHODS, UNITS, Certify, Params
 from pipeline.storage import scratch, write_json
 
 
@@ -86,7 +86,7 @@ def _method(settings: Certify, segmenter, asked: str | None) -> str:
     from pipeline.mapping.proven import check_kinds
 
     check_kinds(segmenter, settings.model)
-    model = Model(**segmenter.card["model"])
+    model = segmenter.card.model
     able = [name for name, method in METHODS.items() if method.certifies(model)]
     if asked is not None and asked not in able:
         raise InputError(
@@ -115,7 +115,7 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
 
     decision, predict = segmenter.decision, params.predict
     about = {
-        "model": params.certify.model, "gsd": segmenter.card["gsd"], "method": method, "norm": METHODS[method].norm,
+        "model": params.certify.model, "gsd": segmenter.card.gsd, "method": method, "norm": METHODS[method].norm,
         "radius": key(radius), "unit": UNITS[METHODS[method].norm], "of": METHODS[method].whose(True),
         "temperature": decision.temperature, "threshold": decision.threshold, "arithmetic": "float32",
     }  # fmt: skip
