@@ -246,6 +246,8 @@ def predict(
     square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
+    certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
+    radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
@@ -266,6 +268,7 @@ def predict(
     given = {
         "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
         "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}

@@ -16,7 +16,7 @@ ROOMS = {
     "train": LEARNED,
     "pretrain": LEARNED,
     "evaluate": (*NETWORK, "scoring"),
-    "attack": (*LEARNED, "attacks"),
+    "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
     "report": (

@@ -3,6 +3,7 @@
 OUT/NAME.tif                the mask on the scene's own grid, a COG: 0, classes 1..k, 255 no data
 OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on request)
 OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
+OUT/NAME.certified.tif      the class a pixel has whatever a perturbation does, 254 not proven (on request)
 OUT/NAME.gpkg               layer buildings: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
 OUT/merged.gpkg             with --merge the buildings of all scenes, each once, and merged.json (see mapping.merge)
 OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
@@ -23,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
 from pipeline.mapping.merge import file_name, merge
+from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
@@ -59,7 +61,9 @@ def run(
     if merged:
         _refuse_merging(settings, shard)
     tasks = _shard(tasks, shard)
-    model_of(model)  # fails before any scene is read
+    segmenter, _ = model_of(model)  # fails before any scene is read
+    if settings.certified:
+        method_of_drawn(segmenter, model)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
