@@ -417,6 +417,14 @@ class Generalize(Section):
         return values
 
 
+class Explain(Section):
+    tiles: Count = Field(24, description="tiles a city, of the test split; fewer than eight say little")
+    buildings: Whole = Field(4, description="buildings a city that are explained, one a tile; 0 = none")
+    steps: Count = Field(16, description="gradients of an integral")
+    square: Count = Field(16, description="pixels along what is occluded, deleted and inserted at once")
+    seed: Whole = Field(0, description="of tiles, shuffles and random orders")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -460,6 +468,7 @@ class Params(Section):
     attack: Attack = Field(Attack(), description="IoU under attack")
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
+    explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

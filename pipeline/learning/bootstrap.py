@@ -132,6 +132,22 @@ def iou_estimate(intersections: np.ndarray, unions: np.ndarray, draws: int, seed
     return Estimate(value, float(error), degrees_of_freedom(unions), unmet(value, unions))
 
 
+def drop_estimate(before, after, draws: int, seed: int, held: float = 1.0) -> Estimate:
+    """By how much ΣI/ΣU falls from `before` to `after`, intersections and unions (2, units) each, of
+    the same units: these are drawn together, so that what both share leaves no error."""
+    before, after = (np.asarray(counts, np.float64) for counts in (before, after))
+    sizes = before[1] + after[1]
+    before, after, sizes = (counts[..., sizes > 0] for counts in (before, after, sizes))
+    ones = np.ones((1, len(sizes)))
+    value = float((iou_of(ones, *before) - iou_of(ones, *after)).item())
+    if len(sizes) < 2:
+        return Estimate(value, np.nan, 0.0, value, (-1.0, 1.0))
+    weights = resample(len(sizes), draws, np.random.default_rng(seed))
+    drawn = iou_of(weights, *before) - iou_of(weights, *after)
+    error = float(np.nanstd(drawn) / np.sqrt(held))
+    return Estimate(value, error, degrees_of_freedom(sizes), value, (-1.0, 1.0))
+
+
 def unmet(iou: float, unions: np.ndarray) -> float:
     """The IoU if a little of another scene were not mapped at all."""
     units = effective_units(unions)
