@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]

@@ -138,7 +138,7 @@ def alike(one: Tensor, other: Tensor) -> float | None:
 
 
 def explain(segmenter: nn.Module, building: Building, steps: int, side: int, seed: int) -> dict:
-    """Every number of one building (JSON), and the attributions and curves that are drawn (arrays).
+    """Every number of one building (JSON), and its integrated gradients (H, W), summed over bands.
 
     `segmenter` answers with the deployed logits; `steps` of the integral, `side` of a square.
     """
@@ -148,12 +148,12 @@ def explain(segmenter: nn.Module, building: Building, steps: int, side: int, see
     gradients = integrated_gradients(of, image, flat, steps)
     orders = {"integrated gradients": by_cell(gradients, square), "occlusion": occlusion(of, image, flat, square)}
     numbers = {"bands": shares(gradients), "inside": inside(gradients, mask)}
-    numbers["areas"], curves = faithfulness(segmenter, building, square, orders, seed)
+    numbers["areas"] = faithfulness(segmenter, building, square, orders, seed)
     numbers["randomised"] = {
         name: likeness(randomised(segmenter, share, seed), building, square, steps, gradients)
         for name, share in DEPTHS.items()
     }
-    return {"numbers": numbers, "gradients": gradients.sum(0).cpu().numpy(), "curves": curves}
+    return {"numbers": numbers, "gradients": gradients.sum(0).numpy(force=True)}
 
 
 def shares(gradients: Tensor) -> list[float]:
@@ -169,8 +169,8 @@ def inside(gradients: Tensor, mask: Tensor) -> float:
 
 
 def faithfulness(segmenter, building: Building, square: Tensor, orders: dict[str, Tensor], seed: int):
-    """{METHOD: [deletion, insertion]}, areas under the curves, and the curves (2, SHARES + 1); the
-    mean of RANDOM orders is the method "random"."""
+    """{METHOD: [deletion, insertion]}, areas under the curves; the method "random" is the mean of
+    RANDOM orders."""
     generator = torch.Generator().manual_seed(seed)
     number = int(square.max()) + 1
     found = probability(segmenter, building.mask)
@@ -182,8 +182,7 @@ def faithfulness(segmenter, building: Building, square: Tensor, orders: dict[str
     curves = {name: both(values.argsort(descending=True)) for name, values in orders.items()}
     chance = [both(torch.randperm(number, generator=generator)) for _ in range(RANDOM)]
     curves["random"] = torch.stack(chance).mean(0)
-    areas = {name: [area(curve) for curve in pair] for name, pair in curves.items()}
-    return areas, {name: pair.numpy() for name, pair in curves.items()}
+    return {name: [area(curve) for curve in pair] for name, pair in curves.items()}
 
 
 def likeness(other: nn.Module, building: Building, square: Tensor, steps: int, gradients: Tensor) -> dict:

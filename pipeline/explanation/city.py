@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from pipeline import params
+from pipeline.attacks.patch import receptive_radius
 from pipeline.explanation.attribution import BATCH, Building, explain
 from pipeline.explanation.cues import CUES, roofs, taken
-from pipeline.learning.metrics import buildings as counted
-from pipeline.learning.metrics import counts
-from pipeline.robustness.patch import receptive_radius
+from pipeline.scoring.metrics import buildings as counted
+from pipeline.scoring.metrics import counts
 
 LOOKED_AT = 2  # tiles that the receptive field is measured on
 Record = tuple[str, object, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), pictures
@@ -21,7 +21,8 @@ def explain_city(segmenter: nn.Module, images: np.ndarray, labels: np.ndarray, e
     """Every measurement, one at a time: a city's tiles, images (N, H, W, C) float32 in [0, 1] and
     labels (N, H, W) uint8, under a segmenter that answers with its deployed logits."""
     clean, shown = drawn(segmenter, images), fullest(labels)
-    yield "clean", tallies(clean, labels), {"label": labels[shown], "image": images[shown]}
+    as_it_is = {"label": labels[shown], "image": images[shown], "map": clean[shown]}
+    yield "clean", tallies(clean, labels), as_it_is
     for name in CUES:
         if (without := taken(name, images, labels, e.seed)) is None:
             yield name, None, {}
@@ -30,13 +31,14 @@ def explain_city(segmenter: nn.Module, images: np.ndarray, labels: np.ndarray, e
         found = drawn(segmenter, changed)
         pair = {"before": tallies(clean, judged), "after": tallies(found, judged)}
         pair["buildings"] = int(counted(judged).sum())  # pixels
-        yield name, pair, {f"without {name}": changed[shown], f"map without {name}": found[shown]}
+        views = {"": changed, "map ": found, "label ": judged}
+        yield name, pair, {f"{view}without {name}": of[shown] for view, of in views.items()}
     yield "receptive", receptive_radius(segmenter, tensor(segmenter, images[:LOOKED_AT])), {}
     for number, building in enumerate(buildings(segmenter, images, labels, clean, e.buildings)):
         found = explain(segmenter, building, e.steps, e.square, e.seed)
         pictures = {
-            "explained": building.image.cpu().numpy().transpose(1, 2, 0),
-            "building": building.mask.cpu().numpy(),
+            "explained": building.image.numpy(force=True).transpose(1, 2, 0),
+            "building": building.mask.numpy(force=True),
             "gradients": found["gradients"],
         }
         yield f"building {number}", found["numbers"], pictures if number == 0 else {}

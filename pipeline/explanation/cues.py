@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from pipeline.geo.scene import IGNORE
+from pipeline.labels import IGNORE
 
 Rng = np.random.Generator
 Tiles = tuple[np.ndarray, np.ndarray]

@@ -4,8 +4,8 @@ import numpy as np
 
 from pipeline.explanation.attribution import DEPTHS
 from pipeline.explanation.cues import CUES
-from pipeline.learning.bootstrap import TILE_DRAWS, Estimate, drop_estimate
-from pipeline.learning.metrics import ratio
+from pipeline.scoring.bootstrap import TILE_DRAWS, Estimate, drop_estimate
+from pipeline.scoring.metrics import ratio
 
 LEVEL = 0.95
 KEPT = "all but shape"  # asks what is left by one cue alone, not what is lost without one

@@ -25,13 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.code import version
 from pipeline.console import progress, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import Params
 from pipeline.storage import WORK, atomic_folder, digest, fingerprint, write_json
-
-CODE = ("explanation", "learning", "robustness")  # of this code kept measurements are made
+from pipeline.tiles.store import CityTiles, open_cities
 
 
 def run(
@@ -44,8 +43,8 @@ def run(
 ) -> None:
     """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
     from pipeline.explanation.summary import summarise
-    from pipeline.learning.models import check_fit, load_model
-    from pipeline.learning.precision import device
+    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.precision import device
 
     segmenter = load_model(model, device())
     cities = open_cities(params.fetch.cities, tiles)
@@ -66,10 +65,8 @@ def run(
 def _key(params: Params, cities: list[CityTiles], model: Path) -> str:
     """What a kept measurement depends on: settings, model, tiles, and the code that measures."""
     files = (model / name for name in ("weights.safetensors", "model.json"))
-    code = Path(__file__).parents[1]
-    sources = [file.read_text(encoding="utf-8") for room in CODE for file in sorted((code / room).glob("*.py"))]
     about = [city.about for city in cities]
-    return fingerprint(params.explain.model_dump(), about, [digest(file) for file in files], sources)
+    return fingerprint(params.explain.model_dump(), about, [digest(file) for file in files], version("explain"))
 
 
 def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
