@@ -22,7 +22,7 @@ def explain_city(segmenter: nn.Module, images: np.ndarray, labels: np.ndarray, e
     labels (N, H, W) uint8, under a segmenter that answers with its deployed logits."""
     clean, shown = drawn(segmenter, images), fullest(labels)
     as_it_is = {"label": labels[shown], "image": images[shown], "map": clean[shown]}
-    yield "clean", tallies(clean, labels), as_it_is
+    yield "clean", {"counts": tallies(clean, labels), "buildings": int(counted(labels).sum())}, as_it_is
     for name in CUES:
         if (without := taken(name, images, labels, e.seed)) is None:
             yield name, None, {}

@@ -27,12 +27,12 @@ def known(pair: dict | None) -> bool:
 
 def summary(row: dict, gsd: float, level: float) -> dict:
     """One city's entry."""
-    intersection, union = row["clean"]
+    intersection, union = row["clean"]["counts"]
     cue = {name: fall(row[name], level) if known(row[name]) else None for name in CUES}
     found = of_buildings(row)
     effective, support = row["receptive"]
     return {
-        "iou": ratio(sum(intersection), sum(union)),
+        "iou": ratio(sum(intersection), sum(union)) if row["clean"]["buildings"] else None,
         "tiles": len(union),
         "cue": cue,
         "leans_on": leans_on(cue),

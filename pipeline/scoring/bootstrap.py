@@ -117,6 +117,18 @@ def worst_of(estimates: Iterable[Estimate], level: float = 0.95) -> tuple[float,
     return min(lows), min(highs)
 
 
+def gap_of(estimates: Iterable[Estimate], level: float = 0.95) -> tuple[float, float]:
+    """An interval of the greatest true value of several less the least, whichever they are.
+
+    Intervals of all at once (Bonferroni) hold every true value, and so both extremes: the gap is no less than between
+    the highest low end and the lowest high end, and no more than between the outermost. The gap of the values
+    themselves is too wide by chance, the more so the more there are.
+    """
+    parts = list(estimates)
+    lows, highs = zip(*(p.interval(1 - (1 - level) / len(parts)) for p in parts), strict=True)
+    return max(0.0, max(lows) - min(highs)), max(highs) - min(lows)
+
+
 def iou_estimate(intersections: np.ndarray, unions: np.ndarray, draws: int, seed: int, held: float = 1.0) -> Estimate:
     """ΣI/ΣU of (units,) pixel counts; `held` is the share of the variance that lies between the units (see blocks.py).
 

@@ -21,8 +21,14 @@ def tile():
 
 def tinted(count: int = 24):
     """Tiles with the planted tint, as a stage gets them."""
-    images, labels = tint.tiles(count, 5)
-    return images.numpy().transpose(0, 2, 3, 1), labels.numpy().astype(np.uint8)
+    images, labels = (part.numpy() for part in tint.tiles(count, 5))
+    return images.transpose(0, 2, 3, 1), doubtful(labels)
+
+
+def doubtful(labels: np.ndarray) -> np.ndarray:
+    """With a few wrong pixels: an IoU of 1 in every tile would not say how far others are from it."""
+    labels[:, 0, ::2] ^= 1
+    return labels.astype(np.uint8)
 
 
 def shadowed(count: int = 12):
@@ -106,7 +112,7 @@ def test_no_cue_is_taken_where_there_is_none():
 
 def test_the_planted_tint_is_found_in_the_network_that_answers_from_it(by_colour):
     found = summary_of(by_colour, tinted())
-    assert found["iou"] > 0.99 and found["leans_on"] == "colour"
+    assert found["iou"] > 0.8 and found["leans_on"] == "colour"
     assert found["cue"]["colour"]["drop_low"] > 0.5
     assert abs(found["cue"]["all but shape"]["drop"]) < 0.01  # the flat roofs keep their tint
     assert found["support_radius"] == 0  # it looks at single pixels
@@ -121,7 +127,7 @@ def test_and_not_in_the_network_that_answers_from_brightness(by_brightness):
 def test_the_network_that_answers_from_shadow_leans_on_shadow(by_shadow):
     tiles = shadowed()
     assert (drawn(by_shadow, tiles[0]) == tiles[1]).all()
-    found = summary_of(by_shadow, tiles)
+    found = summary_of(by_shadow, (tiles[0], doubtful(tiles[1])))
     assert found["cue"]["shadow"]["iou"] == 0 and found["cue"]["colour"]["drop"] == 0
     assert found["leans_on"] in {"shadow", "surroundings"}  # another tile's ground has its shadow elsewhere
 
