@@ -3,9 +3,9 @@
     python -m pipeline fetch && python -m pipeline tile        in a folder whose params.yaml names the cities
     python -m benchmarks.what_travels VARIANT… [--steps 250 --seeds 1 --out travels.json]   there; all without VARIANT
 
-The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that every city is unseen
-once; IoU is over all of a city's pixels. A row compares a variant with `plain` city by city: the mean difference and its
-95 % interval over cities (t), the least city's IoU. Rows already in the file are not trained again.
+The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that every city is
+unseen once; IoU is over all of a city's pixels. A row compares a variant with `plain` city by city: the mean
+difference and its 95 % interval over cities (t), the least city's IoU. Rows in the file are not trained again.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.augment import augment
 from pipeline.training.crops import read_crop
 from pipeline.training.losses import build_loss
-from pipeline.training.steps import one_cycle
 
 PLAIN = {"encoder": "tu-tf_efficientnet_lite0", "augment": "standard", "crop": 128, "batch": 8, "rate": 3e-3}
 VARIANTS = {
@@ -189,6 +188,12 @@ def main() -> None:
             found[key] = {"iou": ious, "seconds": time.perf_counter() - started}
             write_json(asked.out, found)
             print(row(name, found, asked.steps), flush=True)
+
+
+def unseen(name: str, found: dict) -> dict[tuple[str, str], float | None]:
+    """{(seed, city): IoU} of a variant's runs."""
+    runs = {key.split()[-2]: run for key, run in found.items() if key.rsplit(" ", 2)[0] == name}
+    return {(seed, city): iou for seed, run in runs.items() for city, iou in run["iou"].items()}
 
 
 def row(name: str, found: dict, steps: int) -> str:
