@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -204,6 +205,22 @@ def generalize(params: ParamsFile = PARAMS) -> None:
     from pipeline.stages import generalize as stage
 
     stage.run(load(params))
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/explain.json"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """What the map rests on in each city: colour, texture, shadow, surroundings; checked explanations of buildings.
+
+    Example: `python -m pipeline explain`
+    """
+    from pipeline.stages import explain as stage
+
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
 
 
 @app.command()

@@ -18,6 +18,7 @@ ROOMS = {
     "evaluate": (*NETWORK, "scoring"),
     "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
+    "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
     "report": (
         "labels.py",

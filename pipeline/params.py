@@ -91,6 +91,9 @@ class Fetch(Section):
     keep_archive: bool = Field(True, description="inria: keep the verified archive for the next city")
     official_split: bool = Field(True, description="inria: scenes 1-5 of a city are its test split; false = tile draws")
     precision: Literal[80, 85, 90] = Field(90, description="open_buildings: % precision that sets a cell's threshold")
+    groups: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder: a column of the footprints that tells groups of buildings apart, to be fair to"
+    )
     overrides: dict[str, CityOverride] = Field(
         {}, description="what a city's files do not say themselves, as CITY: {gsd: 0.3}"
     )
@@ -114,6 +117,8 @@ class Fetch(Section):
         for city in self.cities:
             if (other := known.setdefault(folded(city), city)) != city:
                 raise ValueError(f"fetch.cities: {other} and {city} differ by case only, one folder on some disks")
+        if self.groups and self.source != "folder":
+            raise ValueError(f"fetch.groups: source {self.source} has no columns of yours; set it to null")
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {short(city)} is not one of fetch.cities; did you mean {near}?")
@@ -261,6 +266,8 @@ class Evaluate(Section):
         1.5, description="metres, thickness of the boundary IoU's edges; null = 2 % of the image's diagonal"
     )
     size_bins: Numbers = Field([50, 150, 500], description="m², edges between building sizes")
+
+    neighbourhood: Positive = Field(100, description="metres, squares whose built share tells dense from sparse ground")
 
     @field_validator("size_bins")
     @classmethod
@@ -453,6 +460,14 @@ class Generalize(Section):
         return values
 
 
+class Explain(Section):
+    tiles: Count = Field(24, description="tiles a city, of the test split; fewer than eight say little")
+    buildings: Whole = Field(4, description="buildings a city that are explained, one a tile; 0 = none")
+    steps: Count = Field(16, description="gradients of an integral")
+    square: Count = Field(16, description="pixels along what is occluded, deleted and inserted at once")
+    seed: Whole = Field(0, description="of tiles, shuffles and random orders")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -502,6 +517,7 @@ class Params(Section):
     attack: Attack = Field(Attack(), description="IoU under attack")
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
+    explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

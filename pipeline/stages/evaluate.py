@@ -6,6 +6,9 @@ Writes metrics/evaluate.json:
                          ece_calibrated; size: {M²: number of buildings, their recall and iou}; of several classes
                          also class_iou: {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
+    fairness by KIND     city, density, size and fetch.groups' column: group {GROUP: iou, recall, with intervals}; iou,
+                         recall: worst with its interval, worst_group, best_group, gap with a simultaneous interval
+             size_within_city  {CITY: worst bin and gap of the share of buildings found}
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
 threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
@@ -63,7 +66,7 @@ def run(
             results.append(result)
         write_curves(folder, results)
         write_json(folder / "scenes.json", scores)
-    summary = summarise(results, e)
+    summary = summarise(results, e, params.fetch.groups)
     write_json(out, summary)
     print_table(summary)
 
