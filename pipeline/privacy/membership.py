@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.geo.scene import IGNORE
-from pipeline.learning.bootstrap import Estimate, degrees_of_freedom, iou_estimate, resample, satterthwaite
+from pipeline.labels import IGNORE
+from pipeline.scoring.bootstrap import Estimate, degrees_of_freedom, iou_estimate, resample, satterthwaite
 
 FPR = 0.01  # share of non-members that may be accused
 LEAST = round(1 / FPR)  # non-members under which that share is less than one
@@ -69,7 +69,7 @@ class Side:
 def auc(members: Side, others: Side, draws: int, seed: int) -> Estimate:
     """The chance that a member scores above a non-member (ties count half), over scenes as they might have been drawn.
 
-    Tiles of one scene are alike, so scenes are resampled, of either side (see pipeline/learning/bootstrap.py).
+    Tiles of one scene are alike, so scenes are resampled, of either side (see pipeline/scoring/bootstrap.py).
     """
     above = (members.scores[:, None] > others.scores) + 0.5 * (members.scores[:, None] == others.scores)
     wins = members.of_scene @ above @ others.of_scene.T

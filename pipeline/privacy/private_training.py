@@ -23,10 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.console import progress
-from pipeline.geo.scene import IGNORE
-from pipeline.geo.tiles import CityTiles, Region
-from pipeline.learning.augment import augment
-from pipeline.learning.crops import read_crop, to_tensors
+from pipeline.labels import IGNORE
+from pipeline.tiles.store import CityTiles, Region
+from pipeline.training.augment import augment
+from pipeline.tiles.tensors import to_tensors
+from pipeline.training.crops import read_crop
 
 ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [80, 96, 128, 256, 512]  # of Rényi
 
