@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "privacy", "incremental", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -197,6 +198,17 @@ def generalize(params: ParamsFile = PARAMS) -> None:
     Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
     """
     from pipeline.stages import generalize as stage
+
+    stage.run(load(params))
+
+
+@app.command()
+def privacy(params: ParamsFile = PARAMS) -> None:
+    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+
+    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import privacy as stage
 
     stage.run(load(params))
 

@@ -8,6 +8,7 @@ Each is judged by its AUC and by the share of members it finds where it accuses 
 shows what leaks at least; a better one may find more.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from pipeline.labels import IGNORE
 from pipeline.scoring.bootstrap import Estimate, degrees_of_freedom, iou_estimate, resample, satterthwaite
+from pipeline.scoring.metrics import buildings, counts
 
 FPR = 0.01  # share of non-members that may be accused
 LEAST = round(1 / FPR)  # non-members under which that share is less than one
@@ -60,6 +62,13 @@ class Side:
     scores: np.ndarray
     scenes: np.ndarray
 
+    @classmethod
+    def of_all(cls, sides: Iterable["Side"]) -> "Side":
+        """Those of several cities together; a scene's name is its own in every city."""
+        sides = list(sides)
+        scenes = [np.array([f"{i}/{scene}" for scene in side.scenes], object) for i, side in enumerate(sides)]
+        return cls(np.concatenate([side.scores for side in sides]), np.concatenate(scenes))
+
     @property
     def of_scene(self) -> np.ndarray:
         """(S, N) float: which tiles are a scene's."""
@@ -92,13 +101,31 @@ def two_sided(value: float, parts: tuple, sizes: tuple) -> Estimate:
     return Estimate(value, float(np.hypot(*errors)), satterthwaite(errors, freedoms), value)
 
 
-def true_positives(members: Side, others: np.ndarray, draws: int, seed: int) -> Estimate | None:
-    """The share of members that score above all but FPR of the non-members' scores (N,); None of fewer than LEAST.
+def true_positives(members: Side, others: Side, draws: int, seed: int) -> Estimate | None:
+    """The share of members that score above all but FPR of the non-members; None of fewer than LEAST of these.
 
     Its interval is over the members' scenes, the threshold held fixed, as the attacker would hold it.
     """
-    if len(others) < LEAST:
+    if len(others.scores) < LEAST:
         return None
-    threshold = np.sort(others)[::-1][int(FPR * len(others))]
+    threshold = np.sort(others.scores)[::-1][int(FPR * len(others.scores))]
     of_scene = members.of_scene
     return iou_estimate(of_scene @ (members.scores > threshold), of_scene.sum(1), draws, seed)
+
+
+def rises(model: nn.Module, before: nn.Module, images: torch.Tensor, labels: torch.Tensor, scenes: np.ndarray) -> dict:
+    """{SCENE: how much more confident a model is of its tiles than one that never saw them}, means over tiles (N,)."""
+    after, reference = (tile_scores(network, images, labels)["confidence"] for network in (model, before))
+    return {scene: float((after - reference)[scenes == scene].mean()) for scene in sorted(set(scenes))}
+
+
+def city_iou(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, scenes: np.ndarray, draws: int
+) -> Estimate | None:
+    """IoU of a city's tiles (N, C, H, W), over scenes; None where the labels know no building."""
+    if not buildings(labels).any():
+        return None
+    with torch.inference_mode():
+        classes = torch.cat([model(some).argmax(1) for some in images.split(BATCH)])
+    of_scene = np.unique(scenes)[:, None] == scenes
+    return iou_estimate(*(of_scene @ n.cpu().numpy() for n in counts(classes, labels)), draws, seed=0)

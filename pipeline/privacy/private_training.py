@@ -7,8 +7,8 @@ sum. The accountant composes the steps as a subsampled Gaussian mechanism in Ré
 
     Pr[trained ∈ S] ≤ e^ε Pr[trained' ∈ S] + δ.
 
-A record is a whole scene, of which a step sees one random crop, or a single tile: whose privacy it is that is
-bounded. A scene of k tiles has only the k-fold ε of its tiles. Nothing else may look at the records: the
+A record is a whole scene, of which a step sees one random crop, or a single tile: that is whose privacy is bounded. A
+scene of k tiles has only k times the ε of one. Nothing else may look at the records: the
 normalisation is fixed, and no epoch is chosen.
 """
 
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from pipeline.console import progress
 from pipeline.labels import IGNORE
 from pipeline.tiles.store import CityTiles, Region
-from pipeline.training.augment import augment
 from pipeline.tiles.tensors import to_tensors
+from pipeline.training.augment import augment
 from pipeline.training.crops import read_crop
 
 ORDERS = [1 + x / 10 for x in range(1, 100)] + list(range(11, 64)) + [80, 96, 128, 256, 512]  # of Rényi
@@ -76,8 +76,8 @@ def crop_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """What DP-SGD is run with: σ, C, q and the number of steps."""
+class Mechanism:
+    """A subsampled Gaussian mechanism, composed: σ, C, q and the number of steps."""
 
     noise: float
     clip: float
@@ -94,52 +94,41 @@ class Privacy:
             return float(rdp.get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)[0])
 
 
-def noise_for(epsilon: float, delta: float, clip: float, rate: float, steps: int) -> Privacy:
+def noise_for(epsilon: float, delta: float, clip: float, rate: float, steps: int) -> Mechanism:
     """The least noise (to 1 %, rounded up) whose ε at δ is no more than asked for."""
     low, high = 0.1, 0.2
-    while Privacy(high, clip, rate, steps).epsilon(delta) > epsilon:
+    while Mechanism(high, clip, rate, steps).epsilon(delta) > epsilon:
         low, high = high, 2 * high
     while high > 1.01 * low:
         middle = math.sqrt(low * high)
-        if Privacy(middle, clip, rate, steps).epsilon(delta) > epsilon:
+        if Mechanism(middle, clip, rate, steps).epsilon(delta) > epsilon:
             low = middle
         else:
             high = middle
-    return Privacy(high, clip, rate, steps)
-
-
-def worst_roc(epsilon: float, delta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (false, true positives) of the best ROC that any attack on an (ε, δ)-private record can have.
-
-    TPR ≤ δ + e^ε FPR and TPR ≤ 1 − e^−ε (1 − δ − FPR) (Kairouz, Oh, Viswanath 2015, theorem 2.1).
-    """
-    knee = (1 - delta) / (1 + math.exp(epsilon))
-    return np.array([0, knee, 1 - delta, 1]), np.array([delta, 1 - knee, 1, 1])
+    return Mechanism(high, clip, rate, steps)
 
 
 def auc_bound(epsilon: float, delta: float) -> float:
-    """No attack's AUC on a record is more: the area under `worst_roc`."""
-    false, true = worst_roc(epsilon, delta)
-    return float(np.trapezoid(true, false))
+    """No attack has a greater AUC on the scenes of a model, in expectation over which of them it was trained on.
 
-
-def tpr_bound(epsilon: float, delta: float, fpr: float) -> float:
-    """No attack finds more of the records at this share of false accusations."""
-    return float(np.interp(fpr, *worst_roc(epsilon, delta)))
+    Of a pair of scenes, one in and one out, let A be the chance that the one within scores higher. To swap them is to
+    remove a record and to add one: A ≤ e^2ε (1 − A) + (1 + e^ε) δ, for the swapped pair is as likely a draw.
+    """
+    odds = math.exp(min(2 * epsilon, 700.0))
+    return min(1.0, (odds + (1 + math.exp(min(epsilon, 350.0))) * delta) / (1 + odds))
 
 
 def train(
     model: nn.Module,
     of: list[Record],
-    privacy: Privacy,
+    mechanism: Mechanism,
     *,
     crop: int,
     learning_rate: float,
     seed: int,
-    private: bool,
     on: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Train a network without batch norm, by DP-SGD or, with the same draws, without clipping and noise.
+    """Train a network without batch norm, by DP-SGD or, where the noise is 0, with neither noise nor clipping.
 
     Adam takes the gradient: what is done to it after the noise costs no privacy. The noise comes from a seed, so that a
     run can be repeated: who publishes the model must not publish the seed.
@@ -147,23 +136,25 @@ def train(
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
+    private = mechanism.noise > 0
     torch.manual_seed(seed)
-    expected = privacy.rate * len(of)
+    expected = mechanism.rate * len(of)
     network, optimizer = model, torch.optim.Adam(model.parameters(), learning_rate)
     if private:
         network = GradSampleModule(model, loss_reduction="sum")
         optimizer = DPOptimizer(
-            optimizer, noise_multiplier=privacy.noise, max_grad_norm=privacy.clip, expected_batch_size=expected,
+            optimizer, noise_multiplier=mechanism.noise, max_grad_norm=mechanism.clip, expected_batch_size=expected,
             generator=torch.Generator(on).manual_seed(seed),
         )  # fmt: skip
     random = np.random.default_rng(seed)
-    for _ in progress(range(privacy.steps), "privacy: training" + " with DP-SGD" * private):
-        drawn = [record for record, chance in zip(of, random.random(len(of)), strict=True) if chance < privacy.rate]
+    for _ in progress(range(mechanism.steps), "privacy: training" + " with DP-SGD" * private):
+        drawn = [record for record, chance in zip(of, random.random(len(of)), strict=True) if chance < mechanism.rate]
         optimizer.zero_grad()
         if drawn:
             crops = [record.crop(crop, random) for record in drawn]
             images, labels = to_tensors(tuple(np.stack(side) for side in zip(*crops, strict=True)), on)
-            loss = crop_loss(network(images), labels).sum()
+            # Opacus misreads channels last: its gradients of one record would be parts of others'
+            loss = crop_loss(network(images.contiguous()), labels).sum()
             (loss if private else loss / expected).backward()
         elif private:  # the noise must not tell that nobody was drawn
             for weight in model.parameters():
