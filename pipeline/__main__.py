@@ -24,7 +24,7 @@ app = typer.Typer(
 STOPPED = 130  # the exit code after Ctrl-C
 
 # verbs that keep what they have finished
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "privacy", "incremental", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -221,6 +221,17 @@ def explain(
     from pipeline.stages import explain as stage
 
     stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+
+
+@app.command()
+def privacy(params: ParamsFile = PARAMS) -> None:
+    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+
+    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import privacy as stage
+
+    stage.run(load(params))
 
 
 @app.command()

@@ -20,6 +20,7 @@ ROOMS = {
     "certify": (*LEARNED, "attacks", "certificates"),
     "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",
         "imagery/grid.py",
