@@ -220,8 +220,7 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
-    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
-    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
@@ -241,8 +240,8 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
-        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "probability": probability or None, "uncertainty": uncertainty or None,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}

@@ -15,7 +15,15 @@ ROOMS = {
     "tile": ("labels.py", "imagery", "tiles"),
     "train": LEARNED,
     "pretrain": LEARNED,
-    "evaluate": (*NETWORK, "scoring"),
+    "evaluate": (
+        "labels.py",
+        "imagery",
+        "tiles",
+        "networks",
+        "scoring",
+        "mapping/polygons.py",
+        "mapping/regular.py",
+    ),  # fmt: skip
     "attack": (*LEARNED, "attacks"),
     "certify": (*LEARNED, "attacks", "certificates"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),

@@ -138,8 +138,8 @@ def refuse_holes(path: Path) -> None:
 def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
     """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
-    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None
-    (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
+    Columns: id, label, area_m2, confidence, regularised. GeoJSON is in longitude and latitude (RFC 7946), the others in
+    `crs`; None (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
     """
     driver = DRIVERS[path.suffix[1:]]
     batches = path if driver is None else path.with_suffix(".rows.parquet")
@@ -151,6 +151,7 @@ def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
     }
     schema = pa.schema(
         [("id", pa.string()), ("label", pa.int32()), ("area_m2", pa.float64()), ("confidence", pa.float64()),
+         ("regularised", pa.bool_()),
          ("geometry", pa.binary())],
         metadata={"geo": json.dumps(geo)},
     )  # fmt: skip

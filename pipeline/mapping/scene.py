@@ -24,7 +24,7 @@ from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.storage import fingerprint, scratch
 
-FORMAT = 4  # raise it when the same inputs give other outputs
+FORMAT = 5  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
