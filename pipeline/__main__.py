@@ -221,6 +221,7 @@ def predict(
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
+    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
@@ -248,7 +249,7 @@ def predict(
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray,
+        value_range=numbers(value_range, float, "--range"), known=known, ray=ray,
     )  # fmt: skip
 
 

@@ -107,6 +107,16 @@ def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, wh
     return Footprints(polygons[kept], labels[kept], repaired, dropped, outlines, others, source)
 
 
+def footprint_bounds(path: str | Path, crs) -> Bounds | None:
+    """The box in `crs` around all that a file holds; None where that is nothing. Raises InputError."""
+    with open_layer(Path(path)) as layer:
+        bounds, source = layer.bounds, layer.crs
+    if not np.isfinite(bounds).all():
+        return None
+    with _leading(Path(path), source, _crs(crs)):
+        return transform_bounds(tuple(map(float, bounds)), source, crs)
+
+
 @contextmanager
 def _leading(path: Path, source: CRS, target: CRS) -> Iterator[None]:
     try:
