@@ -270,8 +270,8 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
-    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
-    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
+    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
     certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
@@ -294,8 +294,8 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
-        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
@@ -303,7 +303,7 @@ def predict(
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
+        value_range=numbers(value_range, float, "--range"), known=known, ray=ray, merged=merge,
     )  # fmt: skip
 
 

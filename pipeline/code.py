@@ -15,7 +15,15 @@ ROOMS = {
     "tile": ("labels.py", "imagery", "tiles"),
     "train": LEARNED,
     "pretrain": LEARNED,
-    "evaluate": (*NETWORK, "scoring"),
+    "evaluate": (
+        "labels.py",
+        "imagery",
+        "tiles",
+        "networks",
+        "scoring",
+        "mapping/polygons.py",
+        "mapping/regular.py",
+    ),  # fmt: skip
     "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
     "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),

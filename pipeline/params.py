@@ -510,6 +510,9 @@ class Report(Section):
     image_side: int = Field(640, ge=64, description="pixels of a viewer image's longer side")
 
 
+Outline = Literal["regular", "simplified", "raw"]
+
+
 class Predict(Section):
     window: Side = Field(512, description="pixels along an inference window's side")
     overlap: Overlap = Field(0.25, description="share of a window")
@@ -530,8 +533,7 @@ class Predict(Section):
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
-    simplify: Weight = Field(0, description="metres an outline may move")
-    square: bool = Field(False, description="outlines at right angles")
+    outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 
 class Params(Section):
