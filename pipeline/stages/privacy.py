@@ -46,7 +46,7 @@ def run(
     target, cities = load_model(settings.model, on), open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(target.card, city, Path(settings.model))
-    cities = [city for city in cities if city.city in target.card.get("cities", [])]
+    cities = [city for city in cities if city.city in target.card.cities]
     references = load_references(params, cities, Path(models), on)
     samples = {
         city.city: found
@@ -88,7 +88,7 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
         model = load_model(folder, on)
         for city in cities:
             check_fit(model.card, city, folder)
-            if city.city not in {*model.card.get("cities", []), *model.card.get("inherited", [])}:
+            if city.city not in {*model.card.cities, *model.card.inherited}:
                 found[city.city].append(model)
     if lacking := [name for name in names if not found[name]]:
         console.print(
