@@ -57,6 +57,32 @@ def preset(name: Annotated[str, typer.Argument(help="Of a file in presets/, or a
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the project goes.")] = Path("."),
+    name: Annotated[str, typer.Option("--preset", help="Whose params.yaml is written.")] = "demo",
+) -> None:
+    """Make a project: dvc.yaml, the sources and a params.yaml with every parameter; `dvc repro` runs it.
+
+    Example: `python -m pipeline init my-project --preset town`
+    """
+    from pipeline.presets import find, full
+    from pipeline.project import init as write
+
+    print(f"wrote {len(write(folder, full(find(name))))} files; in {folder.resolve()}: git init, dvc init, dvc repro")
+
+
+@app.command()
+def parameters() -> None:
+    """Print every parameter, its default and its meaning, as the documentation's page has them.
+
+    Example: `python -m pipeline parameters > docs/parameters.md`
+    """
+    from pipeline.reference import reference
+
+    typer.echo(reference().encode())
+
+
+@app.command()
 def check(
     params: ParamsFile = PARAMS,
     for_dvc: Annotated[
