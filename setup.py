@@ -1,4 +1,4 @@
-"""A wheel works outside the checkout: what every project starts from travels as pipeline/project."""
+"""A wheel works outside the checkout: what every project starts from travels as pipeline/given."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ class WithProject(build_py):
         if self.editable_mode:
             return
         for path in (path for pattern in CARRIED for path in Path().glob(pattern)):
-            target = Path(self.build_lib, "pipeline/project", path)
+            target = Path(self.build_lib, "pipeline/given", path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

@@ -16,7 +16,7 @@ NOTE = """\
 
 def given() -> Path:
     """The folder of what every project starts from: the checkout, or its copy inside an installed wheel."""
-    inside = PACKAGE / "project"
+    inside = PACKAGE / "given"
     return inside if inside.is_dir() else PACKAGE.parent
 
 

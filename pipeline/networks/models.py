@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.networks.decision import Decision, Deployed
+from pipeline.networks.hub import readme
 from pipeline.networks.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, read_json, write_json
 from pipeline.tiles.store import CityTiles
@@ -271,7 +272,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def save_model(folder: str | Path, segmenter: Segmenter, card: dict) -> None:
-    """Write FOLDER/weights.safetensors and FOLDER/model.json, atomically."""
+    """Write FOLDER/weights.safetensors, FOLDER/model.json and its page FOLDER/README.md, atomically."""
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
         try:
@@ -279,6 +280,7 @@ def save_model(folder: str | Path, segmenter: Segmenter, card: dict) -> None:
         except SafetensorError as error:
             raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
         write_json(partial / "model.json", card)
+        (partial / "README.md").write_text(readme(card), encoding="utf-8")
 
 
 class Card(BaseModel):
