@@ -8,7 +8,10 @@ LOGS = Path("logs")
 
 
 def loggers(names: list[str], run: str) -> list:
-    """Lightning's loggers of these names, which write under LOGS. Raises InputError where one is not installed."""
+    """Lightning's loggers of these names, in folders of their own under LOGS.
+
+    Raises InputError where one is not installed.
+    """
     return [_logger(name, run) for name in names]
 
 
@@ -18,11 +21,11 @@ def _logger(name: str, run: str):
     try:
         match name:
             case "csv":
-                return loggers.CSVLogger(LOGS, name=run)
+                return loggers.CSVLogger(LOGS / name, name=run)
             case "tensorboard":
-                return loggers.TensorBoardLogger(LOGS, name=run, default_hp_metric=False)
+                return loggers.TensorBoardLogger(LOGS / name, name=run, default_hp_metric=False)
             case "mlflow":
-                return loggers.MLFlowLogger("buildings", run_name=run, save_dir=str(LOGS / "mlflow"))
+                return loggers.MLFlowLogger("buildings", run_name=run, save_dir=str(LOGS / name))
     except ModuleNotFoundError:
         package = {"mlflow": "mlflow-skinny"}.get(name, name)
         raise InputError(f"train.loggers: {name} is not installed; pip install {package}, or leave it out") from None

@@ -13,7 +13,7 @@ from pipeline.tiles.store import CityTiles
 from pipeline.training import loggers
 from pipeline.training.fit import fit
 
-ROOT_FILES = {"csv": "metrics.csv", "tensorboard": "events.out.tfevents.*"}
+WRITTEN = {"csv": "metrics.csv", "tensorboard": "events.out.tfevents.*"}
 
 
 def tiny(names: list[str], root):
@@ -32,8 +32,8 @@ def test_the_curve_goes_to_every_logger_named(tmp_path, monkeypatch, request):
     city = CityTiles(write_city(tmp_path / "tiles", [(split, *toy_scene(i, 64)) for i, split in enumerate(splits)]))
     card = fit(tiny(names, request.config.rootpath), [city], tmp_path / "models/all", work=tmp_path / ".work")
     for name in names:
-        assert len(list(tmp_path.glob(f"logs/all/version_0/{ROOT_FILES[name]}"))) == 1
-    with next(tmp_path.glob("logs/all/version_0/metrics.csv")).open() as file:
+        assert len(list(tmp_path.glob(f"logs/{name}/all/version_0/{WRITTEN[name]}"))) == 1
+    with next(tmp_path.glob("logs/csv/all/version_0/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [0, 1]
     for row, epoch in zip(rows, card["history"], strict=True):
