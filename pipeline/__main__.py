@@ -58,6 +58,32 @@ def preset(name: Annotated[str, typer.Argument(help="Of a file in presets/, or a
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the project goes.")] = Path("."),
+    name: Annotated[str, typer.Option("--preset", help="Whose params.yaml is written.")] = "demo",
+) -> None:
+    """Make a project: dvc.yaml, the sources and a params.yaml with every parameter; `dvc repro` runs it.
+
+    Example: `python -m pipeline init my-project --preset town`
+    """
+    from pipeline.presets import find, full
+    from pipeline.project import init as write
+
+    print(f"wrote {len(write(folder, full(find(name))))} files; in {folder.resolve()}: git init, dvc init, dvc repro")
+
+
+@app.command()
+def parameters() -> None:
+    """Print every parameter, its default and its meaning, as the documentation's page has them.
+
+    Example: `python -m pipeline parameters > docs/parameters.md`
+    """
+    from pipeline.reference import reference
+
+    typer.echo(reference().encode())
+
+
+@app.command()
 def check(
     params: ParamsFile = PARAMS,
     for_dvc: Annotated[
@@ -315,15 +341,32 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
 
 
 @app.command()
-def export(model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all")) -> None:
-    """ONNX (checked against torch) and a STAC item with the machine-learning-model extension, beside the weights.
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
+    what: Annotated[str, typer.Option("--for", help="onnx, torch-export or hub.")] = "onnx",
+    metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
+        "metrics/evaluate.json"
+    ),
+) -> None:
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, or the Hub's page.
 
-    Example: `python -m pipeline export models/all`
+    ONNX and the program are checked against the model before they take their names.
+
+    Example: `python -m pipeline export handover --for torch-export`
     """
     from pipeline.console import console
-    from pipeline.mapping.export import export as write
+    from pipeline.mapping import export as exports
 
-    console.print(f"wrote {write(model)}")
+    match what:
+        case "onnx":
+            path = exports.export(model)
+        case "torch-export":
+            path = exports.export_program(model)
+        case "hub":
+            path = exports.export_page(model, metrics)
+        case _:
+            raise InputError(f"--for {what}: choose onnx, torch-export or hub")
+    console.print(f"wrote {path}")
 
 
 @app.command("pack-submission")

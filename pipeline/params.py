@@ -251,6 +251,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
 
 

@@ -14,8 +14,8 @@ from pipeline.params import Fetch, Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels"}, {"imagery"},
-    {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
+    {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels", "project", "reference"},
+    {"imagery"}, {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
     {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"report"}, {"course"}, {"stages"},
     {"__init__", "__main__"},
 ]  # fmt: skip
