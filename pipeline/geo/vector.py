@@ -74,8 +74,11 @@ def _polygonal(collection):
     return shapely.union_all(parts) if len(parts) else None
 
 
-def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None) -> Footprints:
-    """Read the polygons of a file, repaired, in `crs` (anything pyproj reads; None = the file's own).
+def read_footprints(
+    path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None, layer: str | None = None
+) -> Footprints:
+    """Read the polygons of a file, or of its layer of a name, repaired, in `crs` (anything pyproj reads; None = the
+    file's own).
 
     With `bounds`, in units of `crs`, only polygons whose own bounding box meets that box are kept; `where`, a condition
     in SQL on the file's columns, says which features are buildings. Raises InputError where the file is unreadable, has
@@ -83,15 +86,15 @@ def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, wh
     without a column `building`.
     """
     path = Path(path)
-    with open_layer(path) as layer:
-        source = layer.crs
+    with open_layer(path, layer) as opened:
+        source = opened.crs
         target = source if crs is None else _crs(crs)
         with _leading(path, source, target):
             box = None if bounds is None else transform_bounds(bounds, target, source)
         if box is not None and not (np.isfinite(box).all() and box[0] <= box[2]):  # across the antimeridian, or nowhere
             box = None
-        tag = None if where else _tag(path, layer.fields)
-        geometries, columns = layer.read({"label", tag}, box, where)
+        tag = None if where else _tag(path, opened.fields)
+        geometries, columns = opened.read({"label", tag}, box, where)
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())
     labels = _labels(path, columns["label"][building] if "label" in columns else None, len(geometries))
