@@ -30,15 +30,15 @@ import numpy as np
 import torch
 
 from benchmarks.generalize_real import table as markdown
+from pipeline.attacks import engine
+from pipeline.attacks.protocol import Campaign, CityAttack
+from pipeline.attacks.worst_case import worst_case
 from pipeline.console import progress, table
 from pipeline.course import tint
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.crops import to_tensors
-from pipeline.learning.models import load_model
+from pipeline.networks.models import load_model
 from pipeline.params import Adversarial, Attack
-from pipeline.robustness import attacks
-from pipeline.robustness.campaign import Campaign, CityAttack
-from pipeline.robustness.worst_case import worst_case
+from pipeline.tiles.store import CityTiles
+from pipeline.tiles.tensors import to_tensors
 
 try:
     import torchattacks
@@ -114,7 +114,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def last(target: attacks.Target, generator: torch.Generator) -> torch.Tensor:
+def last(target: engine.Target, generator: torch.Generator) -> torch.Tensor:
     """Our PGD with the last iterate's rank as its score, so that the last is what it returns."""
     turn = iter(range(STEPS + 1))
 
@@ -122,7 +122,7 @@ def last(target: attacks.Target, generator: torch.Generator) -> torch.Tensor:
         number = torch.full((len(labels),), float(next(turn)))
         return number, torch.zeros(len(labels), dtype=torch.bool)
 
-    return attacks.pgd(replace(target, score=later), STEPS, step=target.epsilon / 4, generator=generator)
+    return engine.pgd(replace(target, score=later), STEPS, step=target.epsilon / 4, generator=generator)
 
 
 def equal_settings(model, images, labels) -> None:
@@ -133,9 +133,9 @@ def equal_settings(model, images, labels) -> None:
         for seed in range(3):
             torch.manual_seed(seed)
             generator = torch.Generator().manual_seed(seed)
-            target = attacks.Target(model, images, labels, "linf", epsilon)
+            target = engine.Target(model, images, labels, "linf", epsilon)
             pgd = torchattacks.PGD(model, eps=epsilon, alpha=epsilon / 4, steps=STEPS, random_start=True)
-            best = attacks.pgd(target, STEPS, step=epsilon / 4, early_stop=False, generator=generator)
+            best = engine.pgd(target, STEPS, step=epsilon / 4, early_stop=False, generator=generator)
             found = pgd(images, labels), last(target, generator), best
             row.append([tint.pooled(model, x, labels) for x in found])
         mean = torch.tensor(row).mean(0)

@@ -16,11 +16,12 @@ import torch
 
 from benchmarks.ratio import report
 from pipeline import params
+from pipeline.attacks import engine
+from pipeline.attacks import losses as attack_losses
 from pipeline.console import table
-from pipeline.learning.models import build_model, load_model
-from pipeline.learning.perturb import pixel_gradient
-from pipeline.learning.precision import autocast, device
-from pipeline.robustness import attack_losses, attacks
+from pipeline.networks.models import build_model, load_model
+from pipeline.networks.precision import autocast, device
+from pipeline.training.perturb import pixel_gradient
 
 
 def seconds(run) -> float:
@@ -47,18 +48,18 @@ def main() -> None:
     segmenter = segmenter.eval().requires_grad_(False).to(on, memory_format=torch.channels_last)
     images = torch.rand(a.batch, 3, a.size, a.size).to(on, memory_format=torch.channels_last)
     labels = torch.randint(0, 2, (a.batch, a.size, a.size), device=on)
-    target = attacks.Target(segmenter, images, labels, "linf", 1 / 255)
-    losses = attacks.sea_losses(torch.tensor([800, 200]))
+    target = engine.Target(segmenter, images, labels, "linf", 1 / 255)
+    losses = engine.sea_losses(torch.tensor([800, 200]))
 
     def passes() -> None:
         for _ in range(a.steps):
             pixel_gradient(segmenter, images, labels, attack_losses.cross_entropy)
 
     runs = {
-        "PGD": lambda: attacks.pgd(target, a.steps, early_stop=False),
-        "PGD, early stop": lambda: attacks.pgd(target, a.steps),
-        "SegPGD": lambda: attacks.segpgd(target, a.steps, early_stop=False),
-        "APGD, MCE": lambda: attacks.apgd(target, losses["mce"], a.steps, images),
+        "PGD": lambda: engine.pgd(target, a.steps, early_stop=False),
+        "PGD, early stop": lambda: engine.pgd(target, a.steps),
+        "SegPGD": lambda: engine.segpgd(target, a.steps, early_stop=False),
+        "APGD, MCE": lambda: engine.apgd(target, losses["mce"], a.steps, images),
     }
     rows = []
     for precision in ("fp32", "bf16"):
@@ -80,20 +81,20 @@ def main() -> None:
 
 
 def compare_precisions(segmenter, folder: Path, steps: int) -> None:
-    from pipeline.geo.tiles import CityTiles
-    from pipeline.learning.crops import to_tensors
-    from pipeline.robustness.worst_case import pooled_iou
+    from pipeline.attacks.worst_case import pooled_iou
+    from pipeline.tiles.store import CityTiles
+    from pipeline.tiles.tensors import to_tensors
 
     on, rows = device(), []
     for path in sorted(folder.glob("*/regions.json")):
         images, labels = to_tensors(CityTiles(path.parent).sample("test", 4), on)
         for budget in (0.5, 1, 2):
-            target, row = attacks.Target(segmenter, images, labels, "linf", budget / 255), []
+            target, row = engine.Target(segmenter, images, labels, "linf", budget / 255), []
             for precision in ("fp32", "bf16"):
                 with autocast(on, precision):
-                    found = attacks.pgd(target, steps, generator=torch.Generator().manual_seed(0))
+                    found = engine.pgd(target, steps, generator=torch.Generator().manual_seed(0))
                 with torch.no_grad():
-                    counts = attacks.counts(segmenter(found).argmax(1), labels)
+                    counts = engine.counts(segmenter(found).argmax(1), labels)
                 row.append(pooled_iou(*(c.cpu().numpy() for c in counts)))
             rows.append([f"{path.parent.name} {budget:g}/255", *row, row[1] - row[0]])
     table(f"IoU under PGD-{steps}, measured in float32", ["city, ε", "fp32", "bf16", "difference"], rows)

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 from benchmarks.generalize_real import ROOT, table
+from pipeline.attacks.protocol import Campaign, CityAttack
+from pipeline.attacks.worst_case import pooled_iou, worst_case
 from pipeline.console import progress
-from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.learning.crops import to_tensors
-from pipeline.learning.models import load_model
-from pipeline.learning.precision import autocast, device
-from pipeline.learning.training import fit
+from pipeline.networks.models import load_model
+from pipeline.networks.precision import autocast, device
 from pipeline.params import Adversarial, Attack, load_params
-from pipeline.robustness.campaign import Campaign, CityAttack
-from pipeline.robustness.worst_case import pooled_iou, worst_case
 from pipeline.storage import WORK, read_json
+from pipeline.tiles.store import CityTiles, open_cities
+from pipeline.tiles.tensors import to_tensors
+from pipeline.training.fit import fit
 
 
 def measure(segmenter, images, labels, epsilon: float, settings: Attack, pixels) -> dict:

@@ -11,15 +11,15 @@ import time
 
 import torch
 
+from pipeline.attacks.engine import Target, pgd
+from pipeline.certificates.bounds import Bounds, certified_classes, image_box, interval_margins
+from pipeline.certificates.crown import crown_ibp_margins
+from pipeline.certificates.interval_training import train_interval, train_margin
+from pipeline.certificates.lipschitz import at_radius, certified_iou, collective_iou, lipschitz_radii
 from pipeline.console import table
-from pipeline.learning.lipschitz import LipschitzNet
-from pipeline.learning.models import Segmenter
-from pipeline.learning.small_nets import SmallFCN, SmallUNet
-from pipeline.robustness.attacks import Target, pgd
-from pipeline.robustness.bounds import Bounds, certified_classes, image_box, interval_margins
-from pipeline.robustness.certificates import at_radius, certified_iou, collective_iou, lipschitz_radii
-from pipeline.robustness.crown import crown_ibp_margins
-from pipeline.robustness.interval_training import train_interval, train_margin
+from pipeline.networks.lipschitz import LipschitzNet
+from pipeline.networks.models import Segmenter
+from pipeline.networks.small_nets import SmallFCN, SmallUNet
 
 
 def rectangles(count: int, size: int = 32, contrast: float = 0.3, noise: float = 0.02, seed: int = 0):

@@ -23,7 +23,7 @@ STEPS, WARM, ROUNDS, GOAL = 25, 5, 3, 0.45
 
 def seconds() -> float:
     """Of STEPS training steps: the difference of a long and a short run of `fit`."""
-    from pipeline.learning.training import fit
+    from pipeline.training.fit import fit
 
     params, runs = demo_params(), []
     with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.ratio import report
 from benchmarks.tiling import PROFILES, city, parameters
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.crops import RandomCrops
 from pipeline.stages.tile import tile_city
+from pipeline.tiles.store import CityTiles
+from pipeline.training.crops import RandomCrops
 
 COUNT, ROUNDS = 2000, 5
 

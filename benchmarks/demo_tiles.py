@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import Params, load_params
 from pipeline.stages import fetch, tile
+from pipeline.tiles.store import CityTiles, open_cities
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,11 +14,11 @@ import time
 import torch
 
 from benchmarks.ratio import report
-from pipeline.learning.losses import cross_entropy
-from pipeline.learning.models import build_model
-from pipeline.learning.precision import device
+from pipeline.certificates.interval_training import train_interval
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import device
 from pipeline.params import Model
-from pipeline.robustness.interval_training import train_interval
+from pipeline.training.losses import cross_entropy
 
 STEPS, ROUNDS, EPSILON = 20, 5, 2 / 255
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from benchmarks.ratio import cannot, report
-from pipeline.geo.tiles import CityTiles, Region
-from pipeline.learning.crops import to_float
-from pipeline.learning.inference import infer, window_starts
-from pipeline.learning.models import build_model
-from pipeline.learning.precision import autocast, device
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast, device
 from pipeline.params import Model
+from pipeline.scoring.inference import infer, window_starts
 from pipeline.storage import write_json
+from pipeline.tiles.store import CityTiles, Region
+from pipeline.tiles.tensors import to_float
 
 WINDOW, OVERLAP, BATCH, ROUNDS = 512, 0.25, 4, 3
 

@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
-from pipeline.learning import blocks
-from pipeline.learning.blocks import CELL
-from pipeline.learning.bootstrap import IOU, iou_interval
+from pipeline.scoring import blocks
+from pipeline.scoring.blocks import CELL
+from pipeline.scoring.bootstrap import IOU, iou_interval
 
 Counts = tuple[np.ndarray, np.ndarray]  # intersections and unions
 SCENES = (2, 3, 5, 10, 40)

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.ratio import report
 from pipeline.console import table
-from pipeline.sources.open_buildings import CHUNK, COLUMNS, keep_near
+from pipeline.sources.open_buildings.source import CHUNK, COLUMNS, keep_near
 
 SCENE = (32.59, 0.30, 32.61, 0.32)  # degrees: 2.2 km of a city
 ROUNDS = 3

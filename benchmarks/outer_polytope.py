@@ -11,9 +11,9 @@ import time
 import torch
 from torch import nn
 
-from pipeline.learning.small_nets import SmallFCN
-from pipeline.robustness.bounds import Bounds, Box
-from pipeline.robustness.outer_polytope import outer_polytope_boxes
+from pipeline.certificates.bounds import Bounds, Box
+from pipeline.certificates.outer_polytope import outer_polytope_boxes
+from pipeline.networks.small_nets import SmallFCN
 
 
 def theirs(net: nn.Module, image: torch.Tensor, epsilon: float) -> torch.Tensor | None:

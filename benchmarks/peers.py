@@ -80,10 +80,10 @@ def crops(folder: Path, side: int) -> None:
     from torch.utils.data import DataLoader
 
     from benchmarks.tiling import parameters
-    from pipeline.geo.scene import City, Scene
-    from pipeline.geo.tiles import CityTiles
-    from pipeline.learning.crops import RandomCrops
+    from pipeline.imagery.scene import City, Scene
     from pipeline.stages.tile import tile_city
+    from pipeline.tiles.store import CityTiles
+    from pipeline.training.crops import RandomCrops
 
     what = "training crops a second, ours / the best peer"
     scenes = [write_scene(folder, f"scene{i}", side, i) for i in range(SCENES)]
@@ -110,8 +110,8 @@ def teach(segmenter, image: Path, label: Path, steps: int = 40) -> None:
     """A few steps, so that the maps to compare are of something."""
     import torch
 
-    from pipeline.learning.losses import cross_entropy
-    from pipeline.learning.precision import autocast
+    from pipeline.networks.precision import autocast
+    from pipeline.training.losses import cross_entropy
 
     optimiser, random = torch.optim.AdamW(segmenter.train().parameters(), 1e-3), np.random.default_rng(0)
     with rasterio.open(image) as pixels, rasterio.open(label) as truth:
@@ -132,7 +132,7 @@ def scene(folder: Path, side: int) -> None:
     from safetensors.torch import save_file
 
     from benchmarks.predict import CARD
-    from pipeline.learning.models import build_model, save_model
+    from pipeline.networks.models import build_model, save_model
     from pipeline.params import Model, Predict
     from pipeline.stages.predict import run
 
@@ -166,9 +166,9 @@ def scene(folder: Path, side: int) -> None:
 
 def labels(folder: Path, rows: int) -> None:
     from benchmarks.open_buildings import write_cell
-    from pipeline.geo.grid import Grid
-    from pipeline.geo.rasterize import rasterize
-    from pipeline.sources.open_buildings import keep_near
+    from pipeline.imagery.grid import Grid
+    from pipeline.imagery.rasterize import rasterize
+    from pipeline.sources.open_buildings.source import keep_near
 
     what = "labels of a patch from an Open Buildings cell, the best peer / ours"
     cell = folder / "cells/025_buildings.csv.gz"

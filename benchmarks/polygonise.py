@@ -16,7 +16,7 @@ import shapely
 from rasterio.features import shapes
 
 from benchmarks.ratio import report
-from pipeline.geo.vectorize import Polygoniser
+from pipeline.mapping.polygons import Polygoniser
 
 ROUNDS = 3
 

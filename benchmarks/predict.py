@@ -68,7 +68,7 @@ def write_model(folder: Path, architecture: str, town: tuple[Path, Path] | None 
     import torch
 
     from benchmarks.peers import teach
-    from pipeline.learning.models import build_model, save_model
+    from pipeline.networks.models import build_model, save_model
     from pipeline.params import Model
 
     torch.manual_seed(0)
@@ -120,12 +120,12 @@ def forward_only(model: Path, scene: str) -> float:
     """Seconds of the same forward passes over pixels in memory, nothing blended or written."""
     import torch
 
-    from pipeline.geo.raster import open_image
-    from pipeline.learning.crops import to_float
-    from pipeline.learning.inference import window_starts
-    from pipeline.learning.models import load_model
-    from pipeline.learning.precision import autocast, device
+    from pipeline.imagery.raster import open_image
+    from pipeline.networks.models import load_model
+    from pipeline.networks.precision import autocast, device
     from pipeline.params import Predict
+    from pipeline.scoring.inference import window_starts
+    from pipeline.tiles.tensors import to_float
 
     settings, segmenter = Predict(), load_model(model, device())
     with open_image(scene, [1, 2, 3], GSD) as raster:

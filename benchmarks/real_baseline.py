@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import params
-from pipeline.geo.tiles import open_cities
-from pipeline.learning.models import build_model, save_model
-from pipeline.learning.precision import autocast
+from pipeline.networks.models import build_model, save_model
+from pipeline.networks.precision import autocast
+from pipeline.tiles.store import open_cities
 
 BATCH, CROP, RATE = 8, 256, 2e-3
 STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 600

@@ -12,10 +12,10 @@ import time
 import torch
 
 from benchmarks.ratio import report
-from pipeline.learning.models import build_model
-from pipeline.learning.precision import autocast, choose, device
+from pipeline.certificates.smoothing import votes
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast, choose, device
 from pipeline.params import Model
-from pipeline.robustness.smoothing import votes
 
 ROUNDS = 5
 

@@ -29,10 +29,10 @@ from rasterio.enums import Resampling
 
 from benchmarks.ratio import report
 from pipeline.console import table
-from pipeline.geo.scene import City, Scene
-from pipeline.geo.tiles import CityTiles
+from pipeline.imagery.scene import City, Scene
 from pipeline.params import Params, load_params
 from pipeline.stages import tile
+from pipeline.tiles.store import CityTiles
 
 ROOT = Path(__file__).parents[1]
 CORNER = (500_000, 5_000_000)

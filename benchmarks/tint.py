@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.generalize_real import ROOT, table
+from pipeline.attacks import engine
+from pipeline.attacks.worst_case import worst_case
 from pipeline.course import tint
-from pipeline.learning.adversarial import adversarial_loss, overfitting_gap
-from pipeline.learning.losses import cross_entropy
 from pipeline.params import Adversarial
-from pipeline.robustness import attacks
-from pipeline.robustness.worst_case import worst_case
+from pipeline.training.adversarial import adversarial_loss, overfitting_gap
+from pipeline.training.losses import cross_entropy
 
 METHODS = {
     "standard": Adversarial(),
@@ -37,10 +37,10 @@ PIXELS = torch.tensor([800, 200])  # of each class, roughly
 def ensemble(model, images, labels, epsilon: float, steps: int) -> float:
     """The exact worst case over the four losses, `steps` gradients each."""
     generator = torch.Generator().manual_seed(0)
-    target = attacks.Target(model, images, labels, "linf", epsilon)
-    found = [attacks.red_epsilon(target, f, steps, generator=generator) for f in attacks.sea_losses(PIXELS).values()]
+    target = engine.Target(model, images, labels, "linf", epsilon)
+    found = [engine.red_epsilon(target, f, steps, generator=generator) for f in engine.sea_losses(PIXELS).values()]
     with torch.no_grad():
-        counts = [attacks.counts(model(x).argmax(1), labels) for x in found]
+        counts = [engine.counts(model(x).argmax(1), labels) for x in found]
     return worst_case([i.numpy() for i, _ in counts], [u.numpy() for _, u in counts])[0]
 
 
@@ -69,8 +69,8 @@ def main() -> None:
         model = tint.train(config, arguments.steps)
         row = [name, *(tint.pooled(model, *tint.tiles(arguments.tiles, 99, sign)) for sign in (1, 0, -1))]
         for epsilon in (4 / 255, 8 / 255):
-            target = attacks.Target(model, images, labels, "linf", epsilon)
-            found = attacks.pgd(target, 40, generator=torch.Generator().manual_seed(0))
+            target = engine.Target(model, images, labels, "linf", epsilon)
+            found = engine.pgd(target, 40, generator=torch.Generator().manual_seed(0))
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
         gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
         rows.append([*row, gap, costs[name]])

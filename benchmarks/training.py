@@ -23,11 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
 from benchmarks.ratio import arithmetic, cannot, report
-from pipeline.learning.crops import RandomCrops, to_float
-from pipeline.learning.losses import build_loss
-from pipeline.learning.models import build_model
-from pipeline.learning.precision import autocast, device
-from pipeline.learning.training import fit
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast, device
+from pipeline.tiles.tensors import to_float
+from pipeline.training.crops import RandomCrops
+from pipeline.training.fit import fit
+from pipeline.training.losses import build_loss
 
 STEPS, ROUNDS, WARM, GOAL = 30, 3, 3, 0.95
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

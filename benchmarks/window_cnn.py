@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.ratio import report
-from pipeline.learning.models import WindowCNN
+from pipeline.networks.models import WindowCNN
 
 if __name__ == "__main__":
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ def load_model(path, device=None):
 
     `load_model(path).predict(image)` maps an array (H, W, C) uint8, or a raster's path or URL.
     """
-    from pipeline.prediction.inputs import load
-    from pipeline.prediction.predictor import Predictor
+    from pipeline.mapping.inputs import load
+    from pipeline.mapping.predictor import Predictor
 
     return Predictor(load(path, device))

@@ -128,9 +128,9 @@ def pretrain(
 
     Example: `python -m pipeline pretrain --out pretrained`
     """
-    from pipeline.geo.tiles import open_cities
-    from pipeline.learning.pretraining import check_place
-    from pipeline.learning.pretraining import pretrain as learn
+    from pipeline.tiles.store import open_cities
+    from pipeline.training.pretraining import check_place
+    from pipeline.training.pretraining import pretrain as learn
 
     parameters = load(params)
     check_place(out)
@@ -267,7 +267,7 @@ def export(model: Annotated[Path, typer.Argument(help="A model folder.")] = Path
     Example: `python -m pipeline export models/all`
     """
     from pipeline.console import console
-    from pipeline.learning.export import export as write
+    from pipeline.mapping.export import export as write
 
     console.print(f"wrote {write(model)}")
 
@@ -281,7 +281,7 @@ def pack(
 
     Example: `python -m pipeline pack-submission predictions --out submission.zip`
     """
-    from pipeline.sources.inria import pack_submission
+    from pipeline.sources.inria.source import pack_submission
 
     pack_submission(predictions, out)
 

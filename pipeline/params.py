@@ -270,7 +270,7 @@ class Evaluate(Section):
         return edges
 
 
-AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see robustness/methods.py
+AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see attacks/methods.py
 
 
 class Attack(Section):
@@ -298,7 +298,7 @@ class Attack(Section):
 class Certificate(Section):
     """A road to a certificate: what it is called, the norm of its radii, and what it certifies, here and nowhere else.
 
-    A new one is a section here and in METHODS, its rows in pipeline/robustness/sandwich.py, and, where it needs a
+    A new one is a section here and in METHODS, its rows in pipeline/certificates/ordering.py, and, where it needs a
     network of its own, its training in pipeline/stages/certify.py.
     """
 

@@ -84,7 +84,7 @@ VERBS = {
 STAGES = [name for name in VERBS if name != "holdout of the other city"]
 IMPORTED = [
     *(f"pipeline.stages.{name}" for name in ("fetch", "tile", "attack", "certify", "generalize", "report", "predict")),
-    "pipeline.sources.demo", "pipeline.report.page", "pipeline.learning.augment", "geopandas",
+    "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment", "geopandas",
     "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg",
 ]  # fmt: skip
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.generalization.corruptions import NAMES, SEVERITIES
-from pipeline.geo.scene import City, Scene, write_city
+from pipeline.imagery.scene import City, Scene, write_city
+from pipeline.transfer.corruptions import NAMES, SEVERITIES
 
 SIDE, TILE = 256, 64
 STAGES = ("train", "evaluate", "attack", "certify", "generalize")

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
+from pipeline.attacks.engine import Target, noise, pgd
 from pipeline.course import tint
 from pipeline.course.encoders import with_encoder
 from pipeline.course.fit import classes, fit, quality
 from pipeline.course.lesson import Lesson, board, gallery
 from pipeline.course.towns import tiles
 from pipeline.params import Adversarial
-from pipeline.robustness.attacks import Target, noise, pgd
 
 
 def adversarial_example(steps: int = 80, scenes: int = 4, budget: float = 4, size: int = 256) -> Lesson:

@@ -9,7 +9,7 @@ from pipeline.course.encoders import with_encoder
 from pipeline.course.fit import fit, quality
 from pipeline.course.lesson import Lesson, board
 from pipeline.course.towns import manifest, tiles
-from pipeline.learning.losses import build_loss
+from pipeline.training.losses import build_loss
 
 City = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, S, S), labels (N, S, S)
 

@@ -12,7 +12,7 @@ from pipeline import params
 from pipeline.course.fit import classes, fit, quality
 from pipeline.course.lesson import Lesson, gallery
 from pipeline.course.towns import tiles
-from pipeline.learning.models import build_model
+from pipeline.networks.models import build_model
 
 YEARS = {"lenet": 1998, "alexnet": 2012, "vgg": 2014, "resnet18": 2015}
 DECODER = [32, 16, 8]  # the U-Net's, which all four share

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from pipeline.learning.losses import Loss, cross_entropy
-from pipeline.learning.metrics import iou
-from pipeline.learning.models import Segmenter
+from pipeline.networks.models import Segmenter
+from pipeline.scoring.metrics import iou
+from pipeline.training.losses import Loss, cross_entropy
 
 
 def segmenter(network: nn.Module, images: torch.Tensor) -> Segmenter:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pipeline.course.lesson import Lesson, board, curves, gallery
 from pipeline.course.towns import scene
-from pipeline.learning.lipschitz import OrthogonalConv, minmax, replace_relu
+from pipeline.networks.lipschitz import OrthogonalConv, minmax, replace_relu
 
 
 def dense_matrix(kernel: Tensor, side: int) -> coo_array:

@@ -7,8 +7,8 @@ from pipeline import params
 from pipeline.course.fit import classes, fit, quality, segmenter
 from pipeline.course.lesson import Lesson, board, show
 from pipeline.course.towns import tiles
-from pipeline.learning.losses import hinge
-from pipeline.learning.models import build_model
+from pipeline.networks.models import build_model
+from pipeline.training.losses import hinge
 
 CITY = "brickvale"  # red roofs: a colour says much here
 

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeline.certificates.bounds import Bounds, Box
+from pipeline.certificates.crown import linear_lower
+from pipeline.certificates.outer_polytope import outer_polytope_boxes
 from pipeline.course.lesson import Lesson, board
-from pipeline.robustness.bounds import Bounds, Box
-from pipeline.robustness.crown import linear_lower
-from pipeline.robustness.outer_polytope import outer_polytope_boxes
 
 
 def directions(count: int) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.learning.adversarial import adversarial_loss
-from pipeline.learning.losses import cross_entropy
 from pipeline.params import Adversarial
+from pipeline.training.adversarial import adversarial_loss
+from pipeline.training.losses import cross_entropy
 
 TINT, NOISE = 4 / 255, 0.06
 
@@ -67,7 +67,7 @@ def train(config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width:
 
 
 def pooled(segmenter: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    from pipeline.robustness.attacks import counts
+    from pipeline.attacks.engine import counts
 
     with torch.no_grad():
         intersection, union = counts(segmenter(images).argmax(1), labels)

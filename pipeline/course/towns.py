@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from pipeline import params
-from pipeline.sources.demo import MANIFEST
-from pipeline.sources.town.layout import draw_plan
-from pipeline.sources.town.render import render
-from pipeline.sources.town.schema import Manifest, find_city
+from pipeline.sources.demo.layout import draw_plan
+from pipeline.sources.demo.render import render
+from pipeline.sources.demo.schema import Manifest, find_city
+from pipeline.sources.demo.source import MANIFEST
 
 ROOT = Path(__file__).parents[2]  # the checkout: the course is run from any folder
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.course.lesson import Lesson, board, show
 from pipeline.course.towns import scene
-from pipeline.learning.models import WindowCNN
+from pipeline.networks.models import WindowCNN
 
 
 @torch.inference_mode()

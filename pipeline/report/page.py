@@ -8,13 +8,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.attacks.audit import failures
 from pipeline.report import charts, colours, provenance
 from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import examples, pictures
-from pipeline.robustness.audit import failures
 from pipeline.runs import hardware
 
 HERE = Path(__file__).parent

@@ -5,10 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.geo.scene import City, read_city
-from pipeline.geo.tiles import read_index
+from pipeline.imagery.scene import City, read_city
 from pipeline.params import Params
 from pipeline.storage import read_json
+from pipeline.tiles.store import read_index
 
 STAGES = ("train", "evaluate", "attack", "certify", "generalize")
 

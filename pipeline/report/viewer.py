@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
-from pipeline.geo.tiles import Region
-from pipeline.learning.metrics import counts
+from pipeline.labels import IGNORE
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
+from pipeline.scoring.metrics import counts
+from pipeline.tiles.store import Region
 
 LAYERS = ("truth", "prediction", "errors", "confidence")
 AMPLIFIED = 0.5  # the grey level that a perturbation of the whole budget reaches above or below ½

@@ -30,15 +30,15 @@ from typing import get_args
 
 import numpy as np
 
+from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE, Split
-from pipeline.geo.tiles import CityTiles, open_cities
+from pipeline.labels import IGNORE, Split
 from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
+from pipeline.tiles.store import CityTiles, open_cities
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
-CODE = ("robustness", "learning")  # of this code kept measurements are made
 SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
 
 
@@ -61,8 +61,8 @@ def run(
 
     Raises InputError on bad tiles or models. Failed checks of the audit are told, not raised: see `report`.
     """
-    from pipeline.robustness.audit import audit, failures
-    from pipeline.robustness.scores import city_metrics, evidence
+    from pipeline.attacks.audit import audit, failures
+    from pipeline.attacks.scores import city_metrics, evidence
 
     model, settings = Path(params.attack.model), params.attack
     cities = open_cities(params.fetch.cities, tiles)
@@ -107,21 +107,19 @@ def _key(params: Params, cities: list[CityTiles], samples: dict) -> str:
     for model in filter(None, (params.attack.model, params.attack.transfer)):
         files = (Path(model) / name for name in ("weights.safetensors", "model.json"))
         parts += [sha256(file.read_bytes()).hexdigest() if file.exists() else None for file in files]
-    code = Path(__file__).parents[1]
-    parts += [file.read_text(encoding="utf-8") for floor in CODE for file in sorted((code / floor).glob("*.py"))]
     parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
-    return fingerprint(*parts)
+    return fingerprint(version("attack"), *parts)
 
 
 def _campaign(params: Params, cities: list[CityTiles], model: Path):
     """The model, the other one its attacks are transferred from, and the classes' training pixels."""
     import torch
 
-    from pipeline.learning.crops import to_tensors
-    from pipeline.learning.models import check_fit, load_model
-    from pipeline.learning.precision import autocast, device
-    from pipeline.robustness.campaign import Campaign
-    from pipeline.robustness.surrogate import surrogate
+    from pipeline.attacks.protocol import Campaign
+    from pipeline.attacks.surrogate import surrogate
+    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.precision import autocast, device
+    from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.attack, device()
     segmenter = load_model(model, on)
@@ -152,8 +150,8 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
 
 def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
     """Measured now, or read back from a run that was interrupted."""
-    from pipeline.learning.crops import to_tensors
-    from pipeline.robustness.campaign import attack_city
+    from pipeline.attacks.protocol import attack_city
+    from pipeline.tiles.tensors import to_tensors
 
     if (kept / "measured.json").exists():
         with np.load(kept / "arrays.npz", allow_pickle=False) as file:
@@ -178,9 +176,9 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
     """IoU of each city under its own universal perturbation and under every other city's."""
     import torch
 
-    from pipeline.learning.crops import to_tensors
-    from pipeline.learning.metrics import iou
-    from pipeline.robustness import attacks
+    from pipeline.attacks import engine
+    from pipeline.scoring.metrics import iou
+    from pipeline.tiles.tensors import to_tensors
 
     device = next(campaign.segmenter.parameters()).device
     deltas = {city: torch.from_numpy(r.arrays["universal"]).to(device) for city, r in results.items()}
@@ -188,7 +186,7 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
     for city, sample in samples.items():
         images, labels = to_tensors(sample, device)
         found = {
-            source: iou(campaign.predict(attacks.apply_universal(images, delta)), labels)
+            source: iou(campaign.predict(engine.apply_universal(images, delta)), labels)
             for source, delta in deltas.items()
         }
         rows[city] = {"iou": found.pop(city), "from": found}

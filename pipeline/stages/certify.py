@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles, open_cities
 from pipeline.params import METHODS, UNITS, Certify, Model, Params
 from pipeline.storage import fingerprint, write_json
+from pipeline.tiles.store import CityTiles, open_cities
 
 BATCH = 8  # crops a step of training
 HALVINGS = 2  # of the training budget, after a collapse
@@ -43,7 +44,7 @@ def run(
     Raises InputError on bad tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind,
     where an attack or an ordering refutes a certificate.
     """
-    from pipeline.robustness.samples import check_samples
+    from pipeline.certificates.samples import check_samples
 
     settings, out = params.certify, Path(out)
     (Path(models) / "certify").mkdir(parents=True, exist_ok=True)  # an output also where no method trains
@@ -67,10 +68,10 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
 
 def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
-    from pipeline.learning.crops import to_tensors
-    from pipeline.learning.models import check_fit, load_model, read_card
-    from pipeline.learning.precision import device, direct_sums
-    from pipeline.robustness import sandwich
+    from pipeline.certificates import ordering
+    from pipeline.networks.models import check_fit, load_model, read_card
+    from pipeline.networks.precision import device, direct_sums
+    from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.certify, device()
     direct_sums()
@@ -81,7 +82,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     else:
         segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
         result = {"deployed": False, **segmenter.card["metrics"]}
-    rows, answer = sandwich.ROWS[method], {}
+    rows, answer = ordering.ROWS[method], {}
     for city in progress(cities, f"certify: {method}"):
         data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
         answer[city.city] = rows(
@@ -101,14 +102,14 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     """
     import torch
 
-    from pipeline.learning.models import build_model, kept_model, load_model, save_model
-    from pipeline.learning.precision import device
-    from pipeline.robustness.interval_training import train_interval, train_margin
+    from pipeline.certificates.interval_training import train_interval, train_margin
+    from pipeline.networks.models import build_model, kept_model, load_model, save_model
+    from pipeline.networks.precision import device
 
     settings, on = getattr(params.certify, method), device()
     shared = params.certify.crop, params.certify.seed
     training = settings.model_dump(exclude={"radii", "chunk"})
-    key = fingerprint(training, shared, [c.about for c in cities])
+    key = fingerprint(version("certify"), training, shared, [c.about for c in cities])
     if kept := kept_model(folder, key):
         return kept.to(on)
     architecture = settings.architecture if method == "convex" else "lipschitz"
@@ -146,7 +147,8 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
     """`steps` batches of random training crops, cities drawn evenly, turned and flipped."""
     import torch
 
-    from pipeline.learning.crops import RandomCrops, to_tensors
+    from pipeline.tiles.tensors import to_tensors
+    from pipeline.training.crops import RandomCrops
 
     crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
     for step in progress(range(steps), description):

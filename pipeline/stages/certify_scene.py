@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.console import console, progress
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
+from pipeline.labels import IGNORE
 from pipeline.params import METHODS, UNITS, Certify, Model, Params
 from pipeline.storage import scratch, write_json
 
@@ -43,9 +43,9 @@ def run(
     method: None = the strongest that the architecture allows; radius: in the norm's unit, None = the least of
     the method's. Raises InputError where the method cannot certify such a model, or the scene does not fit it.
     """
-    from pipeline.learning.models import load_model
-    from pipeline.learning.precision import device, direct_sums
-    from pipeline.prediction.inputs import Task, open_scene
+    from pipeline.mapping.inputs import Task, open_scene
+    from pipeline.networks.models import load_model
+    from pipeline.networks.precision import device, direct_sums
 
     direct_sums()
     segmenter = load_model(params.certify.model, device())
@@ -78,7 +78,7 @@ def run(
 
 def _one(scene: str) -> tuple[str, str]:
     """Name and path or URL of the scene."""
-    from pipeline.geo.scene_list import list_scenes
+    from pipeline.mapping.scene_list import list_scenes
 
     found = list(list_scenes([scene]).items())
     if len(found) != 1:
@@ -102,7 +102,7 @@ def _method(settings: Certify, segmenter, asked: str | None) -> str:
 
 def _radius(settings: Certify, method: str, asked: float | None) -> float:
     """The radius asked for, or the least of the method's settings."""
-    from pipeline.robustness.smoothing import radius
+    from pipeline.certificates.smoothing import radius
 
     own = getattr(settings, method)
     known = [radius(sigma, own.tau) for sigma in own.sigma] if method == "smoothing" else own.radii
@@ -120,7 +120,7 @@ def _found(classes: np.ndarray, kinds: int) -> dict:
 
 
 def _about(params: Params, method: str, radius: float, segmenter) -> dict:
-    from pipeline.robustness.sandwich import key
+    from pipeline.certificates.ordering import key
 
     decision, predict = segmenter.decision, params.predict
     about = {
@@ -135,9 +135,9 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
 
 def _certified(segmenter, image, params: Params, method: str, radius: float) -> np.ndarray:
     """(H, W) int16 classes, ABSTAIN where nothing is proven."""
-    from pipeline.prediction.inputs import decision
-    from pipeline.prediction.proven import convex_window, lipschitz_window, proven_classes
-    from pipeline.robustness import smoothing
+    from pipeline.certificates import smoothing
+    from pipeline.mapping.inputs import decision
+    from pipeline.mapping.proven import convex_window, lipschitz_window, proven_classes
 
     if method == "smoothing":
         s = params.certify.smoothing
@@ -155,9 +155,9 @@ def _certified(segmenter, image, params: Params, method: str, radius: float) -> 
 
 def _write(path: Path, image, classes: np.ndarray, card: dict) -> np.ndarray:
     """The GeoTIFF, a band of rows at a time; returns where the scene holds data, (H, W) bool."""
-    from pipeline.geo.grid import Window
-    from pipeline.geo.writer import cloud_optimised
-    from pipeline.prediction.inputs import class_names
+    from pipeline.imagery.grid import Window
+    from pipeline.imagery.writer import cloud_optimised
+    from pipeline.mapping.inputs import class_names
 
     valid = np.ones(classes.shape, bool)
     stored = np.where(classes < 0, UNPROVEN, classes).astype(np.uint8)

@@ -73,7 +73,7 @@ def check_starts(params: Params) -> None:
     if init and not _is_model(init):  # pretrain makes it from the tiles
         _warn(f"train.init: {init} holds no model yet; make it before the train stage, or correct the path")
     elif init:
-        from pipeline.learning.training import check_start, inherited
+        from pipeline.training.fit import check_start, inherited
 
         check_start(params.train, len(params.tile.bands))
         if barred := sorted({*inherited(params.train)} & {*params.fetch.cities}):
@@ -96,7 +96,7 @@ def check_network(params: Params) -> None:
     )
     if plain and not given and model.activation == "relu":
         return
-    from pipeline.learning.models import build_model
+    from pipeline.networks.models import build_model
 
     build_model(model if given else model.model_copy(update={"encoder_weights": None}), len(params.tile.bands))
 
@@ -105,7 +105,7 @@ def check_certify(params: Params) -> None:
     """Raise InputError where n samples of smoothing can never certify a pixel."""
     certify = params.certify
     if "smoothing" in certify.methods:
-        from pipeline.robustness.samples import check_samples
+        from pipeline.certificates.samples import check_samples
 
         smoothing = certify.smoothing
         check_samples(smoothing.n, certify.crop**2, smoothing.tau, smoothing.alpha)

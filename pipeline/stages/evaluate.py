@@ -18,10 +18,10 @@ import numpy as np
 
 from pipeline.console import progress, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles, open_cities
-from pipeline.learning import metrics
 from pipeline.params import Params
+from pipeline.scoring import metrics
 from pipeline.storage import atomic_folder, write_json
+from pipeline.tiles.store import CityTiles, open_cities
 
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
@@ -34,9 +34,9 @@ def run(
     arrays: Path = Path("arrays/evaluate"),
 ) -> None:
     """Evaluate a model folder on a tile set; any model on any tiles of its ground sample distance and bands."""
-    from pipeline.learning.evaluation import evaluate_scenes, summarise
-    from pipeline.learning.models import check_fit, load_model
-    from pipeline.learning.precision import device
+    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.precision import device
+    from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
     segmenter = load_model(model, device())
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate

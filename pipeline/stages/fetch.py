@@ -3,12 +3,13 @@
 Every scene is opened once more as the tile stage will open it, so that a band it lacks is found at once.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError, nearest
-from pipeline.geo.raster import open_image
-from pipeline.geo.scene import City, read_city, write_city
+from pipeline.imagery.raster import open_image
+from pipeline.imagery.scene import City, read_city, write_city
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder
 
@@ -39,16 +40,7 @@ def run(params: Params, city: str | None = None) -> None:
 
 def source_of(name: str):
     """A source's module: `fetch` brings a city, `look_up` refuses one that there is not."""
-    match name:
-        case "demo":
-            from pipeline.sources import demo as source
-        case "folder":
-            from pipeline.sources import folder as source
-        case "inria":
-            from pipeline.sources import inria as source
-        case "open_buildings":
-            from pipeline.sources import open_buildings as source
-    return source
+    return import_module(f"pipeline.sources.{name}.source")
 
 
 def _check(city: City, tile: Tile) -> int:

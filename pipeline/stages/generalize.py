@@ -28,19 +28,19 @@ import numpy as np
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.generalization.frugal import frugal
-from pipeline.generalization.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
-from pipeline.generalization.label_free import ESTIMATES, estimated
-from pipeline.generalization.ladder import adapted
-from pipeline.generalization.stress import corrupted, robustness
-from pipeline.geo.tiles import Cities, open_cities
-from pipeline.learning.evaluation import CityResult, evaluate_city
-from pipeline.learning.metrics import buildings
-from pipeline.learning.models import Segmenter, load_model
-from pipeline.learning.precision import device
-from pipeline.learning.training import fit
+from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.precision import device
 from pipeline.params import Params
+from pipeline.scoring.evaluation import CityResult, evaluate_city
+from pipeline.scoring.metrics import buildings
 from pipeline.storage import WORK, write_json
+from pipeline.tiles.store import Cities, open_cities
+from pipeline.training.fit import fit
+from pipeline.transfer.estimate import ESTIMATES, estimated
+from pipeline.transfer.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
+from pipeline.transfer.label_efficiency import frugal
+from pipeline.transfer.ladder import adapted
+from pipeline.transfer.stress import corrupted, robustness
 
 
 def run(

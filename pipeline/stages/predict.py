@@ -19,11 +19,11 @@ from pathlib import Path
 
 from pipeline.console import remark, table
 from pipeline.errors import InputError
-from pipeline.geo.scene_list import list_scenes
+from pipeline.mapping.cluster import on_ray
+from pipeline.mapping.inputs import Task
+from pipeline.mapping.scene import file_names, model_of, predict_scene
+from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
-from pipeline.prediction.cluster import on_ray
-from pipeline.prediction.inputs import Task
-from pipeline.prediction.scene import file_names, model_of, predict_scene
 from pipeline.storage import sweep
 
 CAUTIONS = 5  # scenes named one by one

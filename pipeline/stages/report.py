@@ -28,11 +28,11 @@ def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
 
     Raises InputError where a metrics file is damaged, and AuditFailed, all being written, where the attacks are weak.
     """
+    from pipeline.attacks.audit import demand
     from pipeline.report.answer import answer, sandwich
     from pipeline.report.charts import galleries, write_figures
     from pipeline.report.page import page
     from pipeline.report.results import Results
-    from pipeline.robustness.audit import demand
 
     out = out or root / "report/index.html"
     results = Results(params, root)

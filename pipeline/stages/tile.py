@@ -1,6 +1,6 @@
-"""Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.geo.tiles).
+"""Stage tile: every scene at one ground sample distance, as memory-mapped arrays (see pipeline.tiles.store).
 
-A city is planned here (grids, splits, value range, footprints) and filled by pipeline.geo.tiling. One whose
+A city is planned here (grids, splits, value range, footprints) and filled by pipeline.tiles.tiling. One whose
 parameters and scenes are unchanged is kept.
 """
 
@@ -13,14 +13,15 @@ import shapely
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.geo.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
-from pipeline.geo.raster import UNITS_APART, Raster, declared_bands, open_image, open_raster, robust_range, units
-from pipeline.geo.scene import City, Scene, Split, read_city
-from pipeline.geo.tiles import CityTiles, Region, allocate, write_index
-from pipeline.geo.tiling import Planned, Source, fill, named
-from pipeline.geo.vector import SUFFIXES, read_footprints
+from pipeline.imagery.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
+from pipeline.imagery.raster import UNITS_APART, Raster, declared_bands, open_image, open_raster, robust_range, units
+from pipeline.imagery.scene import City, Scene, read_city
+from pipeline.imagery.vector import SUFFIXES, read_footprints
+from pipeline.labels import Split
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder, fingerprint
+from pipeline.tiles.store import CityTiles, Region, allocate, write_index
+from pipeline.tiles.tiling import Planned, Source, fill, named
 
 FORMAT = 2  # of the arrays and of the way they are made; raise it and every city is tiled again
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import open_cities
 from pipeline.params import Params
 from pipeline.storage import WORK, digest, write_json
+from pipeline.tiles.store import open_cities
 
 ARRAYS = Path("arrays/train")
 FOLDS = Path("models/folds")  # a file a fold, which changes as its weights do: generalize depends on these alone
@@ -39,7 +39,7 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
             epochs = {"epochs": params.generalize.epochs}
             params = params.model_copy(update={"train": params.train.model_copy(update=epochs)})
 
-    from pipeline.learning.training import fit, processes, write_history
+    from pipeline.training.fit import fit, processes, write_history
 
     card = fit(params, cities, folder, work=WORK, name=name)
     if processes()[0]:  # the first process of several writes and speaks
@@ -58,7 +58,7 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
 
 def check_folds(params: Params) -> None:
     """Raise InputError where a fold would start from a model that knows its city, before the first one is trained."""
-    from pipeline.learning.training import inherited
+    from pipeline.training.fit import inherited
 
     if barred := [city for city in params.fetch.cities if city in inherited(params.train)]:
         raise InputError(

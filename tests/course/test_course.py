@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pipeline.certificates.bounds import Bounds, Box
 from pipeline.course import by_hand, cities, encoders, layers, pixels, polytope, topics, towns, windows
 from pipeline.course.fit import fit, segmenter
 from pipeline.course.lesson import Lesson, board
 from pipeline.errors import InputError
-from pipeline.learning.lipschitz import minmax
-from pipeline.learning.losses import hinge
-from pipeline.learning.models import WindowCNN
-from pipeline.robustness.bounds import Bounds, Box
+from pipeline.networks.lipschitz import minmax
+from pipeline.networks.models import WindowCNN
+from pipeline.training.losses import hinge
 
 NAMES = [topic.name for topic in topics.TOPICS]
 

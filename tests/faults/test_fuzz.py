@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.geo.scene import City, Scene, write_city
-from pipeline.geo.tiles import CityTiles
+from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.params import Fetch, Params, Predict, Tile, load_params
 from pipeline.presets import full
-from pipeline.sources import folder
 from pipeline.sources.archive import extract_zip
+from pipeline.sources.folder import source as folder
 from pipeline.stages import tile
+from pipeline.tiles.store import CityTiles
 
 TEXT = full(ROOT / "tests/tiny.yaml")
 
@@ -181,10 +181,10 @@ def test_any_raster_is_tiled_or_refused_in_words(about):
 def test_any_raster_is_mapped_or_refused_in_words(about):
     import torch
 
-    from pipeline.learning.models import build_model, save_model
+    from pipeline.mapping.inputs import Task
+    from pipeline.mapping.scene import predict_scene
+    from pipeline.networks.models import build_model, save_model
     from pipeline.params import Model
-    from pipeline.prediction.inputs import Task
-    from pipeline.prediction.scene import predict_scene
 
     with tempfile.TemporaryDirectory() as place, np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,12 +17,12 @@ from faulty import ROOT, snapshot, visible
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
-from pipeline.geo.raster import open_raster
-from pipeline.geo.scene import City, read_city
-from pipeline.geo.scene import write_city as write_scenes
-from pipeline.geo.scene_list import list_scenes
-from pipeline.geo.tiles import CityTiles
-from pipeline.geo.vector import read_footprints
+from pipeline.imagery.raster import open_raster
+from pipeline.imagery.scene import City, read_city
+from pipeline.imagery.scene import write_city as write_scenes
+from pipeline.imagery.vector import read_footprints
+from pipeline.mapping.scene_list import list_scenes
+from pipeline.tiles.store import CityTiles
 
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 RUNNING = {"eval", "exec", "compile", "__import__"}  # builtins that make code of text
@@ -90,7 +90,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    from pipeline.learning.models import build_model, save_model
+    from pipeline.networks.models import build_model, save_model
     from pipeline.params import Model
 
     folder = tmp_path_factory.mktemp("models") / "small"
@@ -107,7 +107,7 @@ def damaged(model: Path, folder: Path, name: str, data: bytes) -> Path:
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_card_is_checked_before_anything_is_built(model, tmp_path, what, monkeypatch):
-    from pipeline.learning import models
+    from pipeline.networks import models
 
     monkeypatch.setattr(models, "build_model", lambda *_: pytest.fail("it was built"))
     card = [] if WRONG[what] is None else CARD | WRONG[what]
@@ -119,7 +119,7 @@ def test_a_card_is_checked_before_anything_is_built(model, tmp_path, what, monke
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 200_000, b"1" * 10_000, b"null"])
 def test_a_card_that_is_no_card(model, tmp_path, data):
-    from pipeline.learning.models import load_model
+    from pipeline.networks.models import load_model
 
     with pytest.raises(InputError, match=r"model\.json: .*model card"):
         load_model(damaged(model, tmp_path / "model", "model.json", data))
@@ -137,7 +137,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("what", HEADERS)
 def test_weights_that_lie_about_their_size(model, tmp_path, what):
-    from pipeline.learning.models import load_model
+    from pipeline.networks.models import load_model
 
     data = HEADERS[what]
     if data is None:

@@ -11,10 +11,10 @@ from rasterio.warp import transform
 
 from pipeline import params
 from pipeline.errors import InputError
-from pipeline.sources import demo
-from pipeline.sources.town import render
-from pipeline.sources.town.layout import USES, draw_plan
-from pipeline.sources.town.schema import Manifest, find_city
+from pipeline.sources.demo import render
+from pipeline.sources.demo import source as demo
+from pipeline.sources.demo.layout import USES, draw_plan
+from pipeline.sources.demo.schema import Manifest, find_city
 
 MANIFEST = Path(__file__).resolve().parents[2] / "data" / "sources" / "demo.yaml"
 KNOWN = params.load_section(Manifest, MANIFEST, "itself")

@@ -10,9 +10,9 @@ import shapely
 from affine import Affine
 
 from pipeline.errors import InputError
-from pipeline.geo.vector import reproject
+from pipeline.imagery.vector import reproject
 from pipeline.params import CityOverride, Fetch
-from pipeline.sources.folder import fetch
+from pipeline.sources.folder.source import fetch
 
 UTM = "EPSG:32633"
 ORIGIN = 500_000, 6_000_000

@@ -18,12 +18,13 @@ from affine import Affine
 from scipy import ndimage
 
 from pipeline.errors import InputError
-from pipeline.geo.grid import Grid
-from pipeline.geo.rasterize import rasterize
-from pipeline.geo.scene import IGNORE, read_city, write_city
-from pipeline.geo.vector import read_footprints, reproject
+from pipeline.imagery.grid import Grid
+from pipeline.imagery.rasterize import rasterize
+from pipeline.imagery.scene import read_city, write_city
+from pipeline.imagery.vector import read_footprints, reproject
+from pipeline.labels import IGNORE
 from pipeline.params import Fetch
-from pipeline.sources.open_buildings import COLUMNS, Cell, _on_sphere, fetch, keep_near, read_cells
+from pipeline.sources.open_buildings.source import COLUMNS, Cell, _on_sphere, fetch, keep_near, read_cells
 
 UTM = "EPSG:32636"  # the scenes lie at 0.3° north, 32.6° east
 SIDE, GSD, LEFT, TOP = 300, 0.5, 455_000, 35_000
@@ -93,8 +94,8 @@ def elsewhere(url):
     code = f"""
 import pickle, sys
 from pipeline.errors import InputError
-from pipeline.geo.raster import open_raster
-from pipeline.sources.folder import survey
+from pipeline.imagery.raster import open_raster
+from pipeline.sources.survey import survey
 url = {url!r}
 try:
     name = survey(url).name

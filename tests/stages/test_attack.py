@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from toy import toy_scene, write_city
 
 from pipeline import params
+from pipeline.attacks import protocol
+from pipeline.attacks.audit import CHECKS
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.crops import to_tensors
-from pipeline.learning.models import build_model, save_model
+from pipeline.networks.models import build_model, save_model
 from pipeline.params import parse_params
-from pipeline.robustness import campaign
-from pipeline.robustness.audit import CHECKS
 from pipeline.stages import attack
+from pipeline.tiles.store import CityTiles
+from pipeline.tiles.tensors import to_tensors
 
 CITIES = ["toyton", "dimham"]
 
@@ -107,13 +107,13 @@ def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
     settings, paths = stage
     attacked = []
 
-    def stopping(*args, measure=campaign.attack_city):
+    def stopping(*args, measure=protocol.attack_city):
         attacked.append(None)
         if len(attacked) == 2:
             raise KeyboardInterrupt
         yield from measure(*args)
 
-    monkeypatch.setattr(campaign, "attack_city", stopping)
+    monkeypatch.setattr(protocol, "attack_city", stopping)
     with pytest.raises(KeyboardInterrupt):
         attack.run(settings, **paths)
     assert not paths["out"].exists()
@@ -145,7 +145,7 @@ def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
 def test_a_failed_check_is_in_the_metrics_and_told(stage, monkeypatch, capsys):
     """So that the stages after it go on: the report ends with the error."""
     settings, paths = stage
-    monkeypatch.setattr(campaign, "STRONG", 0.01)  # no attack can succeed: as if gradients were hidden
+    monkeypatch.setattr(protocol, "STRONG", 0.01)  # no attack can succeed: as if gradients were hidden
     attack.run(settings, **paths)
     metrics = json.loads(paths["out"].read_text())
     assert metrics["audit"]["vanishes"] is False and max(metrics["audit_numbers"]["vanishing"]) > 0.1

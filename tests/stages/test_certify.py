@@ -8,16 +8,16 @@ from torch.nn import functional as F
 from toy import toy_scene, write_city
 
 from pipeline import params
+from pipeline.certificates import ordering
+from pipeline.certificates.bounds import interval_margins
+from pipeline.certificates.ordering import SandwichBroken
 from pipeline.errors import InputError
-from pipeline.geo.tiles import open_cities
-from pipeline.learning.crops import to_tensors
-from pipeline.learning.decision import Decision
-from pipeline.learning.models import build_model, load_model, save_model
+from pipeline.networks.decision import Decision
+from pipeline.networks.models import build_model, load_model, save_model
 from pipeline.params import parse_params
-from pipeline.robustness import sandwich
-from pipeline.robustness.bounds import interval_margins
-from pipeline.robustness.sandwich import SandwichBroken
 from pipeline.stages import certify
+from pipeline.tiles.store import open_cities
+from pipeline.tiles.tensors import to_tensors
 
 CITIES = ["toyton", "dimham"]
 MODEL = {"architecture": "small_fcn", "width": 8, "activation": "minmax"}  # no road but smoothing certifies it
@@ -106,8 +106,8 @@ def test_sandwich_of_every_method_and_city(place):
 )  # fmt: skip
 def test_the_deployed_model_is_certified_where_its_architecture_allows(place, monkeypatch, method, model):
     monkeypatch.setattr(certify, "certifiable", lambda *_: pytest.fail("trained a network of its own"))
-    seen, attack = [], sandwich.attack
-    monkeypatch.setattr(sandwich, "attack", lambda target, *a: seen.append(target.segmenter) or attack(target, *a))
+    seen, attack = [], ordering.attack
+    monkeypatch.setattr(ordering, "attack", lambda target, *a: seen.append(target.segmenter) or attack(target, *a))
     out = run(place, model=save_known(place, "deployed", **model), methods=[method])[method]
     assert out["deployed"] is True and set(out["city"]) == set(CITIES) and "train_iou" not in out
     assert all(d.decision == Decision(**RULE) for d in seen) and seen  # what is attacked is the map that is drawn
@@ -119,7 +119,7 @@ def test_trained_networks_are_read_back(place, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("pipeline.robustness.interval_training.train_margin", never)
+    monkeypatch.setattr("pipeline.certificates.interval_training.train_margin", never)
     assert run(place, methods=["lipschitz"]) == before
     fewer = {"radii": [0.05], "steps": 60, "width": 8, "margin": 0.1}  # radii are no part of the training
     rows = run(place, methods=["lipschitz"], lipschitz=fewer)["lipschitz"]["city"]["toyton"]
@@ -131,18 +131,18 @@ def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monke
     run(place, methods=[method])  # what must not survive
     match method:
         case "lipschitz":  # radii of a network believed to be 0.001-Lipschitz
-            sound = sandwich.lipschitz_radii
-            monkeypatch.setattr(sandwich, "lipschitz_radii", lambda u, constant, _: sound(u, constant / 1000))
+            sound = ordering.lipschitz_radii
+            monkeypatch.setattr(ordering, "lipschitz_radii", lambda u, constant, _: sound(u, constant / 1000))
         case "convex":  # bounds of the centre alone
 
             def centre(bounds, box, **_):
                 middle = (box.lower + box.upper) / 2
                 return interval_margins(bounds, type(box)(middle, middle))
 
-            monkeypatch.setattr(sandwich, "interval_margins", centre)
-            monkeypatch.setattr(sandwich, "crown_ibp_margins", centre)
+            monkeypatch.setattr(ordering, "interval_margins", centre)
+            monkeypatch.setattr(ordering, "crown_ibp_margins", centre)
         case "smoothing":  # every pixel certified
-            monkeypatch.setattr(sandwich.smoothing.Smoothed, "certified", lambda self, *_: self.chosen)
+            monkeypatch.setattr(ordering.smoothing.Smoothed, "certified", lambda self, *_: self.chosen)
     strong = {
         "convex": {"radii": [8], "steps": 60, "width": 8},
         "lipschitz": {"radii": [2], "steps": 60, "width": 8, "margin": 0.1},
@@ -160,7 +160,7 @@ def test_samples_that_can_never_certify_are_refused_before_any_work(place):
 
 def test_a_collapse_is_seen_and_reported(place, monkeypatch):
     """Nothing but the worst case of a ball of 100/255: the network gives up, thrice, and the metrics say so."""
-    schedule = "pipeline.robustness.interval_training.schedule"
+    schedule = "pipeline.certificates.interval_training.schedule"
     monkeypatch.setattr(schedule, lambda step, steps, epsilon: (100 / 255, 0.0))
     metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 8})
     assert metrics["convex"]["collapsed"] is True

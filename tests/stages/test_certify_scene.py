@@ -10,12 +10,12 @@ import rasterio
 import torch
 from affine import Affine
 
+from pipeline.certificates.bounds import ABSTAIN
 from pipeline.errors import InputError
-from pipeline.learning.decision import Decision
-from pipeline.learning.models import build_model, save_model
+from pipeline.mapping.proven import proven_classes
+from pipeline.networks.decision import Decision
+from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model, Predict, load_params
-from pipeline.prediction.proven import proven_classes
-from pipeline.robustness.bounds import ABSTAIN
 from pipeline.stages import certify_scene, predict
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"

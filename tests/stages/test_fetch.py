@@ -9,7 +9,7 @@ import rasterio
 from affine import Affine
 
 from pipeline.errors import InputError
-from pipeline.geo.scene import read_city
+from pipeline.imagery.scene import read_city
 from pipeline.params import Fetch, Params, Tile, Train
 from pipeline.stages.fetch import run
 

@@ -7,12 +7,12 @@ import torch
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
-from pipeline.generalization.corruptions import NAMES
-from pipeline.generalization.gap import Fold
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.models import build_model, read_card
+from pipeline.networks.models import build_model, read_card
 from pipeline.params import parse_params
 from pipeline.storage import WORK, digest
+from pipeline.tiles.store import CityTiles
+from pipeline.transfer.corruptions import NAMES
+from pipeline.transfer.gap import Fold
 
 METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 PARAMS = {
@@ -122,8 +122,8 @@ def with_init(params, folder):
 
 
 def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervised_one_is_not(params, workplace):
-    from pipeline.learning.pretraining import pretrain
     from pipeline.stages import train
+    from pipeline.training.pretraining import pretrain
 
     params = trained(params, workplace)
     cities = [CityTiles(workplace / name) for name in ("toyton", "dimham")]
@@ -215,7 +215,7 @@ def test_one_city_has_nothing_to_hold_out(params, workplace):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_replaced_by_noise_give_the_same_adapted_model(params, workplace, method):
-    from pipeline.generalization.ladder import adapt_to
+    from pipeline.transfer.ladder import adapt_to
 
     torch.manual_seed(0)
     resnet = params.train.model.model_copy(update={"architecture": "unet", "decoder_channels": [32, 16]})
@@ -252,7 +252,7 @@ def test_folds_are_compared_at_equal_training(params, workplace):
 
 
 def test_the_honest_choice_does_not_read_its_own_city():
-    from pipeline.generalization.ladder import choose
+    from pipeline.transfer.ladder import choose
 
     ladder = {"none": {"a": 0.5, "b": 0.5, "c": 0.1}, "adabn": {"a": 0.7, "b": 0.7, "c": 0.1},
               "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip

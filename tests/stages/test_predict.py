@@ -28,19 +28,19 @@ from toy import toy_scene
 from pipeline import load_model
 from pipeline.__main__ import app
 from pipeline.errors import InputError
-from pipeline.geo.mapping import CONFIDENCE, LOGITS, STEPS, Totals
-from pipeline.geo.scene_list import list_scenes
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.calibration import calibrate
-from pipeline.learning.disagreement import Disagreement
-from pipeline.learning.models import build_model, save_model
+from pipeline.mapping import scene as prediction
+from pipeline.mapping.flow import label_free_iou
+from pipeline.mapping.inputs import load
+from pipeline.mapping.mapper import CONFIDENCE, LOGITS, STEPS, Totals
+from pipeline.mapping.scene_list import list_scenes
+from pipeline.networks.models import build_model, save_model
 from pipeline.params import Fetch, Model, Predict
-from pipeline.prediction import scene as prediction
-from pipeline.prediction.flow import label_free_iou
-from pipeline.prediction.inputs import load
-from pipeline.sources import demo
+from pipeline.scoring.disagreement import Disagreement
+from pipeline.sources.demo import source as demo
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import run
+from pipeline.tiles.store import CityTiles
+from pipeline.training.calibration import calibrate
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000), "EPSG:32632"
 PLACES = {

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from report_factory import STAGES, commit, make, write
 
+from pipeline.attacks.audit import CHECKS, AuditFailed
 from pipeline.errors import InputError
 from pipeline.params import load_params
 from pipeline.report import charts, provenance
@@ -20,7 +21,6 @@ from pipeline.report.answer import answer
 from pipeline.report.changes import changes
 from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
-from pipeline.robustness.audit import CHECKS, AuditFailed
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}

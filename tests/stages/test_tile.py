@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from pipeline.errors import InputError
-from pipeline.geo import tiling
-from pipeline.geo.grid import windows
-from pipeline.geo.raster import Raster
-from pipeline.geo.scene import IGNORE, City, Scene, write_city
-from pipeline.geo.tiles import CityTiles
+from pipeline.imagery.grid import windows
+from pipeline.imagery.raster import Raster
+from pipeline.imagery.scene import City, Scene, write_city
+from pipeline.labels import IGNORE
 from pipeline.params import parse_params
 from pipeline.stages import tile
+from pipeline.tiles import tiling
+from pipeline.tiles.store import CityTiles
 
 CRS = "EPSG:32633"
 CORNER = (500_000, 5_000_000)

@@ -1,0 +1,134 @@
+"""From what a campaign measured to IoU: a city's part of metrics/attack.json, and what the audit judges."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.attacks.worst_case import pooled_iou, worst_case
+from pipeline.scoring.bootstrap import tile_interval
+
+Measurement = list[list[int]]  # intersection and union of each tile
+
+
+def city_metrics(measured: dict) -> dict:
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation.
+
+    Every IoU is None where its tiles hold no building.
+    """
+
+    clean, buildings = measured["clean"]["tiles"], measured["clean"]["buildings"]
+
+    def iou(measurement: Measurement) -> float | None:
+        return pooled_iou(*measurement) if any(buildings) else None
+
+    def worst(measurements: list[Measurement]) -> float | None:
+        return _worst(measurements) if any(buildings) else None
+
+    def interval(measurements: list[Measurement]) -> tuple[float | None, float | None]:
+        return tile_interval(*_chosen(measurements)) if any(buildings) else (None, None)
+
+    metrics: dict = {"linf": {}, "l2": {}}
+    candidates: dict[str, list[Measurement]] = {"linf": [clean], "l2": [clean]}
+    for key, results in measured.items():
+        norm, _, budget = key.partition(" ")
+        if norm not in metrics or not budget:
+            continue
+        candidates[norm] += results.values()
+        row = {"clean": iou(clean), **by_method(results, worst)}
+        row["worst"] = worst(candidates[norm])
+        row["worst_low"], row["worst_high"] = interval(candidates[norm])
+        for name, measurements in (("image_clean", [clean]), ("image_worst", candidates[norm])):
+            row[name] = _image_iou(measurements, buildings)
+        metrics[norm][budget] = row
+    checks = measured["checks"]
+    metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
+    if "halving" in measured:
+        metrics["halving"] = measured["halving"]["linf"]
+    if "patch" in measured:
+        p = dict(measured["patch"])
+        scored = p.pop("buildings") > 0
+        metrics["patch"] = {
+            **p,
+            "clean": iou(p["clean"]) if scored else None,
+            "attacked": _worst([p["clean"], p["attacked"]]) if scored else None,
+        }
+    return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
+
+
+def by_method(results: dict[str, Measurement], worst: Callable[[list[Measurement]], float | None]) -> dict:
+    """IoU by method, and of one with members, "METHOD MEMBER", the worst case over them and METHOD_losses."""
+    row: dict = {}
+    for name in results:
+        method, _, member = name.partition(" ")
+        row[method] = worst([m for other, m in results.items() if other.split()[0] == method])
+        if member:
+            row.setdefault(f"{method}_losses", {})[member] = worst([results[name]])
+    return row
+
+
+def _worst(measurements: list[Measurement]) -> float | None:
+    return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
+
+
+def _chosen(measurements: list[Measurement]) -> np.ndarray:
+    """Intersection and union (2, tiles) of the worst case's choice on each tile."""
+    candidates = np.array(measurements)
+    choice = worst_case(*candidates.swapaxes(0, 1))[1]
+    return candidates[choice, :, np.arange(len(choice))].T
+
+
+def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float | None:
+    """The mean over tiles with buildings of each tile's least IoU, None without any: pooled IoU hides losses on small
+    buildings (Halmosi et al. 2024)."""
+    intersection, union = np.array(measurements, float)[:, :, np.array(buildings) > 0].swapaxes(0, 1)
+    return float((intersection / union).min(0).mean()) if union.size else None
+
+
+def evidence(measured: dict[str, dict], reference: str) -> dict:
+    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key.
+
+    A city without a building in its tiles has no IoU to be judged by, only perturbations to be within the budget.
+    """
+
+    def pooled(measurements: list[Measurement]) -> float | None:
+        return pooled_iou(*np.concatenate([np.zeros((2, 0)), *map(np.array, measurements)], axis=1))
+
+    cities = [city for city in measured.values() if any(city["clean"]["buildings"])]
+    worst = [
+        [
+            pooled_iou(*city["clean"]["tiles"]),
+            *(_worst(list(found.values())) for key, found in city.items() if key.startswith(norm)),
+        ]
+        for city in cities
+        for norm in ("linf", "l2")
+    ]
+    own = [_own(city, reference) for city in cities]
+    scale_free = [_chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities]
+    return {
+        "excess": max(city["excess"]["value"] for city in measured.values()),
+        "worst": worst,
+        "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
+        "white_box": pooled([_chosen(attacks) for attacks in own]),
+        "scale_free": pooled(scale_free),
+        **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
+        "clean": pooled([city["clean"]["tiles"] for city in cities]),
+        "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
+        "ten_times": _fall(own, [city["checks"] for city in cities]),
+    }
+
+
+def _own(city: dict, reference: str) -> list[Measurement]:
+    """What a city's own gradients found at the reference budget, nothing done included."""
+    found = city[f"linf {reference}"]
+    return [city["clean"]["tiles"], city["checks"]["steps"], *(found[name] for name in found if name != "noise")]
+
+
+def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
+    """By how much the longer attack lowers the worst IoU, on the one tile of each city that it was made on."""
+    if not checks:
+        return 0.0
+    fullest = [check["fullest"] for check in checks]
+    before = np.stack([np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1)
+    longer = np.stack([np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1)
+    after = np.concatenate([before, longer[None]])
+    return (_worst(before) or 0.0) - (_worst(after) or 0.0)

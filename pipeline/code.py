@@ -1,0 +1,38 @@
+"""Which code made a file: the rooms that its stage stands on, in dvc.yaml and in every fingerprint alike.
+
+DVC must find them in dvc.yaml itself; tests/test_house.py holds the two together, and both to what is imported.
+"""
+
+from pathlib import Path
+
+from pipeline.storage import fingerprint
+
+ROOT = Path(__file__).parent
+NETWORK = ("labels.py", "imagery/grid.py", "tiles", "networks")
+LEARNED = (*NETWORK, "scoring", "training")
+ROOMS = {
+    "fetch": ("labels.py", "imagery", "sources/archive.py", "sources/download.py", "sources/survey.py"),
+    "tile": ("labels.py", "imagery", "tiles"),
+    "train": LEARNED,
+    "pretrain": LEARNED,
+    "evaluate": (*NETWORK, "scoring"),
+    "attack": (*LEARNED, "attacks"),
+    "certify": (*LEARNED, "attacks", "certificates"),
+    "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "report": (
+        "labels.py",
+        "imagery/grid.py",
+        "imagery/scene.py",
+        "tiles",
+        "scoring",
+        "attacks/audit.py",
+        "report",
+    ),  # fmt: skip
+}
+
+
+def version(stage: str) -> str:
+    """16 digits that change with any line of the rooms that `stage` stands on, or of its module."""
+    own = [ROOT / "stages" / f"{stage}.py", *(ROOT / room for room in ROOMS[stage])]
+    files = sorted({file for room in own for file in [room, *room.rglob("*.py")] if file.is_file()})
+    return fingerprint([[str(file.relative_to(ROOT)), file.read_text(encoding="utf-8")] for file in files])

@@ -1,0 +1,192 @@
+"""Results on disk, written while they arrive: cloud-optimised GeoTIFFs by rows, footprints by batches.
+
+Rows go to a tiled GeoTIFF, batches to GeoParquet; both become the asked format at the end, streaming, so that memory
+never grows with the scene. Everything is written to the path given; giving it its final name is the caller's.
+"""
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pyogrio
+import rasterio
+import rasterio.shutil
+import shapely
+from pyarrow.fs import LocalFileSystem
+from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import CRS
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from pipeline.errors import InputError, cause, refusal
+from pipeline.imagery.grid import Grid
+from pipeline.labels import IGNORE
+
+BLOCK = 512  # pixels along a tile's side
+LAYER = "buildings"  # the same in every file, whatever the file is called: a style or a query fits them all
+DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
+HERE = LocalFileSystem()  # stated, so that Arrow takes no path for a URI
+BATCH = 4096  # footprints converted at a time
+WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
+WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
+
+
+@contextmanager
+def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) -> Iterator[WriteRows]:
+    """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
+
+    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not take it.
+    """
+    rows = path.with_suffix(".rows.tif")
+    profile = {
+        "driver": "GTiff", "dtype": "uint8", "count": len(bands), "height": grid.height, "width": grid.width,
+        "crs": grid.crs, "transform": grid.transform, "nodata": IGNORE, "tiled": True, "blockxsize": BLOCK,
+        "blockysize": BLOCK, "compress": "zstd", "zstd_level": 1, "bigtiff": "if_safer", "interleave": "band",
+    }  # fmt: skip
+
+    def write(row: int, pixels: np.ndarray) -> None:
+        with onto_disk(path):
+            dataset.write(pixels, window=Window(0, row, grid.width, pixels.shape[1]))
+
+    with onto_disk(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset = rasterio.open(rows, "w", **profile)
+    try:
+        for band, text in enumerate(bands, start=1):
+            dataset.set_band_description(band, text)
+        dataset.scales = [scale] * len(bands)
+        yield write
+    finally:
+        dataset.close()
+    with onto_disk(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        refuse_holes(rows)
+        rasterio.shutil.copy(
+            rows, path, driver="COG", compress="deflate", level=4, blocksize=BLOCK, num_threads="all_cpus",
+            bigtiff="if_safer", overview_resampling="nearest",
+        )  # fmt: skip
+        refuse_holes(path)
+        rows.unlink()
+
+
+@contextmanager
+def onto_disk(path: Path) -> Iterator[None]:
+    """What a disk does to GDAL and Arrow, as a sentence: the cause and its own remedy."""
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
+        if code := cause(error) or _refused(path.parent):
+            raise InputError(refusal(path.name, code)) from None
+        detail = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{path.name}: cannot be written ({detail}); it is not the disk: try another format") from None
+
+
+def _refused(folder: Path) -> int | None:
+    """Ask the disk, as GDAL seldom says: the errno of taking four times what lies in `folder`, None if it can."""
+    try:
+        need = 4 * sum(file.stat().st_size for file in folder.iterdir()) + BLOCK**2
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, need)
+    except OSError as error:
+        return cause(error)
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+    """Yield another name for `path`, of plain letters: pyogrio takes a path for a URI and cuts it at `!` and `;`."""
+    if re.fullmatch(r"[\w/.-]+", str(path), re.ASCII):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / "out"
+        alias.symlink_to(path.parent.absolute(), target_is_directory=True)
+        plain = alias / f"{LAYER}{path.suffix}"
+        yield plain
+        plain.rename(path)
+
+
+def refuse_holes(path: Path) -> None:
+    """GDAL closes a file that a full disk cut short without a word: check that every block lies inside it."""
+    size = path.stat().st_size
+    with rasterio.open(path, driver="GTiff") as dataset:
+        for band in dataset.indexes:
+            levels = [None, *range(len(dataset.overviews(band)))]
+            for level in levels:
+                shrink = 1 if level is None else dataset.overviews(band)[level]
+                blocks = zip(dataset.shape, dataset.block_shapes[band - 1], strict=True)
+                down, across = (int(np.ceil(np.ceil(side / shrink) / block)) for side, block in blocks)
+                for block in np.ndindex(across, down):
+                    start, length = (
+                        dataset.get_tag_item(f"BLOCK_{what}_{block[0]}_{block[1]}", "TIFF", band, level)
+                        for what in ("OFFSET", "SIZE")
+                    )
+                    if start is None or int(start) + int(length) > size:
+                        raise OSError("GDAL closed it before it was whole")
+
+
+@contextmanager
+def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
+    """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
+
+    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None
+    (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
+    """
+    driver = DRIVERS[path.suffix[1:]]
+    batches = path if driver is None else path.with_suffix(".rows.parquet")
+    crs = None if crs is None else CRS.from_user_input(crs)
+    geo = {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict()}},
+    }
+    schema = pa.schema(
+        [("id", pa.string()), ("label", pa.int32()), ("area_m2", pa.float64()), ("confidence", pa.float64()),
+         ("geometry", pa.binary())],
+        metadata={"geo": json.dumps(geo)},
+    )  # fmt: skip
+
+    def write(columns: dict[str, np.ndarray], polygons: np.ndarray) -> None:
+        with onto_disk(path):
+            writer.write_table(pa.table({**columns, "geometry": shapely.to_wkb(polygons)}, schema=schema))
+
+    with onto_disk(path):
+        writer = parquet.ParquetWriter(batches, schema, filesystem=HERE, compression="zstd")
+    try:
+        yield write
+    except BaseException:
+        with onto_disk(path):
+            writer.close()
+        raise
+    with onto_disk(path):
+        writer.close()
+        if driver is not None:
+            _convert(batches, path, driver, crs)
+            batches.unlink()
+
+
+def _convert(batches: Path, path: Path, driver: str, crs: CRS | None) -> None:
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})  # the same run, the same bytes
+    options = {}
+    if driver == "GeoJSON":
+        options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}
+    with (
+        warnings.catch_warnings(), parquet.ParquetFile(batches, filesystem=HERE) as file, plain_name(path) as plain
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH))
+        pyogrio.write_arrow(
+            reader, plain, layer=LAYER, driver=driver, geometry_name="geometry", geometry_type="Polygon",
+            crs=crs and crs.to_wkt(), **options,
+        )  # fmt: skip
+        if pyogrio.read_info(plain, force_feature_count=True)["features"] != file.metadata.num_rows:
+            raise OSError("GDAL closed it before it was whole")

@@ -1,0 +1,69 @@
+"""Pixels through the model into a map: reading, forward passes and mapping overlap, a band of rows at a time."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.console import progress_bar
+from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
+from pipeline.networks.decision import Decision
+from pipeline.params import Predict
+from pipeline.scoring.disagreement import Disagreement
+from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
+from pipeline.scoring.inference import infer
+
+BAND, LEAST_WINDOW = 24_000_000, 128  # values of a band of windows; rows it never goes below
+
+
+def fill(
+    segmenter,
+    image,
+    mapper: Mapper,
+    settings: Predict,
+    name: str = "",
+    empty: Callable[[slice, slice], bool] | None = None,
+) -> Totals:
+    """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread.
+
+    empty: see `infer`.
+    """
+    temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
+    if settings.uncertainty:
+        segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    window = window_side(settings.window, image.shape[1] * segmenter.classes)
+    bands = infer(
+        segmenter, image, window=window, overlap=settings.overlap,
+        batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
+    )  # fmt: skip
+    with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
+        rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None
+        for top, probabilities in bands:
+            bar.update(rows, completed=top + len(probabilities))
+            buildings = np.ascontiguousarray(probabilities[..., 1:])
+            del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
+            if settings.uncertainty:
+                buildings = Disagreement.split(buildings)
+            if mapping:
+                mapping.result()
+            mapping = worker.submit(mapper.add, buildings)
+        mapping.result()
+    return mapper.finish()
+
+
+def window_side(window: int, width: int) -> int:
+    """The window of a scene so wide, its layers side by side, that a band of whole ones exceeds BAND is lower."""
+    return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
+
+
+def label_free_iou(totals: Totals, card: dict) -> float | None:
+    """The IoU to expect of a map, from its building probabilities alone. None where nothing is built.
+
+    By the thresholds of confidence that training left in the card; without them, as if probabilities were true. It is
+    that of buildings above 0.5, which the thresholds were fitted to, whatever threshold the map is drawn at.
+    """
+    if not totals.histogram[CONFIDENCE > 0.5].any():
+        return None
+    if thresholds := card.get("confidence"):
+        return thresholded_iou(CONFIDENCE, Thresholds(**thresholds), totals.histogram)
+    return expected_iou(CONFIDENCE, totals.histogram)

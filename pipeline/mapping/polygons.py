@@ -1,0 +1,250 @@
+"""Buildings from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
+
+Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is
+matched, pixel against pixel, with the components of the next band's first row; when nothing below continues
+it, its pieces are united. Memory is that of one band and of the open components, never of the scene, and the
+polygons do not depend on where the bands were cut.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+from affine import Affine
+from pyproj import Geod
+from rasterio.features import shapes
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.imagery.grid import Grid, to_degrees
+from pipeline.labels import IGNORE
+
+
+@dataclass
+class Buildings:
+    """n polygons: geometry, class, area in pixels and mean confidence over those pixels, (n,) each."""
+
+    geometry: np.ndarray
+    label: np.ndarray
+    pixels: np.ndarray
+    confidence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def where(self, keep: np.ndarray) -> "Buildings":
+        return Buildings(self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep])
+
+
+@dataclass
+class _Component:
+    label: int
+    pieces: list[shapely.Polygon] = field(default_factory=list)
+    pixels: int = 0
+    total: float = 0.0  # sum of confidences
+
+    def absorb(self, other: "_Component") -> None:
+        self.pieces += other.pieces
+        self.pixels += other.pixels
+        self.total += other.total
+
+
+class Polygoniser:
+    """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of classes 1..254.
+
+    Those of fewer than `least` pixels are left out; most of them are never traced.
+
+    >>> for mask, confidence in bands:
+    ...     buildings = polygoniser.add(mask, confidence)  # those that ended above the band's last row
+    >>> buildings = polygoniser.finish()
+    """
+
+    def __init__(self, width: int, least: int = 1):
+        self.row, self.least = 0, least
+        self.open: list[_Component] = []
+        self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
+
+    def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
+        """The next rows: mask (rows, W) uint8, 0 and 255 being no building; confidence (rows, W)."""
+        labels, components = _trace(mask, confidence, self.row, self.least)
+        self.row += len(mask)
+        return self._join(labels[0], labels[-1], components)
+
+    def finish(self) -> Buildings:
+        none = np.zeros_like(self.seam)
+        return self._join(none, none, [])
+
+    def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Buildings:
+        """Unite open components with new ones that continue them; those not in the row `last` are done."""
+        nodes, count = self.open + components, len(self.open)
+        touching = (self.seam > 0) & (first > 0)
+        above, below = np.unique(np.stack([self.seam[touching] - 1, first[touching] - 1 + count]), axis=1)
+        same = np.array([nodes[a].label == nodes[b].label for a, b in zip(above, below, strict=True)], bool)
+        edges = coo_array((np.ones(same.sum()), (above[same], below[same])), shape=(len(nodes), len(nodes)))
+        groups, group = connected_components(edges, directed=False) if nodes else (0, np.zeros(0, int))
+
+        merged: list[_Component | None] = [None] * groups
+        for node, g in zip(nodes, group, strict=True):
+            if merged[g] is None:
+                merged[g] = node
+            else:
+                merged[g].absorb(node)
+        still_open = np.zeros(groups, np.int32)
+        present = np.unique(group[last[last > 0] - 1 + count])
+        still_open[present] = np.arange(1, len(present) + 1)
+        self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
+        self.open = [merged[g] for g in present]
+        done = [c for c, stays in zip(merged, still_open, strict=True) if not stays and c.pixels >= self.least]
+        return _buildings(done)
+
+
+def _trace(mask: np.ndarray, confidence: np.ndarray, row: int, least: int) -> tuple[np.ndarray, list[_Component]]:
+    """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon.
+
+    Specks of fewer than `least` pixels are background, unless they may go on above or below.
+    """
+    labels, count, classes = np.zeros(mask.shape, np.int32), 0, [0]
+    for k in np.unique(mask[(mask > 0) & (mask != IGNORE)]).tolist():
+        own, found = ndimage.label(mask == k)
+        labels = own if not count else np.where(own > 0, own + count, labels)
+        count += found
+        classes += [k] * found
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    kept[labels[0]] = kept[labels[-1]] = kept[0] = True
+    if not kept.all():
+        labels = np.where(kept, np.cumsum(kept) - 1, 0).astype(np.int32)[labels]
+    classes, count = np.array(classes)[kept].tolist(), np.count_nonzero(kept) - 1
+    if not count:
+        return labels, []
+    inside = labels > 0
+    pixels = np.bincount(labels[inside], minlength=count + 1)
+    totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
+    polygons = np.empty(count + 1, object)
+    traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
+    polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
+    return labels, [
+        _Component(classes[i], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
+    ]
+
+
+def _polygons(rings: list[list[list[tuple[float, float]]]]) -> np.ndarray:
+    """Polygons of lists of rings, built in one call."""
+    flat = [ring for polygon in rings for ring in polygon]
+    coordinates = np.array([point for ring in flat for point in ring], float)
+    ring_ends = np.cumsum([0] + [len(ring) for ring in flat])
+    polygon_ends = np.cumsum([0] + [len(polygon) for polygon in rings])
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends))
+
+
+def _buildings(components: list[_Component]) -> Buildings:
+    geometry = np.array([_united(c.pieces) for c in components], object)
+    geometry = shapely.normalize(geometry)  # the same building, the same bytes, wherever the bands were cut
+    pixels = np.array([c.pixels for c in components], np.int64)
+    total = np.array([c.total for c in components], float)
+    labels = np.array([c.label for c in components], np.uint8)
+    return Buildings(geometry, labels, pixels, total / np.maximum(pixels, 1))
+
+
+def _united(pieces: list[shapely.Polygon]) -> shapely.Polygon:
+    if len(pieces) == 1:
+        return pieces[0]
+    whole = shapely.union_all(pieces)  # exact: the coordinates are integers
+    return shapely.Polygon(_corners(whole.exterior), [_corners(hole) for hole in whole.interiors])
+
+
+def _corners(ring: shapely.LinearRing) -> np.ndarray:
+    """A ring's points without those on a straight edge, which the seams left there."""
+    points = shapely.get_coordinates(ring)[:-1]
+    before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+
+
+def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float) -> np.ndarray:
+    """Drop vertices that move the outline by less than `tolerance` metres (Douglas, Peucker 1973).
+
+    pixel: metres on the ground of a pixel (along a row, along a column).
+    """
+    metres = shapely.transform(polygons, lambda xy: xy * pixel)
+    return shapely.transform(shapely.simplify(metres, tolerance), lambda xy: xy / pixel)
+
+
+def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 0.7) -> np.ndarray:
+    """Outlines with right angles only, along each building's own main direction.
+
+    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and likewise
+    the vertical ones; corners are where walls meet. A polygon that this changes too much (`least_iou` with itself: a
+    round tank, a merged block) is kept as it is. Simplify first: the steps of a raster are no walls.
+    """
+    squared = [_squared(polygon) for polygon in shapely.transform(polygons, lambda xy: xy * pixel)]
+    squared = shapely.transform(np.array(squared, object), lambda xy: xy / pixel)
+    fits = shapely.is_valid(squared) & ~shapely.is_empty(squared)
+    both, either = np.zeros(len(polygons)), np.ones(len(polygons))
+    both[fits] = shapely.area(shapely.intersection(squared[fits], polygons[fits]))
+    either[fits] = shapely.area(shapely.union(squared[fits], polygons[fits]))
+    return np.where(both / either >= least_iou, squared, polygons)
+
+
+def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
+    edges = np.diff(shapely.get_coordinates(polygon.exterior), axis=0)
+    direction = edges[:, 0] + 1j * edges[:, 1]
+    fourfold = np.sum(np.abs(direction) * (direction / np.abs(direction)) ** 4)  # angles modulo 90°, by length
+    angle = np.angle(fourfold) / 4
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rings = [_walls(shapely.get_coordinates(r) @ turn) for r in (polygon.exterior, *polygon.interiors)]
+    if rings[0] is None:
+        return shapely.Polygon()
+    return shapely.Polygon(rings[0] @ turn.T, [ring @ turn.T for ring in rings[1:] if ring is not None])
+
+
+def _walls(points: np.ndarray) -> np.ndarray | None:
+    """A closed ring (n, 2) as alternating horizontal and vertical walls, None where there are not four."""
+    edges = np.diff(points, axis=0)
+    horizontal = np.abs(edges[:, 0]) > np.abs(edges[:, 1])
+    begins = np.flatnonzero(horizontal != np.roll(horizontal, 1))
+    if len(begins) < 4:
+        return None
+    middles, lengths = (points[1:] + points[:-1]) / 2, np.linalg.norm(edges, axis=1)
+    order = np.roll(np.arange(len(edges)), -begins[0])  # the ring may start amid a wall
+    runs = np.split(order, begins[1:] - begins[0])
+    across = [1 if horizontal[run[0]] else 0 for run in runs]  # a horizontal wall is a y, a vertical one an x
+    wall = [np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)]
+    return np.array([(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)])
+
+
+def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
+    """(n,) m² on the ground of a pixel at each of `points` (n, 2), in pixel coordinates.
+
+    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from north to
+    south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a column).
+    """
+    if grid.crs is None:
+        return np.full(len(points), native[0] * native[1])
+    half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
+    longitude, latitude = longitude_latitude(grid, points + half)
+    azimuth, _, metres = Geod(ellps="WGS84").inv(longitude[::2], latitude[::2], longitude[1::2], latitude[1::2])
+    return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
+
+
+def longitude_latitude(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude (…) of pixel coordinates (…, 2)."""
+    return to_degrees(grid.crs).transform(*(grid.transform @ (points[..., 0], points[..., 1])))
+
+
+def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
+    """12 hexadecimal digits a building, from where its first pixel lies on the ground (without a CRS: in `name`).
+
+    The same building has the same id whatever the windows, shards or polygon options.
+    """
+    ring, index = shapely.get_coordinates(shapely.get_exterior_ring(buildings.geometry), return_index=True)
+    order = np.lexsort((ring[:, 0], ring[:, 1], index))
+    first = ring[order][np.searchsorted(index, np.arange(len(buildings)))] + 0.5
+    if grid.crs is None:
+        where = [f"{name} {x:.1f} {y:.1f}" for x, y in first]
+    else:
+        where = [
+            f"{x:.7f} {y:.7f}" for x, y in np.transpose(longitude_latitude(grid, first))
+        ]  # 7 digits are a centimetre
+    keys = [f"{place} {label}" for place, label in zip(where, buildings.label, strict=True)]
+    return [hashlib.sha256(key.encode()).hexdigest()[:12] for key in keys]

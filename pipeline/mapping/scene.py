@@ -1,0 +1,149 @@
+"""One scene to its map on disk: a function of the model, the scene and the settings.
+
+A finished map is not made again; one that a kill cut short is.
+"""
+
+import hashlib
+import os
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+import rasterio
+
+from pipeline.errors import InputError
+from pipeline.imagery.formats import unreadable
+from pipeline.imagery.grid import Grid
+from pipeline.imagery.raster import grid_of, open_raster
+from pipeline.imagery.writer import WriteRows, cloud_optimised, footprints
+from pipeline.mapping.edits import content
+from pipeline.mapping.flow import fill, label_free_iou
+from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
+from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
+from pipeline.mapping.publishing import finished, forget, publish, replaceable
+from pipeline.mapping.read_ahead import ReadAhead
+from pipeline.storage import fingerprint, scratch
+
+FORMAT = 4  # raise it when the same inputs give other outputs
+UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
+CACHE = 128  # MB of decoded blocks GDAL keeps
+
+
+def predict_scene(model: str, task: Task) -> dict:
+    """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
+
+    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
+    predict's or was edited since, a full disk. Nothing is left then.
+    """
+    record = Path(task.out) / f"{task.name}.json"
+    segmenter, model_key = model_of(model)
+    key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
+    names = sorted(file_names(task).values())
+    if before := finished(record, key, names):
+        return {**before, "fresh": False}
+    replaceable(record, names)  # refused before the work
+    with scratch(record) as partial:
+        found = _map_scene(segmenter, task, partial)
+        files = {name: content(partial / name) for name in names}
+        found = {"scene": task.scene, "key": key, "files": files, **found}
+        publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
+    forget(record)
+    return {**found, "fresh": True}
+
+
+def file_names(task: Task) -> dict[str, str]:
+    """The files of a map beside its record, by layer."""
+    asked, names = task.settings, {"mask": f"{task.name}.tif"}
+    for layer in ("probability", "uncertainty"):
+        if getattr(asked, layer):
+            names[layer] = f"{task.name}.{layer}.tif"
+    if asked.polygons != "none":
+        names["polygons"] = f"{task.name}.{asked.polygons}"
+    return names
+
+
+def _choices(task: Task) -> dict:
+    settings = task.settings.model_dump(exclude={"batch_size"})  # which changes nothing but speed
+    return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range}
+
+
+def model_of(model: str) -> tuple:
+    """A segmenter and its fingerprint, loaded once a process as long as its files do not change."""
+    parts = [Path(model) / name for name in ("weights.safetensors", "model.json")] if Path(model).is_dir() else [model]
+    return _model(model, tuple(_state(part) for part in parts))
+
+
+@lru_cache(maxsize=1)
+def _model(model: str, state: tuple) -> tuple:
+    segmenter = load(model)
+    card = {k: v for k, v in segmenter.card.items() if k not in {"metrics", "history", "training"}}
+    weights = Path(model) / "weights.safetensors" if Path(model).is_dir() else Path(model)
+    with open(weights, "rb") as file:
+        return segmenter, fingerprint(hashlib.file_digest(file, "sha256").hexdigest(), card)
+
+
+def _scene_key(scene: str) -> list:
+    """What tells a scene from an earlier state of it: its files' sizes and times; a URL is taken at its word."""
+    if "://" in scene:
+        return [scene]
+    try:
+        os.stat(scene)
+        scene.encode()
+    except OSError as error:
+        raise unreadable(scene, error) from None
+    except UnicodeEncodeError:
+        raise InputError(f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale") from None
+    if not scene.lower().endswith(".vrt"):
+        return [scene, _state(scene)]
+    with open_raster(scene) as mosaic:
+        return [scene, *map(_state, sorted(mosaic.files))]
+
+
+def _state(path: str | Path) -> tuple[int, int] | None:
+    try:
+        about = os.stat(path)
+    except OSError:  # absent, or a mosaic's source behind a URL
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
+    """The rasters asked for, ready for rows."""
+    bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
+    layers = {}
+    for layer, name in file_names(task).items():
+        if layer in LAYERS:
+            step = 1 if layer == "mask" else LAYERS[layer] / STEPS
+            layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step))
+    return layers
+
+
+def _map_scene(segmenter, task: Task, folder: Path) -> dict:
+    """Read, infer, write; returns what was found."""
+    settings, card = task.settings, segmenter.card
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
+        image, twin = open_scene(stack, task, card)
+        scene = grid_of(image.dataset)
+        layers = _open_layers(stack, task, folder, scene, card)
+        polygons = None
+        if settings.polygons != "none":
+            polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
+        mapper = Mapper(
+            image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
+            layers, polygons, twin.source_validity, task.name,
+        )  # fmt: skip
+        rows = stack.enter_context(ReadAhead(image))
+        totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)
+        expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
+        return {
+            "gsd": [round(metres, 6) for metres in image.native],
+            "bands": image.bands,
+            "range": image.range,
+            "pixels": scene.height * scene.width,
+            "area_km2": round(totals.area / 1e6, 6),
+            "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
+            "built_area_m2": round(totals.built_area, 1) if polygons else None,
+            "expected_iou": expected and round(expected, 3),
+            "validation_iou": usual and round(usual, 3),
+            "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,
+        }

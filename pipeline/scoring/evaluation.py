@@ -1,0 +1,201 @@
+"""A model against a city's labelled scenes: counts a scene, then the city's metrics with intervals."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.labels import IGNORE
+from pipeline.networks.models import Segmenter
+from pipeline.params import Evaluate
+from pipeline.scoring import blocks, metrics
+from pipeline.scoring.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
+from pipeline.scoring.inference import infer
+from pipeline.scoring.metrics import ratio
+from pipeline.tiles.store import CityTiles, Region
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """One region's building map, uint8: `prediction` (H, W) classes, `confidence` (H, W) in 1/255 of probability."""
+
+    region: Region
+    prediction: np.ndarray
+    confidence: np.ndarray
+    pixels: np.ndarray  # TP, FP, FN, TN
+
+
+@dataclass
+class CityResult:
+    """A city's counts. `iou` is None where the labels know no building."""
+
+    city: str
+    gsd: float
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
+    classes: np.ndarray | None = None
+    boundary: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
+    objects: list[metrics.Objects] = field(default_factory=list)
+    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (3, R, C) of each region, by scene
+
+    @property
+    def iou(self) -> float | None:
+        return self.of_buildings(self.pixels[0], self.pixels[:3].sum())
+
+    def of_buildings(self, intersection: int, union: int) -> float | None:
+        """Their ratio; None where the labels know no building."""
+        tp, _, fn, _ = self.pixels
+        return ratio(intersection, union) if tp + fn else None
+
+    def units(self, e: Evaluate, reach: float | None = None) -> blocks.Units:
+        """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated, where that is known."""
+        return blocks.units(self.cells, e.block, reach)
+
+    @property
+    def reach(self) -> float:
+        """How far its errors are correlated, in pixels; 0 of a city of several scenes, where it does not matter."""
+        return blocks.correlated_over(*self.cells.values()) if len(self.cells) == 1 else 0.0
+
+    def estimate(self, e: Evaluate) -> Estimate:
+        """Its IoU, of a city that has one, with what its units know of others."""
+        units = self.units(e)
+        return iou_estimate(units.intersection, units.union, e.bootstrap, seed=0, held=units.held)
+
+
+class Both(nn.Module):
+    """A segmenter's class probabilities p = softmax(z / T), T its card's, and its building probability b as trained.
+
+    It has the interface of a Segmenter of k + 1 classes, so that both are blended as ever, in one pass. Its logits are
+    the logarithms of (rest, p₁/2, …, p_k/2, b/2), which softmax leaves as they are; `split` undoes the halving.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter, self.temperature = segmenter, segmenter.decision.temperature
+        self.classes, self.stride = segmenter.classes + 1, segmenter.stride
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.segmenter(images).float()
+        kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
+        halves = torch.cat([kinds, building], 1) / 2
+        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+
+    @staticmethod
+    def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Blended (…, k + 2) to p₁ … p_k (…, k) and b (…,)."""
+        return 2 * p[..., 1:-1], 2 * p[..., -1]
+
+
+def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
+    """The building map of one region as `predict` draws it, and its probability of building in 1/255,
+    as trained and calibrated: all (H, W) uint8."""
+    prediction = np.empty((region.height, region.width), np.uint8)
+    confidence, calibrated = np.empty_like(prediction), np.empty_like(prediction)
+    label = city.label(region)
+    bands = infer(
+        Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
+        augment=e.augment, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+    )  # fmt: skip
+    for top, blended in bands:
+        rows = slice(top, top + len(blended))
+        kinds, building = Both.split(blended)
+        prediction[rows] = segmenter.decision.of_probabilities(kinds)
+        confidence[rows], calibrated[rows] = _in_255(building), _in_255(kinds.sum(-1))
+    return prediction, confidence, calibrated
+
+
+def _in_255(probability: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(probability, 0, 1)).astype(np.uint8)
+
+
+def evaluate_scenes(
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test"
+) -> Iterator[tuple[SceneResult, CityResult]]:
+    """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
+    regions = city.of_split(split)
+    result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
+    for region in regions:
+        prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
+        label = city.label(region)
+        pixels = metrics.pixel_counts(prediction, label)
+        result.pixels += pixels
+        result.classes += metrics.class_counts(prediction, label, city.classes)
+        thickness = metrics.boundary_distance(label.shape, city.gsd, e.boundary)
+        result.boundary += metrics.boundary_counts(prediction, label, thickness)
+        result.confidence += metrics.confidence_counts(confidence, label)
+        result.calibrated += metrics.confidence_counts(calibrated, label)
+        result.objects.append(metrics.match_objects(prediction, label))
+        result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
+        yield SceneResult(region, prediction, confidence, pixels), result
+
+
+def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:
+    """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
+    result = CityResult(city.city, city.gsd)
+    for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
+        pass
+    return result
+
+
+def city_metrics(result: CityResult, e: Evaluate) -> dict:
+    """One city's entry of metrics/evaluate.json."""
+    tp, fp, fn, tn = (int(n) for n in result.pixels)
+    known = result.iou is not None and bool(result.cells)
+    low, high = result.estimate(e).shown() if known else (None, None)
+    units = result.units(e)
+    area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
+    best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
+    matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
+    edges = [0, *e.size_bins, np.inf]
+    sizes = {}
+    for lo, hi in zip(edges, edges[1:], strict=False):
+        inside = (area * result.gsd**2 >= lo) & (area * result.gsd**2 < hi)
+        name = f"{lo:g}-{hi:g}" if np.isfinite(hi) else f"{lo:g}+"
+        count = int(inside.sum())
+        sizes[name] = {
+            "buildings": count,
+            "recall": ratio((best[inside] > 0.5).sum(), count),
+            "iou": ratio(best[inside].sum(), count),
+        }
+    entry = {
+        "iou": result.iou,
+        "iou_low": low,
+        "iou_high": high,
+        "units": int(np.count_nonzero(units.union)),
+        "blocks": units.blocks,
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        "boundary_iou": ratio(*result.boundary),
+        "object_f1": ratio(2 * matched, len(area) + predicted),
+        "ece": metrics.calibration_error(result.confidence),
+        "ece_calibrated": metrics.calibration_error(result.calibrated),
+        "size": sizes,
+    }
+    if result.classes is not None and len(result.classes) > 2:
+        c = result.classes
+        entry["class_iou"] = {str(k): ratio(c[k, k], c[k].sum() + c[:, k].sum() - c[k, k]) for k in range(1, len(c))}
+    return entry
+
+
+def summarise(results: list[CityResult], e: Evaluate) -> dict:
+    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, and each city.
+
+    A city without buildings is in the pool, where what is invented there counts, and in no mean.
+    """
+    whole = CityResult("", 0, sum(r.pixels for r in results))
+    cities = {r.city: city_metrics(r, e) for r in results}
+    known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
+    worst = min(known, key=known.get, default=None)
+    estimates = [r.estimate(e) for r in results if r.iou is not None and r.cells]
+    mean, least = (mean_of(estimates).shown(), shown(worst_of(estimates))) if estimates else ((None, None),) * 2
+    return {
+        "pooled": {"iou": whole.iou, "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum())},
+        "mean_city": {"iou": ratio(sum(known.values()), len(known)), "iou_low": mean[0], "iou_high": mean[1]},
+        "worst_city": {"iou": known.get(worst), "iou_low": least[0], "iou_high": least[1], "city": worst},
+        "city": cities,
+    }

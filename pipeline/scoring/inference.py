@@ -1,0 +1,111 @@
+"""Whole scenes through a fully convolutional segmenter: overlapping windows, blended, one band of rows at a time.
+
+Memory grows with a band of rows (window × scene width), never with the scene's height. Windows begin on multiples
+of the network's stride: a pixel meets the same phase of the encoder's halvings in every window, whatever its size.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from pipeline.networks.models import Segmenter
+from pipeline.networks.precision import autocast
+from pipeline.tiles.tensors import to_float
+
+
+def window_starts(length: int, window: int, overlap: float, stride: int = 1) -> list[int]:
+    """First pixels of windows that cover `length` evenly, neighbours sharing at least `overlap` of a window.
+
+    They are multiples of `stride`, as `length` and `window` must be.
+    """
+    length, window = length // stride, window // stride
+    if length <= window:
+        return [0]
+    count = int(np.ceil((length - window) / max(1, int(window * (1 - overlap))))) + 1
+    return [stride * round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def blend_weights(height: int, width: int) -> np.ndarray:
+    """(height, width) float32: a raised cosine from the centre to the edge, nowhere zero."""
+    down, across = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 + 1e-3 for n in (height, width))
+    return np.outer(down, across).astype(np.float32)
+
+
+def _multiple(length: int, stride: int) -> int:
+    return -(-int(length) // stride) * stride
+
+
+def layout(height: int, width: int, window: int, overlap: float, stride: int) -> tuple[int, int, list[int], list[int]]:
+    """Height and width of the windows of a scene, and their first rows and columns; the last may reach over its edge,
+    by less than a stride.
+    """
+    tall, wide = (_multiple(min(window, side), stride) for side in (height, width))
+    below, right = _multiple(height, stride), _multiple(width, stride)  # the scene and its repeated edge
+    return tall, wide, window_starts(below, tall, overlap, stride), window_starts(right, wide, overlap, stride)
+
+
+def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
+    """The eight views (N, C, H, W) of a square's symmetries, each with what brings its map back upright."""
+    for turns in range(4):
+        turned = images.rot90(turns, (2, 3))
+        yield turned, lambda p, back=-turns: p.rot90(back, (2, 3))
+        yield turned.flip(3), lambda p, back=-turns: p.flip(3).rot90(back, (2, 3))
+
+
+@torch.inference_mode()
+def probabilities(segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool) -> torch.Tensor:
+    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries."""
+    if not augment:
+        return (segmenter(images).float() / temperature).softmax(1)
+    return sum(upright((segmenter(v).float() / temperature).softmax(1)) for v, upright in symmetries(images)) / 8
+
+
+def infer(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    *,
+    window: int = 512,
+    overlap: float = 0.25,
+    batch_size: int = 4,
+    augment: bool = False,
+    temperature: float = 1.0,
+    precision: str = "auto",
+    empty: Callable[[slice, slice], bool] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps.
+
+    `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
+    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are
+    background with probability 1. Black is data.
+    """
+    height, width, _ = image.shape
+    on, stride = next(segmenter.buffers()).device, segmenter.stride
+    tall, wide, rows, columns = layout(height, width, window, overlap, stride)
+    right = columns[-1] + wide  # the scene's width and its repeated edge
+    weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
+    foreground = segmenter.classes
+    total = torch.zeros(foreground, tall, right, device=on)  # Σ weight · probability of each foreground class
+    norm = torch.zeros(tall, right, device=on)
+    for i, top in enumerate(rows):
+        band = image[top : top + tall]
+        lines = slice(top, top + len(band))
+        busy = [left for left in columns if not (empty and empty(lines, slice(left, left + wide)))]
+        band = torch.from_numpy(np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge"))
+        for left in columns:
+            norm[:, left : left + wide] += weight
+        for start in range(0, len(busy), batch_size):
+            lefts = busy[start : start + batch_size]
+            batch = torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True)
+            with autocast(on, precision):
+                p = probabilities(segmenter, to_float(batch), temperature, augment)[:, 1:]
+            for left, one in zip(lefts, p, strict=True):
+                total[:, :, left : left + wide] += weight * one
+        ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
+        found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
+        yield top, np.concatenate([1 - found.sum(-1, keepdims=True), found], axis=-1)
+        # The rows below are not finished: move them up, and make room.
+        for array in (total, norm):
+            rest = array[..., ready:, :].clone()
+            array.zero_()
+            array[..., : rest.shape[-2], :] = rest

@@ -1,0 +1,110 @@
+"""Training crops from memory-mapped tiles: crop i is a function of (seed, i), so any run can be resumed exactly."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.labels import IGNORE
+from pipeline.tiles.store import CityTiles, Region
+
+
+def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (S, S, C) and label (S, S), copied; beyond the region's edge the image is 0 and the label 255."""
+    label = city.label(region)[top : top + size, left : left + size]
+    image = city.image(region)[top : top + size, left : left + size]
+    height, width = label.shape
+    if (height, width) == (size, size):
+        return np.array(image), np.array(label)
+    whole_image = np.zeros((size, size, city.channels), np.uint8)
+    whole_label = np.full((size, size), IGNORE, np.uint8)
+    whole_image[:height, :width], whole_label[:height, :width] = image, label
+    return whole_image, whole_label
+
+
+class RandomCrops(Dataset):
+    """Random crops of the training regions; cities drawn evenly, by the root of their area, or by their area."""
+
+    def __init__(self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even"):
+        self.size, self.seed, self.level = size, seed, level
+        self.regions = [(c, r) for c in cities for r in c.of_split("train")]
+        area = np.array([r.height * r.width for _, r in self.regions], float)
+        names = np.array([c.city for c, _ in self.regions])
+        whole = np.array([area[names == name].sum() for name in names])
+        area *= whole ** {"even": -1.0, "root": -0.5, "area": 0.0}[weighting]
+        self.probability = area / area.sum()
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from pipeline.training.augment import augment
+
+        random = np.random.default_rng((self.seed, index))
+        for _ in range(10):  # another place where nothing is labelled
+            city, region = self.regions[random.choice(len(self.regions), p=self.probability)]
+            top = random.integers(0, max(1, region.height - self.size + 1))
+            left = random.integers(0, max(1, region.width - self.size + 1))
+            image, label = read_crop(city, region, top, left, self.size)
+            if (label != IGNORE).any():
+                break
+        image, label = augment(self.level, image, label, int(random.integers(2**31)))
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(label))
+
+
+class StepSampler(Sampler):
+    """The crops of one process: step s of the whole run holds crops s·batch … (s+1)·batch, shared among processes.
+
+    So one process and many see the same global batches, and epoch e starts at the same crop however often it is run.
+    """
+
+    def __init__(self, batch_size: int, steps: int, rank: int = 0, world: int = 1):
+        self.batch, self.steps, self.rank, self.world, self.epoch = batch_size, steps, rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self):
+        local = self.batch // self.world
+        for step in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
+            first = step * self.batch + self.rank * local
+            yield list(range(first, first + local))
+
+
+class WindowGrid(Dataset):
+    """Windows that cover the regions of a split once, without overlap: a fast look at validation IoU."""
+
+    def __init__(self, cities: list[CityTiles], split: str, size: int):
+        self.size = size
+        self.windows = [
+            (city, region, top, left)
+            for city in cities
+            for region in city.of_split(split)
+            for top in range(0, region.height, size)
+            for left in range(0, region.width, size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = read_crop(*self.windows[index], self.size)
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+
+def loader(dataset: Dataset, sampler: Sampler, workers: int, cuda: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=cuda,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def channel_statistics(cities: list[CityTiles], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel in [0, 1], over valid pixels of 256 training crops, cities evenly."""
+    crops = RandomCrops(cities, 64, seed, "none")
+    batches = [crops[i] for i in range(256)]
+    pixels = np.concatenate([image.numpy()[label.numpy() != IGNORE] for image, label in batches]) / 255.0
+    return pixels.mean(0), pixels.std(0)

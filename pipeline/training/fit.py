@@ -1,0 +1,414 @@
+"""Training a segmenter: Lightning runs the loop, DDP and checkpoints; this module says what a step is.
+
+`fit` is a function of its parameters, tiles and code: killed at any moment and called again it resumes from the last
+epoch's checkpoint and ends with the same weights; changed parameters, tiles or code never meet an old checkpoint.
+
+Several processes (DDP under torchrun) see the batches of one. Their losses are one process's where these are means over
+pixels (see losses.py); batch statistics are shared on GPUs, and each process's own on CPUs, where torch has no other.
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+
+from pipeline.code import version
+from pipeline.console import console, duration, progress_bar
+from pipeline.errors import InputError
+from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
+from pipeline.networks.precision import choose, device
+from pipeline.params import Params, Train
+from pipeline.scoring.metrics import buildings, counts, ratio
+from pipeline.storage import atomic_file, digest, fingerprint
+from pipeline.tiles.store import CityTiles
+from pipeline.tiles.tensors import to_float
+from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
+from pipeline.training.calibration import UNCALIBRATED, calibrate
+from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
+from pipeline.training.losses import build_loss
+from pipeline.training.steps import batches_of_several, one_cycle
+
+LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class SegmentationTraining(lightning.LightningModule):
+    def __init__(self, segmenter: Segmenter, train: Train):
+        super().__init__()
+        self.segmenter, self.train_params = segmenter, train
+        self.loss = build_loss(train.loss.model_dump())
+        self.history: list[dict] = []
+        self.losses: list[torch.Tensor] = []
+        self.before, self.started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since training began, the time between a kill and the next start left out."""
+        return self.before + time.perf_counter() - self.started
+
+    def configure_model(self) -> None:
+        if self.train_params.compile:
+            self.segmenter.compile()
+
+    def configure_optimizers(self):
+        t, total = self.train_params, self.train_params.epochs * self.train_params.steps_per_epoch
+        weights = [p for p in self.segmenter.parameters() if p.requires_grad]
+        fused = self.trainer.precision != "16-mixed"  # one kernel a step; fp16's scaler cannot clip with it
+        match t.optimizer:
+            case "sgd":
+                nesterov = t.momentum > 0
+                optimizer = torch.optim.SGD(
+                    weights, t.learning_rate, t.momentum, weight_decay=t.weight_decay, nesterov=nesterov, fused=fused
+                )
+            case "adam":
+                optimizer = torch.optim.Adam(weights, t.learning_rate, weight_decay=t.weight_decay, fused=fused)
+            case "adamw":
+                optimizer = torch.optim.AdamW(weights, t.learning_rate, weight_decay=t.weight_decay, fused=fused)
+        match t.schedule:
+            case "constant":
+                return optimizer
+            case "cosine":
+                schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+            case "one_cycle":
+                schedule = one_cycle(optimizer, t.learning_rate, total)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if gradient_clip_val:  # Lightning's own refuses fused optimisers for the sake of a scaler they do not have
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def training_step(self, batch, _):
+        self.check_loss()
+        # Dropout, noise and attacks draw from a generator that any restart reaches again.
+        torch.manual_seed(hash((self.train_params.seed, self.global_step, self.global_rank)) % 2**63)
+        t, images, labels = self.train_params, to_float(batch[0]), batch[1].long()
+        if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
+            images = images + t.noise * torch.randn_like(images)
+        if t.adversarial.method == "none":
+            loss = self.loss(self.segmenter(images), labels)
+        else:
+            done = self.global_step / (t.epochs * t.steps_per_epoch)
+            loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
+            self.log_dict({key: float(value) for key, value in logs.items()})
+        self.losses.append(loss.detach())
+        return loss
+
+    def check_loss(self) -> None:
+        """Raise InputError where the loss of the step before is not finite: to ask for this one's would empty a GPU's
+        queue at every step."""
+        if self.losses and not torch.isfinite(self.losses[-1]):
+            raise self.diverged("the loss is", self.global_step - 1)
+
+    def diverged(self, what: str, step: int) -> InputError:
+        return InputError(
+            f"training: {what} not finite at step {step}; lower train.learning_rate "
+            f"({self.train_params.learning_rate}) or set train.clip_gradient"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch, index) -> None:
+        labels = batch[1]
+        if index == 0:
+            self.first = batch
+        logits = self.segmenter(to_float(batch[0]))
+        intersection, union = counts(logits.argmax(1), labels)
+        failed = (~logits.isfinite()).flatten(1).any(1)
+        self.counts += torch.stack([n.sum() for n in (intersection, union, buildings(labels), failed)])
+
+    def on_validation_epoch_end(self) -> None:
+        self.check_loss()
+        seen = self.trainer.strategy.reduce(self.counts, reduce_op="sum").tolist()
+        intersection, union, truth, failed = seen
+        if failed:  # the last step's loss is never looked at
+            raise self.diverged("the network's answer is", self.global_step)
+        loss = torch.stack(self.losses).mean() if self.losses else torch.zeros((), device=self.device)
+        loss = self.trainer.strategy.reduce(loss.float(), reduce_op="mean")
+        self.losses.clear()
+        iou = ratio(intersection, union) if truth else None
+        # Where validation knows no building no epoch is better than the one after: the last is kept.
+        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False)
+        record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
+        logged = self.trainer.callback_metrics
+        record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
+        if self.train_params.adversarial.method != "none":
+            record |= self.overfitting()
+        self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        if self.trainer.is_global_zero:
+            write_history(Path(self.trainer.default_root_dir) / "curve.csv", self.history)
+
+    def overfitting(self) -> dict[str, float]:
+        """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
+        with torch.inference_mode(False):
+            images, labels = (part.clone() for part in self.first)
+            return overfitting_gap(self.segmenter, to_float(images), labels.long(), self.train_params.adversarial)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["history"], checkpoint["replay"] = self.history, replay(self.segmenter)
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.history, self.before = checkpoint["history"], checkpoint["seconds"]
+        resume_replay(self.segmenter, checkpoint["replay"])
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """The learning curve as CSV: a row an epoch."""
+    with atomic_file(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, history[-1])
+        writer.writeheader()
+        writer.writerows(history)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints by way of their own folder: Lightning's go through the system's, where a kill leaves them."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        with atomic_file(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+class Bar(Callback):
+    """What the first process tells of the run: how long it will take, steps and time left, the validation IoU."""
+
+    WARM, TIMED = 5, 15  # steps that are slower than the rest, and steps whose time is taken
+
+    def on_train_start(self, trainer, module) -> None:
+        self.first, self.total = trainer.global_step, module.train_params.epochs * module.train_params.steps_per_epoch
+        self.bar = progress_bar()
+        if trainer.is_global_zero:
+            self.bar.start()
+        self.task = self.bar.add_task("training", total=self.total, completed=self.first)
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        known = module.history and module.history[-1]["iou"] is not None
+        iou = f", validation IoU {module.history[-1]['iou']:.3f}" if known else ""
+        self.bar.update(self.task, completed=trainer.global_step, description=f"training{iou}")
+        done, left = trainer.global_step - self.first, self.total - trainer.global_step
+        if done == self.WARM:
+            self.since = time.perf_counter()
+        if done == self.WARM + self.TIMED and left > done and trainer.is_global_zero:
+            seconds = left * (time.perf_counter() - self.since) / self.TIMED
+            console.print(f"training: {left} steps to go, about {duration(seconds)} and the validations between")
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.is_global_zero and not console.is_terminal:
+            last = module.history[-1]
+            known = "none, no building there" if last["iou"] is None else f"{last['iou']:.3f}"
+            console.print(
+                f"epoch {last['epoch'] + 1} of {module.train_params.epochs}: loss {last['loss']:.3f}, "
+                f"validation IoU {known}"
+            )
+
+    def teardown(self, trainer, module, stage) -> None:
+        if hasattr(self, "bar"):
+            self.bar.stop()
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and how many train together: (0, 1) but under torchrun."""
+    if not TorchElasticEnvironment.detect():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _start(train: Train) -> list:
+    """What training starts from, card and digests: files that change under the same path make another training."""
+    digests = []
+    for path in (train.init, train.model.encoder_weights):
+        if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
+            digests.append(digest(file))
+    return [train.init and read_card(train.init), digests]
+
+
+def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
+    train, channels = params.train, cities[0].channels
+    if not train.init:
+        segmenter = build_model(train.model, channels)
+        if train.model.encoder_weights != "imagenet" or channels != 3:
+            segmenter.set_normalisation(*channel_statistics(cities))
+        if train.model.architecture == "lipschitz":  # dividing by a deviation would multiply its constant
+            segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
+        return segmenter
+    card = check_start(train, channels)
+    if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
+        console.print(
+            f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
+            "set tile.gsd to match, or expect it to learn the scale anew",
+            style="yellow", markup=False,
+        )  # fmt: skip
+    return load_model(train.init).requires_grad_(True).train()
+
+
+def check_start(train: Train, channels: int) -> dict:
+    """The card of the model to start from. Raises InputError where it is another network than train.model."""
+    card = read_card(train.init)
+    wanted = train.model.model_dump(exclude={"encoder_weights"})
+    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
+    if different or card["channels"] != channels:
+        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
+        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+    return card
+
+
+def inherited(train: Train) -> list[str]:
+    """Cities whose labels the model that training starts from has seen: one that is held out must not be among them."""
+    start = read_card(train.init) if train.init else {}
+    return sorted({*start.get("cities", []), *start.get("inherited", [])})
+
+
+def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> dict:
+    """Train on the `train` regions of `cities`, keep the weights of the best validation IoU, write `folder`.
+
+    `work` holds the checkpoint while training lasts. Returns the model card. Under torchrun every process calls it.
+    Raises InputError on parameters that cannot be trained.
+    """
+    train = params.train
+    for key in ("channels", "gsd", "classes"):
+        if len({getattr(city, key) for city in cities}) > 1:
+            raise InputError(f"the cities' tiles differ in {key}; run the tile stage for all of them again")
+    if cities[0].classes != train.model.classes:
+        raise InputError(
+            f"the tiles hold {cities[0].classes} classes, but train.model.classes is {train.model.classes}; "
+            "run the tile stage again"
+        )
+    for split in ("train", "validation"):
+        if not any(city.of_split(split) for city in cities):
+            names = ", ".join(city.city for city in cities)
+            raise InputError(f"no {split} scenes in {names}; change tile.validation and tile.test, or add scenes")
+    rank, world = processes()
+    if train.batch_size % world:
+        raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
+
+    key = fingerprint(train.model_dump(), [city.about for city in cities], version("train"), _start(train))
+    work = Path(work) / f"train-{name}-{key}"
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
+        done = kept_model(folder, key)
+        card = done.card if done else _fit(params, cities, Path(folder), work, rank, world, key)
+        if rank == 0:  # also what a run left that was killed just here
+            shutil.rmtree(work, ignore_errors=True)
+    return card
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether there is a checkpoint to resume from; one that a failing disk damaged is as good as none."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # torch meets damage with any of half a dozen exceptions
+        return False
+    return True
+
+
+def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> dict:
+    train, on = params.train, device()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    lightning.seed_everything(train.seed, verbose=False)
+    segmenter = _segmenter(params, cities)
+    module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
+    checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
+    trainer = _trainer(train, on, work, world, checkpoint)
+    last = work / "last.ckpt"
+    resumed = _whole(last)
+    loaders = _loaders(train, cities, on, rank, world)
+    try:
+        with batches_of_several("train.batch_size", train.model.architecture):
+            trainer.fit(module, *loaders, ckpt_path=last if resumed else None, weights_only=True if resumed else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise stopped(last) from None
+    if trainer.interrupted:
+        raise stopped(last)
+    seconds = module.seconds
+
+    if rank == 0:
+        best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
+        calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
+    else:
+        calibration = UNCALIBRATED
+    card = {
+        "model": train.model.model_dump(),
+        "channels": cities[0].channels,
+        "bands": params.tile.bands,
+        "classes": train.model.classes,
+        "gsd": cities[0].gsd,
+        "cities": [c.city for c in cities],
+        "inherited": inherited(train),
+        "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
+        **calibration,
+        "params": json.loads(params.model_dump_json(include={"tile", "train"})),
+        "metrics": {"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
+        "history": module.history,
+        "training": {"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
+                     "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
+        "fingerprint": key,
+    }  # fmt: skip
+    if rank == 0:
+        save_model(folder, segmenter, card)
+    trainer.strategy.barrier()
+    return card
+
+
+def stopped(checkpoint: Path) -> KeyboardInterrupt:
+    """Ctrl-C, which says so where nothing is kept yet."""
+    if checkpoint.exists():
+        return KeyboardInterrupt()
+    return KeyboardInterrupt("nothing is kept before the first epoch ends, so the same command begins anew")
+
+
+def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int, world: int):
+    """Batches of training crops and of validation windows, this process's share of them."""
+    cuda = on.type == "cuda"
+    workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
+    windows = WindowGrid(cities, "validation", train.crop)
+    if len(windows) < world:
+        raise InputError(
+            f"validation has {len(windows)} windows of train.crop {train.crop} for {world} processes; start fewer"
+        )
+    looks = -(-len(windows) // (train.batch_size * world)) * world  # as many for each process: they wait for each other
+    batches = [list(batch) for batch in np.array_split(range(len(windows)), looks)]
+    return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
+
+
+def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback) -> lightning.Trainer:
+    callbacks: list[Callback] = [checkpoint, Bar()]
+    if train.patience:
+        callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
+    if train.ema:
+        callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=True))
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
+    return lightning.Trainer(
+        accelerator="gpu" if on.type == "cuda" else "cpu",
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        sync_batchnorm=world > 1 and on.type == "cuda",
+        precision=LIGHTNING_PRECISION[choose(train.precision, on)],
+        max_epochs=train.epochs,
+        gradient_clip_val=train.clip_gradient or None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        log_every_n_steps=1,
+        default_root_dir=work,
+    )

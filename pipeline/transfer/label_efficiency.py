@@ -1,0 +1,104 @@
+"""Frugal learning: what a share of the training scenes buys, and what the start of training is worth.
+
+One training a share sees that share of every city. The start "other_cities" is the question of a new city instead: the
+model that has all scenes of the others goes on with the share of this one's, one training a city.
+
+Subsets are nested (1 % ⊂ 2 % ⊂ … ⊂ 100 %), so that a curve moves by the scenes added, not by a new draw.
+"""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.console import progress
+from pipeline.networks.models import load_model
+from pipeline.networks.precision import device
+from pipeline.params import Params, Train
+from pipeline.scoring.evaluation import evaluate_city
+from pipeline.storage import WORK
+from pipeline.tiles.store import Cities, CityTiles
+from pipeline.training.fit import fit
+
+
+def nested_scenes(city: CityTiles, split: str, fractions: list[float], seed: int) -> dict[float, list[str]]:
+    """Names of the first ⌈fraction · n⌉ of a split's regions, in one random order a seed; at least one."""
+    names = sorted(r.name for r in city.of_split(split))
+    order = np.random.default_rng(seed).permutation(len(names))
+    return {
+        fraction: sorted(names[i] for i in order[: math.ceil(round(fraction * len(names), 9))])
+        for fraction in fractions
+    }
+
+
+def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
+    """The city as if only `fraction` of its training and of its validation scenes had been labelled.
+
+    Its test scenes stay. The table of tiles is rebuilt to match, and `about` (what a training's cache is
+    keyed by) lists the regions that are left.
+    """
+    kept = {
+        name for split in ("train", "validation") for name in nested_scenes(city, split, [fraction], seed)[fraction]
+    }
+    indices = [i for i, r in enumerate(city.regions) if r.split == "test" or r.name in kept]
+    smaller = copy.copy(city)
+    smaller.regions = [city.regions[i] for i in indices]
+    smaller.about = {**city.about, "regions": [city.about["regions"][i] for i in indices]}
+    position = np.full(len(city.regions), -1)
+    position[indices] = np.arange(len(indices))
+    rows = position[city.table["region"]] >= 0
+    smaller.__dict__["table"] = {name: column[rows] for name, column in city.table.items()}
+    smaller.table["region"] = position[smaller.table["region"]]
+    return smaller
+
+
+def frugal(params: Params, cities: Cities, models: Path, reference: Path) -> dict:
+    """IoU of each city after training on a nested share of scenes, from each initialisation.
+
+    A share limits validation scenes too: early stopping must not see more labels than training. `params.train` is that
+    of the model on all cities in the folder `reference`, which is the whole share from its own start; `models` holds
+    the folds, where "other_cities" begins.
+    """
+    g, f = params.generalize, sorted(params.generalize.fractions)
+    starts = [start for start in g.initialisations if start != "other_cities" or len(cities) > 1]
+    found: dict = {start: {f"{share:g}": {} for share in f} for start in starts}
+    for start, share in progress([(start, share) for start in found for share in f], "frugal learning"):
+        smaller = {city: share_of(cities[city], share, g.seed) for city in sorted(cities)}
+        groups = [[city] for city in smaller] if start == "other_cities" else [list(smaller)]
+        for group in groups:
+            train = start_of(params, cities, models, start, group[0])
+            if share == 1 and train == params.train:
+                folder = reference
+            else:
+                name = "-".join(["frugal", start, f"{share:g}", *group[: len(groups) > 1]])
+                folder = WORK / "generalize" / name
+                changed = params.model_copy(update={"train": train})
+                fit(changed, [smaller[city] for city in group], folder, work=WORK, name=name)
+            segmenter = load_model(folder, device())
+            for city in group:
+                found[start][f"{share:g}"][city] = evaluate_city(segmenter, smaller[city], params.evaluate).iou
+    scenes = {
+        f"{share:g}": {c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in sorted(cities)}
+        for share in f
+    }
+    return {"frugal": next(iter(found.values()), {}), "frugal_by_initialisation": found, "frugal_scenes": scenes}
+
+
+def start_of(params: Params, cities: Cities, models: Path, start: str, city: str) -> Train:
+    """params.train, begun as an initialisation says."""
+    init, weights = None, params.train.model.encoder_weights
+    match start:
+        case "random":
+            weights = None
+        case "imagenet":
+            weights = "imagenet"
+        case "other_cities":
+            init = str(models / f"without-{city}")
+        case "self_supervised":
+            from pipeline.training.pretraining import pretrain
+
+            init = str(WORK / "generalize" / "self-supervised")
+            pretrain(params, [cities[c] for c in sorted(cities)], Path(init))
+    model = params.train.model.model_copy(update={"encoder_weights": weights})
+    return params.train.model_copy(update={"init": init, "model": model})

@@ -1,0 +1,114 @@
+import json
+import re
+from datetime import datetime
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import load_model
+from pipeline.errors import InputError
+from pipeline.networks.models import SMP, build_model, save_model
+from pipeline.params import Model
+
+pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+
+from pipeline.mapping.export import TOLERANCE, export, load_onnx  # noqa: E402
+from pipeline.mapping.stac import stac_item  # noqa: E402
+
+
+def write_model(folder, model: Model, channels: int = 3):
+    torch.manual_seed(0)
+    segmenter = build_model(model, channels).eval()
+    segmenter.set_normalisation([0.4] * channels, [0.2] * channels)
+    save_model(
+        folder,
+        segmenter,
+        {"model": model.model_dump(), "bands": [1, 2, 3, 4][:channels], "channels": channels,
+         "classes": model.classes, "gsd": 0.5, "threshold": 0.4, "temperature": 1.5, "cities": ["here"]},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = write_model(tmp_path_factory.mktemp("model") / "unet", Model(architecture="small_unet", width=8), 4)
+    export(folder)
+    return folder
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (3, 33, 130), (2, 7, 256)])
+def test_onnx_agrees_with_torch_at_any_size(exported, size):
+    batch, height, width = size
+    images = torch.rand(batch, 4, height, width)
+    with torch.inference_mode():
+        expected = load_model(exported, "cpu").segmenter(images)
+    logits = load_onnx(exported / "model.onnx")(images)
+    assert logits.shape == expected.shape == (batch, 2, height, width)
+    assert (logits - expected).abs().max() < TOLERANCE
+
+
+def test_the_card_travels_inside_the_file_and_the_map_is_the_same(exported):
+    from_onnx, from_torch = load_model(exported / "model.onnx"), load_model(exported, "cpu")
+    assert from_onnx.card == from_torch.card
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
+    one, two = (m.predict(image, window=64, min_area=0) for m in (from_onnx, from_torch))
+    assert (one.mask == two.mask).mean() > 0.999
+    assert np.abs(one.probability - two.probability).max() < 0.005
+
+
+def test_the_stac_item_has_what_the_item_specification_asks_for(exported):
+    """https://github.com/radiantearth/stac-spec, item-spec 1.1: the required fields, and that of a null geometry."""
+    item = json.loads((exported / "item.json").read_text())
+    assert item == stac_item(exported, item["properties"]["mlm:total_parameters"])
+    assert {"type", "stac_version", "id", "geometry", "properties", "links", "assets"} <= set(item)
+    assert (item["type"], item["stac_version"], item["links"]) == ("Feature", "1.1.0", [])
+    assert item["geometry"] is None and "bbox" not in item  # a box belongs to a geometry only
+    assert datetime.fromisoformat(item["properties"]["datetime"]).tzinfo
+    for asset in item["assets"].values():
+        assert (exported / asset["href"]).is_file()
+
+
+def test_the_stac_item_has_what_the_model_extension_asks_for(exported):
+    """https://github.com/stac-extensions/mlm, json-schema/schema.json: required fields, patterns and references."""
+    item = json.loads((exported / "item.json").read_text())
+    p = item["properties"]
+    assert any(e.startswith("https://stac-extensions.github.io/mlm/v1.") for e in item["stac_extensions"])
+    assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= set(p)
+    assert p["mlm:name"] == "small_unet" and p["mlm:tasks"] == ["semantic-segmentation"]
+    (source,), (result,) = p["mlm:input"], p["mlm:output"]
+    assert {"name", "bands", "input"} <= set(source) and {"name", "tasks", "result"} <= set(result)
+    for tensor, channels, axis in ((source["input"], 4, "bands"), (result["result"], 2, "class")):
+        assert tensor["shape"] == [-1, channels, -1, -1] and tensor["data_type"] == "float32"
+        assert tensor["dim_order"] == ["batch", axis, "height", "width"]
+    assert source["bands"] == [band["name"] for band in p["bands"]]  # a model's bands are described in the item
+    assert source["value_scaling"] == [{"type": "min-max", "minimum": 0, "maximum": 255}]
+    assert {"format", "expression"} <= set(result["post_processing_function"])
+    assert [c["value"] for c in result["classification:classes"]] == [0, 1]
+    assert all(re.fullmatch("[0-9A-Za-z-_]+", c["name"]) for c in result["classification:classes"])
+    models = [asset for asset in item["assets"].values() if "mlm:model" in asset["roles"]]
+    assert len(models) == 2 and all(asset["mlm:artifact_type"] for asset in models)
+
+
+@pytest.mark.parametrize("architecture", get_args(Model.model_fields["architecture"].annotation))
+def test_every_architecture_has_a_name_that_the_extension_takes(tmp_path, architecture):
+    card = {"model": Model(architecture=architecture).model_dump(), "bands": [1], "channels": 1, "classes": 1, "gsd": 1}
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    (tmp_path / "weights.safetensors").touch()
+    name = stac_item(tmp_path, 1)["properties"]["mlm:name"]
+    assert re.fullmatch("[a-zA-Z][a-zA-Z0-9_.-]+[a-zA-Z0-9]", name)
+    assert ("resnet18" in name) == (architecture in SMP)
+
+
+def test_other_files_are_refused_in_a_sentence(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"not protobuf")
+    with pytest.raises(InputError, match="not a readable ONNX file"):
+        load_onnx(tmp_path / "broken.onnx")
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "g", [], [])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "foreign.onnx"
+    )
+    with pytest.raises(InputError, match="foreign.onnx"):
+        load_onnx(tmp_path / "foreign.onnx")
