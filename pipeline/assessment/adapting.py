@@ -19,14 +19,15 @@ from pipeline.assessment.population import to_levels
 from pipeline.assessment.survey import Survey
 from pipeline.console import progress
 from pipeline.errors import InputError
-from pipeline.geo.scene import IGNORE
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.augment import augment
-from pipeline.learning.crops import RandomCrops, to_float
-from pipeline.learning.inference import infer
-from pipeline.learning.losses import build_loss
-from pipeline.learning.models import Segmenter
-from pipeline.learning.steps import one_cycle
+from pipeline.labels import IGNORE
+from pipeline.networks.models import Segmenter
+from pipeline.scoring.inference import infer
+from pipeline.tiles.store import CityTiles
+from pipeline.tiles.tensors import to_float
+from pipeline.training.augment import augment
+from pipeline.training.crops import RandomCrops
+from pipeline.training.losses import build_loss
+from pipeline.training.steps import one_cycle
 
 CROSS_FITTED = "cross_fitted.npz"
 LOSS = {"cross_entropy": 1.0, "dice": 1.0}
@@ -79,7 +80,11 @@ def _crop(frame: LabelledFrame, size: int, random: np.random.Generator) -> tuple
 
 
 def fine_tune(
-    segmenter: Segmenter, frames: list[LabelledFrame], tuning: Tuning, replay: list[CityTiles] = (), what: str = "adapting"
+    segmenter: Segmenter,
+    frames: list[LabelledFrame],
+    tuning: Tuning,
+    replay: list[CityTiles] = (),
+    what: str = "adapting",
 ) -> Segmenter:
     """A copy of `segmenter`, in eval mode, that has learned the frames. Deterministic for a seed and a device."""
     tuned = copy.deepcopy(segmenter).eval().requires_grad_(True)  # eval: batch norm keeps its statistics
@@ -147,7 +152,9 @@ def cross_fitted(model: Path, survey: Survey, labels: Labels) -> list[np.ndarray
             if later := [name for name in names if name not in arrays]:
                 number = later[0].removeprefix("frame_")
                 raise InputError(f"{model}: frame {number} was labelled after it was adapted; run adapt again")
-            return [np.where(survey.levels(i) == IGNORE, IGNORE, arrays[n]) for i, n in zip(labels.done, names, strict=True)]
+            return [
+                np.where(survey.levels(i) == IGNORE, IGNORE, arrays[n]) for i, n in zip(labels.done, names, strict=True)
+            ]
     except InputError:
         raise
     except (OSError, ValueError, LookupError):

@@ -21,11 +21,11 @@ from pyproj import CRS
 from pipeline.assessment.population import expected, shown
 from pipeline.assessment.survey import DRAFT, LABELS, Survey
 from pipeline.errors import InputError, nearest
-from pipeline.geo.rasterize import rasterize
-from pipeline.geo.scene import IGNORE
-from pipeline.geo.vector import Footprints, read_footprints, reproject
-from pipeline.geo.vector_file import open_layer
-from pipeline.geo.vectorize import Polygoniser, simplify
+from pipeline.imagery.rasterize import rasterize
+from pipeline.imagery.vector import Footprints, read_footprints, reproject
+from pipeline.imagery.vector_file import open_layer
+from pipeline.labels import IGNORE
+from pipeline.mapping.polygons import Polygoniser, simplify
 
 STATUSES = ("to do", "done", "unusable")
 MOVED = 0.5  # pixels by which a frame's corners may lie beside where they were
@@ -95,9 +95,7 @@ def write(survey: Survey) -> None:
             "image": [f"images/{survey.image(i).name}" for i in survey.drawn], "sample": survey.key,
         }, geometry=outlines(survey, crs), crs=crs,
     )  # fmt: skip
-    polygons = [
-        _moved(p, survey.grid(i).crs, crs) for i, (of, _) in zip(survey.drawn, drafts, strict=True) for p in of
-    ]
+    polygons = [_moved(p, survey.grid(i).crs, crs) for i, (of, _) in zip(survey.drawn, drafts, strict=True) for p in of]
     buildings = geopandas.GeoDataFrame(
         {
             "frame": np.repeat(numbers, [len(p) for p, _ in drafts]),
@@ -109,7 +107,8 @@ def write(survey: Survey) -> None:
     )
     path = survey.folder / LABELS
     for name, layer, kind in (("frames", frames, "Polygon"), ("buildings", buildings, "MultiPolygon")):
-        pyogrio.write_dataframe(layer, path, layer=name, driver="GPKG", geometry_type=kind, promote_to_multi=False)
+        multi = kind == "MultiPolygon"  # what an editor splits and merges
+        pyogrio.write_dataframe(layer, path, layer=name, driver="GPKG", geometry_type=kind, promote_to_multi=multi)
     buildings.to_parquet(survey.folder / DRAFT, index=False)
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(STYLES)
@@ -150,7 +149,9 @@ def read(survey: Survey) -> Labels:
 
 def _named(survey: Survey, frames: list[int]) -> str:
     numbers = sorted(survey.number(i) for i in frames)
-    names = ", ".join(map(str, numbers[:LISTED])) + (f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else "")
+    names = ", ".join(map(str, numbers[:LISTED])) + (
+        f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    )
     return f"frame {names} was" if len(numbers) == 1 else f"frames {names} were"
 
 
@@ -159,7 +160,9 @@ def _frames(survey: Survey, path: Path) -> tuple[np.ndarray, CRS]:
     with open_layer(path, "frames") as layer:
         source, wanted = layer.crs, {"frame", "status", "sample"}
         if lost := wanted - set(layer.fields):
-            raise InputError(f"{path}: its layer frames has lost the column {min(lost)}; start from the file as written")
+            raise InputError(
+                f"{path}: its layer frames has lost the column {min(lost)}; start from the file as written"
+            )
         geometry, columns = layer.read(wanted, None, None)
     if strange := {str(key) for key in columns["sample"]} - {survey.key}:
         raise InputError(
@@ -182,7 +185,9 @@ def _frames(survey: Survey, path: Path) -> tuple[np.ndarray, CRS]:
     for i, there, found in zip(survey.drawn, outlines(survey, crs), here, strict=True):
         pixel = np.sqrt(there.area / (survey.grid(i).height * survey.grid(i).width))
         if found is None or not shapely.hausdorff_distance(there, found) <= MOVED * pixel:
-            raise InputError(f"{path}: frame {survey.number(i)} was moved or reshaped; frames must stay where they were drawn")
+            raise InputError(
+                f"{path}: frame {survey.number(i)} was moved or reshaped; frames must stay where they were drawn"
+            )
     return np.array(words), source
 
 
@@ -199,9 +204,10 @@ def _mask(survey: Survey, i: int, footprints: Footprints) -> np.ndarray:
 
 def _beside(survey: Survey, footprints: Footprints) -> tuple[int, int]:
     """Polygons that reach out of the frames, and those that are in none."""
-    frames = shapely.buffer(shapely.union_all(outlines(survey, survey.scenes[0].crs)), 1e-6 * np.sqrt(survey.pixel_area))
+    frames = shapely.buffer(
+        shapely.union_all(outlines(survey, survey.scenes[0].crs)), 1e-6 * np.sqrt(survey.pixel_area)
+    )
     shapely.prepare(frames)
     meets = shapely.intersects(frames, footprints.polygons)
     inside = shapely.covers(frames, footprints.polygons)
     return int((meets & ~inside).sum()), int((~meets).sum())
-

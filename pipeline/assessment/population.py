@@ -5,7 +5,6 @@ building probability is kept in LEVELS steps, 255 being no data, and each frame 
 and the errors it expects follow for every threshold.
 """
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.geo.grid import Window
-from pipeline.geo.raster import Raster
-from pipeline.geo.read_ahead import ReadAhead
-from pipeline.geo.scene import IGNORE
-from pipeline.learning.inference import infer
-from pipeline.prediction.flow import window_side
+from pipeline.imagery.grid import Window
+from pipeline.imagery.raster import Raster
+from pipeline.labels import IGNORE
+from pipeline.mapping.flow import window_side
+from pipeline.mapping.read_ahead import ReadAhead
+from pipeline.scoring.inference import infer
 
 LEVELS = 255  # of probability: 0 … 254 for 0 … 1
 PROBABILITY = np.arange(LEVELS) / (LEVELS - 1)
 LEAST_DATA = 0.25  # share of a frame with data under which nobody is asked to label it
-FLOOR, MAPPED = 8.0, 0.05  # pixels, and a share of what is mapped, that may be wrong where no doubt is
+FLOOR, MAPPED = 0.003, 0.15  # of a frame, and of what is mapped in it, that may be wrong where no doubt is
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def together(parts: list[Frames]) -> Frames:
 
 def shown(threshold: float) -> np.ndarray:
     """(LEVELS,) bool: the levels that a map of this threshold draws as building."""
-    return PROBABILITY > threshold
+    return threshold < PROBABILITY
 
 
 def expected(histogram: np.ndarray, threshold: float) -> np.ndarray:
@@ -116,15 +115,16 @@ def expected(histogram: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def auxiliaries(histogram: np.ndarray, threshold: float) -> np.ndarray:
-    """(N, 2) what is known of every frame and tells of its counts: built pixels of the map, errors expected in it."""
+    """(N, 2) what is known of every frame and tells of its counts: expected pixels of the union of map and truth, and of
+    their differences."""
     tp, fp, fn = expected(histogram, threshold).T
-    return np.stack([tp + fp, fp + fn], 1)
+    return np.stack([tp + fp + fn, fp + fn], 1)
 
 
 def doubt(histogram: np.ndarray, threshold: float) -> np.ndarray:
     """(N,) > 0 pixels that are likely to be wrong: those the model expects, and a few that it does not."""
-    mapped, wrong = auxiliaries(histogram, threshold).T
-    return wrong + MAPPED * mapped + FLOOR
+    tp, fp, fn = expected(histogram, threshold).T
+    return fp + fn + MAPPED * (tp + fp) + FLOOR * histogram.sum(1)
 
 
 def features(frames: Frames) -> np.ndarray:
@@ -153,13 +153,8 @@ def crop(image, window: Window, margin: int) -> tuple[np.ndarray, Window]:
     return part, window.shifted(-top, -left)
 
 
-def numbered(frames: Frames, scenes: list[str]) -> Iterator[tuple[int, str]]:
-    """Scenes that hold frames, with their numbers."""
-    for number, name in enumerate(scenes):
-        if (frames.scene == number).any():
-            yield number, name
-
-
 def check_place(raster: Raster, scene: str) -> None:
     if raster.grid.crs is None:
-        raise InputError(f"{scene}: carries no CRS, so nobody could draw on it; give it one (gdal_edit -a_srs, -a_ullr)")
+        raise InputError(
+            f"{scene}: carries no CRS, so nobody could draw on it; give it one (gdal_edit -a_srs, -a_ullr)"
+        )

@@ -17,7 +17,7 @@ from affine import Affine
 
 from pipeline.assessment.population import Frames
 from pipeline.errors import InputError
-from pipeline.geo.grid import Grid
+from pipeline.imagery.grid import Grid
 from pipeline.storage import read_json, write_json
 
 FORMAT = 1
@@ -106,7 +106,9 @@ def load(folder: str | Path) -> Survey:
         survey.key, survey.threshold, survey.pixel_area, survey.probability_sample  # noqa: B018  they are there
         return survey
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: not found; draw a sample first: pipeline sample MODEL SCENES --out CITY") from None
+        raise InputError(
+            f"{error.filename}: not found; draw a sample first: pipeline sample MODEL SCENES --out CITY"
+        ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         words = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: its sample is damaged ({words}); draw it again, label.gpkg can stay") from None

@@ -10,14 +10,14 @@ from pipeline.assessment import geopackage, survey
 from pipeline.assessment.adapting import Tuning, cross_fit, fine_tune, labelled_frames, save_cross_fitted
 from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.geo.tiles import CityTiles
-from pipeline.learning.evaluation import evaluate_city
-from pipeline.learning.models import load_model, save_model
-from pipeline.learning.precision import device
+from pipeline.mapping.scene import model_of
+from pipeline.networks.models import load_model, save_model
+from pipeline.networks.precision import device
 from pipeline.params import Evaluate
-from pipeline.prediction.scene import model_of
+from pipeline.scoring.evaluation import evaluate_city
 from pipeline.stages.assess import estimates
 from pipeline.storage import fingerprint
+from pipeline.tiles.store import CityTiles
 
 LEAST = 4
 
@@ -33,14 +33,20 @@ def run(
         raise InputError(f"{model}: an ONNX file cannot learn; name the model's folder")
     _, key = model_of(str(model))
     if key != city.about["model_key"]:
-        raise InputError(f"{folder}: was sampled by {city.about['model']}, whose draft was labelled, not by {model}; adapt that model")
+        raise InputError(
+            f"{folder}: was sampled by {city.about['model']}, whose draft was labelled, not by {model}; adapt that model"
+        )
     if out.exists():
         raise InputError(f"{out}: is already there; choose another --out")
     labels = geopackage.read(city)
     if len(labels.done) < max(LEAST, folds):
-        raise InputError(f"{folder}: {len(labels.done)} frames are done; label at least {max(LEAST, folds)} to learn from")
+        raise InputError(
+            f"{folder}: {len(labels.done)} frames are done; label at least {max(LEAST, folds)} to learn from"
+        )
     started, segmenter = time.perf_counter(), load_model(model, device())
-    old = [CityTiles(tiles / name) for name in segmenter.card.get("cities", []) if (tiles / name / "regions.json").exists()]
+    old = [
+        CityTiles(tiles / name) for name in segmenter.card.get("cities", []) if (tiles / name / "regions.json").exists()
+    ]
     old = [c for c in old if (c.channels, c.gsd) == (segmenter.card["channels"], segmenter.card["gsd"])]
     replay = [c for c in old if c.of_split("train")]
     tuning = Tuning(steps=steps, learning_rate=learning_rate, seed=seed)

@@ -56,7 +56,9 @@ def design_of(city: Survey, labels: Labels) -> Design:
 def estimates(city: Survey, labels: Labels, levels: list[np.ndarray], threshold: float) -> dict:
     """IoU, precision, recall, F1 and built m², each with a 95 % interval: model-assisted and plain."""
     tallies = np.array([counts(at, mask, threshold) for at, mask in zip(levels, labels.masks, strict=True)])
-    known = auxiliaries(city.frames.histogram, city.threshold)  # of the sampled model: fixed before anything was labelled
+    known = auxiliaries(
+        city.frames.histogram, city.threshold
+    )  # of the sampled model: fixed before anything was labelled
     design = design_of(city, labels)
     assisted, plain = assess(tallies, design, known[labels.done], known.sum(0)), assess(tallies, design)
     n = len(labels.done)
@@ -79,8 +81,16 @@ def promised(
     """The highest threshold that is proven to find so much of the buildings, and the map it draws."""
     built = np.array([building_levels(at, mask) for at, mask in zip(levels, labels.masks, strict=True)])
     largest = (city.frames.window[:, 2] * city.frames.window[:, 3]).max()
-    found = promise_of(built, 1 / design_of(city, labels).weights, len(city.frames), largest, 1 - recall, confidence, per)
-    about = {"recall": recall, "confidence": confidence, "per": per, "threshold": found.threshold, "frames": found.frames}
+    found = promise_of(
+        built, 1 / design_of(city, labels).weights, len(city.frames), largest, 1 - recall, confidence, per
+    )
+    about = {
+        "recall": recall,
+        "confidence": confidence,
+        "per": per,
+        "threshold": found.threshold,
+        "frames": found.frames,
+    }
     if found.threshold is not None:
         about["map"] = estimates(city, labels, levels, found.threshold)["assisted"]
     return about
@@ -133,4 +143,6 @@ def _say_promise(p: dict, labelled: int) -> None:
     elif p["frames"] is None:
         remark("no promise", "yellow", f"{asked}: no number of frames like these could prove it, the model misses more")
     else:
-        remark("no promise", "yellow", f"{asked}: {labelled} frames cannot promise that; {p['frames']} like these could")
+        remark(
+            "no promise", "yellow", f"{asked}: {labelled} frames cannot promise that; {p['frames']} like these could"
+        )

@@ -26,10 +26,10 @@ from pipeline.assessment.sampling import active_sample, core_set, probability_sa
 from pipeline.assessment.survey import Survey, SurveyedScene
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError, nearest
-from pipeline.geo.scene_list import list_scenes
+from pipeline.mapping.inputs import Task, open_scene
+from pipeline.mapping.scene import model_of
+from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
-from pipeline.prediction.inputs import Task, open_scene
-from pipeline.prediction.scene import model_of
 from pipeline.storage import atomic_folder, fingerprint
 
 STRATEGIES = ("probability", "active", "core_set", "random")
@@ -64,7 +64,9 @@ def run(
             parts.append(part)
         frames = together(parts)
         if len(frames) < 2:
-            raise InputError(f"{', '.join(named)}: {len(frames)} frames of {side} pixels hold data; choose a smaller --side")
+            raise InputError(
+                f"{', '.join(named)}: {len(frames)} frames of {side} pixels hold data; choose a smaller --side"
+            )
         threshold = segmenter.decision.threshold
         size, tiles = doubt(frames.histogram, threshold), min(tiles, len(frames))
         stratum, inclusion = np.zeros(len(frames), int), np.full(len(frames), np.nan)
@@ -132,7 +134,9 @@ def _say(drawn: Survey, out: Path) -> None:
           None if np.isnan(drawn.inclusion).any() else float(drawn.inclusion[drawn.stratum == h][0])]
          for h in range(drawn.stratum.max() + 1)],
     )  # fmt: skip
-    console.print(f"{len(hectares)} frames, {sum(hectares):.1f} ha, to label in {out / survey.LABELS} (open it in QGIS)")
+    console.print(
+        f"{len(hectares)} frames, {sum(hectares):.1f} ha, to label in {out / survey.LABELS} (open it in QGIS)"
+    )
     console.print("set a frame's status to done when every building in it is drawn, none too; or to unusable")
     if not drawn.probability_sample:
         remark("note", "yellow", f"frames drawn to learn from ({drawn.about['strategy']}): they have no known chance of "
