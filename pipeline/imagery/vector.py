@@ -87,7 +87,6 @@ def read_footprints(
     crs=None,
     bounds: Bounds | None = None,
     where: str | None = None,
-    *,
     column: str | None = None,
     layer: str | None = None,
 ) -> Footprints:

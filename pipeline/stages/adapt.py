@@ -44,10 +44,8 @@ def run(
             f"{folder}: {len(labels.done)} frames are done; label at least {max(LEAST, folds)} to learn from"
         )
     started, segmenter = time.perf_counter(), load_model(model, device())
-    old = [
-        CityTiles(tiles / name) for name in segmenter.card.get("cities", []) if (tiles / name / "regions.json").exists()
-    ]
-    old = [c for c in old if (c.channels, c.gsd) == (segmenter.card["channels"], segmenter.card["gsd"])]
+    old = [CityTiles(tiles / name) for name in segmenter.card.cities if (tiles / name / "regions.json").exists()]
+    old = [c for c in old if (c.channels, c.gsd) == (segmenter.card.channels, segmenter.card.gsd)]
     replay = [c for c in old if c.of_split("train")]
     tuning = Tuning(steps=steps, learning_rate=learning_rate, seed=seed)
     frames = labelled_frames(city, labels)
@@ -59,8 +57,8 @@ def run(
     for tiles_of in (c for c in old if c.of_split("test")):
         before_after[tiles_of.city] = [evaluate_city(s, tiles_of, Evaluate()).iou for s in (segmenter, tuned)]
     card = {
-        **{k: v for k, v in segmenter.card.items() if k not in {"history", "metrics", "confidence"}},
-        "inherited": sorted({*segmenter.card.get("cities", []), *segmenter.card.get("inherited", [])}),
+        **segmenter.card.model_dump(exclude={"history", "metrics", "confidence"}),
+        "inherited": sorted({*segmenter.card.cities, *segmenter.card.inherited}),
         "cities": [folder.resolve().name],
         "adapted": {"from": str(model), "sample": city.key, "frames": len(frames), "steps": steps, "folds": folds,
                     "learning_rate": learning_rate, "seed": seed, "replayed": [c.city for c in replay],

@@ -3,15 +3,16 @@
 import pytest
 import yaml
 
+from pipeline.networks.card import Card
 from pipeline.networks.hub import readme
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model
 
-CARD = {
+CARD = Card.model_validate({
     "model": Model(architecture="linear").model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.3,
     "cities": ["austin", "zanzibar"], "inherited": ["ohio"], "threshold": 0.45, "temperature": 1.2,
     "metrics": {"validation_iou": 0.7123456},
-}  # fmt: skip
+})  # fmt: skip
 
 
 def front_matter(page: str) -> dict:
@@ -39,5 +40,5 @@ def test_the_front_matter_is_what_the_hub_takes():
 
 
 def test_a_model_without_a_building_in_validation_claims_no_iou():
-    page = readme(CARD | {"metrics": {"validation_iou": None}})
+    page = readme(CARD.model_copy(update={"metrics": {"validation_iou": None}}))
     assert "model-index" not in front_matter(page) and "no building lay in validation" in page
