@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.mapping.stac import stac_item
+from pipeline.networks.card import Card, parse_card, read_card
 from pipeline.networks.hub import readme
-from pipeline.networks.models import Segmenter, check_card, load_model, read_card
+from pipeline.networks.models import Segmenter, load_model
 from pipeline.storage import atomic_file, read_json, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
@@ -44,9 +45,9 @@ class _Graph(nn.Module):
 class OnnxSegmenter(nn.Module):
     """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
 
-    def __init__(self, session, card: dict, stride: int):
+    def __init__(self, session, card: Card, stride: int):
         super().__init__()
-        self.session, self.card, self.classes, self.stride = session, card, card["classes"], stride
+        self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
     if not {"card", "stride"} <= set(about):
         raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
     try:
-        card, stride = check_card(json.loads(about["card"]), path), int(about["stride"])
+        card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -109,14 +110,14 @@ def export_program(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     segmenter = load_model(folder)
-    example = torch.rand(2, segmenter.card["channels"], 96, 128)
+    example = torch.rand(2, segmenter.card.channels, 96, 128)
     try:
         program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
     except (torch._dynamo.exc.TorchDynamoException, torch.export.exported_program.ExportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: this architecture cannot be exported by torch.export ({reason})") from None
     with atomic_file(folder / "model.pt2") as partial:
-        torch.export.save(program, partial, extra_files={"model.json": json.dumps(segmenter.card)})
+        torch.export.save(program, partial, extra_files={"model.json": segmenter.card.model_dump_json()})
         read_back = torch.export.load(partial).module()
         _check_equal(folder, segmenter, lambda images: read_back(images).numpy())
     return folder / "model.pt2"
@@ -151,7 +152,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
     try:
         program = torch.onnx.export(
             _Graph(segmenter).eval(),
-            (torch.rand(2, segmenter.card["channels"], 96, 128),),
+            (torch.rand(2, segmenter.card.channels, 96, 128),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": DYNAMIC},
@@ -163,7 +164,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card), "stride": str(segmenter.stride)})
+    onnx.helper.set_model_props(model, {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)})
     onnx.save(model, path)
 
 
@@ -171,7 +172,7 @@ def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
     """Raise InputError where what was exported answers other logits than the model, on an image of each of SIZES."""
     random = torch.Generator().manual_seed(0)
     for size in SIZES:
-        images = torch.rand(1, segmenter.card["channels"], *size, generator=random)
+        images = torch.rand(1, segmenter.card.channels, *size, generator=random)
         with torch.inference_mode():
             difference = np.abs(exported(images) - segmenter(images).numpy()).max()
         if not difference <= TOLERANCE:

@@ -5,26 +5,28 @@ Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the keys are those 
 
 import yaml
 
+from pipeline.networks.card import Card
+
+PLAIN = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # without an encoder
 TAGS = ["image-segmentation", "building-segmentation", "remote-sensing", "aerial-imagery", "semantic-segmentation"]
 
 
-def readme(card: dict, measured: dict | None = None) -> str:
+def readme(card: Card, measured: dict | None = None) -> str:
     """The page of a model card (`model.json`); `measured`: of a metrics/evaluate.json, its IoU per city too."""
     front = yaml.safe_dump(_front_matter(card, measured), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_page(card, measured)}"
 
 
-def _name(card: dict) -> str:
-    model = card["model"]
-    return f"Buildings from the air: {model['architecture']}"
+def _name(card: Card) -> str:
+    return f"Buildings from the air: {card.model.architecture}"
 
 
-def _front_matter(card: dict, measured: dict | None) -> dict:
-    known = {"validation": card.get("metrics", {}).get("validation_iou")}
+def _front_matter(card: Card, measured: dict | None) -> dict:
+    known = {"validation": card.metrics.get("validation_iou")}
     known |= {"test, pooled": (measured or {}).get("pooled", {}).get("iou")}
     results = [
         {"task": {"type": "image-segmentation", "name": "Building segmentation"},
-         "dataset": {"type": "custom", "name": f"{', '.join(card.get('cities', [])) or 'unnamed'} ({split})"},
+         "dataset": {"type": "custom", "name": f"{', '.join(card.cities) or 'unnamed'} ({split})"},
          "metrics": [{"type": "iou", "name": "IoU of buildings", "value": round(iou, 4)}]}
         for split, iou in known.items() if iou is not None
     ]  # fmt: skip
@@ -38,20 +40,20 @@ def _front_matter(card: dict, measured: dict | None) -> dict:
     return front | ({"model-index": [{"name": _name(card), "results": results}]} if results else {})
 
 
-def _page(card: dict, measured: dict | None) -> str:
-    model, iou = card["model"], card.get("metrics", {}).get("validation_iou")
-    cities = ", ".join(card.get("cities", [])) or "cities that the card does not name"
+def _page(card: Card, measured: dict | None) -> str:
+    model, iou = card.model, card.metrics.get("validation_iou")
+    cities = ", ".join(card.cities) or "cities that the card does not name"
     validation = "no building lay in validation" if iou is None else f"{iou:.3f} on validation scenes of these cities"
-    inherited = card.get("inherited")
+    encoder = "" if model.architecture in PLAIN else f" with {model.encoder}"
+    before = f"; it started from a model that knew {', '.join(card.inherited)}" if card.inherited else ""
     rows = [
-        ("architecture", " with ".join(filter(None, [model["architecture"], model.get("encoder")]))),
-        ("input", f"{card['channels']} bands, {card['gsd']:g} m on the ground per pixel, values in [0, 1]"),
-        ("output", f"logits of background and {card['classes']} class{'es' * (card['classes'] > 1)} of building"),
-        ("threshold", f"{card.get('threshold', 0.5):.3g} of the probability at temperature "
-                      f"{card.get('temperature', 1.0):.3g}"),
-        ("trained on", cities + (f"; it started from a model that knew {', '.join(inherited)}" if inherited else "")),
+        ("architecture", f"{model.architecture}{encoder}"),
+        ("input", f"{card.channels} bands, {card.gsd:g} m on the ground per pixel, values in [0, 1]"),
+        ("output", f"logits of background and {card.classes} class{'es' * (card.classes > 1)} of building"),
+        ("threshold", f"{card.threshold:.3g} of the probability at temperature {card.temperature:.3g}"),
+        ("trained on", cities + before),
         ("IoU", validation),
-    ]  # fmt: skip
+    ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"""# {_name(card)}
 
