@@ -270,10 +270,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> None:
-    """Write FOLDER/weights.safetensors, FOLDER/model.json and its page FOLDER/README.md, atomically.
-
-    card: a Card, or its keys.
-    """
+    """Write FOLDER/weights.safetensors, model.json and its page README.md, atomically. `card`: a Card, or its keys."""
     card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
