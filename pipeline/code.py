@@ -19,6 +19,7 @@ ROOMS = {
     "attack": (*LEARNED, "attacks"),
     "certify": (*LEARNED, "attacks", "certificates"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "incremental": (*LEARNED, "incremental"),
     "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",

@@ -37,7 +37,8 @@ def run(
     work: Path = WORK / "privacy",
 ) -> None:
     """Measure everything above. Raises InputError on bad tiles or models, and where there is nothing to compare."""
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device
     from pipeline.privacy.judge import judge, sample
     from pipeline.privacy.small import SmallNetworks, planted, private
@@ -46,7 +47,7 @@ def run(
     target, cities = load_model(settings.model, on), open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(target.card, city, Path(settings.model))
-    cities = [city for city in cities if city.city in target.card.get("cities", [])]
+    cities = [city for city in cities if city.city in target.card.cities]
     references = load_references(params, cities, Path(models), on)
     samples = {
         city.city: found
@@ -79,7 +80,8 @@ def run(
 
 def load_references(params: Params, cities: list[CityTiles], models: Path, on) -> dict[str, list]:
     """For each city the models that have not seen it: of the folds and of privacy.references."""
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
 
     names = [city.city for city in cities]
     folds = [fold for name in names if (fold := models / f"without-{name}").joinpath("model.json").exists()]
@@ -88,7 +90,7 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
         model = load_model(folder, on)
         for city in cities:
             check_fit(model.card, city, folder)
-            if city.city not in {*model.card.get("cities", []), *model.card.get("inherited", [])}:
+            if city.city not in [*model.card.cities, *model.card.inherited]:
                 found[city.city].append(model)
     if lacking := [name for name in names if not found[name]]:
         console.print(
