@@ -250,6 +250,17 @@ def explain(
 
 
 @app.command()
+def incremental(params: ParamsFile = PARAMS) -> None:
+    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+
+    Example: `python -m pipeline incremental`
+    """
+    from pipeline.stages import incremental as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def privacy(params: ParamsFile = PARAMS) -> None:
     """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
 
