@@ -4,7 +4,6 @@ The ONNX graph holds the normalisation and the padding to the network's stride, 
 in [0, 1] and answers logits. The model card travels inside the file: `networks.onnx_file.load_onnx` needs nothing else.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
     try:
         program = torch.onnx.export(
             _Graph(segmenter).eval(),
-            (torch.rand(2, segmenter.card["channels"], 96, 128),),
+            (torch.rand(2, segmenter.card.channels, 96, 128),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
@@ -79,12 +78,12 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card), "stride": str(segmenter.stride)})
+    onnx.helper.set_model_props(model, {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)})
     onnx.save(model, path)
 
 
 def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
-    images = torch.rand(1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, segmenter.card.channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = segmenter(images).numpy()
     try:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.networks.decision import Decision
 from pipeline.networks.models import Segmenter, load_model
 from pipeline.networks.onnx_file import has_card, load_onnx, open_session
 from pipeline.storage import read_json
@@ -22,7 +23,7 @@ STRIDE = 32  # images are padded to its multiples: what most encoders halve them
 
 
 class Foreign(BaseModel):
-    """What a network reads and answers, where it is not as expected."""
+    """A card's part for a stranger: what a network reads and answers, where it is not as expected."""
 
     model_config = ConfigDict(extra="forbid")
     channels: int = Field(3, ge=1)
@@ -31,6 +32,7 @@ class Foreign(BaseModel):
     std: list[Annotated[float, Field(gt=0)]] = [1.0]
     answers: str = Field("logits", pattern="^(logits|probabilities)$")
     threshold: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
     gsd: float | None = Field(None, gt=0)  # metres a pixel; None = whatever the tiles have
 
 
@@ -88,9 +90,7 @@ def foreign(network: nn.Module, *, name: str = "the network", **about) -> Segmen
     segmenter = Segmenter(Answers(network, given.classes, given.answers), given.channels, given.classes, stride)
     segmenter.mean.copy_(torch.tensor(given.mean).view(1, -1, 1, 1).expand_as(segmenter.mean))
     segmenter.std.copy_(torch.tensor(given.std).view(1, -1, 1, 1).expand_as(segmenter.std))
-    segmenter.card = {"channels": given.channels, "classes": given.classes, "threshold": given.threshold}
-    segmenter.card |= {"gsd": given.gsd} if given.gsd else {}
-    segmenter.decision = segmenter.decision.of(segmenter.card)
+    segmenter.card, segmenter.decision = given, Decision.of(given)
     segmenter.eval().requires_grad_(False)
     _try(segmenter, name)
     return segmenter
@@ -103,13 +103,13 @@ def _try(segmenter: Segmenter, name: str) -> None:
     side = getattr(segmenter.network.network, "side", None) or 2 * STRIDE
     try:
         with torch.no_grad():
-            segmenter(torch.zeros(1, segmenter.card["channels"], side, side, device=on))
+            segmenter(torch.zeros(1, segmenter.card.channels, side, side, device=on))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except Exception as error:  # whatever a stranger's network raises
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{name}: does not read {segmenter.card['channels']} channels of {side} × {side} pixels ({reason})"
+            f"{name}: does not read {segmenter.card.channels} channels of {side} × {side} pixels ({reason})"
         ) from None
 
 

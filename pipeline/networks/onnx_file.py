@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.networks.card import Card, parse_card
 from pipeline.networks.decision import Decision
-from pipeline.networks.models import check_card
 
 
 class OnnxSegmenter(nn.Module):
     """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
 
-    def __init__(self, session, card: dict, stride: int):
+    def __init__(self, session, card: Card, stride: int):
         super().__init__()
-        self.session, self.card, self.classes, self.stride = session, card, card["classes"], stride
+        self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
         self.decision = Decision.of(card)
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
@@ -58,7 +58,7 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
     if not has_card(session):
         raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
     try:
-        card, stride = check_card(json.loads(about["card"]), path), int(about["stride"])
+        card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
     except InputError:
         raise
     except (ValueError, RecursionError) as error:

@@ -121,8 +121,8 @@ def _campaign(params: Params, cities: list[CityTiles], segmenter):
 
     from pipeline.attacks.protocol import Campaign
     from pipeline.attacks.surrogate import surrogate
+    from pipeline.networks.card import check_fit
     from pipeline.networks.foreign import load_with_gradients
-    from pipeline.networks.models import check_fit
     from pipeline.networks.precision import autocast, device
     from pipeline.tiles.tensors import to_tensors
 

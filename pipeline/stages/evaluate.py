@@ -40,8 +40,8 @@ def run(
 
     model: a folder, an ONNX file of ours or another's, or a Segmenter.
     """
+    from pipeline.networks.card import check_fit
     from pipeline.networks.foreign import load_network
-    from pipeline.networks.models import check_fit
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
