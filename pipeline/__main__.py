@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "privacy", "incremental", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -54,6 +55,32 @@ def preset(name: Annotated[str, typer.Argument(help="Of a file in presets/, or a
     from pipeline.presets import find, full
 
     typer.echo(full(find(name)).encode(), nl=False)  # UTF-8, whatever the terminal's is
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the project goes.")] = Path("."),
+    name: Annotated[str, typer.Option("--preset", help="Whose params.yaml is written.")] = "demo",
+) -> None:
+    """Make a project: dvc.yaml, the sources and a params.yaml with every parameter; `dvc repro` runs it.
+
+    Example: `python -m pipeline init my-project --preset town`
+    """
+    from pipeline.presets import find, full
+    from pipeline.project import init as write
+
+    print(f"wrote {len(write(folder, full(find(name))))} files; in {folder.resolve()}: git init, dvc init, dvc repro")
+
+
+@app.command()
+def parameters() -> None:
+    """Print every parameter, its default and its meaning, as the documentation's page has them.
+
+    Example: `python -m pipeline parameters > docs/parameters.md`
+    """
+    from pipeline.reference import reference
+
+    typer.echo(reference().encode())
 
 
 @app.command()
@@ -207,6 +234,33 @@ def generalize(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/explain.json"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """What the map rests on in each city: colour, texture, shadow, surroundings; checked explanations of buildings.
+
+    Example: `python -m pipeline explain`
+    """
+    from pipeline.stages import explain as stage
+
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+
+
+@app.command()
+def privacy(params: ParamsFile = PARAMS) -> None:
+    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+
+    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import privacy as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """One self-contained page of all that has run: report/index.html.
 
@@ -242,10 +296,12 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
-    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
-    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
+    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
+    certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
+    radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
@@ -264,15 +320,16 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
-        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "probability": probability or None, "uncertainty": uncertainty or None,
+        "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
+        value_range=numbers(value_range, float, "--range"), known=known, ray=ray, merged=merge,
     )  # fmt: skip
 
 
@@ -284,15 +341,32 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
 
 
 @app.command()
-def export(model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all")) -> None:
-    """ONNX (checked against torch) and a STAC item with the machine-learning-model extension, beside the weights.
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
+    what: Annotated[str, typer.Option("--for", help="onnx, torch-export or hub.")] = "onnx",
+    metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
+        "metrics/evaluate.json"
+    ),
+) -> None:
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, or the Hub's page.
 
-    Example: `python -m pipeline export models/all`
+    ONNX and the program are checked against the model before they take their names.
+
+    Example: `python -m pipeline export handover --for torch-export`
     """
     from pipeline.console import console
-    from pipeline.mapping.export import export as write
+    from pipeline.mapping import export as exports
 
-    console.print(f"wrote {write(model)}")
+    match what:
+        case "onnx":
+            path = exports.export(model)
+        case "torch-export":
+            path = exports.export_program(model)
+        case "hub":
+            path = exports.export_page(model, metrics)
+        case _:
+            raise InputError(f"--for {what}: choose onnx, torch-export or hub")
+    console.print(f"wrote {path}")
 
 
 @app.command("pack-submission")

@@ -65,11 +65,11 @@ def read_card(folder: str | Path) -> Card:
 
 
 def check_fit(card: Card, city: CityTiles, model: Path) -> None:
-    """Raise InputError where a city's tiles are not what the model was trained to read, as far as its card says."""
+    """Raise InputError where a city's tiles are not what the model was trained to read."""
     for key, mine, theirs in (
         ("channels", card.channels, city.channels),
-        ("ground sample distance", card.gsd, city.gsd),
+        ("ground sample distance", card.gsd or city.gsd, city.gsd),  # a foreign network need not say it
         ("classes", card.classes, city.classes),
     ):
-        if mine is not None and abs(mine - theirs) > 1e-6:
+        if abs(mine - theirs) > 1e-6:
             raise InputError(f"{city.folder}: {key} {theirs:g}, but {model} was trained with {mine:g}; tile it again")

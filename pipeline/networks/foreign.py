@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import InputError
+from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
 from pipeline.networks.models import Segmenter, load_model
 from pipeline.networks.onnx_file import has_card, load_onnx, open_session
@@ -23,7 +24,7 @@ STRIDE = 32  # images are padded to its multiples: what most encoders halve them
 
 
 class Foreign(BaseModel):
-    """A card's part for a stranger: what a network reads and answers, where it is not as expected."""
+    """What a network reads and answers, where it is not as expected."""
 
     model_config = ConfigDict(extra="forbid")
     channels: int = Field(3, ge=1)
@@ -32,7 +33,6 @@ class Foreign(BaseModel):
     std: list[Annotated[float, Field(gt=0)]] = [1.0]
     answers: str = Field("logits", pattern="^(logits|probabilities)$")
     threshold: float = Field(0.5, ge=0, le=1)
-    temperature: float = Field(1.0, gt=0)
     gsd: float | None = Field(None, gt=0)  # metres a pixel; None = whatever the tiles have
 
 
@@ -90,7 +90,10 @@ def foreign(network: nn.Module, *, name: str = "the network", **about) -> Segmen
     segmenter = Segmenter(Answers(network, given.classes, given.answers), given.channels, given.classes, stride)
     segmenter.mean.copy_(torch.tensor(given.mean).view(1, -1, 1, 1).expand_as(segmenter.mean))
     segmenter.std.copy_(torch.tensor(given.std).view(1, -1, 1, 1).expand_as(segmenter.std))
-    segmenter.card, segmenter.decision = given, Decision.of(given)
+    segmenter.card = Card.model_construct(  # less than a card that is read must say
+        model=None, channels=given.channels, classes=given.classes, threshold=given.threshold, gsd=given.gsd
+    )
+    segmenter.decision = Decision.of(segmenter.card)
     segmenter.eval().requires_grad_(False)
     _try(segmenter, name)
     return segmenter

@@ -10,6 +10,9 @@ Writes metrics/attack.json:
               patch      IoU outside the patch
               erase, invent   buildings found and invented, clean and attacked, by_size in m²
               universal  IoU under a perturbation made "from" each city
+              physics    {family: {FAMILY: {"grid", "worst", …}}, all, clean}: what sun, air and camera can do; of gain
+                         also certified, where attack.model can be
+              shadow     of the map's buildings, true and false ones, how many cast no shadow (see attacks.shadows)
     audit                {CHECK: whether it holds}, see robustness.audit
     audit_numbers        what the checks judged, IoU pooled over all cities; ten_times: by how much ten times the
                          gradients of the longest attack lower the worst case, on a tile of each city
@@ -73,6 +76,7 @@ def run(
     results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
 
     measured = {city: result.measured for city, result in results.items()}
+    _unrefuted(measured)
     numbers = evidence(measured, f"{settings.reference:g}")
     metrics = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
@@ -90,6 +94,14 @@ def run(
     console.print(f"audit: {len(metrics['audit']) - len(failed)} of {len(metrics['audit'])} checks passed")
     for sentence in failed:
         console.print(f"audit failed: {sentence}", style="bold red")
+
+
+def _unrefuted(measured: dict[str, dict]) -> None:
+    """Raise SandwichBroken where an exposure that was tried changes a pixel that is certified under all of them."""
+    from pipeline.certificates.ordering import unrefuted
+
+    for city, found in measured.items():
+        unrefuted(f"{city}, gain and offset", np.array(found.get("physics gain", {}).get("refuted", 0)))
 
 
 def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +163,19 @@ def _campaign(params: Params, cities: list[CityTiles], segmenter):
         torch.from_numpy(np.asarray(pixels)),
         params.evaluate.size_bins,
         lambda: autocast(on, settings.precision),
+        _exposures(segmenter, settings),
     )
+
+
+def _exposures(segmenter, settings: Attack):
+    """What certifies images (N, C, H, W) under every gain and offset, None where the model has no such certificate."""
+    from pipeline.certificates.exposure import exposure_classes
+    from pipeline.params import Convex
+
+    if not Convex.certifies(segmenter.card.model):
+        return None
+    s = settings.physics
+    return lambda images: exposure_classes(segmenter, images, s.gain, s.offset, s.cells)
 
 
 def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
@@ -168,14 +192,41 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
     steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
     budgets = len({*s.linf, s.reference}) + len(s.l2)
-    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal
+    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal + len(s.physics.families)
     for name, numbers, arrays in progress(steps, f"attacking {city.city}", total):
         result.measured[name] = numbers
         result.arrays |= arrays
+    if city.city in s.physics.sun:
+        result.measured["shadow"] = _shadows(campaign, city, s.physics.sun[city.city])
     with atomic_folder(kept) as partial:
         np.savez(partial / "arrays.npz", **result.arrays)
         write_json(partial / "measured.json", result.measured)
     return result
+
+
+def _shadows(campaign, city: CityTiles, sun: tuple[float, float]) -> dict:
+    """Whether the buildings of the maps of the city's test scenes cast shadows, judged as its labelled ones do."""
+    from pipeline.attacks import shadows
+
+    def of(region, classes: np.ndarray):
+        return shadows.scores(city.image(region), classes, city.gsd, sun, region.transform)
+
+    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")])
+    found = []
+    for region in city.of_split("test"):
+        labels = city.label(region)
+        drawn = np.where(labels == IGNORE, IGNORE, _drawn(campaign.segmenter, city.image(region)))
+        components, scores = of(region, drawn)
+        found.append((scores, shadows.is_true(components, labels)))
+    return {"sun": list(sun), **shadows.verdict(found, limit)}
+
+
+def _drawn(deployed, image: np.ndarray) -> np.ndarray:
+    """The map (H, W) of a whole scene (H, W, C) uint8."""
+    from pipeline.scoring.inference import infer
+
+    bands = infer(deployed.segmenter, image, temperature=deployed.decision.temperature)
+    return np.concatenate([deployed.decision.of_probabilities(p[..., 1:]) for _, p in bands])
 
 
 def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[str, dict]:

@@ -23,7 +23,7 @@ from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
-SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
+SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -151,12 +151,13 @@ def test_names_stay_words_and_nothing_is_loaded(three):
 @pytest.mark.parametrize(
     ("stages", "missing"),
     [
-        ((), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
-        (("train",), {"answer", "viewer", "unseen", "attack", "certified"}),
-        (("train", "evaluate"), {"unseen", "attack", "certified"}),
-        (("attack",), {"viewer", "unseen", "certified", "detail"}),
-        (("certify",), {"viewer", "unseen", "attack", "detail"}),
-        (("generalize",), {"viewer", "attack", "certified", "detail"}),
+        ((), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (("train",), {"answer", "viewer", "unseen", "attack", "certified", "explained"}),
+        (("train", "evaluate"), {"unseen", "attack", "certified", "explained"}),
+        (("attack",), {"viewer", "unseen", "certified", "explained", "detail"}),
+        (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
+        (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
+        (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
