@@ -28,6 +28,7 @@ from pipeline.mapping.known import MISSING, STATUS, Known, conflate
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
+from pipeline.networks.card import Card
 from pipeline.storage import fingerprint, scratch
 
 FORMAT = 5  # raise it when the same inputs give other outputs
@@ -85,7 +86,7 @@ def model_of(model: str) -> tuple:
 @lru_cache(maxsize=1)
 def _model(model: str, state: tuple) -> tuple:
     segmenter = load(model)
-    card = {k: v for k, v in segmenter.card.items() if k not in {"metrics", "history", "training"}}
+    card = segmenter.card.model_dump(mode="json", exclude={"metrics", "history", "training"})
     weights = Path(model) / "weights.safetensors" if Path(model).is_dir() else Path(model)
     with open(weights, "rb") as file:
         return segmenter, fingerprint(hashlib.file_digest(file, "sha256").hexdigest(), card)
@@ -116,14 +117,14 @@ def _state(path: str | Path) -> tuple[int, int] | None:
     return about.st_size, about.st_mtime_ns
 
 
-def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
+def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: Card) -> dict[str, WriteRows]:
     """The rasters asked for, ready for rows."""
     bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
     layers = {}
     for layer, name in file_names(task).items():
         if layer in LAYERS:
             mask = layer == "mask"
-            step, colours = (1, mask_colours(card["classes"])) if mask else (LAYERS[layer] / STEPS, None)
+            step, colours = (1, mask_colours(card.classes)) if mask else (LAYERS[layer] / STEPS, None)
             layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step, colours))
     return layers
 
@@ -147,7 +148,7 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
         )  # fmt: skip
         pixels = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty)
-        expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
+        expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
         found = {
             "gsd": [round(metres, 6) for metres in image.native],
             "bands": image.bands,

@@ -49,7 +49,8 @@ def run(
 
     scenes_root: where `fetch` left the footprints that outlines are held against.
     """
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
