@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import nn
 
 from pipeline.labels import IGNORE
 from pipeline.networks.models import Segmenter
-from pipeline.params import Evaluate
+from pipeline.params import Evaluate, Predict
 from pipeline.scoring import blocks, metrics
+from pipeline.scoring.apart import tell_apart
 from pipeline.scoring.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
 from pipeline.scoring.inference import infer
 from pipeline.scoring.metrics import ratio
@@ -38,7 +40,7 @@ class CityResult:
     boundary: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
     confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
-    objects: list[metrics.Objects] = field(default_factory=list)
+    objects: metrics.Objects = field(default_factory=metrics.Objects.none)
     cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (3, R, C) of each region, by scene
 
     @property
@@ -75,13 +77,15 @@ class Both(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.segmenter, self.temperature = segmenter, segmenter.decision.temperature
+        self.contacts = segmenter.contacts
         self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.segmenter(images).float()
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        answer = self.segmenter(images, contacts=contacts).float()
+        logits, contact = answer[:, : self.classes], answer[:, self.classes :]
         kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
         halves = torch.cat([kinds, building], 1) / 2
-        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        return torch.cat([(1 - halves.sum(1, keepdim=True)).clamp_min(1e-12).log(), halves.clamp_min(1e-12).log(), contact], 1)
 
     @staticmethod
     def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,35 +94,53 @@ class Both(nn.Module):
 
 
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
-    """The building map of one region as `predict` draws it, and its probability of building in 1/255,
-    as trained and calibrated: all (H, W) uint8."""
+    """The building map of one region as `predict` draws it, its probability of building in 1/255, as trained and
+    calibrated, and that of a contact (0 where the model knows none): all (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
-    confidence, calibrated = np.empty_like(prediction), np.empty_like(prediction)
+    confidence, calibrated, contact = (np.zeros_like(prediction) for _ in range(3))
     label = city.label(region)
     bands = infer(
         Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
-        augment=e.augment, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        augment=e.augment, contacts=segmenter.contacts, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, blended in bands:
         rows = slice(top, top + len(blended))
+        if segmenter.contacts:
+            blended, contact[rows] = blended[..., :-1], _in_255(blended[..., -1])
         kinds, building = Both.split(blended)
         prediction[rows] = segmenter.decision.of_probabilities(kinds)
         confidence[rows], calibrated[rows] = _in_255(building), _in_255(kinds.sum(-1))
-    return prediction, confidence, calibrated
+    return prediction, confidence, calibrated, contact
 
 
 def _in_255(probability: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(probability, 0, 1)).astype(np.uint8)
 
 
+def delivered(prediction: np.ndarray, contact: np.ndarray, label: np.ndarray, gsd: float, p: Predict) -> np.ndarray:
+    """(H, W) int32: which building, of those that `predict` would deliver on ground that the label knows.
+
+    prediction, contact (in 1/255), label: (H, W) uint8.
+    """
+    mask = np.where(label == IGNORE, 0, prediction)
+    if contact.any() and p.split < 1:
+        mask = tell_apart(mask, contact >= 255 * p.split, gsd)
+    found, _ = ndimage.label(mask > 0)
+    kept = np.bincount(found.ravel()) * gsd**2 >= p.min_area
+    return np.where(kept[found], found, 0)
+
+
 def evaluate_scenes(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test"
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict | None = None
 ) -> Iterator[tuple[SceneResult, CityResult]]:
-    """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
+    """Yield each region's map and the city's counts so far; after the last one the counts are the city's.
+
+    predict: how those buildings are delivered that are counted one by one.
+    """
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     for region in regions:
-        prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
+        prediction, confidence, calibrated, contact = predict_region(segmenter, city, region, e)
         label = city.label(region)
         pixels = metrics.pixel_counts(prediction, label)
         result.pixels += pixels
@@ -127,7 +149,8 @@ def evaluate_scenes(
         result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
-        result.objects.append(metrics.match_objects(prediction, label))
+        found = delivered(prediction, contact, label, city.gsd, predict or Predict())
+        result.objects += metrics.match_objects(found, city.instances(region), calibrated / 255)
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
         yield SceneResult(region, prediction, confidence, pixels), result
 
@@ -146,9 +169,9 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
     known = result.iou is not None and bool(result.cells)
     low, high = result.estimate(e).shown() if known else (None, None)
     units = result.units(e)
-    area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
-    best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
-    matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
+    objects = result.objects
+    area, best = objects.area, objects.best_iou
+    quality, recognition, segmentation = objects.quality
     edges = [0, *e.size_bins, np.inf]
     sizes = {}
     for lo, hi in zip(edges, edges[1:], strict=False):
@@ -157,7 +180,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         count = int(inside.sum())
         sizes[name] = {
             "buildings": count,
-            "recall": ratio((best[inside] > 0.5).sum(), count),
+            "recall": ratio((best[inside] > metrics.MATCH).sum(), count),
             "iou": ratio(best[inside].sum(), count),
         }
     entry = {
@@ -171,7 +194,14 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "recall": ratio(tp, tp + fn),
         "f1": ratio(2 * tp, 2 * tp + fp + fn),
         "boundary_iou": ratio(*result.boundary),
-        "object_f1": ratio(2 * matched, len(area) + predicted),
+        "object_f1": recognition,
+        "ap50": objects.average_precision,
+        "panoptic_quality": quality,
+        "segmentation_quality": segmentation,
+        "buildings": len(area),
+        "buildings_found": len(objects.match),
+        "merged": objects.merged,
+        "split": objects.split,
         "ece": metrics.calibration_error(result.confidence),
         "ece_calibrated": metrics.calibration_error(result.calibrated),
         "size": sizes,

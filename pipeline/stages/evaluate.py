@@ -2,13 +2,17 @@
 
 Writes metrics/evaluate.json:
 
-    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
-                         ece_calibrated; size: {M²: number of buildings, their recall and iou}; of several classes
-                         also class_iou: {CLASS: its IoU against all others, background among them}
+    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, ece,
+                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (the recognition
+                         quality), ap50, segmentation_quality and panoptic_quality, buildings, buildings_found,
+                         merged (found, and hold two true ones or more), split (true, and hold two found ones or more);
+                         size: {M²: number of buildings, their recall and iou}; of several classes also class_iou:
+                         {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
-threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
+threshold, touching buildings told apart (predict.split), those under predict.min_area left out. True buildings are
+footprints where the labels were footprints, else connected components. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
 labels know no building every IoU is null.
 """
 
@@ -47,7 +51,7 @@ def run(
             regions = city.of_split(e.split)
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
-            scenes = evaluate_scenes(segmenter, city, e, e.split)
+            scenes = evaluate_scenes(segmenter, city, e, e.split, params.predict)
             for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
                 write_maps(folder / "maps" / city.city, city, scene)
                 tp, fp, fn, _ = map(int, scene.pixels)
@@ -61,11 +65,12 @@ def run(
 
 
 def print_table(summary: dict) -> None:
-    columns = ["iou", "iou_low", "iou_high", "boundary_iou", "object_f1", "precision", "recall", "ece"]
+    columns = ["iou", "iou_low", "iou_high", "boundary_iou", "object_f1", "ap50", "panoptic_quality", "precision", "recall", "ece"]
     rows = [[name, *(c[k] for k in columns)] for name, c in summary["city"].items()]
     rows.append(["pooled", summary["pooled"]["iou"], *[None] * (len(columns) - 1)])
     rows.append(["mean city", summary["mean_city"]["iou"], *[None] * (len(columns) - 1)])
-    table("IoU per city", ["city", "IoU", "low", "high", "boundary", "object F1", "precision", "recall", "ECE"], rows)
+    names = ["city", "IoU", "low", "high", "boundary", "object F1", "AP50", "PQ", "precision", "recall", "ECE"]
+    table("IoU per city", names, rows)
 
 
 def write_maps(folder: Path, city: CityTiles, scene) -> None:

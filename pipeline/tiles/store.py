@@ -3,6 +3,7 @@
 data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
+    numbers.npy     uint8, flat: which building is which (see tiles/instances.py); only of a city with footprints
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
     tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels
                     from the region's corner), building (share of its valid pixels), valid (share of the
@@ -29,6 +30,7 @@ from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE, Split
 from pipeline.params import Count, GroundSampleDistance
 from pipeline.storage import read_json, write_json
+from pipeline.tiles.instances import instances
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,12 @@ class CityTiles:
         self.city, self.gsd, self.size = index.city, index.gsd, index.size
         self.channels, self.classes, self.regions = index.channels, index.classes, index.regions
         self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
+        self._numbers = self._mapped("numbers") if (self.folder / "numbers.npy").exists() else None
         pixels = sum(r.pixels for r in self.regions)
         inside = all(r.offset + r.pixels <= pixels for r in self.regions)
-        if not inside or self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
+        flat = [self._labels] if self._numbers is None else [self._labels, self._numbers]
+        whole = all(layer.shape == (pixels,) for layer in flat)
+        if not inside or not whole or self._images.shape != (pixels * self.channels,):
             raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
 
     def _mapped(self, name: str) -> np.ndarray:
@@ -126,9 +131,15 @@ class CityTiles:
 
     def label(self, region: Region) -> np.ndarray:
         """(H, W) uint8: 0 background, 1..k classes, 255 ignore."""
-        return self._labels[region.offset : region.offset + region.height * region.width].reshape(
-            region.height, region.width
-        )
+        return _cut(self._labels, region)
+
+    def numbers(self, region: Region) -> np.ndarray | None:
+        """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where labels were rasters."""
+        return None if self._numbers is None else _cut(self._numbers, region)
+
+    def instances(self, region: Region) -> np.ndarray:
+        """(H, W) int32: 0, or which building."""
+        return instances(self.label(region), self.numbers(region))
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:
@@ -207,16 +218,21 @@ class CityTiles:
         return np.stack(crops) if crops else np.empty((0, size, size, self.channels), np.uint8)
 
 
-def allocate(folder: Path, regions: list[Region], channels: int) -> None:
-    """Lay out both arrays for `write_window` to fill. Raises InputError where the disk is too small."""
+def _cut(flat: np.ndarray, region: Region) -> np.ndarray:
+    return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+
+
+def allocate(folder: Path, regions: list[Region], channels: int, numbered: bool = False) -> None:
+    """Lay out the arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
-    free = shutil.disk_usage(folder).free
-    if pixels * (channels + 1) > free:
+    depths = {"images": channels, "labels": 1, **({"numbers": 1} if numbered else {})}
+    needed, free = pixels * sum(depths.values()), shutil.disk_usage(folder).free
+    if needed > free:
         raise InputError(
-            f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the "
+            f"{folder.parent}: {needed / 1e9:.1f} GB of tiles do not fit into the "
             f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
-    for name, length in (("images", pixels * channels), ("labels", pixels)):
+    for name, length in ((name, pixels * depth) for name, depth in depths.items()):
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
         if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -224,14 +240,23 @@ def allocate(folder: Path, regions: list[Region], channels: int) -> None:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def write_window(folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray) -> None:
-    """Put a window of a region, image (h, w, C) and label (h, w) uint8, into both arrays; processes may side by side.
+def write_window(
+    folder: Path,
+    region: Region,
+    window: Window,
+    image: np.ndarray,
+    label: np.ndarray,
+    numbers: np.ndarray | None = None,
+) -> None:
+    """Put a window of a region, image (h, w, C), label and numbers (h, w) uint8, into the arrays; processes may side by
+    side.
 
     Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
     InputError where the disk is full.
     """
     whole_rows = window.width == region.width
-    for name, pixels, depth in (("images", image, image.shape[2]), ("labels", label, 1)):
+    layers = [("images", image, image.shape[2]), ("labels", label, 1)]
+    for name, pixels, depth in layers if numbers is None else [*layers, ("numbers", numbers, 1)]:
         try:
             with (folder / f"{name}.npy").open("r+b") as file:
                 header = _header(file)
@@ -253,8 +278,7 @@ def _header(file) -> int:
 
 def written_label(folder: Path, region: Region) -> np.ndarray:
     """A region's (H, W) label, mapped, while its city is still being written."""
-    labels = np.load(folder / "labels.npy", mmap_mode="r")
-    return labels[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+    return _cut(np.load(folder / "labels.npy", mmap_mode="r"), region)
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
 from pipeline.networks.precision import choose, device
-from pipeline.params import Params, Train
+from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint
 from pipeline.tiles.store import CityTiles
@@ -38,7 +38,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
-from pipeline.training.losses import build_loss
+from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -97,11 +97,15 @@ class SegmentationTraining(lightning.LightningModule):
         if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
             images = images + t.noise * torch.randn_like(images)
         if t.adversarial.method == "none":
-            loss = self.loss(self.segmenter(images), labels)
+            logits = self.segmenter(images, contacts=t.model.contact > 0)
+            loss = self.loss(logits[:, : t.model.classes + 1], labels)
         else:
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
+            logits = self.segmenter(images, contacts=True) if t.model.contact else None
+        if t.model.contact:
+            loss = loss + contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 
@@ -257,9 +261,10 @@ def check_start(train: Train, channels: int) -> dict:
     """The card of the model to start from. Raises InputError where it is another network than train.model."""
     card = read_card(train.init)
     wanted = train.model.model_dump(exclude={"encoder_weights"})
-    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
+    known = Model(**card["model"]).model_dump()  # an older card says less
+    different = [k for k, v in wanted.items() if known[k] != v]
     if different or card["channels"] != channels:
-        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
+        what = ", ".join(f"{k} {known[k]!r}" for k in different) or f"{card['channels']} channels"
         raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
     return card
 
@@ -374,7 +379,7 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     """Batches of training crops and of validation windows, this process's share of them."""
     cuda = on.type == "cuda"
     workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting, train.model.contact)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
     if len(windows) < world:
