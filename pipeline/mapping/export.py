@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.mapping.stac import stac_item
-from pipeline.networks.models import Segmenter, check_card, load_model
+from pipeline.networks.card import Card, parse_card
+from pipeline.networks.models import Segmenter, load_model
 from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
@@ -40,9 +41,9 @@ class _Graph(nn.Module):
 class OnnxSegmenter(nn.Module):
     """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
 
-    def __init__(self, session, card: dict, stride: int):
+    def __init__(self, session, card: Card, stride: int):
         super().__init__()
-        self.session, self.card, self.classes, self.stride = session, card, card["classes"], stride
+        self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,7 +73,7 @@ def load_onnx(path: str | Path) -> OnnxSegmenter:
     if not {"card", "stride"} <= set(about):
         raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
     try:
-        card, stride = check_card(json.loads(about["card"]), path), int(about["stride"])
+        card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
@@ -109,7 +110,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
     try:
         program = torch.onnx.export(
             _Graph(segmenter).eval(),
-            (torch.rand(2, segmenter.card["channels"], 96, 128),),
+            (torch.rand(2, segmenter.card.channels, 96, 128),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
@@ -121,12 +122,12 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": json.dumps(segmenter.card), "stride": str(segmenter.stride)})
+    onnx.helper.set_model_props(model, {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)})
     onnx.save(model, path)
 
 
 def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
-    images = torch.rand(1, segmenter.card["channels"], height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, segmenter.card.channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = segmenter(images).numpy()
     try:

@@ -22,6 +22,7 @@ from pipeline.mapping.inputs import Task, class_names, decision, load, open_scen
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
+from pipeline.networks.card import Card
 from pipeline.storage import fingerprint, scratch
 
 FORMAT = 4  # raise it when the same inputs give other outputs
@@ -76,7 +77,7 @@ def model_of(model: str) -> tuple:
 @lru_cache(maxsize=1)
 def _model(model: str, state: tuple) -> tuple:
     segmenter = load(model)
-    card = {k: v for k, v in segmenter.card.items() if k not in {"metrics", "history", "training"}}
+    card = segmenter.card.model_dump(mode="json", exclude={"metrics", "history", "training"})
     weights = Path(model) / "weights.safetensors" if Path(model).is_dir() else Path(model)
     with open(weights, "rb") as file:
         return segmenter, fingerprint(hashlib.file_digest(file, "sha256").hexdigest(), card)
@@ -107,7 +108,7 @@ def _state(path: str | Path) -> tuple[int, int] | None:
     return about.st_size, about.st_mtime_ns
 
 
-def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: dict) -> dict[str, WriteRows]:
+def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: Card) -> dict[str, WriteRows]:
     """The rasters asked for, ready for rows."""
     bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
     layers = {}
@@ -134,7 +135,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         )  # fmt: skip
         rows = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)
-        expected, usual = label_free_iou(totals, card), card.get("metrics", {}).get("validation_iou")
+        expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
         return {
             "gsd": [round(metres, 6) for metres in image.native],
             "bands": image.bands,

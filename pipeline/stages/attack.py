@@ -117,7 +117,8 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
 
     from pipeline.attacks.protocol import Campaign
     from pipeline.attacks.surrogate import surrogate
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import autocast, device
     from pipeline.tiles.tensors import to_tensors
 

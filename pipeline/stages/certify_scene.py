@@ -20,7 +20,8 @@ import numpy as np
 from pipeline.console import console, progress
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
-from pipeline.params import METHODS, UNITS, Certify, Model, Params
+from pipeline.networks.card import Card
+from pipeline.params import METHODS, UNITS, Certify, Params
 from pipeline.storage import scratch, write_json
 
 UNPROVEN = 254
@@ -90,7 +91,7 @@ def _method(settings: Certify, segmenter, asked: str | None) -> str:
     """The method asked for, or the last that certifies such a model as it is deployed: the strongest."""
     if segmenter.classes >= UNPROVEN:
         raise InputError(f"{settings.model}: has {segmenter.classes} classes; a map of proofs holds {UNPROVEN - 1}")
-    model = Model(**segmenter.card["model"])
+    model = segmenter.card.model
     able = [name for name, method in METHODS.items() if method.certifies(model)]
     if asked is not None and asked not in able:
         raise InputError(
@@ -124,7 +125,7 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
 
     decision, predict = segmenter.decision, params.predict
     about = {
-        "model": params.certify.model, "gsd": segmenter.card["gsd"], "method": method, "norm": METHODS[method].norm,
+        "model": params.certify.model, "gsd": segmenter.card.gsd, "method": method, "norm": METHODS[method].norm,
         "radius": key(radius), "unit": UNITS[METHODS[method].norm], "of": METHODS[method].whose(True),
         "temperature": decision.temperature, "threshold": decision.threshold, "arithmetic": "float32",
     }  # fmt: skip
@@ -153,7 +154,7 @@ def _certified(segmenter, image, params: Params, method: str, radius: float) -> 
     return proven_classes(segmenter, image, params.predict, window, lambda steps: progress(steps, "certifying"))
 
 
-def _write(path: Path, image, classes: np.ndarray, card: dict) -> np.ndarray:
+def _write(path: Path, image, classes: np.ndarray, card: Card) -> np.ndarray:
     """The GeoTIFF, a band of rows at a time; returns where the scene holds data, (H, W) bool."""
     from pipeline.imagery.grid import Window
     from pipeline.imagery.writer import cloud_optimised

@@ -38,7 +38,8 @@ def run(
     arrays: Path = Path("arrays/evaluate"),
 ) -> None:
     """Evaluate a model folder on a tile set; any model on any tiles of its ground sample distance and bands."""
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 

@@ -8,7 +8,6 @@ pixels (see losses.py); batch statistics are shared on GPUs, and each process's 
 """
 
 import csv
-import json
 import logging
 import math
 import os
@@ -28,9 +27,10 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
-from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
+from pipeline.networks.card import Card, read_card
+from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, save_model, weights_file
 from pipeline.networks.precision import choose, device
-from pipeline.params import Model, Params, Train
+from pipeline.params import Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint
 from pipeline.tiles.store import CityTiles
@@ -235,7 +235,7 @@ def _start(train: Train) -> list:
     for path in (train.init, train.model.encoder_weights):
         if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
             digests.append(digest(file))
-    return [train.init and read_card(train.init), digests]
+    return [read_card(train.init).model_dump(mode="json") if train.init else None, digests]
 
 
 def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
@@ -248,34 +248,35 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
         return segmenter
     card = check_start(train, channels)
-    if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
+    if not math.isclose(card.gsd, cities[0].gsd, rel_tol=0.01):
         console.print(
-            f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
+            f"warning: train.init: {train.init} knows pixels of {card.gsd:g} m, the tiles' are {cities[0].gsd:g} m; "
             "set tile.gsd to match, or expect it to learn the scale anew",
             style="yellow", markup=False,
         )  # fmt: skip
     return load_model(train.init).requires_grad_(True).train()
 
 
-def check_start(train: Train, channels: int) -> dict:
+def check_start(train: Train, channels: int) -> Card:
     """The card of the model to start from. Raises InputError where it is another network than train.model."""
     card = read_card(train.init)
     wanted = train.model.model_dump(exclude={"encoder_weights"})
-    known = Model(**card["model"]).model_dump()  # an older card says less
-    different = [k for k, v in wanted.items() if known[k] != v]
-    if different or card["channels"] != channels:
-        what = ", ".join(f"{k} {known[k]!r}" for k in different) or f"{card['channels']} channels"
+    different = [k for k, v in wanted.items() if getattr(card.model, k) != v]
+    if different or card.channels != channels:
+        what = ", ".join(f"{k} {getattr(card.model, k)!r}" for k in different) or f"{card.channels} channels"
         raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
     return card
 
 
 def inherited(train: Train) -> list[str]:
     """Cities whose labels the model that training starts from has seen: one that is held out must not be among them."""
-    start = read_card(train.init) if train.init else {}
-    return sorted({*start.get("cities", []), *start.get("inherited", [])})
+    if not train.init:
+        return []
+    start = read_card(train.init)
+    return sorted({*start.cities, *start.inherited})
 
 
-def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> dict:
+def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> Card:
     """Train on the `train` regions of `cities`, keep the weights of the best validation IoU, write `folder`.
 
     `work` holds the checkpoint while training lasts. Returns the model card. Under torchrun every process calls it.
@@ -318,7 +319,7 @@ def _whole(checkpoint: Path) -> bool:
     return True
 
 
-def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> dict:
+def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> Card:
     train, on = params.train, device()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
@@ -345,23 +346,23 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
     else:
         calibration = UNCALIBRATED
-    card = {
-        "model": train.model.model_dump(),
-        "channels": cities[0].channels,
-        "bands": params.tile.bands,
-        "classes": train.model.classes,
-        "gsd": cities[0].gsd,
-        "cities": [c.city for c in cities],
-        "inherited": inherited(train),
-        "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
+    card = Card(
+        model=train.model,
+        channels=cities[0].channels,
+        bands=params.tile.bands,
+        classes=train.model.classes,
+        gsd=cities[0].gsd,
+        cities=[c.city for c in cities],
+        inherited=inherited(train),
+        normalisation={"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
-        "params": json.loads(params.model_dump_json(include={"tile", "train"})),
-        "metrics": {"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
-        "history": module.history,
-        "training": {"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
-                     "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
-        "fingerprint": key,
-    }  # fmt: skip
+        params=params.model_dump(mode="json", include={"tile", "train"}),
+        metrics={"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
+        history=module.history,
+        training={"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
+                  "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
+        fingerprint=key,
+    )  # fmt: skip
     if rank == 0:
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()

@@ -29,7 +29,7 @@ def save(folder: Path, scene: np.ndarray, architecture: str, **model) -> Path:
     description = Model(architecture=architecture, **model)
     segmenter = build_model(description, 3).eval().requires_grad_(False)
     card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5, **RULE}
-    segmenter.decision = Decision.of(card)
+    segmenter.decision = Decision(**RULE)
     logits = segmenter.deployed()(torch.from_numpy(scene).movedim(-1, 0)[None] / 255)
     lead = (logits[:, 1] - logits[:, 0]).median()
     if architecture == "lipschitz":

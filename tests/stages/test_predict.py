@@ -952,13 +952,13 @@ def test_the_label_free_iou_is_that_of_true_probabilities():
     found = p > 0.5
     totals = Totals(histogram=np.histogram(np.log(p / (1 - p)), len(LOGITS), (-8, 8))[0])
     real = (found & truth).sum() / (found | truth).sum()
-    assert label_free_iou(totals, {}) == pytest.approx(real, abs=0.01)
+    assert label_free_iou(totals, None) == pytest.approx(real, abs=0.01)
     thresholds = {
         "building": np.quantile(p[found], 1 - truth[found].mean()),
         "background": np.quantile(1 - p[~found], truth[~found].mean()),
     }
-    assert label_free_iou(totals, {"confidence": thresholds}) == pytest.approx(real, abs=0.02)
-    assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), {}) is None
+    assert label_free_iou(totals, thresholds) == pytest.approx(real, abs=0.02)
+    assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), None) is None
 
 
 def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):
