@@ -220,6 +220,9 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
     simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
     square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
@@ -241,7 +244,8 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split,
+        "simplify": simplify,
         "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)

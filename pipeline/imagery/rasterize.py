@@ -22,7 +22,7 @@ def rasterize(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched:
 
 
 def draw(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False) -> np.ndarray:
-    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, by the rules of `rasterize`."""
+    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, as `rasterize` says."""
     out = np.zeros(grid.shape, np.int32)
     order = np.argsort(np.where(labels == IGNORE, 0, labels), kind="stable")
     if len(order):

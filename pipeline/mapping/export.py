@@ -29,13 +29,14 @@ class _Graph(nn.Module):
         super().__init__()
         self.segmenter = segmenter
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         height, width = images.shape[-2:]
         stride = self.segmenter.stride
         x = (images - self.segmenter.mean) / self.segmenter.std
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
-        return self.segmenter.network(x)[..., :height, :width]
+        z = self.segmenter.network(x)[..., :height, :width]
+        return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
 
 
 class OnnxSegmenter(nn.Module):
@@ -44,11 +45,13 @@ class OnnxSegmenter(nn.Module):
     def __init__(self, session, card: Card, stride: int):
         super().__init__()
         self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
+        self.contacts = card.model.contact > 0
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (logits,) = self.session.run(["logits"], {"images": images.detach().float().cpu().numpy()})
-        return torch.from_numpy(logits).to(images.device)
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        names = ["logits", "contacts"] if contacts else ["logits"]
+        found = self.session.run(names, {"images": images.detach().float().cpu().numpy()})
+        return torch.from_numpy(np.concatenate(found, axis=1)).to(images.device)
 
 
 def _onnxruntime():
@@ -112,7 +115,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
             _Graph(segmenter).eval(),
             (torch.rand(2, segmenter.card.channels, 96, 128),),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits", "contacts"] if segmenter.contacts else ["logits"],
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
             opset_version=OPSET,
             dynamo=True,
@@ -129,9 +132,9 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
 def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
     images = torch.rand(1, segmenter.card.channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = segmenter(images).numpy()
+        expected = segmenter(images, contacts=segmenter.contacts).numpy()
     try:
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        found = np.concatenate(session.run(None, {"images": images.numpy()}), axis=1)
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None
-    return float(np.abs(logits - expected).max())
+    return float(np.abs(found - expected).max())

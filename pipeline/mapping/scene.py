@@ -131,7 +131,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
             polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
-            layers, polygons, twin.source_validity, task.name,
+            layers, polygons, twin.source_validity, task.name, segmenter.contacts,
         )  # fmt: skip
         rows = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)

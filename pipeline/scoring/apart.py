@@ -1,43 +1,38 @@
 """Buildings that touch in a mask, told apart: a marker-controlled watershed whose line is taken out of the mask.
 
-A marker is the core of a building: what lies more than CORE metres inside it, once the contacts are away, the ground
-and the walls that the network holds for close to two buildings (train.model.contact). From the markers the mask is
-flooded again, a pixel a step (Meyer and Beucher 1990, of the distance to the marker). Where two floods meet, a line one
-pixel thin is no building any more, so that buildings are the mask's connected components as ever. The mask itself, and
-with it every IoU of pixels, stays as it is.
+The markers are what hangs together in the mask without its contacts: the walls and the ground that the network holds
+for close to two buildings at once (train.model.contact). From them the mask is flooded again, a pixel a step (Meyer and
+Beucher 1990, of the distance to the marker). Where two floods meet, a line one pixel thin is no building any more, so
+that buildings are the mask's connected components as ever. The mask itself, and with it every IoU of pixels, stays as
+it is.
 
-What a pixel becomes depends on its neighbourhood of some metres alone, but for cores that hang together further away:
-so a scene may be told apart block by block.
+What a pixel becomes depends on REACH metres around it alone, but for markers that hang together further away: so a
+scene may be told apart block by block.
 """
 
 from math import ceil
 
-import cv2
 import numpy as np
 from scipy import ndimage
 
 from pipeline.labels import IGNORE
 
-CORE = 0.5  # metres
 REACH = 8.0  # metres that a flood runs at most
 
 
 def tell_apart(mask: np.ndarray, contact: np.ndarray, pixel: float) -> np.ndarray:
-    """The mask (H, W) uint8 with 0 on the lines between its buildings; contact (H, W) bool, pixel: its side in metres."""
+    """The mask (H, W) uint8 with 0 on the lines between its buildings.
+
+    contact: (H, W) bool; pixel: metres along its side.
+    """
     building = (mask > 0) & (mask != IGNORE)
-    floods = flood(cores(building & ~contact, CORE / pixel), building, ceil(REACH / pixel))
-    return np.where(lines(floods), 0, mask)
+    markers, _ = ndimage.label(building & ~contact)
+    return np.where(lines(flood(markers, building, ceil(REACH / pixel))), 0, mask)
 
 
 def surroundings(pixel: float) -> int:
     """Pixels around a block that can matter to it."""
-    return ceil(CORE / pixel) + ceil(REACH / pixel) + 1
-
-
-def cores(mask: np.ndarray, depth: float) -> np.ndarray:
-    """(H, W) int32: the connected parts of what lies more than `depth` pixels inside mask (H, W) bool, numbered."""
-    inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    return ndimage.label(inside > depth)[0]
+    return ceil(REACH / pixel) + 1
 
 
 def flood(markers: np.ndarray, mask: np.ndarray, reach: int) -> np.ndarray:
@@ -65,9 +60,6 @@ def flood(markers: np.ndarray, mask: np.ndarray, reach: int) -> np.ndarray:
 def lines(floods: np.ndarray) -> np.ndarray:
     """(H, W) bool: of every two neighbours of different floods the one above or to the left."""
     line = np.zeros(floods.shape, bool)
-    for here, there, on in (
-        (floods[:, :-1], floods[:, 1:], line[:, :-1]),
-        (floods[:-1], floods[1:], line[:-1]),
-    ):
+    for here, there, on in ((floods[:, :-1], floods[:, 1:], line[:, :-1]), (floods[:-1], floods[1:], line[:-1])):
         on |= (here != there) & (here > 0) & (there > 0)
     return line

@@ -85,7 +85,8 @@ class Both(nn.Module):
         logits, contact = answer[:, : self.classes], answer[:, self.classes :]
         kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
         halves = torch.cat([kinds, building], 1) / 2
-        return torch.cat([(1 - halves.sum(1, keepdim=True)).clamp_min(1e-12).log(), halves.clamp_min(1e-12).log(), contact], 1)
+        answer = torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        return torch.cat([answer, contact], 1)
 
     @staticmethod
     def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,8 @@ def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Eva
     label = city.label(region)
     bands = infer(
         Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
-        augment=e.augment, contacts=segmenter.contacts, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        augment=e.augment, contacts=segmenter.contacts,
+        empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, blended in bands:
         rows = slice(top, top + len(blended))

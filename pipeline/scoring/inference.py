@@ -86,8 +86,8 @@ def infer(
     contacts: bool = False,
     empty: Callable[[slice, slice], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` (rows, W, K + 1),
-    that of a contact last.
+    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` one more,
+    that of a contact, last.
 
     `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
     time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are

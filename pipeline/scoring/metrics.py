@@ -106,10 +106,7 @@ MATCH = 0.5  # IoU above which a predicted building is a true one: at most one i
 
 @dataclass(frozen=True)
 class Objects:
-    """Buildings one by one: the true ones' area and best IoU, the predicted ones' confidence and the IoU of their match.
-
-    `+` puts scenes together.
-    """
+    """Buildings one by one, of a scene or, added up, of several."""
 
     area: np.ndarray  # pixels of each true building
     best_iou: np.ndarray  # of each true building with any predicted one

@@ -3,16 +3,16 @@
 Writes metrics/evaluate.json:
 
     city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, ece,
-                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (the recognition
-                         quality), ap50, segmentation_quality and panoptic_quality, buildings, buildings_found,
-                         merged (found, and hold two true ones or more), split (true, and hold two found ones or more);
-                         size: {M²: number of buildings, their recall and iou}; of several classes also class_iou:
-                         {CLASS: its IoU against all others, background among them}
+                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (recognition
+                         quality), ap50, segmentation_quality, panoptic_quality, buildings, buildings_found, merged
+                         (found ones that hold two true ones or more), split (true ones that hold two found ones or
+                         more); size: {M²: number of buildings, their recall and iou}; of several classes also
+                         class_iou: {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
-threshold, touching buildings told apart (predict.split), those under predict.min_area left out. True buildings are
-footprints where the labels were footprints, else connected components. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
+threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
+are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
 labels know no building every IoU is null.
 """
 
@@ -66,7 +66,8 @@ def run(
 
 
 def print_table(summary: dict) -> None:
-    columns = ["iou", "iou_low", "iou_high", "boundary_iou", "object_f1", "ap50", "panoptic_quality", "precision", "recall", "ece"]
+    objects = ["object_f1", "ap50", "panoptic_quality"]
+    columns = ["iou", "iou_low", "iou_high", "boundary_iou", *objects, "precision", "recall", "ece"]
     rows = [[name, *(c[k] for k in columns)] for name, c in summary["city"].items()]
     rows.append(["pooled", summary["pooled"]["iou"], *[None] * (len(columns) - 1)])
     rows.append(["mean city", summary["mean_city"]["iou"], *[None] * (len(columns) - 1)])

@@ -23,7 +23,7 @@ def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -
 
 
 def read_contacts(city: CityTiles, region: Region, top: int, left: int, size: int, metres: float) -> np.ndarray:
-    """(S, S) uint8: 1 within `metres` of two buildings, those beyond the crop's edge among them; 0 past the region's."""
+    """(S, S) uint8: 1 within `metres` of two buildings, also beyond the crop's edge; 0 past the region's."""
     reach = metres / city.gsd
     around = round(reach) + 1
     first = max(0, top - around), max(0, left - around)
@@ -43,13 +43,7 @@ class RandomCrops(Dataset):
     """
 
     def __init__(
-        self,
-        cities: list[CityTiles],
-        size: int,
-        seed: int,
-        level: str,
-        weighting: str = "even",
-        contact: float = 0,
+        self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even", contact: float = 0
     ):
         self.size, self.seed, self.level, self.contact = size, seed, level, contact
         self.regions = [(c, r) for c in cities for r in c.of_split("train")]
