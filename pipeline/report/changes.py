@@ -12,7 +12,7 @@ from pipeline.report.results import STAGES, Results
 
 MOST = 12  # rows shown
 LEAST = 0.0005  # smaller changes are the last digit's
-HEADLINES = {"iou", "unseen", "seen", "gap", "worst", "certified", "attacked", "object_f1", "ap50", "panoptic_quality", "ece"}
+HEADLINES = {"iou", "unseen", "seen", "gap", "worst", "certified", "attacked", "object_f1", "ap50", "ece"}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ Writes metrics/evaluate.json:
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
 threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
-are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
-labels know no building every IoU is null.
+are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained,
+`ece_calibrated` as deployed. Of a city whose labels know no building every IoU is null.
 """
 
 from pathlib import Path
