@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -63,14 +64,19 @@ def check(
         bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
     ] = False,
 ) -> None:
-    """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
+    """Say whether every parameter is known and allowed, and roughly how long training will take.
+
+    `dvc repro` asks the first before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
     from pipeline.stages import check as stage
 
-    stage.run(load(params), for_dvc)
+    parameters = load(params)
+    stage.run(parameters, for_dvc)
     print("every parameter is known, every value allowed")
+    if not for_dvc:
+        stage.tell_duration(parameters)
 
 
 @app.command(hidden=True)
@@ -139,7 +145,7 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
     tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,
@@ -202,6 +208,22 @@ def generalize(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/explain.json"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """What the map rests on in each city: colour, texture, shadow, surroundings; checked explanations of buildings.
+
+    Example: `python -m pipeline explain`
+    """
+    from pipeline.stages import explain as stage
+
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+
+
+@app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """One self-contained page of all that has run: report/index.html.
 
@@ -210,6 +232,23 @@ def report(params: ParamsFile = PARAMS) -> None:
     from pipeline.stages import report as stage
 
     stage.run(load(params))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Experiments, revisions, folders, metrics files; none: all experiments.")
+    ] = None,
+    of: Annotated[str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")] = "seen",
+    to: Annotated[Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")] = None,
+) -> None:
+    """Runs side by side, a row each: an IoU per city with its 95 % interval, and what each has set otherwise.
+
+    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of unseen --csv runs.csv`
+    """
+    from pipeline.report.comparison import compare as side_by_side
+
+    side_by_side(runs or [], of, to)
 
 
 @app.command()
@@ -227,10 +266,13 @@ def predict(
     square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
+    certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
+    radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
     params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
@@ -247,13 +289,14 @@ def predict(
         "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split,
         "simplify": simplify,
         "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray,
+        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
     )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ ROOMS = {
     "train": LEARNED,
     "pretrain": LEARNED,
     "evaluate": (*NETWORK, "scoring"),
-    "attack": (*LEARNED, "attacks"),
+    "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
+    "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
     "report": (
         "labels.py",

@@ -1,10 +1,9 @@
 """A model folder for other tools: model.onnx, and item.json, a STAC item of the Machine Learning Model kind.
 
 The ONNX graph holds the normalisation and the padding to the network's stride, so it takes images of any size
-in [0, 1] and answers logits. The model card travels inside the file: `load_onnx` needs nothing else.
+in [0, 1] and answers logits. The model card travels inside the file: `networks.onnx_file.load_onnx` needs nothing else.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.mapping.stac import stac_item
-from pipeline.networks.card import Card, parse_card
 from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.onnx_file import onnxruntime
 from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
@@ -39,58 +38,13 @@ class _Graph(nn.Module):
         return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
 
 
-class OnnxSegmenter(nn.Module):
-    """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
-
-    def __init__(self, session, card: Card, stride: int):
-        super().__init__()
-        self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
-        self.contacts = card.model.contact > 0
-        self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
-
-    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
-        names = ["logits", "contacts"] if contacts else ["logits"]
-        found = self.session.run(names, {"images": images.detach().float().cpu().numpy()})
-        return torch.from_numpy(np.concatenate(found, axis=1)).to(images.device)
-
-
-def _onnxruntime():
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("ONNX models need onnxruntime; install the extra: pip install -e '.[onnx]'") from None
-    return onnxruntime
-
-
-def load_onnx(path: str | Path) -> OnnxSegmenter:
-    """Read a model that `export` wrote. Raises InputError where it is absent, damaged or without a card."""
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
-    except Exception as error:  # onnxruntime's own exceptions have no public base class
-        raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
-    about = session.get_modelmeta().custom_metadata_map
-    if not {"card", "stride"} <= set(about):
-        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
-    try:
-        card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged model card ({error}); export the model again") from None
-    return OnnxSegmenter(session, card, stride).eval()
-
-
 def export(folder: str | Path) -> Path:
     """Write FOLDER/model.onnx and FOLDER/item.json; returns the ONNX file's path.
 
     The file is read back and compared with torch on two image sizes before it takes its name. Raises
     InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
     """
-    folder, runtime = Path(folder), _onnxruntime()
+    folder, runtime = Path(folder), onnxruntime()
     segmenter = load_model(folder)
     with atomic_file(folder / "model.onnx") as partial:
         _write_onnx(segmenter, partial)

@@ -20,6 +20,7 @@ from pipeline.mapping.edits import content
 from pipeline.mapping.flow import fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
+from pipeline.mapping.proven import prove
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.networks.card import Card
@@ -55,7 +56,7 @@ def predict_scene(model: str, task: Task) -> dict:
 def file_names(task: Task) -> dict[str, str]:
     """The files of a map beside its record, by layer."""
     asked, names = task.settings, {"mask": f"{task.name}.tif"}
-    for layer in ("probability", "uncertainty"):
+    for layer in ("probability", "uncertainty", "certified"):
         if getattr(asked, layer):
             names[layer] = f"{task.name}.{layer}.tif"
     if asked.polygons != "none":
@@ -64,7 +65,8 @@ def file_names(task: Task) -> dict[str, str]:
 
 
 def _choices(task: Task) -> dict:
-    settings = task.settings.model_dump(exclude={"batch_size"})  # which changes nothing but speed
+    nothing = {"batch_size"} if task.settings.certified else {"batch_size", "certified", "radius"}
+    settings = task.settings.model_dump(exclude=nothing)  # of what changes nothing but speed
     return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range}
 
 
@@ -135,6 +137,10 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
         )  # fmt: skip
         rows = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)
+        proven = None
+        if settings.certified:
+            path = folder / file_names(task)["certified"]
+            proven = prove(segmenter, image, scene, settings, path, twin.source_validity)
         expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
         return {
             "gsd": [round(metres, 6) for metres in image.native],
@@ -144,6 +150,7 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
             "area_km2": round(totals.area / 1e6, 6),
             "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
+            "certified": proven,
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,

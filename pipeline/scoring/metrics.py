@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from pipeline.labels import IGNORE
 from pipeline.scoring.blocks import CELL, blocks
@@ -63,13 +64,14 @@ def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.
 
 
 def cell_counts(prediction: np.ndarray, label: np.ndarray, cell: int = CELL) -> np.ndarray:
-    """(3, R, C) intersection, union and valid pixels of each cell × cell square."""
+    """(4, R, C) intersection, union, valid and building pixels of each cell × cell square."""
     rows, columns = np.arange(0, label.shape[0], cell), np.arange(0, label.shape[1], cell)
 
     def add(mask: np.ndarray) -> np.ndarray:
         return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1)
 
-    return np.stack([*map(add, overlap(prediction, label)), add(label != IGNORE)])
+    valid = label != IGNORE
+    return np.stack([*map(add, overlap(prediction, label)), add(valid), add((label > 0) & valid)])
 
 
 def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,14 +116,17 @@ class Objects:
     match: np.ndarray  # IoU of each predicted building with its true one; 0 where it has none
     merged: int = 0  # predicted buildings that hold most of each of two true ones or more
     split: int = 0  # true buildings in which two predicted ones or more lie for the most part
+    group: np.ndarray | None = None  # code of each true building, where the user's footprints tell groups apart
 
     @classmethod
     def none(cls) -> "Objects":
         return cls(*(np.zeros(0) for _ in range(4)))
 
     def __add__(self, other: "Objects") -> "Objects":
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Objects(*(np.concatenate(pair) if isinstance(pair[0], np.ndarray) else sum(pair) for pair in pairs))
+        """Without their groups."""
+        arrays = ("area", "best_iou", "confidence", "match")
+        both = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
+        return Objects(*both, self.merged + other.merged, self.split + other.split)
 
     @property
     def quality(self) -> tuple[float | None, float | None, float | None]:
@@ -144,10 +149,13 @@ class Objects:
         return float(best[hits].sum() / len(self.area))
 
 
-def match_objects(found: np.ndarray, truth: np.ndarray, confidence: np.ndarray) -> Objects:
+def match_objects(
+    found: np.ndarray, truth: np.ndarray, confidence: np.ndarray, groups: np.ndarray | None = None
+) -> Objects:
     """Match predicted and true buildings, (H, W) whole numbers, 0 = none; confidence (H, W) of pixels.
 
-    Numbers may leave gaps. What lies on pixels to ignore must be in neither.
+    Numbers may leave gaps. What lies on pixels to ignore must be in neither. groups: (H, W) a code on each building's
+    pixels, its highest counts.
     """
     area_found, area_truth = np.bincount(found.ravel(), minlength=1), np.bincount(truth.ravel(), minlength=1)
     both = (found > 0) & (truth > 0)
@@ -163,7 +171,8 @@ def match_objects(found: np.ndarray, truth: np.ndarray, confidence: np.ndarray) 
     area_found[0] = area_truth[0] = 0
     is_found, is_true = area_found > 0, area_truth > 0
     merged, split = int(np.count_nonzero(held > 1)), int(np.count_nonzero(parts > 1))
-    return Objects(area_truth[is_true], best[is_true], mean[is_found], match[is_found], merged, split)
+    group = None if groups is None else ndimage.maximum(groups, truth, np.flatnonzero(is_true)).astype(int)
+    return Objects(area_truth[is_true], best[is_true], mean[is_found], match[is_found], merged, split, group)
 
 
 def confidence_counts(confidence: np.ndarray, label: np.ndarray) -> np.ndarray:

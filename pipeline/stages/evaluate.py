@@ -9,6 +9,9 @@ Writes metrics/evaluate.json:
                          more); size: {M²: number of buildings, their recall and iou}; of several classes also
                          class_iou: {CLASS: its IoU against all others, background among them}
     pooled, mean_city, worst_city
+    fairness by KIND     city, density, size and fetch.groups' column: group {GROUP: iou, recall, with intervals}; iou,
+                         recall: worst with its interval, worst_group, best_group, gap with a simultaneous interval
+             size_within_city  {CITY: worst bin and gap of the share of buildings found}
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
 threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
@@ -17,6 +20,7 @@ are footprints, or where labels were rasters their connected components. `ece` i
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,28 +31,34 @@ from pipeline.scoring import metrics
 from pipeline.storage import atomic_folder, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
+if TYPE_CHECKING:
+    from torch.nn import Module
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 
 def run(
     params: Params,
-    model: Path = Path("models/all"),
+    model: "Path | Module" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
 ) -> None:
-    """Evaluate a model folder on a tile set; any model on any tiles of its ground sample distance and bands."""
+    """Evaluate a model on a tile set of its ground sample distance and bands.
+
+    model: a folder, an ONNX file of ours or another's, or a Segmenter.
+    """
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.foreign import load_network
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
-    segmenter = load_model(model, device())
+    given = not isinstance(model, Path)
+    segmenter, name = (model.to(device()), "the network") if given else (load_network(model, device()), model)
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
     results, scores = [], []
     with atomic_folder(arrays) as folder:
         for city in cities:
-            check_fit(segmenter.card, city, model)
+            check_fit(segmenter.card, city, name)
             regions = city.of_split(e.split)
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
@@ -60,7 +70,7 @@ def run(
             results.append(result)
         write_curves(folder, results)
         write_json(folder / "scenes.json", scores)
-    summary = summarise(results, e)
+    summary = summarise(results, e, params.fetch.groups)
     write_json(out, summary)
     print_table(summary)
 

@@ -4,6 +4,7 @@ data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
     numbers.npy     uint8, flat: which building is which (see tiles/instances.py); only of a city with footprints
+    groups.npy      uint8, flat: the regions' (H, W) codes of groups of buildings from 1, if fetch.groups asks for any
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
     tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels
                     from the region's corner), building (share of its valid pixels), valid (share of the
@@ -15,7 +16,7 @@ stored unbroken: a training crop may start at any pixel, and a metric is one ove
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -67,6 +68,7 @@ class Index:
     channels: Count
     classes: Annotated[int, Field(ge=1, le=254)]
     regions: list[Region]
+    groups: Annotated[list[str], Field(max_length=254)] = field(default_factory=list)  # names, by code from 1
 
 
 INDEX = TypeAdapter(Index)
@@ -98,13 +100,18 @@ class CityTiles:
         self.about, index = read_index(self.folder)
         self.city, self.gsd, self.size = index.city, index.gsd, index.size
         self.channels, self.classes, self.regions = index.channels, index.classes, index.regions
+        self.group_names = index.groups
         self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
+        self._groups = self._mapped("groups") if self.group_names else None
         self._numbers = self._mapped("numbers") if (self.folder / "numbers.npy").exists() else None
         pixels = sum(r.pixels for r in self.regions)
         inside = all(r.offset + r.pixels <= pixels for r in self.regions)
-        flat = [self._labels] if self._numbers is None else [self._labels, self._numbers]
-        whole = all(layer.shape == (pixels,) for layer in flat)
-        if not inside or not whole or self._images.shape != (pixels * self.channels,):
+        flat = [array for array in (self._labels, self._groups, self._numbers) if array is not None]
+        if (
+            not inside
+            or any(array.shape != (pixels,) for array in flat)
+            or self._images.shape != (pixels * self.channels,)
+        ):
             raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
 
     def _mapped(self, name: str) -> np.ndarray:
@@ -132,6 +139,10 @@ class CityTiles:
     def label(self, region: Region) -> np.ndarray:
         """(H, W) uint8: 0 background, 1..k classes, 255 ignore."""
         return _cut(self._labels, region)
+
+    def groups(self, region: Region) -> np.ndarray | None:
+        """(H, W) uint8 codes of groups of buildings, 0 where there is none; None where none were asked for."""
+        return None if self._groups is None else _cut(self._groups, region)
 
     def numbers(self, region: Region) -> np.ndarray | None:
         """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where labels were rasters."""
@@ -222,17 +233,17 @@ def _cut(flat: np.ndarray, region: Region) -> np.ndarray:
     return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
 
 
-def allocate(folder: Path, regions: list[Region], channels: int, numbered: bool = False) -> None:
+def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = False, numbers: bool = False) -> None:
     """Lay out the arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
-    depths = {"images": channels, "labels": 1, **({"numbers": 1} if numbered else {})}
+    depths = {"images": channels, "labels": 1, "groups": int(groups), "numbers": int(numbers)}
     needed, free = pixels * sum(depths.values()), shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"{folder.parent}: {needed / 1e9:.1f} GB of tiles do not fit into the "
             f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
-    for name, length in ((name, pixels * depth) for name, depth in depths.items()):
+    for name, length in ((name, pixels * depth) for name, depth in depths.items() if depth):
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
         if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -246,17 +257,19 @@ def write_window(
     window: Window,
     image: np.ndarray,
     label: np.ndarray,
+    groups: np.ndarray | None = None,
     numbers: np.ndarray | None = None,
 ) -> None:
-    """Put a window of a region, image (h, w, C), label and numbers (h, w) uint8, into the arrays; processes may side by
-    side.
+    """Put a window of a region, image (h, w, C), label and, if any, groups and numbers (h, w) uint8, into the arrays;
+    processes may side by side.
 
     Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
     InputError where the disk is full.
     """
     whole_rows = window.width == region.width
     layers = [("images", image, image.shape[2]), ("labels", label, 1)]
-    for name, pixels, depth in layers if numbers is None else [*layers, ("numbers", numbers, 1)]:
+    layers += [(name, layer, 1) for name, layer in (("groups", groups), ("numbers", numbers)) if layer is not None]
+    for name, pixels, depth in layers:
         try:
             with (folder / f"{name}.npy").open("r+b") as file:
                 header = _header(file)

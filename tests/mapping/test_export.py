@@ -14,8 +14,9 @@ from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from pipeline.mapping.export import TOLERANCE, export, load_onnx  # noqa: E402
+from pipeline.mapping.export import TOLERANCE, export  # noqa: E402
 from pipeline.mapping.stac import stac_item  # noqa: E402
+from pipeline.networks.onnx_file import load_onnx  # noqa: E402
 
 
 def write_model(folder, model: Model, channels: int = 3):
