@@ -24,7 +24,7 @@ app = typer.Typer(
 STOPPED = 130  # the exit code after Ctrl-C
 
 # verbs that keep what they have finished
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "predict"}
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "privacy", "incremental", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -224,6 +224,17 @@ def explain(
 
 
 @app.command()
+def privacy(params: ParamsFile = PARAMS) -> None:
+    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+
+    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import privacy as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """One self-contained page of all that has run: report/index.html.
 
@@ -262,8 +273,8 @@ def predict(
     split: Annotated[
         float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
     ] = None,
-    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
-    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
+    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
     certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
@@ -286,9 +297,8 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split,
-        "simplify": simplify,
-        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
+        "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
@@ -296,7 +306,7 @@ def predict(
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray, merged=merge,
+        value_range=numbers(value_range, float, "--range"), known=known, ray=ray, merged=merge,
     )  # fmt: skip
 
 

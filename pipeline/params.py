@@ -480,6 +480,31 @@ class Explain(Section):
     seed: Whole = Field(0, description="of tiles, shuffles and random orders")
 
 
+class Private(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the network, without batch norm")
+    width: Width = Field(8, description="its channels: fewer weights take less noise")
+    epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="δ; null = 0.1 / records")
+    unit: Literal["scene", "tile"] = Field("scene", description="the record that ε is of")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(1, description="chance of a record to be drawn in a step")
+    clip: Positive = Field(1, description="ℓ2 norm that a record's gradient is clipped to")
+    steps: Count = Field(200, description="noisy steps")
+    crop: Side = Field(64, description="pixels along a crop's side")
+    learning_rate: Positive = Field(1e-2, description="of Adam")
+
+
+class Privacy(Section):
+    model: str = Field("models/all", description="the model folder that is asked what it was trained on")
+    references: list[str] = Field(
+        [], description="model folders beside models/without-CITY, each for the cities it has not seen"
+    )
+    tiles: Count = Field(64, description="tiles a city, of training and of test scenes each")
+    private: Private = Field(Private(), description="training with differential privacy (DP-SGD), a small network")
+    planted: Whole = Field(50, description="times a scene is repeated in a small network's training; 0 = off")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of tiles, training and noise")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -495,6 +520,9 @@ class Report(Section):
     title: str = Field("Buildings from the air", description="the headline")
     scenes: Count | None = Field(5, description="scenes a city in the viewer; null = all")
     image_side: int = Field(640, ge=64, description="pixels of a viewer image's longer side")
+
+
+Outline = Literal["regular", "simplified", "raw"]
 
 
 class Predict(Section):
@@ -520,8 +548,7 @@ class Predict(Section):
     split: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
     )
-    simplify: Weight = Field(0, description="metres an outline may move")
-    square: bool = Field(False, description="outlines at right angles")
+    outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 
 class Params(Section):
@@ -533,6 +560,7 @@ class Params(Section):
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
     explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
+    privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

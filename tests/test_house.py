@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels"}, {"imagery"},
     {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
-    {"transfer", "mapping", "explanation"}, {"report"}, {"course"}, {"stages"}, {"__init__", "__main__"},
+    {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"report"}, {"course"}, {"stages"},
+    {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 

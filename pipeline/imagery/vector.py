@@ -133,6 +133,16 @@ def _words(column: np.ndarray) -> np.ndarray:
     return np.array([word(value) for value in column.tolist()], object)
 
 
+def footprint_bounds(path: str | Path, crs) -> Bounds | None:
+    """The box in `crs` around all that a file holds; None where that is nothing. Raises InputError."""
+    with open_layer(Path(path)) as layer:
+        bounds, source = layer.bounds, layer.crs
+    if not np.isfinite(bounds).all():
+        return None
+    with _leading(Path(path), source, _crs(crs)):
+        return transform_bounds(tuple(map(float, bounds)), source, crs)
+
+
 @contextmanager
 def _leading(path: Path, source: CRS, target: CRS) -> Iterator[None]:
     try:

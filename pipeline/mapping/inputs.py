@@ -30,6 +30,7 @@ class Task:
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
     range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    known: str | None = None  # a file of the footprints that one has
 
     def __post_init__(self):
         if self.gsd is not None and not self.gsd > 0:

@@ -19,13 +19,17 @@ from pipeline.scoring.inference import infer
 from pipeline.scoring.metrics import ratio
 from pipeline.tiles.store import CityTiles, Region
 
+DEFAULTS = Predict()
+
 
 @dataclass(frozen=True)
 class SceneResult:
-    """One region's building map, uint8: `prediction` (H, W) classes, `confidence` (H, W) in 1/255 of probability."""
+    """One region's building map, uint8: `prediction` (H, W) classes, `apart` (H, W) with 0 between touching buildings,
+    `confidence` (H, W) in 1/255 of probability."""
 
     region: Region
     prediction: np.ndarray
+    apart: np.ndarray
     confidence: np.ndarray
     pixels: np.ndarray  # TP, FP, FN, TN
 
@@ -126,21 +130,14 @@ def _in_255(probability: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(probability, 0, 1)).astype(np.uint8)
 
 
-def delivered(prediction: np.ndarray, contact: np.ndarray, label: np.ndarray, gsd: float, p: Predict) -> np.ndarray:
-    """(H, W) int32: which building, of those that `predict` would deliver on ground that the label knows.
-
-    prediction, contact (in 1/255), label: (H, W) uint8.
-    """
-    mask = np.where(label == IGNORE, 0, prediction)
-    if contact.any() and p.split < 1:
-        mask = tell_apart(mask, contact >= 255 * p.split, gsd)
-    found, _ = ndimage.label(mask > 0)
-    kept = np.bincount(found.ravel()) * gsd**2 >= p.min_area
-    return np.where(kept[found], found, 0)
+def delivered(apart: np.ndarray, label: np.ndarray, gsd: float, least: float) -> np.ndarray:
+    """(H, W) int32: which building, of those of `least` m² or more on ground that the label knows."""
+    found, _ = ndimage.label((apart > 0) & (label != IGNORE))
+    return np.where(np.bincount(found.ravel())[found] * gsd**2 >= least, found, 0)
 
 
 def evaluate_scenes(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict | None = None
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
 ) -> Iterator[tuple[SceneResult, CityResult]]:
     """Yield each region's map and the city's counts so far; after the last one the counts are the city's.
 
@@ -158,7 +155,10 @@ def evaluate_scenes(
         result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
-        found = delivered(prediction, contact, label, city.gsd, predict or Predict())
+        apart = prediction
+        if segmenter.contacts and predict.split < 1:
+            apart = tell_apart(prediction, contact >= 255 * predict.split, city.gsd)
+        found = delivered(apart, label, city.gsd, predict.min_area)
         truth, sure = city.instances(region), calibrated / 255
         result.objects.append(metrics.match_objects(found, truth, sure, city.groups(region)))
         side = max(1, round(e.neighbourhood / city.gsd))
@@ -166,7 +166,7 @@ def evaluate_scenes(
         counted = SceneCounts(city.city, region.parent, city.gsd, squares, result.objects[-1], city.group_names)
         result.scenes.append(counted)
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
-        yield SceneResult(region, prediction, confidence, pixels), result
+        yield SceneResult(region, prediction, apart, confidence, pixels), result
 
 
 def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:

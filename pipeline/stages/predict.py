@@ -4,7 +4,10 @@ OUT/NAME.tif                the mask on the scene's own grid, a COG: 0, classes 
 OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on request)
 OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
 OUT/NAME.certified.tif      the class a pixel has whatever a perturbation does, 254 not proven (on request)
-OUT/NAME.gpkg               layer buildings: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
+OUT/NAME.gpkg               layer buildings: id, class, label, confidence, area_m2, regularised, source, captured,
+                            model, model_version (.gpkg, .fgb, .parquet, .geojson)
+OUT/NAME.missing.gpkg       with --known: footprints on which no building was found; the others have a status then:
+                            new, matched or changed, with known_iou and offset_m
 OUT/merged.gpkg             with --merge the buildings of all scenes, each once, and merged.json (see mapping.merge)
 OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
 
@@ -18,6 +21,8 @@ import errno
 import time
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
@@ -43,17 +48,21 @@ def run(
     gsd: float | None = None,
     bands: list[int] | None = None,
     value_range: tuple[float, float] | None = None,
+    known: Path | None = None,
     ray: str | None = None,
     merged: bool = False,
 ) -> None:
     """Map scenes (files, folders, globs, lists, URLs) with a model folder or an ONNX file, into `out`.
 
-    shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster.
-    merged: one layer of all their footprints too.
+    known: a file of footprints, in any CRS, that the maps are held against; shard: "i/n", every n-th scene from the
+    i-th (from 1); ray: "local" or the address of a Ray cluster; merged: one layer of all their footprints too.
     Raises InputError at the end where a scene failed; the others are done.
     """
     settings, model, out, begun = settings or Predict(), _absolute(model), Path(out), time.perf_counter()
-    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range)}
+    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
+               "known": known and _absolute(known)}  # fmt: skip
+    if known and settings.polygons == "none":
+        raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")
     tasks = [
         Task(_absolute(scene), name, _absolute(out), settings, **options) for name, scene in list_scenes(scenes).items()
     ]
@@ -145,6 +154,13 @@ def _summarise(done: list[dict], failed: list[Task], seconds: float) -> None:
           sum(r["buildings"] for r in counted) if counted else None,
           round(sum(r["built_area_m2"] for r in counted)) if counted else None, rate]],
     )  # fmt: skip
+    if compared := [r["known"] for r in done if r["known"]]:
+        columns = ["new", "matched", "changed", "missing"]
+        shift, error = (max(np.hypot(*r["shift_m"]) for r in compared), max(r["registration_m"] for r in compared))
+        table(
+            "Against the known footprints", [*columns, "largest shift m", "registration error m"],
+            [[*(sum(r[name] for r in compared) for name in columns), round(shift, 2), error]],
+        )  # fmt: skip
     unlike = sorted((r for r in done if r["unlike_training"]), key=lambda r: r["expected_iou"])
     for record in unlike[:CAUTIONS]:
         expected, usual = record["expected_iou"], record["validation_iou"]
