@@ -41,6 +41,7 @@ from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channe
 from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
+CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -105,7 +106,7 @@ class SegmentationTraining(lightning.LightningModule):
             self.log_dict({key: float(value) for key, value in logs.items()})
             logits = self.segmenter(images, contacts=True) if t.model.contact else None
         if t.model.contact:
-            loss = loss + contact_loss(self.loss, logits[:, -1:], batch[2].long())
+            loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 

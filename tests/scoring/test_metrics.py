@@ -203,7 +203,7 @@ def test_a_city_by_hand():
     city = CityResult(
         "x", 0.5, metrics.pixel_counts(prediction, label), metrics.class_counts(prediction, label, 2),
         metrics.boundary_counts(prediction, label, 3), counts, counts,
-        metrics.match_objects(prediction, label, confidence),
+        [metrics.match_objects(prediction, label, confidence)],
     )  # fmt: skip
     found = city_metrics(city, Evaluate(size_bins=[50]))
     assert found["iou"] == pytest.approx(360 / 500)
