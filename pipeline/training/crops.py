@@ -34,6 +34,10 @@ class RandomCrops(Dataset):
         self.probability = area / area.sum()
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple[CityTiles, torch.Tensor, torch.Tensor]:
+        """Crop `index`: the city it is of, its image (S, S, C) and label (S, S) uint8."""
         from pipeline.training.augment import augment
 
         random = np.random.default_rng((self.seed, index))
@@ -45,7 +49,7 @@ class RandomCrops(Dataset):
             if (label != IGNORE).any():
                 break
         image, label = augment(self.level, image, label, int(random.integers(2**31)))
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(label))
+        return city, torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(label))
 
 
 class StepSampler(Sampler):
@@ -87,8 +91,26 @@ class WindowGrid(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple[CityTiles, torch.Tensor, torch.Tensor]:
+        """Window `index`: as of RandomCrops."""
         image, label = read_crop(*self.windows[index], self.size)
-        return torch.from_numpy(image), torch.from_numpy(label)
+        return self.windows[index][0], torch.from_numpy(image), torch.from_numpy(label)
+
+
+class WithCity(Dataset):
+    """Crops or windows, each with the number of its city."""
+
+    def __init__(self, crops: RandomCrops | WindowGrid, cities: list[CityTiles]):
+        self.crops, self.number = crops, {city.city: i for i, city in enumerate(cities)}
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        city, image, label = self.crops.drawn(index)
+        return image, label, self.number[city.city]
 
 
 def loader(dataset: Dataset, sampler: Sampler, workers: int, cuda: bool) -> DataLoader:
