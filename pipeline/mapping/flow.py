@@ -35,6 +35,7 @@ def fill(
     bands = infer(
         segmenter, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
+        precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None

@@ -1,6 +1,6 @@
 """A model against a city's labelled scenes: counts a scene, then the city's metrics with intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,15 +146,28 @@ def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str
     return result
 
 
+# A line more is a metric more, of a city's counts: in metrics/evaluate.json, in `compare --of NAME` and its CSV.
+MEASURES: dict[str, Callable[[CityResult], float | None]] = {
+    "accuracy": lambda r: ratio(r.pixels[0] + r.pixels[3], r.pixels.sum()),
+    "precision": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[1]),
+    "recall": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[2]),
+    "f1": lambda r: ratio(2 * r.pixels[0], r.pixels[0] + r.pixels[:3].sum()),
+    "boundary_iou": lambda r: ratio(*r.boundary),
+    "object_f1": lambda r: ratio(
+        2 * sum(o.matched for o in r.objects), sum(len(o.area) + o.predicted for o in r.objects)
+    ),
+    "ece": lambda r: metrics.calibration_error(r.confidence),
+    "ece_calibrated": lambda r: metrics.calibration_error(r.calibrated),
+}
+
+
 def city_metrics(result: CityResult, e: Evaluate) -> dict:
     """One city's entry of metrics/evaluate.json."""
-    tp, fp, fn, tn = (int(n) for n in result.pixels)
     known = result.iou is not None and bool(result.cells)
     low, high = result.estimate(e).shown() if known else (None, None)
     units = result.units(e)
     area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
     best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
-    matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
     edges = [0, *e.size_bins, np.inf]
     sizes = {}
     for name, lo, hi in zip(size_names(e.size_bins), edges, edges[1:], strict=False):
@@ -171,14 +184,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou_high": high,
         "units": int(np.count_nonzero(units.union)),
         "blocks": units.blocks,
-        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
-        "precision": ratio(tp, tp + fp),
-        "recall": ratio(tp, tp + fn),
-        "f1": ratio(2 * tp, 2 * tp + fp + fn),
-        "boundary_iou": ratio(*result.boundary),
-        "object_f1": ratio(2 * matched, len(area) + predicted),
-        "ece": metrics.calibration_error(result.confidence),
-        "ece_calibrated": metrics.calibration_error(result.calibrated),
+        **{name: measure(result) for name, measure in MEASURES.items()},
         "size": sizes,
     }
     if result.classes is not None and len(result.classes) > 2:

@@ -164,11 +164,14 @@ class CityTiles:
         return found
 
     def sample(self, split: Split, count: int, size: int | None = None, seed: int = 0):
-        """`count` tiles of a split, without replacement, those with buildings first and none half empty.
+        """`count` tiles of a split: `read` of what `chosen` picks."""
+        return self.read(self.chosen(split, count, size, seed), size)
 
-        Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or
-        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255. Tiles less
-        than half of which is valid are taken only where all are such.
+    def chosen(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
+        """Rows (N,) of the table: `count` tiles of a split, without replacement, those with buildings first.
+
+        N ≤ count. Tiles less than half of which (of their centre of `size` pixels) is valid are taken only where all
+        are such.
         """
         table, size = self.table, size or self.size
         rows = np.flatnonzero(table["split"] == split)
@@ -177,7 +180,15 @@ class CityTiles:
         rows = np.random.default_rng(seed).permutation(rows)
         rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")]
         full = list(islice((row for row in rows if 2 * self._valid(row, size) >= size**2), count))
-        rows = full or rows[:count]
+        return np.array(full or rows[:count], int)
+
+    def read(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, S, S, C) uint8 and labels (N, S, S) uint8 of tiles by their rows of the table.
+
+        S is `size` (centre of the tile) or the tile size. Where a region is smaller than a tile, the rest is image 0
+        and label 255.
+        """
+        size = size or self.size
         images = np.zeros((len(rows), size, size, self.channels), np.uint8)
         labels = np.full((len(rows), size, size), IGNORE, np.uint8)
         for i, row in enumerate(rows):
@@ -186,6 +197,10 @@ class CityTiles:
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
             images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[place]
         return images, labels
+
+    def scenes(self, rows: np.ndarray) -> np.ndarray:
+        """Names (N,) of the scenes that tiles were cut from, by their rows of the table."""
+        return np.array([self.regions[region].parent for region in self.table["region"][rows]], object)
 
     def _place(self, row: int, size: int) -> tuple[Region, tuple[slice, slice]]:
         """The region of a tile of the table, and in it the tile's centre of size × size pixels."""
