@@ -2,8 +2,8 @@
 
     python -m benchmarks.explain_tint [--steps 200] [--tiles 48]
 
-Writes benchmarks/explain_tint.md: of the standard and the adversarially trained network, the IoU lost without colour with its
-simultaneous interval, and each band's share of the integrated gradients. The tint lies between green and blue.
+Writes benchmarks/explain_tint.md: of the standard and the adversarially trained network, the IoU lost without colour,
+its simultaneous interval, and each band's share of the integrated gradients. The tint lies between green and blue.
 """
 
 import argparse
