@@ -250,6 +250,17 @@ def explain(
 
 
 @app.command()
+def incremental(params: ParamsFile = PARAMS) -> None:
+    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+
+    Example: `python -m pipeline incremental`
+    """
+    from pipeline.stages import incremental as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def privacy(params: ParamsFile = PARAMS) -> None:
     """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
 
@@ -296,6 +307,9 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
@@ -320,7 +334,7 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
         "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip

@@ -24,6 +24,7 @@ from scipy.stats import t
 from pipeline.assessment.sampling import LEAST
 
 CLOSE = 1e-4  # how near a share may come to 0 and 1 on the logit scale
+UNMET = 0.1  # of a frame, counted as all wrong at an interval's far end
 TINY = 1e-9  # ridge: auxiliaries may be copies of each other
 
 
@@ -130,27 +131,52 @@ def assess(
     known: np.ndarray | None = None,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """IoU, precision, recall, F1 and built pixels of the whole map, each with an interval, from the counts (…, n, 3) of
-    TP, FP and FN pixels of the labelled frames. See `totals`."""
+    """IoU, precision, recall, F1 and built pixels of the whole map, each with an interval, from the
+    counts (…, n, 3) of TP, FP and FN pixels of the labelled frames. See `totals`."""
     counts = np.asarray(counts, float)
-    whole, left = totals(counts, design, auxiliary, known)
-    found = {}
-    for name, (part, of) in RATIOS.items():
-        known_part = counts @ np.array(part, float)
-        sure = (known_part > 0).any(-1) & (known_part < counts @ np.array(of, float)).any(-1)
-        value, without = (_share(sums @ np.array(part, float), sums @ np.array(of, float)) for sums in (whole, left))
-        half = _half(logit(value), logit(without), design, level)
-        there = (counts @ np.array(of, float) > 0).any(-1)  # else there is nothing to be right or wrong about
-        found[name] = Interval(
-            np.where(there, np.where(sure, value, np.round(value)), np.nan),
-            *(np.where(sure, expit(logit(value) + sign * half), np.nan) for sign in (-1, 1)),
-        )
-    built, without = (np.maximum(sums @ np.array(BUILT, float), TINY) for sums in (whole, left))
-    some = (counts @ np.array(BUILT, float) > 0).any(-1)
-    half = _half(np.log(built), np.log(without), design, level)
-    ends = (np.where(some, built * np.exp(np.clip(sign * half, -50, 50)), np.nan) for sign in (-1, 1))
-    found["built"] = Interval(np.where(some, built, 0.0), *ends)
-    return found
+    sums = totals(counts, design, auxiliary, known)
+    found = {name: _ratio(counts, *sums, design, level, *of) for name, of in RATIOS.items()}
+    return {**found, "built": _built(counts, *sums, design, level)}
+
+
+def _ratio(counts, whole, left, design: Design, level: float, part, of) -> Interval:
+    """Of the totals' `part` to what it is a part `of`; no interval where all frames are wholly right or wrong."""
+    parts, wholes = counts @ np.array(part, float), counts @ np.array(of, float)
+    there = (wholes > 0).any(-1)
+    known = (parts > 0).any(-1) & (parts < wholes).any(-1)
+    value, without = (_share(s @ np.array(part, float), s @ np.array(of, float)) for s in (whole, left))
+    least = value * _met(wholes, design)
+    half = _half(logit(value), logit(without), design, level)
+    low, high = expit(logit(least) - half), expit(logit(value) + half)
+    return Interval(
+        np.where(there, np.where(known, value, np.round(value)), np.nan),
+        np.where(known, low, np.nan),
+        np.where(known, high, np.nan),
+    )
+
+
+def _built(counts, whole, left, design: Design, level: float) -> Interval:
+    pixels = counts @ np.array(BUILT, float)
+    some = (pixels > 0).any(-1)
+    value, without = (np.maximum(s @ np.array(BUILT, float), TINY) for s in (whole, left))
+    half = np.minimum(_half(np.log(value), np.log(without), design, level), 50)
+    most = value / _met(pixels, design)
+    return Interval(
+        np.where(some, value, 0.0),
+        np.where(some, value * np.exp(-half), np.nan),
+        np.where(some, most * np.exp(half), np.nan),
+    )
+
+
+def _met(sizes: np.ndarray, design: Design) -> np.ndarray:
+    """(…,) the share of the city that was met, had a little of one more frame been all wrong: few frames
+    hold most of what a map misses, and a sample without one looks like a city without (as in
+    scoring/bootstrap.py). UNMET of a frame of Kish's effective size, for the share that is not labelled.
+    """
+    weighted = design.weights * sizes
+    effective = weighted.sum(-1) ** 2 / np.maximum((weighted**2).sum(-1), TINY)
+    unmet = UNMET * (1 - len(design.stratum) / design.frames.sum())
+    return np.where(effective > 0, effective / np.maximum(effective + unmet, TINY), 1.0)
 
 
 def _share(part: np.ndarray, of: np.ndarray) -> np.ndarray:

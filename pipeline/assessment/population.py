@@ -22,7 +22,7 @@ from pipeline.scoring.inference import infer
 LEVELS = 255  # of probability: 0 … 254 for 0 … 1
 PROBABILITY = np.arange(LEVELS) / (LEVELS - 1)
 LEAST_DATA = 0.25  # share of a frame with data under which nobody is asked to label it
-FLOOR, MAPPED = 0.003, 0.15  # of a frame, and of what is mapped in it, that may be wrong where no doubt is
+FLOOR, MAPPED = 0.03, 0.15  # of a frame, and of what is mapped in it, that may be wrong where no doubt is
 
 
 @dataclass(frozen=True)

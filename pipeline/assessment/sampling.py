@@ -32,6 +32,11 @@ def strata(size: np.ndarray, count: int) -> np.ndarray:
     return np.unique(found, return_inverse=True)[1]  # none is empty: one large frame may fill two
 
 
+def strata_for(count: int) -> int:
+    """How many strata a sample of `count` frames is worth."""
+    return int(np.clip(count // FRAMES_PER_STRATUM, 1, MOST_STRATA))
+
+
 def allocate(stratum: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
     """Frames (H,) to draw of each stratum, `count` in all: Neyman's n_h ∝ N_h S_h, exact in whole numbers
     (Wright, The American Statistician 2012), at least LEAST of each.
@@ -50,7 +55,7 @@ def allocate(stratum: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
 def probability_sample(size: np.ndarray, count: int, seed: int) -> Sample:
     """Draw `count` frames, in random order, of those whose expected errors are `size` (N,) > 0."""
     rng = np.random.default_rng(seed)
-    stratum = strata(size, int(np.clip(count // FRAMES_PER_STRATUM, 1, MOST_STRATA)))
+    stratum = strata(size, strata_for(count))
     chosen = allocate(stratum, size, count)
     drawn = [rng.choice(np.flatnonzero(stratum == h), n, replace=False) for h, n in enumerate(chosen)]
     inclusion = (chosen / np.bincount(stratum))[stratum]

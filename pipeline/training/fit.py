@@ -41,9 +41,10 @@ from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, WithCity, channel_statistics, loader
 from pipeline.training.group_dro import GroupWeights
 from pipeline.training.loggers import loggers, tell
-from pipeline.training.losses import build_loss
+from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
+CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 SELECTED = {"pooled": "iou", "worst_city": "worst_city_iou"}  # train.select: the column of the curve that is meant
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -103,13 +104,17 @@ class SegmentationTraining(lightning.LightningModule):
             images = images + t.noise * torch.randn_like(images)
         of_batch = self.loss
         if self.weights:
-            of_batch = partial(self.weights.loss, self.loss, group=batch[2])
+            of_batch = partial(self.weights.loss, self.loss, group=batch[-1])
         if t.adversarial.method == "none":
-            loss = of_batch(self.segmenter(images), labels)
+            logits = self.segmenter(images, contacts=t.model.contact > 0)
+            loss = of_batch(logits[:, : t.model.classes + 1], labels)
         else:
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, of_batch, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
+            logits = self.segmenter(images, contacts=True) if t.model.contact else None
+        if t.model.contact:
+            loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 
@@ -129,7 +134,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.counts = torch.zeros(4, self.cities, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch, index) -> None:
-        labels, city = batch[1:]
+        labels, city = batch[1], batch[-1]
         if index == 0:
             self.first = batch[:2]
         logits = self.segmenter(to_float(batch[0]))
@@ -400,7 +405,7 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     """Batches of training crops and of validation windows, this process's share of them."""
     cuda = on.type == "cuda"
     workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting, train.model.contact)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
     if len(windows) < world:
