@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.params import Train, parse_section
-from pipeline.training.fit import kept_epoch
+from pipeline.networks.models import build_model
+from pipeline.params import Model, Train, parse_params, parse_section
+from pipeline.tiles.store import open_cities
+from pipeline.training.fit import SegmentationTraining, fit, kept_epoch
 from pipeline.training.group_dro import GroupWeights
 from pipeline.training.losses import build_loss
 
@@ -55,6 +57,33 @@ def test_a_group_without_a_crop_keeps_its_weight_and_gives_no_gradient(name):
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
     assert weights.q[1] == weights.q.min() and weights.q.sum() == pytest.approx(1)
+
+
+TRAIN = {"model": {"architecture": "small_fcn", "width": 4}, "loss": {"cross_entropy": 1.0}, "epochs": 2,
+         "steps_per_epoch": 2, "batch_size": 4, "crop": 64, "precision": "fp32", "group_dro": 0.5,
+         "select": "worst_city"}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["none", "fast", "trades"])
+def test_it_trains_with_any_attack_and_keeps_the_worst_city_s_epoch(toy_tiles, tmp_path, method):
+    cities = ["toyton", "dimham"]
+    train = {**TRAIN, "adversarial": {"method": method, "steps": 1}}
+    values = {"fetch": {"source": "demo", "path": "-", "cities": cities}, "tile": {"gsd": 0.5, "size": 64}}
+    params = parse_params({**values, "train": train})
+    card = fit(params, open_cities(cities, toy_tiles), tmp_path / "model", work=tmp_path / "work")
+    worst = [epoch["worst_city_iou"] for epoch in card.history]
+    assert len(worst) == 2 and all(w <= epoch["iou"] for w, epoch in zip(worst, card.history, strict=True))
+    assert card.metrics["validation_worst_city_iou"] == max(worst)
+
+
+def test_the_weights_outlive_a_kill():
+    train = parse_section(Train, TRAIN)
+    before, after = (SegmentationTraining(build_model(Model(architecture="linear"), 3), train, 2) for _ in range(2))
+    before.weights.update(torch.tensor([0.1, 2.0]))
+    checkpoint = {}
+    before.on_save_checkpoint(checkpoint)
+    after.on_load_checkpoint(checkpoint)
+    assert after.weights.q[1] > 0.6 and torch.equal(after.weights.q, before.weights.q)
 
 
 def test_free_training_replays_other_cities_and_is_refused():
