@@ -63,6 +63,7 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
         outlines={c: r["outlines"] for c in results.cities if (r := evaluated.get(c, {})).get("outlines")},
+        fairness=results.of("evaluate", "fairness"),
         classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
         learning=[*drawn["learning"], *drawn["confidence"]],
         matrix=heat_map(results),
