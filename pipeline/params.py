@@ -263,6 +263,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
 
 
@@ -480,16 +481,35 @@ class Explain(Section):
     seed: Whole = Field(0, description="of tiles, shuffles and random orders")
 
 
+class Incremental(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_unet", description="the network")
+    width: Width = Field(8, description="its channels")
+    methods: Annotated[list[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = Field(
+        ["finetune", "replay", "lwf", "ewc"], description="against forgetting; the joint model is always there"
+    )
+    orders: Count = Field(2, description="in which the cities arrive: as listed, reversed, then drawn")
+    steps: Count = Field(60, description="batches a city")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="crops a step")
+    crop: Side = Field(64, description="pixels along a training crop's side, at most tile.size")
+    learning_rate: Positive = Field(1e-2, description="the highest of the schedule, anew for each city")
+    replay: Count = Field(8, description="tiles a city that replay keeps")
+    distillation: Weight = Field(1, description="weight of what the network before says: lwf, mib")
+    ewc: Weight = Field(1000, description="λ of the quadratic penalty")
+    tiles: Count = Field(24, description="tiles a city that is measured on, of the test split")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of weights, crops, tiles and orders")
+
+
 class Private(Section):
     architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the network, without batch norm")
     width: Width = Field(8, description="its channels: fewer weights take less noise")
     epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="δ; null = 0.1 / records")
-    unit: Literal["scene", "tile"] = Field("scene", description="the record that ε is of")
-    rate: Annotated[float, Field(gt=0, le=1)] = Field(1, description="chance of a record to be drawn in a step")
+    unit: Literal["scene", "tile"] = Field("tile", description="the record that ε is of")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="chance of a record to be drawn in a step")
     clip: Positive = Field(1, description="ℓ2 norm that a record's gradient is clipped to")
-    steps: Count = Field(200, description="noisy steps")
-    crop: Side = Field(64, description="pixels along a crop's side")
+    steps: Count = Field(100, description="noisy steps")
+    crop: Side = Field(32, description="pixels along a crop's side")
     learning_rate: Positive = Field(1e-2, description="of Adam")
 
 
@@ -560,6 +580,7 @@ class Params(Section):
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
     explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
+    incremental: Incremental = Field(Incremental(), description="cities, and a class, that arrive one after another")
     privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
