@@ -11,7 +11,7 @@ from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.transfer.corruptions import NAMES, SEVERITIES
 
 SIDE, TILE = 256, 64
-STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize")
+STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "incremental", "privacy")
 
 
 def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
@@ -20,7 +20,7 @@ def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
     level = {city: round(0.8 - 0.5 * i / len(cities), 3) for i, city in enumerate(cities)}
     writers = {
         "train": train, "evaluate": evaluate, "attack": attack, "certify": certify, "explain": explain,
-        "generalize": generalize,
+        "generalize": generalize, "incremental": incremental, "privacy": privacy,
     }  # fmt: skip
     for i, city in enumerate(cities):
         scenes_of(root, city, i)
@@ -195,6 +195,36 @@ def generalize(root: Path, level: dict, random) -> dict:
         },
         "beyond_adaptation": list(level)[-1:],
         "frugal": {f: {c: iou - 0.3 + float(f) / 4 for c, iou in level.items()} for f in ("0.25", "0.5", "1")},
+    }  # fmt: skip
+
+
+def incremental(root: Path, level: dict, random) -> dict:
+    def ranged(name: str, value: float) -> dict:
+        return {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+
+    cities, methods = list(level), ("finetune", "replay")
+    scores = {**ranged("average", 0.4), **ranged("backward", -0.3), "forgetting": 0.3, "forward": 0.2}
+    matrix = [[level[city] / (1 + abs(i - j)) for j, city in enumerate(cities)] for i in range(len(cities))]
+    return {
+        "method": dict.fromkeys(methods, scores), "joint": ranged("average", 0.6),
+        "order": [{"cities": cities, **dict.fromkeys(methods, {"matrix": matrix, **scores})}],
+        "classes": {m: {"before": 0.5, **ranged("old", 0.2), **ranged("new", 0.6)} for m in ("finetune", "mib")},
+    }  # fmt: skip
+
+
+def privacy(root: Path, level: dict, random) -> dict:
+    def both(name: str, value: float) -> dict:
+        row = {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+        return {"loss": row, "likelihood_ratio": None if value < 0.5 else row}
+
+    network = {"iou": 0.4, "iou_low": None, "iou_high": None, **both("auc", 0.51), "auc_bound": 0.999}
+    return {
+        "city": {city: both("auc", iou) for city, iou in level.items()}, "mean_city": both("auc", 0.55),
+        "pooled": {"fpr": 0.01, **both("tpr", 0.02)},
+        "private": {"unit": "scene", "records": 30, "delta": 0.003, "network": {
+            "plain": {**network, "epsilon": None, "auc_bound": None}, "8": {**network, "epsilon": 7.9},
+        }},
+        "planted": {"city": next(iter(level)), "scene": "one", "repeats": 50, "rank": 1, "of": 20, "found": True},
     }  # fmt: skip
 
 

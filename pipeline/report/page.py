@@ -83,6 +83,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         cues=drawn["cues"],
         faithful=results.of("explain", "attribution"),
         explained_examples=explained(results),
+        incremental=results.metrics["incremental"],
+        privacy=results.metrics["privacy"],
         changes=changes(results),
         provenance={
             "data": provenance.data(results),

@@ -24,6 +24,7 @@ from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
+ASKED = {"incremental", "privacy"}  # stages, and sections of their names, that run where they are asked for
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -158,11 +159,13 @@ def test_names_stay_words_and_nothing_is_loaded(three):
         (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
         (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
         (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
+        (("incremental",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (("privacy",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
     page = written(tmp_path, ["here", "there"], stages)
-    assert sections(page) == SECTIONS - missing
+    assert sections(page) == (SECTIONS - missing) | ASKED & {*stages}
     assert set(re.findall(r'<a href="#(\w+)"', page)) <= sections(page)
 
 
