@@ -85,6 +85,15 @@ class OgrLayer:
             raise InputError(f"{self.path}: holds no layer {name}, only {', '.join(names)}; bring it back")
         return names.index(name)
 
+    @property
+    def bounds(self) -> np.ndarray:
+        """(4,) of all it holds, not finite where that is nothing. Raises InputError."""
+        try:
+            about = pyogrio.read_info(self.plain, layer=self.layer, force_total_bounds=True)
+        except Exception as error:
+            raise self._unreadable(error) from None
+        return np.array(about["total_bounds"] or [np.nan] * 4)
+
     def read(self, columns: set[str], box: Box | None, where: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Geometries (N,) in two dimensions that may meet a box, and those of the columns named that there are.
 
@@ -138,6 +147,11 @@ class ParquetLayer:
         if encoding != "WKB":
             raise InputError(f"{path}: its geometry is encoded as {encoding}; write the file again, encoded as WKB")
         self.crs = _understood(path, declared)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """As `OgrLayer.bounds`."""
+        return shapely.total_bounds(self.read(set(), None, None)[0])
 
     def read(self, columns: set[str], box: Box | None, where: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """As `OgrLayer.read`; SQLite answers `where`."""

@@ -35,6 +35,7 @@ def fill(
     bands = infer(
         segmenter, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
+        precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None
@@ -56,14 +57,14 @@ def window_side(window: int, width: int) -> int:
     return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 
 
-def label_free_iou(totals: Totals, card: dict) -> float | None:
+def label_free_iou(totals: Totals, confidence: dict[str, float] | None) -> float | None:
     """The IoU to expect of a map, from its building probabilities alone. None where nothing is built.
 
-    By the thresholds of confidence that training left in the card; without them, as if probabilities were true. It is
+    By the thresholds of `confidence` that training left in the card; without them, as if probabilities were true. It is
     that of buildings above 0.5, which the thresholds were fitted to, whatever threshold the map is drawn at.
     """
     if not totals.histogram[CONFIDENCE > 0.5].any():
         return None
-    if thresholds := card.get("confidence"):
-        return thresholded_iou(CONFIDENCE, Thresholds(**thresholds), totals.histogram)
+    if confidence:
+        return thresholded_iou(CONFIDENCE, Thresholds(**confidence), totals.histogram)
     return expected_iou(CONFIDENCE, totals.histogram)

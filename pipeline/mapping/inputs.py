@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imagery.raster import Raster, declared_bands, open_raster, robust_range, unplaced
-from pipeline.mapping.export import load_onnx
+from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
 from pipeline.networks.models import load_model
+from pipeline.networks.onnx_file import load_onnx
 from pipeline.networks.precision import device
 from pipeline.params import Predict
 
@@ -29,6 +30,7 @@ class Task:
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
     range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    known: str | None = None  # a file of the footprints that one has
 
     def __post_init__(self):
         if self.gsd is not None and not self.gsd > 0:
@@ -44,7 +46,7 @@ def load(model: str | Path, on=None):
     return load_onnx(model) if Path(model).suffix == ".onnx" else load_model(model, on or device())
 
 
-def open_scene(stack: ExitStack, task: Task, card: dict) -> tuple[Raster, Raster]:
+def open_scene(stack: ExitStack, task: Task, card: Card) -> tuple[Raster, Raster]:
     """The scene on the model's grid, a handle for each of two threads, open as long as `stack` is.
 
     Raises InputError where it cannot be read or does not fit the model.
@@ -53,11 +55,11 @@ def open_scene(stack: ExitStack, task: Task, card: dict) -> tuple[Raster, Raster
     return image, _open(stack, replace(task, range=image.range), card)
 
 
-def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
+def _open(stack: ExitStack, task: Task, card: Card) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
-    bands = list(task.bands or declared_bands(dataset, card["bands"]))
-    if len(bands) != card["channels"]:
-        raise InputError(f"--bands names {len(bands)} bands; the model reads {card['channels']}")
+    bands = list(task.bands or declared_bands(dataset, card.bands))
+    if len(bands) != card.channels:
+        raise InputError(f"--bands names {len(bands)} bands; the model reads {card.channels}")
     if max(bands) > dataset.count:
         asked = ", ".join(map(str, bands))
         raise InputError(
@@ -68,15 +70,15 @@ def _open(stack: ExitStack, task: Task, card: dict) -> Raster:
         raise InputError(f"{task.scene}: {reason}, so its ground sample distance is unknown; state it with --gsd")
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
-        scale = robust_range([Raster(dataset, bands, card["gsd"], task.gsd, (0, 1)).sample()]) or NO_RANGE
-    return Raster(dataset, bands, card["gsd"], task.gsd, scale)
+        scale = robust_range([Raster(dataset, bands, card.gsd, task.gsd, (0, 1)).sample()]) or NO_RANGE
+    return Raster(dataset, bands, card.gsd, task.gsd, scale)
 
 
-def decision(settings: Predict, card: dict) -> Decision:
+def decision(settings: Predict, card: Card) -> Decision:
     """Which class a pixel is drawn as: the card's rule, from validation, or with the threshold that is stated."""
     own = Decision.of(card)
     return replace(own, threshold=settings.threshold or own.threshold)
 
 
-def class_names(card: dict) -> list[str]:
-    return ["building"] if card["classes"] == 1 else [f"class {k}" for k in range(1, card["classes"] + 1)]
+def class_names(card: Card) -> list[str]:
+    return ["building"] if card.classes == 1 else [f"class {k}" for k in range(1, card.classes + 1)]

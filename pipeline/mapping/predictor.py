@@ -16,6 +16,7 @@ from pipeline.mapping.inputs import Task, decision, open_scene
 from pipeline.mapping.mapper import STEPS, Mapper
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.mapping.scene_list import list_scenes
+from pipeline.networks.card import Card
 from pipeline.params import Predict, parse_section
 
 
@@ -32,7 +33,7 @@ class Map:
 
     @property
     def polygons(self):
-        """A GeoDataFrame: id, label, area_m2, confidence; in pixel coordinates where there is no CRS."""
+        """A GeoDataFrame: id, label, area_m2, confidence, regularised; in pixel coordinates where there is no CRS."""
         import geopandas
 
         return geopandas.GeoDataFrame(self.columns, geometry=self.geometry, crs=self.crs)
@@ -45,7 +46,7 @@ class Predictor:
     segmenter: object  # a Segmenter or an OnnxSegmenter
 
     @property
-    def card(self) -> dict:
+    def card(self) -> Card:
         return self.segmenter.card
 
     def predict(
@@ -67,7 +68,7 @@ class Predictor:
         with ExitStack() as stack:
             if isinstance(image, np.ndarray):
                 scene = model = _check_array(image, self.card)
-                native, validity, empty = (self.card["gsd"], self.card["gsd"]), lambda window: None, None
+                native, validity, empty = (self.card.gsd, self.card.gsd), lambda window: None, None
                 if not gsd is bands is value_range is None:
                     raise InputError("gsd, bands and value_range tell how to read a raster; an array is the model's")
             else:
@@ -77,7 +78,7 @@ class Predictor:
                 image = stack.enter_context(ReadAhead(raster))
                 validity, empty = twin.source_validity, image.empty
             mask = np.zeros((1, *scene.shape), np.uint8)
-            probability = np.zeros((self.card["classes"], *scene.shape), np.uint8)
+            probability = np.zeros((self.card.classes, *scene.shape), np.uint8)
             batches: list[tuple[dict, np.ndarray]] = []
 
             def into(array: np.ndarray):
@@ -91,7 +92,7 @@ class Predictor:
             fill(self.segmenter, image, mapper, chosen, empty=empty)
         columns = {
             name: np.concatenate([c[name] for c, _ in batches] or [[]])
-            for name in ("id", "label", "area_m2", "confidence")
+            for name in ("id", "label", "area_m2", "confidence", "regularised")
         }
         geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
         values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))
@@ -105,8 +106,8 @@ def _one_scene(path: str) -> str:
     return found[0]
 
 
-def _check_array(image: np.ndarray, card: dict) -> Grid:
-    if image.ndim != 3 or image.shape[2] != card["channels"] or image.dtype != np.uint8 or not image.size:
-        wanted = f"(H, W, {card['channels']}) uint8"
+def _check_array(image: np.ndarray, card: Card) -> Grid:
+    if image.ndim != 3 or image.shape[2] != card.channels or image.dtype != np.uint8 or not image.size:
+        wanted = f"(H, W, {card.channels}) uint8"
         raise InputError(f"an image is {wanted} for this model, not {image.shape} {image.dtype}")
     return Grid(*image.shape[:2], Affine.identity(), None)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.networks.models import SMP, read_card
+from pipeline.networks.card import read_card
+from pipeline.networks.models import SMP
 
 EXTENSIONS = [
     "https://stac-extensions.github.io/mlm/v1.5.0/schema.json",
@@ -24,11 +25,10 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
     folder = Path(folder)
     card = read_card(folder)
     weights = folder / "weights.safetensors"
-    names = [f"B{band}" for band in card["bands"]]
-    bands = [{"name": name, "gsd": card["gsd"]} for name in names]
+    names = [f"B{band}" for band in card.bands]
+    bands = [{"name": name, "gsd": card.gsd} for name in names]
     classes = [{"value": 0, "name": "background"}] + [
-        {"value": k, "name": "building" if card["classes"] == 1 else f"class-{k}"}
-        for k in range(1, card["classes"] + 1)
+        {"value": k, "name": "building" if card.classes == 1 else f"class-{k}"} for k in range(1, card.classes + 1)
     ]
 
     def tensor(channels: int, axis: str) -> dict:
@@ -39,8 +39,8 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
         }
 
     written = datetime.fromtimestamp(weights.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    model = card["model"]
-    parts = [model["architecture"].replace("+", "plus"), *([model["encoder"]] if model["architecture"] in SMP else [])]
+    model = card.model
+    parts = [model.architecture.replace("+", "plus"), *([model.encoder] if model.architecture in SMP else [])]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -49,11 +49,11 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
         "geometry": None,
         "properties": {
             "datetime": written,
-            "description": f"Building segmentation, trained on {', '.join(card.get('cities', []))}",
-            "gsd": card["gsd"],
+            "description": f"Building segmentation, trained on {', '.join(card.cities)}",
+            "gsd": card.gsd,
             "bands": bands,
             "mlm:name": "_".join(parts),
-            "mlm:architecture": model["architecture"],
+            "mlm:architecture": model.architecture,
             "mlm:tasks": ["semantic-segmentation"],
             "mlm:framework": "PyTorch",
             "mlm:framework_version": torch.__version__.split("+")[0],
@@ -63,7 +63,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 {
                     "name": "images",
                     "bands": names,
-                    "input": tensor(card["channels"], "bands"),
+                    "input": tensor(card.channels, "bands"),
                     "value_scaling": [{"type": "min-max", "minimum": 0, "maximum": 255}],
                     "resize_type": None,
                 }
@@ -72,15 +72,12 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 {
                     "name": "logits",
                     "tasks": ["semantic-segmentation"],
-                    "result": tensor(card["classes"] + 1, "class"),
+                    "result": tensor(card.classes + 1, "class"),
                     "classification:classes": classes,
                     "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
                 }
             ],
-            "mlm:hyperparameters": {
-                "threshold": card.get("threshold", 0.5),
-                "temperature": card.get("temperature", 1.0),
-            },
+            "mlm:hyperparameters": {"threshold": card.threshold, "temperature": card.temperature},
         },
         "links": [],
         "assets": {

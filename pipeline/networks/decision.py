@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.networks.card import Card
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -20,9 +22,9 @@ class Decision:
     threshold: float = 0.5
 
     @classmethod
-    def of(cls, card: dict) -> "Decision":
-        """What a model's card says, from validation; where it says nothing, the likelier of building and not."""
-        return cls(card.get("temperature", 1.0), card.get("threshold", 0.5))
+    def of(cls, card: Card) -> "Decision":
+        """What a model's card says, from validation."""
+        return cls(card.temperature, card.threshold)
 
     @property
     def shift(self) -> float:

@@ -4,10 +4,8 @@ A model folder holds weights.safetensors and model.json (the card): data, never 
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -15,10 +13,11 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.errors import InputError
+from pipeline.networks.card import Card, read_card
 from pipeline.networks.decision import Decision, Deployed
+from pipeline.networks.hub import readme
 from pipeline.networks.imagenet import normalisation, packaged_weights, start_from
-from pipeline.storage import atomic_folder, read_json, write_json
-from pipeline.tiles.store import CityTiles
+from pipeline.storage import atomic_folder, write_json
 
 SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
@@ -41,7 +40,7 @@ class Segmenter(nn.Module):
         self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
-        self.card: dict = {}
+        self.card: Card | None = None  # of a model that was read
         self.decision = Decision()
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
@@ -270,76 +269,26 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{file}: damaged weights ({error}); train the model again or fetch a fresh copy") from None
 
 
-def save_model(folder: str | Path, segmenter: Segmenter, card: dict) -> None:
-    """Write FOLDER/weights.safetensors and FOLDER/model.json, atomically."""
+def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> None:
+    """Write FOLDER/weights.safetensors, FOLDER/model.json and its page FOLDER/README.md, atomically.
+
+    card: a Card, or its keys.
+    """
+    card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
         try:
             save_file(weights, partial / "weights.safetensors")
         except SafetensorError as error:
             raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
-        write_json(partial / "model.json", card)
-
-
-class Card(BaseModel):
-    """What is relied on in a model card, bounded before anything is built from it; a card may say more."""
-
-    model: params.Model
-    channels: Annotated[int, Field(ge=1, le=256)]
-    classes: Annotated[int, Field(ge=1, le=254)]
-    gsd: params.GroundSampleDistance
-    bands: list[params.Count] | None = None
-    threshold: params.Share = 0.5
-    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
-    metrics: dict = {}
-    confidence: dict[str, float] | None = None
-
-    @model_validator(mode="after")
-    def agrees(self):
-        if self.classes != self.model.classes or self.bands and len(self.bands) != self.channels:
-            raise ValueError("classes or bands are not those of the model")
-        return self
-
-
-def check_card(card: object, where: str | Path) -> dict:
-    """The card, as it is. Raises InputError where it is not one of this pipeline."""
-    try:
-        Card.model_validate(card)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InputError(f"{where}: not a model card of this pipeline ({what}); train the model again") from None
-    return card
-
-
-def read_card(folder: str | Path) -> dict:
-    """FOLDER/model.json. Raises InputError where it is absent or damaged."""
-    path = Path(folder) / "model.json"
-    try:
-        return check_card(read_json(path), path)
-    except InputError:
-        raise
-    except OSError:
-        raise InputError(f"{path}: not found; run the train stage first or correct the model's folder") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
-
-
-def check_fit(card: dict, city: CityTiles, model: Path) -> None:
-    """Raise InputError where a city's tiles are not what the model was trained to read."""
-    for key, mine, theirs in (
-        ("channels", card["channels"], city.channels),
-        ("ground sample distance", card["gsd"], city.gsd),
-        ("classes", card["classes"], city.classes),
-    ):
-        if abs(mine - theirs) > 1e-6:
-            raise InputError(f"{city.folder}: {key} {theirs:g}, but {model} was trained with {mine:g}; tile it again")
+        write_json(partial / "model.json", card.model_dump(mode="json"))
+        (partial / "README.md").write_text(readme(card), encoding="utf-8")
 
 
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
     """The model that an earlier run with the same fingerprint left; None where there is none, or it is damaged."""
     try:
-        return load_model(folder) if read_card(folder).get("fingerprint") == key else None
+        return load_model(folder) if read_card(folder).fingerprint == key else None
     except InputError:
         return None
 
@@ -348,8 +297,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmen
     """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent, damaged or mismatched."""
     card = read_card(folder)
     try:
-        model = params.Model(**{**card["model"], "encoder_weights": None})
-        segmenter = build_model(model, card["channels"])
+        segmenter = build_model(card.model.model_copy(update={"encoder_weights": None}), card.channels)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

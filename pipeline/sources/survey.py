@@ -50,7 +50,9 @@ def survey_all(
         raise InputError(f"{place}: no scene of {city} holds data, every pixel is nodata; check the files")
     notes = {"warnings": [], "scenes_without_data": blank}
     if blank:
-        notes["warnings"].append(f"{city}: {len(blank)} scenes hold nothing but nodata and are left out: {some(blank)}")
+        notes["warnings"].append(
+            f"{city}: {len(blank)} scenes hold nothing but nodata and are left out: {listed(blank)}"
+        )
     return [image for image in images if not image.blank], notes
 
 
@@ -118,5 +120,5 @@ def _blank(dataset: rasterio.DatasetReader) -> bool:
     return True
 
 
-def some(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

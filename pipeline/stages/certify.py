@@ -69,19 +69,21 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
 def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
     from pipeline.certificates import ordering
-    from pipeline.networks.models import check_fit, load_model, read_card
+    from pipeline.networks.card import check_fit, read_card
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device, direct_sums
     from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.certify, device()
-    direct_sums()
-    if METHODS[method].certifies(Model(**read_card(settings.model)["model"])):
+    if method != "smoothing":  # which votes, in whatever arithmetic the model has
+        direct_sums()
+    if METHODS[method].certifies(read_card(settings.model).model):
         segmenter, result = load_model(settings.model, on), {"deployed": True}
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
         segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
-        result = {"deployed": False, **segmenter.card["metrics"]}
+        result = {"deployed": False, **segmenter.card.metrics}
     rows, answer = ordering.ROWS[method], {}
     for city in progress(cities, f"certify: {method}"):
         data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
@@ -102,7 +104,8 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     """
     import torch
 
-    from pipeline.certificates.interval_training import train_interval, train_margin
+    from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
+    from pipeline.networks.card import Card
     from pipeline.networks.models import build_model, kept_model, load_model, save_model
     from pipeline.networks.precision import device
 
@@ -125,20 +128,21 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
             trained = train_margin(segmenter, batches, settings.steps, epsilon)
             break
         segmenter.set_normalisation([0.5] * cities[0].channels, [0.25] * cities[0].channels)
-        trained = train_interval(segmenter, batches, settings.steps, epsilon / 255)
+        bound = OBJECTIVES[settings.objective]
+        trained = train_interval(segmenter, batches, settings.steps, epsilon / 255, bound=bound)
         if not trained.collapsed or halving == HALVINGS:
             break
         epsilon /= 2
-        console.print(f"certify: IBP training collapsed to one class; once more with ε {epsilon:g}/255")
+        console.print(f"certify: {settings.objective} training collapsed; once more with ε {epsilon:g}/255")
     if trained.collapsed:
         console.print(f"certify: the {method} network collapsed: its certificates are worth nothing here")
     metrics = {"train_iou": trained.iou, "collapsed": trained.collapsed, "train_budget": epsilon}
     first = cities[0]
-    card = {
-        "model": model.model_dump(), "channels": first.channels, "classes": first.classes, "gsd": first.gsd,
-        "bands": params.tile.bands, "cities": [c.city for c in cities], "threshold": 0.5, "temperature": 1.0,
-        "params": {"certify": params.certify.model_dump()}, "metrics": metrics, "fingerprint": key,
-    }  # fmt: skip
+    card = Card(
+        model=model, channels=first.channels, classes=first.classes, gsd=first.gsd, bands=params.tile.bands,
+        cities=[c.city for c in cities], params={"certify": params.certify.model_dump()}, metrics=metrics,
+        fingerprint=key,
+    )  # fmt: skip
     save_model(folder, segmenter, card)
     return load_model(folder, on)
 

@@ -83,7 +83,7 @@ def run(
         about = {
             "key": fingerprint(survey.FORMAT, model_key, [s.path for s in found], tiles, side, strategy, seed),
             "model": str(model), "model_key": model_key, "strategy": strategy, "seed": seed, "side": side,
-            "threshold": threshold, "gsd": segmenter.card["gsd"], "bands": segmenter.card.get("bands"),
+            "threshold": threshold, "gsd": segmenter.card.gsd, "bands": segmenter.card.bands,
         }  # fmt: skip
         drawn_survey = Survey(folder, about, found, frames, drawn, stratum, inclusion)
         survey.save(drawn_survey)
@@ -107,7 +107,7 @@ def _map(segmenter, task: Task, number: int, path: Path, side: int):
         return scene, of_scene(number, levels, image, frame_windows(*grid.shape, side))
 
 
-def _cut_images(drawn: Survey, task: Task, name: str, card: dict) -> None:
+def _cut_images(drawn: Survey, task: Task, name: str, card) -> None:
     """The images of a scene's frames, with their surroundings."""
     own = [i for i in drawn.drawn if drawn.scenes[drawn.frames.scene[i]].name == name]
     if not own:

@@ -47,11 +47,11 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     if without is not None:
         write_json(FOLDS / f"{without}.json", {"weights": digest(folder / "weights.safetensors")})
     else:
-        write_json("metrics/train.json", {**card["metrics"], "temperature": card["temperature"], **card["training"]})
-        write_history(ARRAYS / "curve.csv", card["history"])
-    epochs = card["history"][-3:]
+        write_json("metrics/train.json", {**card.metrics, "temperature": card.temperature, **card.training})
+        write_history(ARRAYS / "curve.csv", card.history)
+    epochs = card.history[-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
-    iou = card["metrics"]["validation_iou"]
+    iou = card.metrics["validation_iou"]
     best = "no building in validation: the last epoch is kept" if iou is None else f"best validation IoU {iou:.3f}"
     console.print(f"{best}; weights in {folder}/weights.safetensors")
 

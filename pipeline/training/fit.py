@@ -8,7 +8,6 @@ pixels (see losses.py); batch statistics are shared on GPUs, and each process's 
 """
 
 import csv
-import json
 import logging
 import math
 import os
@@ -28,7 +27,8 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
-from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, read_card, save_model, weights_file
+from pipeline.networks.card import Card, read_card
+from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, save_model, weights_file
 from pipeline.networks.precision import choose, device
 from pipeline.params import Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
@@ -38,6 +38,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
+from pipeline.training.loggers import loggers, tell
 from pipeline.training.losses import build_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
@@ -140,7 +141,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.losses.clear()
         iou = ratio(intersection, union) if truth else None
         # Where validation knows no building no epoch is better than the one after: the last is kept.
-        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False)
+        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False, logger=False)
         record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
         logged = self.trainer.callback_metrics
         record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
@@ -149,6 +150,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
         if self.trainer.is_global_zero:
             write_history(Path(self.trainer.default_root_dir) / "curve.csv", self.history)
+            tell(self.trainer, self.history[-1])
 
     def overfitting(self) -> dict[str, float]:
         """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
@@ -231,7 +233,7 @@ def _start(train: Train) -> list:
     for path in (train.init, train.model.encoder_weights):
         if path not in (None, "imagenet") and (file := weights_file(path)).is_file():
             digests.append(digest(file))
-    return [train.init and read_card(train.init), digests]
+    return [read_card(train.init).model_dump(mode="json") if train.init else None, digests]
 
 
 def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
@@ -244,33 +246,35 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
         return segmenter
     card = check_start(train, channels)
-    if not math.isclose(card["gsd"], cities[0].gsd, rel_tol=0.01):
+    if not math.isclose(card.gsd, cities[0].gsd, rel_tol=0.01):
         console.print(
-            f"warning: train.init: {train.init} knows pixels of {card['gsd']:g} m, the tiles' are {cities[0].gsd:g} m; "
+            f"warning: train.init: {train.init} knows pixels of {card.gsd:g} m, the tiles' are {cities[0].gsd:g} m; "
             "set tile.gsd to match, or expect it to learn the scale anew",
             style="yellow", markup=False,
         )  # fmt: skip
     return load_model(train.init).requires_grad_(True).train()
 
 
-def check_start(train: Train, channels: int) -> dict:
+def check_start(train: Train, channels: int) -> Card:
     """The card of the model to start from. Raises InputError where it is another network than train.model."""
     card = read_card(train.init)
     wanted = train.model.model_dump(exclude={"encoder_weights"})
-    different = [k for k, v in wanted.items() if card["model"].get(k) != v]
-    if different or card["channels"] != channels:
-        what = ", ".join(f"{k} {card['model'].get(k)!r}" for k in different) or f"{card['channels']} channels"
+    different = [k for k, v in wanted.items() if getattr(card.model, k) != v]
+    if different or card.channels != channels:
+        what = ", ".join(f"{k} {getattr(card.model, k)!r}" for k in different) or f"{card.channels} channels"
         raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
     return card
 
 
 def inherited(train: Train) -> list[str]:
     """Cities whose labels the model that training starts from has seen: one that is held out must not be among them."""
-    start = read_card(train.init) if train.init else {}
-    return sorted({*start.get("cities", []), *start.get("inherited", [])})
+    if not train.init:
+        return []
+    start = read_card(train.init)
+    return sorted({*start.cities, *start.inherited})
 
 
-def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> dict:
+def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, name: str = "all") -> Card:
     """Train on the `train` regions of `cities`, keep the weights of the best validation IoU, write `folder`.
 
     `work` holds the checkpoint while training lasts. Returns the model card. Under torchrun every process calls it.
@@ -293,7 +297,9 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     if train.batch_size % world:
         raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
 
-    key = fingerprint(train.model_dump(), [city.about for city in cities], version("train"), _start(train))
+    key = fingerprint(
+        train.model_dump(exclude={"loggers"}), [city.about for city in cities], version("train"), _start(train)
+    )
     work = Path(work) / f"train-{name}-{key}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
@@ -313,7 +319,7 @@ def _whole(checkpoint: Path) -> bool:
     return True
 
 
-def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> dict:
+def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank: int, world: int, key: str) -> Card:
     train, on = params.train, device()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
@@ -321,7 +327,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     segmenter = _segmenter(params, cities)
     module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
-    trainer = _trainer(train, on, work, world, checkpoint)
+    trainer = _trainer(train, on, work, world, checkpoint, loggers(train.loggers, folder.name))
     last = work / "last.ckpt"
     resumed = _whole(last)
     loaders = _loaders(train, cities, on, rank, world)
@@ -340,23 +346,23 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
     else:
         calibration = UNCALIBRATED
-    card = {
-        "model": train.model.model_dump(),
-        "channels": cities[0].channels,
-        "bands": params.tile.bands,
-        "classes": train.model.classes,
-        "gsd": cities[0].gsd,
-        "cities": [c.city for c in cities],
-        "inherited": inherited(train),
-        "normalisation": {"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
+    card = Card(
+        model=train.model,
+        channels=cities[0].channels,
+        bands=params.tile.bands,
+        classes=train.model.classes,
+        gsd=cities[0].gsd,
+        cities=[c.city for c in cities],
+        inherited=inherited(train),
+        normalisation={"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
-        "params": json.loads(params.model_dump_json(include={"tile", "train"})),
-        "metrics": {"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
-        "history": module.history,
-        "training": {"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
-                     "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
-        "fingerprint": key,
-    }  # fmt: skip
+        params=params.model_dump(mode="json", include={"tile", "train"}),
+        metrics={"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
+        history=module.history,
+        training={"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
+                  "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
+        fingerprint=key,
+    )  # fmt: skip
     if rank == 0:
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()
@@ -386,7 +392,9 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
 
 
-def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback) -> lightning.Trainer:
+def _trainer(
+    train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback, listeners: list
+) -> lightning.Trainer:
     callbacks: list[Callback] = [checkpoint, Bar()]
     if train.patience:
         callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
@@ -408,7 +416,7 @@ def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=listeners or False,
         log_every_n_steps=1,
         default_root_dir=work,
     )

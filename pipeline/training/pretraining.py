@@ -7,7 +7,6 @@ itself with one output a band, so encoder and decoder are both trained; its last
 The result is a model folder: `train.init` starts from it.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from pipeline import params
 from pipeline.code import version
 from pipeline.console import progress
 from pipeline.errors import InputError
-from pipeline.networks.models import Segmenter, build_model, read_card, save_model
+from pipeline.networks.card import Card, read_card
+from pipeline.networks.models import Segmenter, build_model, save_model
 from pipeline.networks.precision import autocast, device
 from pipeline.storage import fingerprint
 from pipeline.tiles.store import CityTiles
@@ -35,7 +35,7 @@ def hide(images: torch.Tensor, square: int, share: float, generator: torch.Gener
     return images * (1 - mask) + images.mean((2, 3), keepdim=True) * mask, mask
 
 
-def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
+def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> Card:
     """Train train.model on the training scenes' images as `pretrain` says; write `folder`, return its card.
 
     The same call again returns what is there. No label is read: crops come from CityTiles.unlabelled. The
@@ -43,7 +43,7 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
     """
     options, model, channels = p.pretrain, p.train.model, cities[0].channels
     key = fingerprint(version("pretrain"), options.model_dump(), model.model_dump(), [c.about for c in cities])
-    if (Path(folder) / "model.json").exists() and (done := read_card(folder)).get("fingerprint") == key:
+    if (Path(folder) / "model.json").exists() and (done := read_card(folder)).fingerprint == key:
         return done
     torch.manual_seed(options.seed)
     pool = np.concatenate([c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities])
@@ -60,21 +60,18 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> dict:
         losses = _paint(painter, pool, options, on)
     segmenter = _with_new_head(painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels))
     tenth = max(1, len(losses) // 10)
-    card = {
-        "model": model.model_dump(),
-        "channels": channels,
-        "bands": p.tile.bands,
-        "classes": model.classes,
-        "gsd": cities[0].gsd,
-        "cities": [],  # whose labels it has seen; a fold may start from it whatever city is held out
-        "images": [c.city for c in cities],
-        "threshold": 0.5,
-        "temperature": 1.0,
-        "params": json.loads(p.model_dump_json(include={"tile", "pretrain"})),
-        "metrics": {"first_loss": float(np.mean(losses[:tenth])), "last_loss": float(np.mean(losses[-tenth:]))},
-        "fingerprint": key,
-        "history": [float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
-    }
+    card = Card(  # it has seen no city's labels: a fold may start from it whatever city is held out
+        model=model,
+        channels=channels,
+        bands=p.tile.bands,
+        classes=model.classes,
+        gsd=cities[0].gsd,
+        images=[c.city for c in cities],
+        params=p.model_dump(mode="json", include={"tile", "pretrain"}),
+        metrics={"first_loss": float(np.mean(losses[:tenth])), "last_loss": float(np.mean(losses[-tenth:]))},
+        fingerprint=key,
+        history=[float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
+    )
     save_model(folder, segmenter, card)
     return card
 

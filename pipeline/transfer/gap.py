@@ -17,6 +17,7 @@ import shapely
 
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid
+from pipeline.networks.card import Card
 from pipeline.scoring.bootstrap import (
     Estimate,
     degrees_of_freedom,
@@ -47,20 +48,20 @@ def folds(cities: Iterable[str]) -> list[Fold]:
     return [Fold(city, tuple(c for c in ordered if c != city)) for city in ordered]
 
 
-def check_fold(fold: Fold, card: dict, reference: dict) -> None:
+def check_fold(fold: Fold, card: Card, reference: Card) -> None:
     """Raise InputError unless a fold's model was trained on its cities, on no label of the held-out one, and as the
     `reference` on all cities was. Both are the models' cards."""
     folder, again = f"models/without-{fold.held_out}", f"run `python -m pipeline train --without {fold.held_out}` again"
-    if fold.held_out in card["cities"]:
+    if fold.held_out in card.cities:
         raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; {again}")
-    if fold.held_out in card.get("inherited", []):
+    if fold.held_out in card.inherited:
         raise InputError(
             f"{folder}: train.init started it from a model that had been trained on {fold.held_out}; "
             f"start from one that has not, or from `python -m pipeline pretrain`, and {again}"
         )
-    if set(card["cities"]) != set(fold.training):
-        raise InputError(f"{folder}: trained on {', '.join(card['cities'])}, not {', '.join(fold.training)}; {again}")
-    ours, theirs = card["params"]["train"], reference["params"]["train"]
+    if set(card.cities) != set(fold.training):
+        raise InputError(f"{folder}: trained on {', '.join(card.cities)}, not {', '.join(fold.training)}; {again}")
+    ours, theirs = card.params["train"], reference.params["train"]
     if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         raise InputError(
             f"{folder}: train.{different[0]} is {ours.get(different[0])!r}, of the model on all cities "

@@ -33,7 +33,7 @@ def test_logits_probabilities_and_margins_draw_one_map(rule, classes):
 
 def test_the_likelier_class_wins_where_nothing_was_calibrated():
     z = torch.randn(1, 2, 30, 30)
-    assert torch.equal(Decision.of({})(z), z.argmax(1)) and torch.equal(Decision().logits(z), z)
+    assert torch.equal(Decision()(z), z.argmax(1)) and torch.equal(Decision().logits(z), z)
 
 
 @pytest.mark.parametrize(("threshold", "everywhere"), [(0.0, 1), (1.0, 0)])

@@ -94,7 +94,7 @@ def test_sandwich_of_every_method_and_city(place):
     assert metrics["lipschitz"]["city"]["toyton"]["0.05"]["certified"] > 0.2
     for name in ("convex", "lipschitz"):
         card = load_model(place / "models" / "certify" / name).card
-        assert card["cities"] == CITIES and card["metrics"]["collapsed"] is False
+        assert card.cities == CITIES and card.metrics["collapsed"] is False
         clean = {city: next(iter(rows.values()))["clean"] for city, rows in metrics[name]["city"].items()}
         assert metrics[name]["lost"] == [c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]]
 

@@ -7,7 +7,8 @@ import torch
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
-from pipeline.networks.models import build_model, read_card
+from pipeline.networks.card import read_card
+from pipeline.networks.models import build_model
 from pipeline.params import parse_params
 from pipeline.storage import WORK, digest
 from pipeline.tiles.store import CityTiles
@@ -104,7 +105,7 @@ def test_seeds_single_cities_and_shares(params, workplace):
     assert "frugal-random-1" not in trainings  # it is the reference, not trained once more
     assert set(trainings["frugal-random-0.3"]["cities"]) == {"toyton", "dimham"}
     card = trainings["frugal-other_cities-1-dimham"]
-    assert (card["cities"], card["inherited"]) == (["dimham"], ["toyton"])
+    assert (card.cities, card.inherited) == (["dimham"], ["toyton"])
 
 
 def trained(params, workplace, folds=(None, "toyton", "dimham")):
@@ -139,7 +140,7 @@ def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervise
     pretrain(params.model_copy(update={"pretrain": small}), cities, workplace.parent / "pretrained")
     train.run(with_init(params, workplace.parent / "pretrained"), "dimham", tiles=workplace)
     card = json.loads((workplace.parent / "models/without-dimham/model.json").read_text())
-    assert card["cities"] == ["toyton"] and card["inherited"] == []
+    assert card.cities == ["toyton"] and card.inherited == []
     fold = json.loads((workplace.parent / "models/folds/dimham.json").read_text())
     assert fold["weights"] == digest(workplace.parent / "models/without-dimham/weights.safetensors") != before
 
@@ -247,7 +248,7 @@ def test_folds_are_compared_at_equal_training(params, workplace):
     cities = {name: CityTiles(workplace / name) for name in ("toyton", "dimham")}
     folders = generalize.models_of_seed(params, cities, generalize.folds(cities), workplace.parent / "models", 0)
     card = json.loads((folders["all"] / "model.json").read_text())
-    assert card["params"]["train"]["epochs"] == 1 and set(card["cities"]) == {"toyton", "dimham"}
+    assert card.params["train"]["epochs"] == 1 and set(card.cities) == {"toyton", "dimham"}
     assert folders["without-dimham"] == workplace.parent / "models" / "without-dimham"
 
 

@@ -87,7 +87,7 @@ def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
     process.kill(), process.wait()
     train(toy_tiles, folder, settings(epochs=3))
     card = json.loads((folder / "model.json").read_text())
-    assert not card["training"]["resumed"] and len(card["history"]) == 3
+    assert not card.training["resumed"] and len(card.history) == 3
 
 
 def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
@@ -125,7 +125,7 @@ def test_two_processes_train_what_holds_batch_norm_and_a_shortened_encoder(toy_t
     model = {"architecture": "pspnet", "encoder": "resnet18"}
     params = settings(model=model, epochs=2, steps_per_epoch=2, crop=32, batch_size=4)
     card = train_by_two(toy_tiles, tmp_path / "two" / "model", params)
-    assert len(card["history"]) == 2 and card["confidence"] is not None  # calibrated
+    assert len(card.history) == 2 and card.confidence is not None  # calibrated
 
 
 def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, tmp_path):
@@ -134,16 +134,16 @@ def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, 
     adversarial = {"method": "fast", "epsilon": 2, "steps": 1}
     params = parse_params(settings(epochs=2, steps_per_epoch=2, adversarial=adversarial))
     card = fit(params, open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
-    for epoch in card["history"]:
+    for epoch in card.history:
         assert epoch["overfitting_gap"] == epoch["fgsm_iou"] - epoch["pgd_iou"] and epoch["epsilon"] == 2
 
 
 def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
     train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=10, learning_rate=0.02))
     card = json.loads((tmp_path / "model" / "model.json").read_text())
-    curve = [e["iou"] for e in card["history"]]
-    assert card["metrics"]["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.8
-    assert all(0.5 <= card["confidence"][kind] <= 1 for kind in ("building", "background"))
+    curve = [e["iou"] for e in card.history]
+    assert card.metrics["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.8
+    assert all(0.5 <= card.confidence[kind] <= 1 for kind in ("building", "background"))
 
 
 def test_the_same_crop_for_the_same_index_whatever_was_read_before(toy_tiles):
@@ -291,7 +291,7 @@ def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
 
     params = parse_params(settings(epochs=1, steps_per_epoch=steps))
     card = fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
-    assert len(card["history"]) == 1
+    assert len(card.history) == 1
 
 
 def test_a_log_gets_a_line_an_epoch_and_how_long_it_will_take(toy_tiles, tmp_path, capsys):

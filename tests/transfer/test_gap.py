@@ -6,7 +6,11 @@ from affine import Affine
 
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid, Window
+from pipeline.networks.card import Card
+from pipeline.params import Model
 from pipeline.transfer.gap import COUNTS, Fold, Pair, check_fold, check_ground, folds, gap_table
+
+LINEAR = Model(architecture="linear")
 
 
 def pair(seed: int, seen: float, unseen: float, units: int = 12, seeds: int = 1) -> Pair:
@@ -54,15 +58,16 @@ def test_one_ground_flown_twice_is_one_city():
             check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", split, east=102))})
 
 
-def card(*cities, **more):
-    return {"cities": list(cities), "params": {"train": {"epochs": 3, "seed": 0}}, **more}
+def card(*cities, epochs=3, **more):
+    params = {"train": {"epochs": epochs, "seed": 0}}
+    return Card(model=LINEAR, channels=3, classes=1, gsd=0.5, cities=cities, params=params, **more)
 
 
 def test_a_fold_has_seen_its_cities_only_and_was_trained_like_the_reference():
     fold, reference = Fold("a", ("b", "c")), card("a", "b", "c")
     check_fold(fold, card("b", "c"), reference)
     check_fold(fold, card("c", "b", inherited=["d"]), reference)
-    longer = card("b", "c") | {"params": {"train": {"epochs": 4, "seed": 0}}}
+    longer = card("b", "c", epochs=4)
     for wrong, says in (
         (card("a", "b", "c"), "trained on a"),
         (card("b", "c", inherited=["a", "b"]), "train.init started it from a model that had been trained on a"),

@@ -25,7 +25,7 @@ from pipeline.imagery.grid import PIXELS, check_place
 from pipeline.imagery.raster import grid_of, open_raster, unknown
 from pipeline.imagery.scene import City, Scene
 from pipeline.imagery.vector import SUFFIXES, Bounds, Footprints, read_footprints, rough_shift, transform_bounds
-from pipeline.sources.survey import Image, check_complete, named, some, stamp, survey_all
+from pipeline.sources.survey import Image, check_complete, listed, named, stamp, survey_all
 
 IMAGES, LABELS = "images", "labels"
 TIFF = {".tif", ".tiff"}
@@ -58,15 +58,23 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     images, notes = survey_all(files, city, root / IMAGES, override.gsd, list(scenes), over=over)
     notes["warnings"] += warnings
     if passed:
-        notes["warnings"].append(f"{root / IMAGES}: passed over {some(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
+        notes["warnings"].append(f"{root / IMAGES}: passed over {listed(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
     if drawn:
         raster_building, files = 1, dict.fromkeys(images, labels)
         if labels.name == LABELS:
             files = _each(labels, images, city, override.unlabelled == "ignore")
-        digests = dict(zip(files, overlay(list(files.values()), list(files), city, override.where, notes), strict=True))
+        digests = dict(
+            zip(
+                files,
+                overlay(list(files.values()), list(files), city, override.where, notes, fetch.groups),
+                strict=True,
+            )
+        )
         bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
         paths = [None if image.name in bare else files.get(image) for image in images]
         stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
+    elif fetch.groups:
+        raise InputError(f"fetch.groups: {labels} holds rasters, which have no columns; set it to null")
     elif override.where:
         raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
     else:
@@ -83,6 +91,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         bands=override.bands,
         range=override.range,
         where=override.where,
+        groups=fetch.groups,
         raster_building=raster_building,
         notes=notes,
     )
@@ -99,13 +108,15 @@ def _unlabelled(
     """The scenes without a footprint that are left out; unless it is stated what they mean, they are background."""
     if override.unlabelled is None and 0 < len(bare) < len(images):
         notes["warnings"].append(
-            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: {some(bare)}; where "
+            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: {listed(bare)}; where "
             f"nobody drew their buildings, state fetch.overrides.{city}.unlabelled: ignore (else: background)"
         )
     return set(bare) if override.unlabelled == "ignore" else set()
 
 
-def overlay(paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict) -> list[str]:
+def overlay(
+    paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict, column: str | None = None
+) -> list[str]:
     """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
 
     Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
@@ -115,11 +126,11 @@ def overlay(paths: list[Path], images: list[Image], city: str, where: str | None
     for (path, crs), members in _alike(paths, images).items():
         boxes = _boxes([images[i] for i in members])
         bounds = tuple(shapely.total_bounds(boxes).tolist())
-        found = read_footprints(path, crs, bounds, where)
+        found = read_footprints(path, crs, bounds, where, column)
         tree = shapely.STRtree(found.polygons)
         scene, footprint = tree.query(boxes, predicate="intersects")
         for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
-            digests[i] = Footprints(found.polygons[near], found.labels[near]).digest
+            digests[i] = found.some(near).digest
         built |= {images[members[i]].name for i in scene}
         covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
         counts.update(_counts(found, len(np.unique(footprint))))
@@ -134,7 +145,7 @@ def overlay(paths: list[Path], images: list[Image], city: str, where: str | None
         notes["warnings"].append(_why_empty(place, paths, city, where))
     if covered:
         notes["warnings"].append(
-            f"{place}: a single polygon covers all of scene {some(sorted(covered))}; is it the outline of an area?"
+            f"{place}: a single polygon covers all of scene {listed(sorted(covered))}; is it the outline of an area?"
         )
     notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
     notes["warnings"] += [f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]]
@@ -251,11 +262,11 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
     """labels/, or the one file of footprints; and warnings."""
     vectors = _vectors(root)
     if (root / LABELS).is_dir():
-        unused = some([vector.name for vector in vectors])
+        unused = listed([vector.name for vector in vectors])
         return root / LABELS, [f"{root}: {LABELS}/ is used, {unused} is not"] if vectors else []
     if len(vectors) > 1:
         raise InputError(
-            f"{root}: holds {len(vectors)} files of footprints, {some([v.name for v in vectors])}; keep one"
+            f"{root}: holds {len(vectors)} files of footprints, {listed([v.name for v in vectors])}; keep one"
         )
     if not vectors:
         raise InputError(
@@ -288,8 +299,8 @@ def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Imag
     if missing and not (some and len(missing) < len(images)):
         first = next(iter(by_name.values()))
         raise InputError(
-            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {some(missing)}; name them as their "
-            f"image, {missing[0]}{first.suffix} for one (here is {first.name}), or state fetch.overrides.{city}."
+            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {listed(missing)}; name them as "
+            f"their image, {missing[0]}{first.suffix} for one (here is {first.name}), or state fetch.overrides.{city}."
             "unlabelled: ignore"
         )
     return {image: by_name[image.name] for image in images if image.name in by_name}
@@ -306,7 +317,7 @@ def _rasters(
     missing = [image.name for image in images if image.name not in by_name]
     if missing and override.unlabelled != "ignore":
         raise InputError(
-            f"{folder}: no label for {len(missing)} of {len(images)} images: {some(missing)}; add "
+            f"{folder}: no label for {len(missing)} of {len(images)} images: {listed(missing)}; add "
             f"{missing[0]}.tif, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
         )
     if len(missing) == len(images):

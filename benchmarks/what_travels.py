@@ -1,0 +1,213 @@
+"""What of a training travels to cities it has never seen: one change at a time, equal steps, real cities.
+
+    python -m pipeline fetch && python -m pipeline tile        in a folder whose params.yaml names the cities
+    python -m benchmarks.what_travels VARIANT… [--steps 250 --seeds 1 --out travels.json]   there; all without VARIANT
+
+The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that every city is
+unseen once; IoU is over all of a city's pixels. A row compares a variant with `plain` city by city: the mean
+difference and its 95 % interval over cities (t), the least city's IoU. Rows in the file are not trained again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from pipeline import params
+from pipeline.networks.models import build_model
+from pipeline.scoring.metrics import counts, ratio
+from pipeline.storage import write_json
+from pipeline.tiles.store import CityTiles, open_cities
+from pipeline.tiles.tensors import to_float
+from pipeline.training.augment import augment
+from pipeline.training.crops import read_crop
+from pipeline.training.losses import build_loss
+
+PLAIN = {"encoder": "tu-tf_efficientnet_lite0", "augment": "standard", "crop": 128, "batch": 8, "rate": 3e-3}
+VARIANTS = {
+    "plain": {},
+    "strong": {"augment": "strong"},
+    "scale": {"scale": 2.0},  # crops of half to twice the ground, resampled
+    "ema": {"ema": 0.99},
+    "root": {"weighting": 0.5},
+    "style": {"style": 0.5},  # a crop takes the mean and deviation of another city's, per channel
+    "mixstyle": {"mixstyle": 0.5},  # the same of the encoder's first two features (Zhou et al. 2021)
+    "fda": {"fda": 0.5},  # low-frequency amplitudes of another city's crop (Yang & Soatto 2020)
+    "mixup": {"mixup": 0.2},  # Beta(α, α) (Zhang et al. 2018)
+    "slow encoder": {"encoder_rate": 0.1},
+    "dro": {"dro": 0.1},  # exponential weights of the cities' losses (Sagawa et al. 2020)
+    "crop 192": {"crop": 192, "batch": 4},
+    "resnet18": {"encoder": "resnet18", "weights": None},
+    "strong ema": {"augment": "strong", "ema": 0.99},
+    "strong ema scale": {"augment": "strong", "ema": 0.99, "scale": 2.0},
+    "strong ema style": {"augment": "strong", "ema": 0.99, "style": 0.5},
+}
+
+
+def crop(city: CityTiles, side: int, scale: float, level: str, random: np.random.Generator):
+    """An augmented crop of a training or validation region, of `scale`⁻¹ … `scale` times the ground."""
+    import cv2
+
+    regions = city.regions
+    area = np.array([r.pixels for r in regions], float)
+    region = regions[random.choice(len(regions), p=area / area.sum())]
+    ground = round(side * scale ** random.uniform(-1, 1))
+    top, left = (int(random.integers(0, max(1, n - ground + 1))) for n in (region.height, region.width))
+    image, label = read_crop(city, region, top, left, ground)
+    if ground != side:
+        how = cv2.INTER_AREA if ground > side else cv2.INTER_LINEAR
+        image = cv2.resize(image, (side, side), interpolation=how)
+        label = cv2.resize(label, (side, side), interpolation=cv2.INTER_NEAREST)
+    return augment(level, image, label, int(random.integers(2**31)))
+
+
+def restyled(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """A share of images (N, C, H, W) with the channel means and deviations of another of the batch, half the way."""
+    order = torch.randperm(len(images), generator=generator)
+    mean, std = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True) + 1e-3
+    way = torch.rand(len(images), 1, 1, 1, generator=generator)
+    new_mean, new_std = mean.lerp(mean[order], way), std.lerp(std[order], way)
+    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < share
+    return torch.where(chosen, (images - mean) / std * new_std + new_mean, images)
+
+
+def low_swapped(images: torch.Tensor, share: float, generator: torch.Generator, beta: float = 0.02) -> torch.Tensor:
+    order = torch.randperm(len(images), generator=generator)
+    spectrum = torch.fft.fft2(images)
+    amplitude, phase = spectrum.abs(), spectrum.angle()
+    side = max(1, int(beta * images.shape[-1]))
+    fy, fx = (torch.fft.fftfreq(n).abs() * n for n in images.shape[-2:])
+    low = (fy[:, None] <= side) & (fx[None] <= side)
+    mixed = torch.where(low, amplitude[order], amplitude)
+    back = torch.fft.ifft2(torch.polar(mixed, phase)).real.clamp(0, 1)
+    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < share
+    return torch.where(chosen, back, images)
+
+
+def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
+    random, generator = np.random.default_rng((seed, 1)), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    card = params.Model(
+        architecture="unet", encoder=v["encoder"], encoder_weights=v.get("weights", "imagenet"),
+        decoder_channels=[64, 32, 16, 16],
+    )  # fmt: skip
+    model = build_model(card, 3).train().to(memory_format=torch.channels_last)
+    if v.get("weights", "imagenet") is None:
+        model.set_normalisation([0.4] * 3, [0.2] * 3)
+    encoder = {id(p) for p in model.network.encoder.parameters()}
+    groups = [[p for p in model.parameters() if (id(p) in encoder) == own] for own in (True, False)]
+    rates = [v["rate"] * v.get("encoder_rate", 1), v["rate"]]
+    optimizer = torch.optim.AdamW([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+    if share := v.get("mixstyle"):
+        for stage in list(model.network.encoder.model.blocks)[:2]:
+            stage.register_forward_hook(
+                lambda module, _, out: restyled(out, share, generator) if module.training else out
+            )
+    average = (
+        torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(v["ema"]), use_buffers=True
+        )
+        if v.get("ema")
+        else None
+    )
+    loss_of, weights = build_loss({"cross_entropy": 1, "dice": 1}), np.ones(len(cities))
+    share = np.array([sum(r.pixels for r in c.regions) for c in cities]) ** v.get("weighting", 0.0)
+    for _ in range(steps):
+        chosen = random.choice(len(cities), v["batch"], p=share / share.sum())
+        crops = [crop(cities[c], v["crop"], v.get("scale", 1.0), v["augment"], random) for c in chosen]
+        images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+        images, labels = to_float(images), labels.long()
+        if v.get("style"):
+            images = restyled(images, v["style"], generator).clamp(0, 1)
+        if v.get("fda"):
+            images = low_swapped(images, v["fda"], generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        if v.get("mixup"):
+            order, own = torch.randperm(len(images), generator=generator), float(random.beta(v["mixup"], v["mixup"]))
+            logits = model(own * images + (1 - own) * images[order])
+            loss = own * loss_of(logits, labels) + (1 - own) * loss_of(logits, labels[order])
+        elif v.get("dro"):
+            logits = model(images)
+            each = torch.stack([loss_of(logits[i : i + 1], labels[i : i + 1]) for i in range(len(images))])
+            for city, value in zip(chosen, each.detach(), strict=True):
+                weights[city] *= np.exp(v["dro"] * float(value))
+            weights /= weights.mean()
+            loss = (each * torch.tensor(weights[chosen], dtype=each.dtype)).mean()
+        else:
+            loss = loss_of(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if average:
+            average.update_parameters(model)
+    return (average.module if average else model).eval()
+
+
+@torch.inference_mode()
+def iou_of(model: nn.Module, city: CityTiles, side: int = 512, least: int = 0) -> float | None:
+    """ΣI/ΣU over all of a city's pixels, in windows of `side` that share an eighth."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for region in city.regions:
+        image, label = city.image(region), city.label(region)
+        for top in range(0, region.height, side):
+            for left in range(0, region.width, side):
+                part = np.ascontiguousarray(image[top : top + side, left : left + side])
+                truth = torch.from_numpy(np.array(label[top : top + side, left : left + side])).long()[None]
+                logits = model(to_float(torch.from_numpy(part)[None]))
+                total += torch.stack([n.sum() for n in counts(logits.argmax(1), truth)])
+    return ratio(*total.tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", default=[], metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("travels.json"))
+    asked = parser.parse_args()
+    cities = open_cities(params.load_params("params.yaml").fetch.cities)
+    halves = cities[::2], cities[1::2]
+    found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    for seed in range(asked.seeds):
+        for name in asked.variants or VARIANTS:
+            key = f"{name} {seed} {asked.steps}"
+            if key in found:
+                continue
+            started, ious = time.perf_counter(), {}
+            for seen, unseen in (halves, halves[::-1]):
+                model = train(seen, PLAIN | VARIANTS[name], asked.steps, seed)
+                ious |= {city.city: iou_of(model, city) for city in unseen}
+            found[key] = {"iou": ious, "seconds": time.perf_counter() - started}
+            write_json(asked.out, found)
+            print(row(name, found, asked.steps), flush=True)
+
+
+def unseen(name: str, found: dict) -> dict[tuple[str, str], float | None]:
+    """{(seed, city): IoU} of a variant's runs."""
+    runs = {key.split()[-2]: run for key, run in found.items() if key.rsplit(" ", 2)[0] == name}
+    return {(seed, city): iou for seed, run in runs.items() for city, iou in run["iou"].items()}
+
+
+def row(name: str, found: dict, steps: int) -> str:
+    """Mean and least IoU of a variant's unseen cities, and its difference from `plain`, paired by city and seed."""
+    mine = {(k.split()[-2], c): i for k, v in found.items() if k.rsplit(" ", 2)[0] == name for c, i in v["iou"].items()}
+    base = {
+        (k.split()[-2], c): i for k, v in found.items() if k.rsplit(" ", 2)[0] == "plain" for c, i in v["iou"].items()
+    }
+    pairs = [(i, base[key]) for key, i in mine.items() if i is not None and base.get(key) is not None]
+    difference = np.array([a - b for a, b in pairs] or [0.0])
+    half = stats.t.ppf(0.975, len(pairs) - 1) * difference.std(ddof=1) / len(pairs) ** 0.5 if len(pairs) > 2 else 0
+    known = [i for i in mine.values() if i is not None]
+    return f"| {name} | {np.mean(known):.3f} | {min(known):.3f} | {difference.mean():+.3f} ± {half:.3f} |"
+
+
+if __name__ == "__main__":
+    main()
