@@ -112,7 +112,8 @@ def attack(root: Path, level: dict, random) -> dict:
     cities = {}
     for city, iou in level.items():
         image, label = random.random((3, 64, 64)), random.integers(0, 2, (64, 64))
-        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label}
+        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label,
+                 "erased": image, "after_erasing": 0 * label}  # fmt: skip
         np.savez(root / f"arrays/attack/{city}.npz", **shown)
         cities[city] = {
             "linf": {

@@ -42,7 +42,8 @@ from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
-SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
+# Of the tile that loses most, for the report
+SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
 
 
 @dataclass
@@ -86,7 +87,7 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN})
+            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
