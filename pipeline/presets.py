@@ -88,7 +88,7 @@ def _choices(kind: object) -> str:
 
 def _sections(kind: object) -> list[type[Section]]:
     """The section that a dict's values are."""
-    return [k for k in get_args(kind) if get_origin(kind) is dict and issubclass(k, Section)]
+    return [k for k in get_args(kind) if get_origin(kind) is dict and isinstance(k, type) and issubclass(k, Section)]
 
 
 def _either(names, word: str = "or") -> str:
