@@ -91,6 +91,9 @@ class Fetch(Section):
     keep_archive: bool = Field(True, description="inria: keep the verified archive for the next city")
     official_split: bool = Field(True, description="inria: scenes 1-5 of a city are its test split; false = tile draws")
     precision: Literal[80, 85, 90] = Field(90, description="open_buildings: % precision that sets a cell's threshold")
+    groups: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder: a column of the footprints that tells groups of buildings apart, to be fair to"
+    )
     overrides: dict[str, CityOverride] = Field(
         {}, description="what a city's files do not say themselves, as CITY: {gsd: 0.3}"
     )
@@ -114,6 +117,8 @@ class Fetch(Section):
         for city in self.cities:
             if (other := known.setdefault(folded(city), city)) != city:
                 raise ValueError(f"fetch.cities: {other} and {city} differ by case only, one folder on some disks")
+        if self.groups and self.source != "folder":
+            raise ValueError(f"fetch.groups: source {self.source} has no columns of yours; set it to null")
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {short(city)} is not one of fetch.cities; did you mean {near}?")
@@ -246,6 +251,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
 
 
@@ -261,6 +267,8 @@ class Evaluate(Section):
         1.5, description="metres, thickness of the boundary IoU's edges; null = 2 % of the image's diagonal"
     )
     size_bins: Numbers = Field([50, 150, 500], description="m², edges between building sizes")
+
+    neighbourhood: Positive = Field(100, description="metres, squares whose built share tells dense from sparse ground")
 
     @field_validator("size_bins")
     @classmethod
@@ -453,6 +461,58 @@ class Generalize(Section):
         return values
 
 
+class Explain(Section):
+    tiles: Count = Field(24, description="tiles a city, of the test split; fewer than eight say little")
+    buildings: Whole = Field(4, description="buildings a city that are explained, one a tile; 0 = none")
+    steps: Count = Field(16, description="gradients of an integral")
+    square: Count = Field(16, description="pixels along what is occluded, deleted and inserted at once")
+    seed: Whole = Field(0, description="of tiles, shuffles and random orders")
+
+
+class Incremental(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_unet", description="the network")
+    width: Width = Field(8, description="its channels")
+    methods: Annotated[list[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = Field(
+        ["finetune", "replay", "lwf", "ewc"], description="against forgetting; the joint model is always there"
+    )
+    orders: Count = Field(2, description="in which the cities arrive: as listed, reversed, then drawn")
+    steps: Count = Field(60, description="batches a city")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="crops a step")
+    crop: Side = Field(64, description="pixels along a training crop's side, at most tile.size")
+    learning_rate: Positive = Field(1e-2, description="the highest of the schedule, anew for each city")
+    replay: Count = Field(8, description="tiles a city that replay keeps")
+    distillation: Weight = Field(1, description="weight of what the network before says: lwf, mib")
+    ewc: Weight = Field(1000, description="λ of the quadratic penalty")
+    tiles: Count = Field(24, description="tiles a city that is measured on, of the test split")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of weights, crops, tiles and orders")
+
+
+class Private(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the network, without batch norm")
+    width: Width = Field(8, description="its channels: fewer weights take less noise")
+    epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="δ; null = 0.1 / records")
+    unit: Literal["scene", "tile"] = Field("tile", description="the record that ε is of")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="chance of a record to be drawn in a step")
+    clip: Positive = Field(1, description="ℓ2 norm that a record's gradient is clipped to")
+    steps: Count = Field(100, description="noisy steps")
+    crop: Side = Field(32, description="pixels along a crop's side")
+    learning_rate: Positive = Field(1e-2, description="of Adam")
+
+
+class Privacy(Section):
+    model: str = Field("models/all", description="the model folder that is asked what it was trained on")
+    references: list[str] = Field(
+        [], description="model folders beside models/without-CITY, each for the cities it has not seen"
+    )
+    tiles: Count = Field(64, description="tiles a city, of training and of test scenes each")
+    private: Private = Field(Private(), description="training with differential privacy (DP-SGD), a small network")
+    planted: Whole = Field(50, description="times a scene is repeated in a small network's training; 0 = off")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of tiles, training and noise")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -468,6 +528,9 @@ class Report(Section):
     title: str = Field("Buildings from the air", description="the headline")
     scenes: Count | None = Field(5, description="scenes a city in the viewer; null = all")
     image_side: int = Field(640, ge=64, description="pixels of a viewer image's longer side")
+
+
+Outline = Literal["regular", "simplified", "raw"]
 
 
 class Predict(Section):
@@ -490,8 +553,7 @@ class Predict(Section):
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
-    simplify: Weight = Field(0, description="metres an outline may move")
-    square: bool = Field(False, description="outlines at right angles")
+    outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 
 class Params(Section):
@@ -502,6 +564,9 @@ class Params(Section):
     attack: Attack = Field(Attack(), description="IoU under attack")
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
+    explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
+    incremental: Incremental = Field(Incremental(), description="cities, and a class, that arrive one after another")
+    privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

@@ -14,7 +14,8 @@ from pipeline.imagery.grid import Grid, Window
 from pipeline.imagery.raster import Resampler
 from pipeline.imagery.writer import WriteFootprints, WriteRows
 from pipeline.labels import IGNORE
-from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, pixel_areas, simplify, square
+from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, pixel_areas
+from pipeline.mapping.regular import Outlines
 from pipeline.params import Predict
 
 CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
@@ -22,7 +23,6 @@ STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no dat
 LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
 LOGITS = np.linspace(-8, 8, 256)  # building probabilities are counted by their logit: 0.999 is not 0.9999
 CONFIDENCE = 1 / (1 + np.exp(-LOGITS))
-RASTER_STEPS = 1.5  # pixels: what the steps of a slanted wall deviate from it by
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Mapper:
         self.row = 0  # the scene's next row
         self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)  # its rows mapped at a time
         self.polygoniser = Polygoniser(scene.width, self._least_pixels())
+        self.outlines = Outlines(settings.outlines, scene.shape, native)
         self.totals = Totals()
 
     def _least_pixels(self) -> int:
@@ -145,18 +146,16 @@ class Mapper:
         ground = pixel_areas(self.scene, shapely.get_coordinates(shapely.centroid(buildings.geometry)), self.native)
         kept = buildings.pixels * ground >= self.settings.min_area
         buildings, ground = buildings.where(kept), ground[kept]
+        polygons, regular = self.outlines.add(buildings.geometry, self.polygoniser.row, self.polygoniser.opened)
+        some = ~shapely.is_empty(polygons)
+        buildings, ground, polygons, regular = buildings.where(some), ground[some], polygons[some], regular[some]
         if not len(buildings):
             return
         ids = identifiers(buildings, self.scene, self.name)
-        polygons = buildings.geometry
-        if self.settings.simplify or self.settings.square:
-            least = RASTER_STEPS * max(self.native) if self.settings.square else 0
-            polygons = simplify(polygons, self.native, max(self.settings.simplify, least))
-        if self.settings.square:
-            polygons = square(polygons, self.native)
         areas = np.round(shapely.area(polygons) * ground, 3)
         confidence = np.round(buildings.confidence, 4)  # blending windows leaves noise in the eighth digit
-        columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence}
+        columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence,
+                   "regularised": regular}  # fmt: skip
         place = self.scene.transform
         self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place @ (xy[:, 0], xy[:, 1]), 1)))
         self.totals.buildings += len(buildings)

@@ -15,6 +15,7 @@ from pipeline import params
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
 from pipeline.networks.decision import Decision, Deployed
+from pipeline.networks.hub import readme
 from pipeline.networks.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, write_json
 
@@ -269,7 +270,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> None:
-    """Write FOLDER/weights.safetensors and FOLDER/model.json, atomically. `card`: a Card, or its keys."""
+    """Write FOLDER/weights.safetensors, model.json and its page README.md, atomically. `card`: a Card, or its keys."""
     card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
@@ -278,6 +279,7 @@ def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> N
         except SafetensorError as error:
             raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
         write_json(partial / "model.json", card.model_dump(mode="json"))
+        (partial / "README.md").write_text(readme(card), encoding="utf-8")
 
 
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":

@@ -1,6 +1,6 @@
 """A model against a city's labelled scenes: counts a scene, then the city's metrics with intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from pipeline.networks.models import Segmenter
 from pipeline.params import Evaluate
 from pipeline.scoring import blocks, metrics
 from pipeline.scoring.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
+from pipeline.scoring.fairness import SceneCounts, fairness, size_names
 from pipeline.scoring.inference import infer
 from pipeline.scoring.metrics import ratio
 from pipeline.tiles.store import CityTiles, Region
@@ -39,7 +40,8 @@ class CityResult:
     confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
-    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (3, R, C) of each region, by scene
+    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (4, R, C) of each region, by scene
+    scenes: list[SceneCounts] = field(default_factory=list)  # of each region, for its groups
 
     @property
     def iou(self) -> float | None:
@@ -127,7 +129,11 @@ def evaluate_scenes(
         result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
-        result.objects.append(metrics.match_objects(prediction, label))
+        result.objects.append(metrics.match_objects(prediction, label, city.groups(region)))
+        side = max(1, round(e.neighbourhood / city.gsd))
+        squares = metrics.cell_counts(prediction, label, side)
+        counted = SceneCounts(city.city, region.parent, city.gsd, squares, result.objects[-1], city.group_names)
+        result.scenes.append(counted)
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
         yield SceneResult(region, prediction, confidence, pixels), result
 
@@ -140,20 +146,32 @@ def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str
     return result
 
 
+# A line more is a metric more, of a city's counts: in metrics/evaluate.json, in `compare --of NAME` and its CSV.
+MEASURES: dict[str, Callable[[CityResult], float | None]] = {
+    "accuracy": lambda r: ratio(r.pixels[0] + r.pixels[3], r.pixels.sum()),
+    "precision": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[1]),
+    "recall": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[2]),
+    "f1": lambda r: ratio(2 * r.pixels[0], r.pixels[0] + r.pixels[:3].sum()),
+    "boundary_iou": lambda r: ratio(*r.boundary),
+    "object_f1": lambda r: ratio(
+        2 * sum(o.matched for o in r.objects), sum(len(o.area) + o.predicted for o in r.objects)
+    ),
+    "ece": lambda r: metrics.calibration_error(r.confidence),
+    "ece_calibrated": lambda r: metrics.calibration_error(r.calibrated),
+}
+
+
 def city_metrics(result: CityResult, e: Evaluate) -> dict:
     """One city's entry of metrics/evaluate.json."""
-    tp, fp, fn, tn = (int(n) for n in result.pixels)
     known = result.iou is not None and bool(result.cells)
     low, high = result.estimate(e).shown() if known else (None, None)
     units = result.units(e)
     area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
     best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
-    matched, predicted = sum(o.matched for o in result.objects), sum(o.predicted for o in result.objects)
     edges = [0, *e.size_bins, np.inf]
     sizes = {}
-    for lo, hi in zip(edges, edges[1:], strict=False):
+    for name, lo, hi in zip(size_names(e.size_bins), edges, edges[1:], strict=False):
         inside = (area * result.gsd**2 >= lo) & (area * result.gsd**2 < hi)
-        name = f"{lo:g}-{hi:g}" if np.isfinite(hi) else f"{lo:g}+"
         count = int(inside.sum())
         sizes[name] = {
             "buildings": count,
@@ -166,14 +184,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         "iou_high": high,
         "units": int(np.count_nonzero(units.union)),
         "blocks": units.blocks,
-        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
-        "precision": ratio(tp, tp + fp),
-        "recall": ratio(tp, tp + fn),
-        "f1": ratio(2 * tp, 2 * tp + fp + fn),
-        "boundary_iou": ratio(*result.boundary),
-        "object_f1": ratio(2 * matched, len(area) + predicted),
-        "ece": metrics.calibration_error(result.confidence),
-        "ece_calibrated": metrics.calibration_error(result.calibrated),
+        **{name: measure(result) for name, measure in MEASURES.items()},
         "size": sizes,
     }
     if result.classes is not None and len(result.classes) > 2:
@@ -182,8 +193,9 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
     return entry
 
 
-def summarise(results: list[CityResult], e: Evaluate) -> dict:
-    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, and each city.
+def summarise(results: list[CityResult], e: Evaluate, column: str | None = None) -> dict:
+    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, each city, and groups across them
+    (see fairness.py; `column` names the user's own).
 
     A city without buildings is in the pool, where what is invented there counts, and in no mean.
     """
@@ -198,4 +210,5 @@ def summarise(results: list[CityResult], e: Evaluate) -> dict:
         "mean_city": {"iou": ratio(sum(known.values()), len(known)), "iou_low": mean[0], "iou_high": mean[1]},
         "worst_city": {"iou": known.get(worst), "iou_low": least[0], "iou_high": least[1], "city": worst},
         "city": cities,
+        "fairness": fairness([scene for result in results for scene in result.scenes], e, column),
     }

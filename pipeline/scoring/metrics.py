@@ -64,13 +64,14 @@ def class_counts(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.
 
 
 def cell_counts(prediction: np.ndarray, label: np.ndarray, cell: int = CELL) -> np.ndarray:
-    """(3, R, C) intersection, union and valid pixels of each cell × cell square."""
+    """(4, R, C) intersection, union, valid and building pixels of each cell × cell square."""
     rows, columns = np.arange(0, label.shape[0], cell), np.arange(0, label.shape[1], cell)
 
     def add(mask: np.ndarray) -> np.ndarray:
         return np.add.reduceat(np.add.reduceat(mask, rows, 0, dtype=np.int64), columns, 1)
 
-    return np.stack([*map(add, overlap(prediction, label)), add(label != IGNORE)])
+    valid = label != IGNORE
+    return np.stack([*map(add, overlap(prediction, label)), add(valid), add((label > 0) & valid)])
 
 
 def block_counts(prediction: np.ndarray, label: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +111,14 @@ class Objects:
     best_iou: np.ndarray  # of each true building with any predicted one
     predicted: int
     matched: int
+    group: np.ndarray | None = None  # code of each true building, where the user's footprints tell groups apart
 
 
-def match_objects(prediction: np.ndarray, label: np.ndarray) -> Objects:
-    """Match true and predicted buildings; at IoU > 0.5 a match is unique, so no assignment is needed."""
+def match_objects(prediction: np.ndarray, label: np.ndarray, groups: np.ndarray | None = None) -> Objects:
+    """Match true and predicted buildings; at IoU > 0.5 a match is unique, so no assignment is needed.
+
+    `groups` (H, W): a code on each building's pixels; of buildings that touch, which are one here, the highest.
+    """
     valid = label != IGNORE
     truth, n_truth = ndimage.label((label > 0) & valid)
     found, n_found = ndimage.label((prediction > 0) & valid)
@@ -125,7 +130,8 @@ def match_objects(prediction: np.ndarray, label: np.ndarray) -> Objects:
     iou = shared / (area_truth[t] + area_found[f] - shared)
     best = np.zeros(n_truth + 1)
     np.maximum.at(best, t, iou)
-    return Objects(area_truth[1:], best[1:], n_found, int((iou > 0.5).sum()))
+    group = None if groups is None else ndimage.maximum(groups, truth, range(1, n_truth + 1)).astype(int)
+    return Objects(area_truth[1:], best[1:], n_found, int((iou > 0.5).sum()), group)
 
 
 def confidence_counts(confidence: np.ndarray, label: np.ndarray) -> np.ndarray:

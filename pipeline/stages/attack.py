@@ -60,19 +60,20 @@ def run(
     out: Path = Path("metrics/attack.json"),
     arrays: Path = Path("arrays/attack"),
     work: Path = WORK / "attack",
+    segmenter=None,
 ) -> None:
-    """Attack attack.model on tiles of each city's test split.
+    """Attack attack.model, or the Segmenter that is given, on tiles of each city's test split.
 
     Raises InputError on bad tiles or models. Failed checks of the audit are told, not raised: see `report`.
     """
     from pipeline.attacks.audit import audit, failures
     from pipeline.attacks.scores import city_metrics, evidence
 
-    model, settings = Path(params.attack.model), params.attack
+    settings = params.attack
     cities = open_cities(params.fetch.cities, tiles)
     samples = {city.city: _sample(city, "test", settings.tiles, settings) for city in cities}
-    folder = work / _key(params, cities, samples)
-    campaign = _campaign(params, cities, model)
+    folder = work / _key(params, cities, samples, segmenter)
+    campaign = _campaign(params, cities, segmenter)
     results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
 
     measured = {city: result.measured for city, result in results.items()}
@@ -113,34 +114,38 @@ def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tupl
     return images, labels
 
 
-def _key(params: Params, cities: list[CityTiles], samples: dict) -> str:
+def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter) -> str:
     """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
     the code that attacks them."""
     parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
-    for model in filter(None, (params.attack.model, params.attack.transfer)):
+    if segmenter:
+        parts += [sha256(w.cpu().contiguous().numpy().tobytes()).hexdigest() for w in segmenter.state_dict().values()]
+        parts.append(str(segmenter))
+    for model in filter(None, (None if segmenter else params.attack.model, params.attack.transfer)):
         files = (Path(model) / name for name in ("weights.safetensors", "model.json"))
         parts += [sha256(file.read_bytes()).hexdigest() if file.exists() else None for file in files]
     parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
     return fingerprint(version("attack"), *parts)
 
 
-def _campaign(params: Params, cities: list[CityTiles], model: Path):
+def _campaign(params: Params, cities: list[CityTiles], segmenter):
     """The model, the other one its attacks are transferred from, and the classes' training pixels."""
     import torch
 
     from pipeline.attacks.protocol import Campaign
     from pipeline.attacks.surrogate import surrogate
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.foreign import load_with_gradients
     from pipeline.networks.precision import autocast, device
     from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.attack, device()
-    segmenter = load_model(model, on)
+    name = "the network" if segmenter else settings.model
+    segmenter = segmenter.to(on) if segmenter else load_with_gradients(settings.model, on)
     for city in cities:
-        check_fit(segmenter.card, city, model)
+        check_fit(segmenter.card, city, name)
     if settings.transfer:
-        relative = load_model(settings.transfer, on)
+        relative = load_with_gradients(settings.transfer, on)
         for city in cities:
             check_fit(relative.card, city, Path(settings.transfer))
     else:

@@ -38,6 +38,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
+from pipeline.training.loggers import loggers, tell
 from pipeline.training.losses import build_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
@@ -140,7 +141,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.losses.clear()
         iou = ratio(intersection, union) if truth else None
         # Where validation knows no building no epoch is better than the one after: the last is kept.
-        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False)
+        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False, logger=False)
         record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
         logged = self.trainer.callback_metrics
         record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
@@ -149,6 +150,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
         if self.trainer.is_global_zero:
             write_history(Path(self.trainer.default_root_dir) / "curve.csv", self.history)
+            tell(self.trainer, self.history[-1])
 
     def overfitting(self) -> dict[str, float]:
         """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
@@ -295,7 +297,9 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     if train.batch_size % world:
         raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
 
-    key = fingerprint(train.model_dump(), [city.about for city in cities], version("train"), _start(train))
+    key = fingerprint(
+        train.model_dump(exclude={"loggers"}), [city.about for city in cities], version("train"), _start(train)
+    )
     work = Path(work) / f"train-{name}-{key}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
@@ -323,7 +327,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     segmenter = _segmenter(params, cities)
     module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
-    trainer = _trainer(train, on, work, world, checkpoint)
+    trainer = _trainer(train, on, work, world, checkpoint, loggers(train.loggers, folder.name))
     last = work / "last.ckpt"
     resumed = _whole(last)
     loaders = _loaders(train, cities, on, rank, world)
@@ -388,7 +392,9 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
 
 
-def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback) -> lightning.Trainer:
+def _trainer(
+    train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback, listeners: list
+) -> lightning.Trainer:
     callbacks: list[Callback] = [checkpoint, Bar()]
     if train.patience:
         callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
@@ -410,7 +416,7 @@ def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=listeners or False,
         log_every_n_steps=1,
         default_root_dir=work,
     )
