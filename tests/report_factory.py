@@ -124,6 +124,13 @@ def attack(root: Path, level: dict, random) -> dict:
             "l2": {}, "halving": 0.7, "transfer": {"iou": iou - 0.1, "relative_clean": iou},
             "erase": {"clean": 0.8, "attacked": 0.1}, "invent": {"clean": 3, "attacked": 90},
             "patch": {"clean": iou, "attacked": None}, "universal": {"iou": iou - 0.05, "from": {}},
+            "physics": {
+                "clean": iou, "all": {"worst": iou / 4, "worst_low": iou / 5, "worst_high": iou / 3},
+                "family": {"gain": {"grid": iou / 2, "worst": iou / 3, "certified": iou / 9},
+                           "haze": {"grid": iou / 2, "worst": iou / 2}},
+            },
+            "shadow": {"sun": [158.0, 49.0], "threshold": 0.9, "true": 40, "true_flagged": 0.1, "false": 5,
+                       "false_flagged": 0.8, "auc": None, "unjudged": 3},
         }  # fmt: skip
     return {"city": cities, "audit": {"within_budget": True, "monotone_in_budget": True}}
 

@@ -185,6 +185,12 @@ def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
         report.run(params_of(["here"]), tmp_path)
 
 
+def test_what_sun_and_air_can_do_has_its_place(three):
+    text = (three / "report/index.html").read_text(encoding="utf-8")
+    assert "What sun, air and camera can do" in text and "gain, certified" in text
+    assert "0.80 of 5" in text and "158°, 49° high" in text
+
+
 def test_a_damaged_example_of_an_attack_is_one_sentence(tmp_path):
     make(tmp_path, ["here"], ("attack",))
     (tmp_path / "arrays/attack/here.npz").write_bytes(b"no arrays")
