@@ -261,15 +261,21 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
 
 
 @app.command()
-def export(model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all")) -> None:
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
+    tool: Annotated[str | None, typer.Option("--for", help="deepness: what QGIS's plugin of that name opens.")] = None,
+) -> None:
     """ONNX (checked against torch) and a STAC item with the machine-learning-model extension, beside the weights.
 
-    Example: `python -m pipeline export models/all`
+    Example: `python -m pipeline export models/all`, or for QGIS `python -m pipeline export models/all --for deepness`
     """
     from pipeline.console import console
     from pipeline.mapping.export import export as write
+    from pipeline.mapping.export import export_deepness
 
-    console.print(f"wrote {write(model)}")
+    if tool not in {None, "deepness"}:
+        raise InputError(f"--for {tool}: there is an export for deepness; leave --for out for any other tool")
+    console.print(f"wrote {(export_deepness if tool else write)(model)}")
 
 
 @app.command("pack-submission")

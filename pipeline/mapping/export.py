@@ -20,6 +20,7 @@ from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
 OPSET = 18
+TILE, OVERLAP = 512, 25  # Deepness: pixels along a tile's side, % of it shared with the next
 
 
 class _Graph(nn.Module):
@@ -36,6 +37,24 @@ class _Graph(nn.Module):
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
         return self.segmenter.network(x)[..., :height, :width]
+
+
+class _Probabilities(nn.Module):
+    """What Deepness decides by: the calibrated probability of building, or of each class where there are several.
+
+    The plugin sets what is below its threshold to 0 and takes the largest: of several classes, so that this is the
+    card's own decision, its threshold is in the graph.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.logits, self.decision = _Graph(segmenter), segmenter.decision
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits, temperature = self.logits(images), self.decision.temperature
+        if logits.shape[1] == 2:
+            return (logits / temperature).softmax(1)[:, 1:]
+        return (self.decision.logits(logits) / temperature).softmax(1)
 
 
 class OnnxSegmenter(nn.Module):
@@ -100,20 +119,62 @@ def export(folder: str | Path) -> Path:
     return folder / "model.onnx"
 
 
+def export_deepness(folder: str | Path) -> Path:
+    """Write FOLDER/deepness.onnx, which QGIS's plugin Deepness opens with nothing to set; returns its path.
+
+    Tiles of 512² pixels at the model's ground sample distance, in [0, 1]; calibrated probabilities. Raises InputError
+    as `export` does.
+    """
+    folder, runtime = Path(folder), _onnxruntime()
+    segmenter = load_model(folder)
+    card, several = segmenter.card, segmenter.card.classes > 1
+    names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
+    about = {
+        "model_type": "Segmentor",
+        "class_names": {str(k): name for k, name in enumerate(names)},
+        "resolution": 100 * card.gsd,  # cm a pixel
+        "tile_size": TILE,
+        "tiles_overlap": OVERLAP,
+        "seg_thresh": 0.0 if several else card.threshold,
+        "seg_small_segment": 0,
+    }
+    images = torch.rand(1, card.channels, TILE, TILE, generator=torch.Generator().manual_seed(0))
+    graph = _Probabilities(segmenter).eval()
+    with atomic_file(folder / "deepness.onnx") as partial:
+        props = {name: json.dumps(value) for name, value in about.items()}
+        _write_graph(graph, images, "probabilities", {}, props, partial)
+        session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+        with torch.inference_mode():
+            difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - graph(images).numpy()).max())
+        if not difference <= TOLERANCE:
+            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} of probability; it was not exported")
+    return folder / "deepness.onnx"
+
+
 def _write_onnx(segmenter: Segmenter, path: Path) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    images = torch.rand(2, segmenter.card.channels, 96, 128)
+    props = {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)}
+    _write_graph(
+        _Graph(segmenter).eval(), images, "logits", {"images": {0: dynamic, 2: dynamic, 3: dynamic}}, props, path
+    )
+
+
+def _write_graph(
+    graph: nn.Module, images: torch.Tensor, output: str, shapes: dict, props: dict[str, str], path: Path
+) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter stands on it
     except ImportError:
         raise InputError("export needs onnx and onnxscript; install the extra: pip install -e '.[onnx]'") from None
-    dynamic = torch.export.Dim.DYNAMIC
     try:
         program = torch.onnx.export(
-            _Graph(segmenter).eval(),
-            (torch.rand(2, segmenter.card.channels, 96, 128),),
+            graph,
+            (images,),
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
+            output_names=[output],
+            dynamic_shapes=shapes or None,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -122,7 +183,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)})
+    onnx.helper.set_model_props(model, props)
     onnx.save(model, path)
 
 
