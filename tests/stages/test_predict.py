@@ -544,7 +544,7 @@ def test_names_of_scenes_and_folders_are_data(model, tmp_path, suffix):
         polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
         assert len(polygons) == ndimage.label(truth)[1]
         if suffix == "gpkg":
-            assert gpd.list_layers(path).name.tolist() == ["buildings"]
+            assert gpd.list_layers(path).name.tolist() == ["buildings", "layer_styles"]
 
 
 def test_a_name_that_is_no_text_fails_alone_and_is_spelt_out(model, tmp_path, capsys):
@@ -579,7 +579,7 @@ def database(path: Path, *statements: str) -> None:
 
 EDITS = {
     "an attribute": ("gpkg", lambda p: database(p, "update buildings set label = 2 where fid = 1")),
-    "a style": ("gpkg", lambda p: database(p, "create table layer_styles (name text)")),
+    "a style": ("gpkg", lambda p: database(p, "update layer_styles set styleQML = 'mine'")),
     "a building more": (
         "gpkg", lambda p: pyogrio.write_dataframe(gpd.read_file(p).head(1), p, layer="buildings", append=True)
     ),
