@@ -1,11 +1,11 @@
-# Two commands: `make` maps the demo cities, `make test` runs every test. `make lock` renews the lock files.
+# Two commands: `make` maps the demo cities, `make test` runs every test. `make docs` builds the site, `make lock` renews the lock files.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test lint lock clean
+.PHONY: run test lint docs lock clean
 run: .venv/installed .dvc/config.local
 	dvc repro
 	python -m pipeline summary
@@ -17,6 +17,11 @@ test: .venv/installed-test .dvc/config.local
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks
 	ruff format --check pipeline tests benchmarks
+
+# Every page and every parameter as a static site: open site/index.html.
+docs: .venv/installed-test
+	python -m pipeline parameters > docs/parameters.md
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

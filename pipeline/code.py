@@ -24,9 +24,12 @@ ROOMS = {
         "mapping/polygons.py",
         "mapping/regular.py",
     ),  # fmt: skip
-    "attack": (*LEARNED, "attacks"),
+    "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
+    "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "incremental": (*LEARNED, "incremental"),
+    "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",
         "imagery/grid.py",

@@ -4,7 +4,7 @@ params.yaml is written of it, every parameter with its documentation, units and 
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import UnionType
@@ -15,19 +15,18 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import InputError, nearest
 from pipeline.params import Section, load_params
+from pipeline.project import given
 
-PRESETS = Path("presets")
 COLUMN, WIDTH, WRAP = 46, 120, 100  # of a comment beside its value; of the two; of one above
 
 
 def find(name: str) -> Path:
-    """The file of a preset, which a path names too. Raises InputError where there is none."""
-    for path in (PRESETS / f"{name}.yaml", Path(name)):
+    """The file of a preset, this folder's or the package's, or a path. Raises InputError where there is none."""
+    folders = [Path("presets"), given() / "presets"]
+    for path in (*(folder / f"{name}.yaml" for folder in folders), Path(name)):
         if path.is_file():
             return path
-    known = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-    if not known:
-        raise InputError(f"{PRESETS}: no presets here; go to the folder of the pipeline")
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     near = nearest(name, known)
     raise InputError(f"no preset {name}; did you mean {near}? There are {_either(known, 'and')}")
 
@@ -51,14 +50,14 @@ def _section(name: str, parent: Section, indent: str = "") -> str:
         if isinstance(value := getattr(section, key), Section):
             lines.append(_section(key, section, indent + "  "))
         else:
-            lines.extend(_parameter(f"{indent}  {key}: {_yaml(value)}", field))
+            lines.extend(_parameter(f"{indent}  {key}: {one_line(value)}", field))
     return "".join(lines)
 
 
 def _parameter(line: str, field: FieldInfo) -> Iterator[str]:
     """A value's line, its comment beside it, or above it where that is too long."""
     beside = f"{line.ljust(COLUMN - 2)}  # {comment(field)}"
-    fields = [pair for s in _sections(field.annotation) for pair in s.model_fields.items()]
+    fields = [pair for pairs in inner_sections(field.annotation) for pair in pairs]
     inner = [f"- {key}: {comment(of_city)}" for key, of_city in fields]
     if inner or len(beside) > WIDTH:
         indent = line[: len(line) - len(line.lstrip())] + "# "
@@ -86,9 +85,10 @@ def _choices(kind: object) -> str:
     return ""
 
 
-def _sections(kind: object) -> list[type[Section]]:
-    """The section that a dict's values are."""
-    return [k for k in get_args(kind) if get_origin(kind) is dict and issubclass(k, Section)]
+def inner_sections(kind: object) -> list[ItemsView[str, FieldInfo]]:
+    """The fields of the section that a dict's values are."""
+    inside = get_args(kind) if get_origin(kind) is dict else ()
+    return [k.model_fields.items() for k in inside if isinstance(k, type) and issubclass(k, Section)]
 
 
 def _either(names, word: str = "or") -> str:
@@ -117,7 +117,7 @@ _Dumper.add_representer(float, _number)
 _Dumper.add_multi_representer(Section, _override)
 
 
-def _yaml(value: object) -> str:
+def one_line(value: object) -> str:
     """In a list it is on one line, and a word that YAML would misread there stands in quotes."""
     style = {"default_flow_style": True, "width": math.inf, "allow_unicode": True}
     return yaml.dump([value], Dumper=_Dumper, **style).strip()[1:-1]

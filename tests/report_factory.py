@@ -11,14 +11,17 @@ from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.transfer.corruptions import NAMES, SEVERITIES
 
 SIDE, TILE = 256, 64
-STAGES = ("train", "evaluate", "attack", "certify", "generalize")
+STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize")
 
 
 def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
     """Fill `root` as a run of these stages on these cities would."""
     random = np.random.default_rng(0)
     level = {city: round(0.8 - 0.5 * i / len(cities), 3) for i, city in enumerate(cities)}
-    writers = {"train": train, "evaluate": evaluate, "attack": attack, "certify": certify, "generalize": generalize}
+    writers = {
+        "train": train, "evaluate": evaluate, "attack": attack, "certify": certify, "explain": explain,
+        "generalize": generalize,
+    }  # fmt: skip
     for i, city in enumerate(cities):
         scenes_of(root, city, i)
     for stage in stages:
@@ -73,6 +76,8 @@ def evaluate(root: Path, level: dict, random) -> dict:
     return {"city": {
         city: {"iou": iou, "iou_low": iou - 0.06, "iou_high": iou + 0.05, "accuracy": 0.9, "precision": iou + 0.1,
                "recall": iou + 0.05, "f1": iou + 0.08, "boundary_iou": iou - 0.2, "object_f1": iou - 0.1, "ece": 0.04,
+               "ap50": iou - 0.15, "panoptic_quality": iou - 0.3, "segmentation_quality": 0.8, "buildings": 90,
+               "buildings_found": 88, "merged": 5, "split": 3,
                "size": {s: {"buildings": 9, "recall": iou, "iou": iou - 0.3 + 0.1 * k} for k, s in enumerate(sizes)}}
         for city, iou in level.items()
     }}  # fmt: skip
@@ -124,6 +129,33 @@ def certify(root: Path, level: dict, random) -> dict:
         }}
         for road, of_road in radii.items()
     }  # fmt: skip
+
+
+CUES = ("colour", "roof texture", "ground texture", "shadow", "surroundings", "all but shape")
+
+
+def explain(root: Path, level: dict, random) -> dict:
+    (root / "arrays/explain").mkdir(parents=True)
+    cities = {}
+    for i, (city, iou) in enumerate(level.items()):
+        image, label = random.random((64, 64, 3), np.float32), random.integers(0, 2, (64, 64))
+        views = {f"{view}without {cue}": of for cue in CUES[:2] for view, of in
+                 (("", image), ("map ", label), ("label ", label))}  # fmt: skip
+        building = np.zeros((64, 64), bool)
+        building[8:20, 8:20] = True
+        seen = {"explained": image, "building": building, "gradients": image[..., 0] - 0.5}
+        np.savez(root / f"arrays/explain/{city}.npz", image=image, label=label, map=label, **views, **seen)
+        drop = {"iou": iou - 0.1, "drop": 0.1, "drop_low": 0.04, "drop_high": 0.16}
+        cities[city] = {
+            "iou": iou, "tiles": 8, "cue": {cue: drop if cue != "surroundings" else None for cue in CUES},
+            "leans_on": (None, "shadow", "colour")[i % 3], "inside": 0.6, "bands": [0.3, 0.3, 0.4],
+            "attribution": {"random": {"deletion": 0.5, "insertion": 0.5}},
+            "randomised": {depth: {"signed": 0.1, "absolute": None} for depth in ("head", "half", "all")},
+            "effective_radius": 21.5, "support_radius": None,
+        }  # fmt: skip
+    gain = {"deletion_gain": 0.2, "deletion_gain_low": 0.1, "deletion_gain_high": 0.3, "insertion_gain": 0.1,
+            "insertion_gain_low": None, "insertion_gain_high": None}  # fmt: skip
+    return {"city": cities, "buildings": 4, "attribution": {"integrated gradients": gain, "occlusion": gain}}
 
 
 def generalize(root: Path, level: dict, random) -> dict:

@@ -14,9 +14,10 @@ from pipeline.params import Fetch, Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels"}, {"imagery"},
-    {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
-    {"transfer", "mapping"}, {"report"}, {"course"}, {"stages"}, {"__init__", "__main__"},
+    {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels", "project", "reference"},
+    {"imagery"}, {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
+    {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"assessment"}, {"report"}, {"course"},
+    {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 

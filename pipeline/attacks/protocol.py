@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import params
-from pipeline.attacks import engine, losses
+from pipeline.attacks import engine, losses, physics
 from pipeline.attacks.engine import Target
 from pipeline.attacks.methods import methods
 from pipeline.attacks.objects import false_by_size, falses, recall_by_size, recalls
@@ -41,20 +41,23 @@ class Campaign:
     pixels: torch.Tensor  # (K,) training pixels of each class
     size_bins: list[float]  # m²
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    proven: Callable[[torch.Tensor], torch.Tensor] | None = None  # classes (N, H, W) under every exposure, −1 unproven
 
     def predict(self, images: torch.Tensor, segmenter=None) -> torch.Tensor:
         """(N, H, W) classes, in float32 whatever the attack's precision. Raises InputError where the model fails."""
         maps = []
         with torch.no_grad():
             for part in images.split(self.settings.batch_size):
-                logits = (segmenter or self.segmenter)(part)
-                if not logits.isfinite().all():
-                    raise InputError(
-                        f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
-                        "its weights are damaged or overflow: train it again"
-                    )
-                maps.append(logits.argmax(1))
+                maps.append(self.classes((segmenter or self.segmenter)(part)))
         return torch.cat(maps)
+
+    def classes(self, logits: torch.Tensor) -> torch.Tensor:
+        if not logits.isfinite().all():
+            raise InputError(
+                f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
+                "its weights are damaged or overflow: train it again"
+            )
+        return logits.argmax(1)
 
     def run(self, target: Target, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
         with self.autocast():
@@ -106,6 +109,7 @@ def attack_city(
         yield attack.patch()
     if settings.universal:
         yield attack.universal(crafting)
+    yield from attack.views()
     yield "excess", {"value": attack.excess}, {}
 
 
@@ -268,6 +272,40 @@ class CityAttack:
             "buildings": int(buildings(scored.labels).sum()),
         }
         return "patch", measured, {}
+
+    def views(self) -> Iterator[Record]:
+        """What sun, air and camera can do to a few of the tiles, a family at a time: every point that was tried."""
+        tiles = slice(self.settings.physics.tiles)
+        images, labels, clean = self.images[tiles], self.labels[tiles], self.clean_map[tiles]
+        before = self.counts(clean, labels)
+        weight = worst_case(*np.array([before]).swapaxes(0, 1))[0] or engine.SMALL
+        for name, family in physics.families(self.settings.physics, images.shape[1]).items():
+            proven = self.campaign.proven(images) if self.campaign.proven and name == "gain" else None
+            measured = {"clean": before, "grid": [], "gradient": [], "refuted": 0}
+            for seen in self._seen(family, images, labels, weight):
+                classes = self.campaign.classes(seen.logits)
+                measured[seen.by].append(self.counts(classes, seen.labels))
+                if proven is not None:
+                    measured["refuted"] += int(((proven >= 0) & (proven != classes) & (seen.labels != IGNORE)).sum())
+            if proven is not None:
+                measured["certified"] = self.counts(proven, labels)
+            yield f"physics {name}", measured, {}
+
+    def _seen(self, family, images, labels, weight: float) -> Iterator[physics.Seen]:
+        """The search's points, its batches put together again."""
+        settings, size = self.settings.physics, self.settings.batch_size
+        loss = losses.soft_iou(weight)
+
+        def harm(logits, labels):
+            return engine.harm(logits, labels, weight)[0]
+
+        searches = [
+            physics.search(family, self.campaign.segmenter, *part, loss, harm, settings.grid, settings.steps)
+            for part in zip(images.split(size), labels.split(size), strict=True)
+        ]
+        for parts in zip(*searches, strict=True):
+            whole = (torch.cat([getattr(p, what) for p in parts]) for what in ("numbers", "logits", "labels"))
+            yield physics.Seen(parts[0].by, *whole)
 
     def universal(self, crafting: tuple) -> Record:
         batches = list(zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True))

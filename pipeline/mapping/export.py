@@ -1,7 +1,7 @@
-"""A model folder for other tools: model.onnx, and item.json, a STAC item of the Machine Learning Model kind.
+"""A model folder for other tools: model.onnx, model.pt2, item.json (STAC, Machine Learning Model), a page.
 
-The ONNX graph holds the normalisation and the padding to the network's stride, so it takes images of any size
-in [0, 1] and answers logits. The model card travels inside the file: `load_onnx` needs nothing else.
+A graph holds the normalisation and the padding to the network's stride, so it takes images of any size in [0, 1] and
+answers logits. The model card travels inside the file: `networks.onnx_file.load_onnx` needs nothing else.
 """
 
 import json
@@ -14,13 +14,17 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.mapping.stac import stac_item
-from pipeline.networks.card import Card, parse_card
+from pipeline.networks.card import read_card
+from pipeline.networks.hub import readme
 from pipeline.networks.models import Segmenter, load_model
-from pipeline.storage import atomic_file, write_json
+from pipeline.networks.onnx_file import onnxruntime
+from pipeline.storage import atomic_file, read_json, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
+SIZES = ((96, 128), (161, 75))  # of images on which an export is held against the model
 OPSET = 18
 TILE, OVERLAP = 512, 25  # Deepness: pixels along a tile's side, % of it shared with the next
+DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # images (N, C, H, W)
 
 
 class _Graph(nn.Module):
@@ -30,13 +34,15 @@ class _Graph(nn.Module):
         super().__init__()
         self.segmenter = segmenter
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         height, width = images.shape[-2:]
         stride = self.segmenter.stride
         x = (images - self.segmenter.mean) / self.segmenter.std
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
-        return self.segmenter.network(x)[..., :height, :width]
+        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
 
 
 class _Probabilities(nn.Module):
@@ -52,52 +58,10 @@ class _Probabilities(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits, temperature = self.logits(images), self.decision.temperature
+        logits = logits[0] if isinstance(logits, tuple) else logits  # contacts part buildings in outlines only
         if logits.shape[1] == 2:
             return (logits / temperature).softmax(1)[:, 1:]
         return (self.decision.logits(logits) / temperature).softmax(1)
-
-
-class OnnxSegmenter(nn.Module):
-    """An ONNX file as a Segmenter: images (N, C, H, W) in [0, 1] to logits (N, K, H, W)."""
-
-    def __init__(self, session, card: Card, stride: int):
-        super().__init__()
-        self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
-        self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (logits,) = self.session.run(["logits"], {"images": images.detach().float().cpu().numpy()})
-        return torch.from_numpy(logits).to(images.device)
-
-
-def _onnxruntime():
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("ONNX models need onnxruntime; install the extra: pip install -e '.[onnx]'") from None
-    return onnxruntime
-
-
-def load_onnx(path: str | Path) -> OnnxSegmenter:
-    """Read a model that `export` wrote. Raises InputError where it is absent, damaged or without a card."""
-    runtime = _onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
-    except Exception as error:  # onnxruntime's own exceptions have no public base class
-        raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
-    about = session.get_modelmeta().custom_metadata_map
-    if not {"card", "stride"} <= set(about):
-        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
-    try:
-        card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged model card ({error}); export the model again") from None
-    return OnnxSegmenter(session, card, stride).eval()
 
 
 def export(folder: str | Path) -> Path:
@@ -106,17 +70,57 @@ def export(folder: str | Path) -> Path:
     The file is read back and compared with torch on two image sizes before it takes its name. Raises
     InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
     """
-    folder, runtime = Path(folder), _onnxruntime()
+    folder, runtime = Path(folder), onnxruntime()
     segmenter = load_model(folder)
     with atomic_file(folder / "model.onnx") as partial:
         _write_onnx(segmenter, partial)
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
-        difference = max(_difference(segmenter, session, *size) for size in ((96, 128), (161, 75)))
-        if not difference <= TOLERANCE:
-            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} in a logit; it was not exported")
+        _check_equal(folder, segmenter, lambda images: _run(session, images))
     parameters = sum(w.numel() for w in segmenter.parameters())
     write_json(folder / "item.json", stac_item(folder, parameters))
     return folder / "model.onnx"
+
+
+def export_program(folder: str | Path) -> Path:
+    """Write FOLDER/model.pt2, which `torch.export.load` reads without this pipeline; the card is its extra file
+    model.json. Returns its path.
+
+    Read back and compared like `export`'s. Raises InputError likewise.
+    """
+    folder = Path(folder)
+    segmenter = load_model(folder)
+    example = torch.rand(2, segmenter.card.channels, 96, 128)
+    try:
+        program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
+    except (torch._dynamo.exc.TorchDynamoException, torch.export.exported_program.ExportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{folder}: this architecture cannot be exported by torch.export ({reason})") from None
+    with atomic_file(folder / "model.pt2") as partial:
+        torch.export.save(program, partial, extra_files={"model.json": segmenter.card.model_dump_json()})
+        read_back = torch.export.load(partial).module()
+        joined = torch.cat if segmenter.contacts else lambda found, _: found
+        _check_equal(folder, segmenter, lambda images: joined(read_back(images), 1).numpy())
+    return folder / "model.pt2"
+
+
+def export_page(folder: str | Path, measured: str | Path) -> Path:
+    """Write FOLDER/README.md anew with the IoU per city of a metrics file, if it is there; returns its path.
+
+    Raises InputError where that is no file of `evaluate`.
+    """
+    folder, measured = Path(folder), Path(measured)
+    page = readme(read_card(folder), _measured(measured) if measured.exists() else None)
+    with atomic_file(folder / "README.md") as partial:
+        partial.write_text(page, encoding="utf-8")
+    return folder / "README.md"
+
+
+def _measured(path: Path) -> dict:
+    try:
+        found = read_json(path)
+        return {"pooled": {"iou": found["pooled"]["iou"]}, "city": dict(found["city"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: holds no metrics of the evaluate stage ({error}); run that for this model") from None
 
 
 def export_deepness(folder: str | Path) -> Path:
@@ -125,7 +129,7 @@ def export_deepness(folder: str | Path) -> Path:
     Tiles of 512² pixels at the model's ground sample distance, in [0, 1]; calibrated probabilities. Raises InputError
     as `export` does.
     """
-    folder, runtime = Path(folder), _onnxruntime()
+    folder, runtime = Path(folder), onnxruntime()
     segmenter = load_model(folder)
     card, several = segmenter.card, segmenter.card.classes > 1
     names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
@@ -142,7 +146,7 @@ def export_deepness(folder: str | Path) -> Path:
     graph = _Probabilities(segmenter).eval()
     with atomic_file(folder / "deepness.onnx") as partial:
         props = {name: json.dumps(value) for name, value in about.items()}
-        _write_graph(graph, images, "probabilities", {}, props, partial)
+        _write_graph(graph, images, ["probabilities"], None, props, partial)
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         with torch.inference_mode():
             difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - graph(images).numpy()).max())
@@ -152,16 +156,14 @@ def export_deepness(folder: str | Path) -> Path:
 
 
 def _write_onnx(segmenter: Segmenter, path: Path) -> None:
-    dynamic = torch.export.Dim.DYNAMIC
     images = torch.rand(2, segmenter.card.channels, 96, 128)
+    outputs = ["logits", "contacts"] if segmenter.contacts else ["logits"]
     props = {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)}
-    _write_graph(
-        _Graph(segmenter).eval(), images, "logits", {"images": {0: dynamic, 2: dynamic, 3: dynamic}}, props, path
-    )
+    _write_graph(_Graph(segmenter).eval(), images, outputs, {"images": DYNAMIC}, props, path)
 
 
 def _write_graph(
-    graph: nn.Module, images: torch.Tensor, output: str, shapes: dict, props: dict[str, str], path: Path
+    graph: nn.Module, images: torch.Tensor, outputs: list[str], shapes: dict | None, props: dict[str, str], path: Path
 ) -> None:
     try:
         import onnx
@@ -173,8 +175,8 @@ def _write_graph(
             graph,
             (images,),
             input_names=["images"],
-            output_names=[output],
-            dynamic_shapes=shapes or None,
+            output_names=outputs,
+            dynamic_shapes=shapes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -187,12 +189,20 @@ def _write_graph(
     onnx.save(model, path)
 
 
-def _difference(segmenter: Segmenter, session, height: int, width: int) -> float:
-    images = torch.rand(1, segmenter.card.channels, height, width, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = segmenter(images).numpy()
+def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
+    """Raise InputError where what was exported answers other logits than the model, on an image of each of SIZES."""
+    random = torch.Generator().manual_seed(0)
+    for size in SIZES:
+        images = torch.rand(1, segmenter.card.channels, *size, generator=random)
+        with torch.inference_mode():
+            expected = segmenter(images, contacts=segmenter.contacts).numpy()
+            difference = np.abs(exported(images) - expected).max()
+        if not difference <= TOLERANCE:
+            raise InputError(f"{folder}: it and its export differ by {difference:.1e} in a logit; it was not exported")
+
+
+def _run(session, images: torch.Tensor) -> np.ndarray:
     try:
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        return np.concatenate(session.run(None, {"images": images.numpy()}), axis=1)
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None
-    return float(np.abs(logits - expected).max())

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imagery.raster import Raster, declared_bands, open_raster, robust_range, unplaced
-from pipeline.mapping.export import load_onnx
 from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
 from pipeline.networks.models import load_model
+from pipeline.networks.onnx_file import load_onnx
 from pipeline.networks.precision import device
 from pipeline.params import Predict
 

@@ -26,6 +26,7 @@ from pipeline.mapping.flow import fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
 from pipeline.mapping.known import MISSING, STATUS, Known, conflate
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
+from pipeline.mapping.proven import prove
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.networks.card import Card
@@ -61,7 +62,7 @@ def predict_scene(model: str, task: Task) -> dict:
 def file_names(task: Task) -> dict[str, str]:
     """The files of a map beside its record, by layer."""
     asked, names = task.settings, {"mask": f"{task.name}.tif"}
-    for layer in ("probability", "uncertainty"):
+    for layer in ("probability", "uncertainty", "certified"):
         if getattr(asked, layer):
             names[layer] = f"{task.name}.{layer}.tif"
     if asked.polygons != "none":
@@ -72,7 +73,8 @@ def file_names(task: Task) -> dict[str, str]:
 
 
 def _choices(task: Task) -> dict:
-    settings = task.settings.model_dump(exclude={"batch_size"})  # which changes nothing but speed
+    nothing = {"batch_size"} if task.settings.certified else {"batch_size", "certified", "radius"}
+    settings = task.settings.model_dump(exclude=nothing)  # of what changes nothing but speed
     known = task.known and (task.known, _state(task.known))
     return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range, "known": known}
 
@@ -144,10 +146,14 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
             polygons = _described(rows, class_names(card), model | _origin(task.scene, image.dataset))
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
-            layers, polygons, twin.source_validity, task.name,
+            layers, polygons, twin.source_validity, task.name, segmenter.contacts,
         )  # fmt: skip
         pixels = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty)
+        proven = None
+        if settings.certified:
+            path = folder / file_names(task)["certified"]
+            proven = prove(segmenter, image, scene, settings, path, twin.source_validity)
         expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
         found = {
             "gsd": [round(metres, 6) for metres in image.native],
@@ -157,6 +163,7 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
             "area_km2": round(totals.area / 1e6, 6),
             "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
+            "certified": proven,
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,

@@ -12,6 +12,7 @@ from pipeline.attacks.audit import failures
 from pipeline.report import charts, colours, provenance
 from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
+from pipeline.report.explained import explained, rests_on
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import examples, pictures
@@ -76,6 +77,11 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         audit_numbers=results.of("attack", "audit_numbers"),
         audit_failed=failures(results.of("attack", "audit")),
         sandwich=drawn["sandwich"],
+        explained={c: results.of("explain")[c] for c in results.cities if c in results.of("explain")},
+        rests_on=rests_on(results),
+        cues=drawn["cues"],
+        faithful=results.of("explain", "attribution"),
+        explained_examples=explained(results),
         changes=changes(results),
         provenance={
             "data": provenance.data(results),

@@ -38,9 +38,11 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
-from pipeline.training.losses import build_loss
+from pipeline.training.loggers import loggers, tell
+from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
+CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -97,11 +99,15 @@ class SegmentationTraining(lightning.LightningModule):
         if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
             images = images + t.noise * torch.randn_like(images)
         if t.adversarial.method == "none":
-            loss = self.loss(self.segmenter(images), labels)
+            logits = self.segmenter(images, contacts=t.model.contact > 0)
+            loss = self.loss(logits[:, : t.model.classes + 1], labels)
         else:
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
+            logits = self.segmenter(images, contacts=True) if t.model.contact else None
+        if t.model.contact:
+            loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 
@@ -140,7 +146,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.losses.clear()
         iou = ratio(intersection, union) if truth else None
         # Where validation knows no building no epoch is better than the one after: the last is kept.
-        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False)
+        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False, logger=False)
         record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
         logged = self.trainer.callback_metrics
         record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
@@ -149,6 +155,7 @@ class SegmentationTraining(lightning.LightningModule):
         self.history.append({**record, "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]})
         if self.trainer.is_global_zero:
             write_history(Path(self.trainer.default_root_dir) / "curve.csv", self.history)
+            tell(self.trainer, self.history[-1])
 
     def overfitting(self) -> dict[str, float]:
         """IoU under FGSM and PGD of one validation batch; needs gradients, which Lightning turns off here."""
@@ -295,7 +302,9 @@ def fit(params: Params, cities: list[CityTiles], folder: Path, *, work: Path, na
     if train.batch_size % world:
         raise InputError(f"train.batch_size is {train.batch_size}; {world} processes cannot share it evenly")
 
-    key = fingerprint(train.model_dump(), [city.about for city in cities], version("train"), _start(train))
+    key = fingerprint(
+        train.model_dump(exclude={"loggers"}), [city.about for city in cities], version("train"), _start(train)
+    )
     work = Path(work) / f"train-{name}-{key}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(work.parent / f"train-{name}-{rank}.lock"):  # a killed DVC may leave its trainer behind
@@ -323,7 +332,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     segmenter = _segmenter(params, cities)
     module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
-    trainer = _trainer(train, on, work, world, checkpoint)
+    trainer = _trainer(train, on, work, world, checkpoint, loggers(train.loggers, folder.name))
     last = work / "last.ckpt"
     resumed = _whole(last)
     loaders = _loaders(train, cities, on, rank, world)
@@ -376,7 +385,7 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     """Batches of training crops and of validation windows, this process's share of them."""
     cuda = on.type == "cuda"
     workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting, train.model.contact)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
     if len(windows) < world:
@@ -388,7 +397,9 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
 
 
-def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback) -> lightning.Trainer:
+def _trainer(
+    train: Train, on: torch.device, work: Path, world: int, checkpoint: Callback, listeners: list
+) -> lightning.Trainer:
     callbacks: list[Callback] = [checkpoint, Bar()]
     if train.patience:
         callbacks.append(EarlyStopping("iou", patience=train.patience, mode="max"))
@@ -410,7 +421,7 @@ def _trainer(train: Train, on: torch.device, work: Path, world: int, checkpoint:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        logger=False,
+        logger=listeners or False,
         log_every_n_steps=1,
         default_root_dir=work,
     )

@@ -14,8 +14,9 @@ from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from pipeline.mapping.export import TOLERANCE, export, export_deepness, load_onnx  # noqa: E402
+from pipeline.mapping.export import TOLERANCE, export, export_deepness, export_page, export_program  # noqa: E402
 from pipeline.mapping.stac import stac_item  # noqa: E402
+from pipeline.networks.onnx_file import load_onnx  # noqa: E402
 
 
 def write_model(folder, model: Model, channels: int = 3):
@@ -112,6 +113,32 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     )
     with pytest.raises(InputError, match="foreign.onnx"):
         load_onnx(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize("architecture", ["linear", "small_unet"])
+def test_a_torch_export_program_needs_no_code_of_ours_and_gives_the_same(architecture, tmp_path):
+    folder = write_model(tmp_path / "model", Model(architecture=architecture, width=4))
+    path, card = export_program(folder), {"model.json": ""}
+    program = torch.export.load(path, extra_files=card)
+    images = torch.rand(3, 3, 45, 70)
+    with torch.inference_mode():
+        expected = load_model(folder, "cpu").segmenter(images)
+    assert torch.allclose(program.module()(images), expected, atol=TOLERANCE)
+    assert json.loads(card["model.json"])["gsd"] == 0.5
+
+
+def test_the_page_of_the_hub_has_the_measured_cities(tmp_path):
+    folder = write_model(tmp_path / "model", Model(architecture="linear"))
+    metrics = {"pooled": {"iou": 0.61}, "city": {"here": {"iou": 0.612, "iou_low": 0.5, "iou_high": 0.7},
+                                                 "desert": {"iou": None}}}  # fmt: skip
+    (tmp_path / "evaluate.json").write_text(json.dumps(metrics))
+    text = export_page(folder, tmp_path / "evaluate.json").read_text()
+    assert "| here | 0.612 | 0.50–0.70 |" in text and "| desert | none: nothing to measure |" in text
+    assert "value: 0.61\n" in text
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match="other.json: holds no metrics of the evaluate stage"):
+        export_page(folder, tmp_path / "other.json")
+    assert folder.joinpath("README.md").read_text() == text
 
 
 def deepness(path, image: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
-SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "detail", "provenance"}
+SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -151,12 +151,13 @@ def test_names_stay_words_and_nothing_is_loaded(three):
 @pytest.mark.parametrize(
     ("stages", "missing"),
     [
-        ((), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
-        (("train",), {"answer", "viewer", "unseen", "attack", "certified"}),
-        (("train", "evaluate"), {"unseen", "attack", "certified"}),
-        (("attack",), {"viewer", "unseen", "certified", "detail"}),
-        (("certify",), {"viewer", "unseen", "attack", "detail"}),
-        (("generalize",), {"viewer", "attack", "certified", "detail"}),
+        ((), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (("train",), {"answer", "viewer", "unseen", "attack", "certified", "explained"}),
+        (("train", "evaluate"), {"unseen", "attack", "certified", "explained"}),
+        (("attack",), {"viewer", "unseen", "certified", "explained", "detail"}),
+        (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
+        (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
+        (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
@@ -253,27 +254,29 @@ def test_certificates_and_attacks_are_drawn_as_the_steps_they_are():
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
 def test_what_changed_since_the_commit(tmp_path):
-    """Changed, come and gone numbers are all told; nothing is said only where nothing is."""
+    """The answer's numbers that were there before, with their intervals; of a first run there is nothing to say."""
 
     def told() -> str:
-        report.run(params_of(["here"]), tmp_path)
-        text = (tmp_path / "report/index.html").read_text(encoding="utf-8").split('<section id="changes">')[1]
-        return re.sub(r"<[^>]*>|\s+", " ", text.split("</section>")[0])
+        report.run(params_of(["here", "there"]), tmp_path)
+        text = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+        section = text.split('<section id="changes">')[1] if '<section id="changes">' in text else ""
+        return re.sub(r"<[^>]*>|\s+", " ", section.split("</section>")[0])
 
-    commit(make(tmp_path, ["here"], ("evaluate",)))
-    assert "Nothing: the metrics are those of commit" in told()
+    make(tmp_path, ["here", "there"], ("evaluate",))
+    assert told() == ""
+    commit(tmp_path)
+    assert "Nothing: the 2 numbers of the answer are those of commit" in told()
     metrics = json.loads((tmp_path / "metrics/evaluate.json").read_text())
-    here = metrics["city"]["here"]
-    here["iou"] -= 0.25
+    metrics["city"]["here"]["iou"] -= 0.25
+    metrics["city"]["here"]["size"]["0-50"]["buildings"] = 1000  # no headline
     write(tmp_path / "metrics/evaluate.json", metrics)
-    found = changes(Results(params_of(["here"]), tmp_path))
-    assert (found.moved, found.added, found.gone) == (1, 0, 0) and found.rows[0].name == "city · here · iou"
-    assert found.rows[0].after - found.rows[0].before == pytest.approx(-0.25)
-    assert "1 number changed;" in told() and "-0.250" in told()
-    here["object_f1"] = None
-    metrics["city"]["there"] = {"iou": 0.1}
-    write(tmp_path / "metrics/evaluate.json", metrics)
-    assert "1 number changed, 1 number came, 1 number went;" in told()
+    (row,) = changes(Results(params_of(["here", "there"]), tmp_path)).rows
+    assert (row.kind, row.city, row.beyond) == ("seen", "here", True)
+    assert row.after.iou - row.before.iou == pytest.approx(-0.25)
+    assert "of 2 numbers of the answer 1;" in told() and "-0.250" in told() and "0.74–0.85" in told()
+    del metrics["city"]["here"], metrics["city"]["there"]
+    write(tmp_path / "metrics/evaluate.json", metrics | {"city": {"elsewhere": {"iou": 0.5}}})
+    assert told() == "", "other cities have no number to have changed from"
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")

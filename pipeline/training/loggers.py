@@ -1,0 +1,39 @@
+"""Who else is told of a training: Lightning's own loggers, each imported only where `train.loggers` names it."""
+
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+LOGS = Path("logs")
+
+
+def loggers(names: list[str], run: str) -> list:
+    """Lightning's loggers of these names, in folders of their own under LOGS.
+
+    Raises InputError where one is not installed.
+    """
+    return [_logger(name, run) for name in names]
+
+
+def _logger(name: str, run: str):
+    from lightning.pytorch import loggers
+
+    try:
+        match name:
+            case "csv":
+                return loggers.CSVLogger(LOGS / name, name=run)
+            case "tensorboard":
+                return loggers.TensorBoardLogger(LOGS / name, name=run, default_hp_metric=False)
+            case "mlflow":
+                return loggers.MLFlowLogger("buildings", run_name=run, save_dir=str(LOGS / name))
+    except ModuleNotFoundError:
+        package = {"mlflow": "mlflow-skinny"}.get(name, name)
+        raise InputError(f"train.loggers: {name} is not installed; pip install {package}, or leave it out") from None
+
+
+def tell(trainer, record: dict) -> None:
+    """Log an epoch of the learning curve; what is null (no building in validation) is left out."""
+    known = {key: value for key, value in record.items() if value is not None and key != "epoch"}
+    for logger in trainer.loggers:
+        logger.log_metrics(known, step=record["epoch"])
+        logger.save()
