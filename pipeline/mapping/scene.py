@@ -11,11 +11,14 @@ from pathlib import Path
 
 import rasterio
 
+from pipeline import bucket
+from pipeline.bucket import is_object
 from pipeline.errors import InputError
 from pipeline.imagery.formats import unreadable
 from pipeline.imagery.grid import Grid
 from pipeline.imagery.raster import grid_of, open_raster
 from pipeline.imagery.writer import WriteRows, cloud_optimised, footprints
+from pipeline.mapping import in_bucket
 from pipeline.mapping.edits import content
 from pipeline.mapping.flow import fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
@@ -23,7 +26,7 @@ from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.networks.card import Card
-from pipeline.storage import fingerprint, scratch
+from pipeline.storage import WORK, fingerprint, scratch
 
 FORMAT = 4  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
@@ -36,6 +39,8 @@ def predict_scene(model: str, task: Task) -> dict:
     Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
     predict's or was edited since, a full disk. Nothing is left then.
     """
+    if is_object(task.out):
+        return _predict_into_bucket(model, task)
     record = Path(task.out) / f"{task.name}.json"
     segmenter, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
@@ -50,6 +55,42 @@ def predict_scene(model: str, task: Task) -> dict:
         publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
     forget(record)
     return {**found, "fresh": True}
+
+
+def _predict_into_bucket(model: str, task: Task) -> dict:
+    """The same, published into an object store; files are made in this machine's work folder."""
+    segmenter, model_key = model_of(model)
+    key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
+    names = sorted(file_names(task).values())
+    if before := in_bucket.finished(task.out, task.name, key, names):
+        return {**before, "fresh": False}
+    in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
+    with scratch(WORK / "maps" / task.name) as partial:
+        found = _map_scene(segmenter, task, partial)
+        files = {name: content(partial / name) for name in names}
+        found = {"scene": task.scene, "key": key, "files": files, **found}
+        in_bucket.publish(partial, task.out, task.name, found)
+    return {**found, "fresh": True}
+
+
+def local_model(model: str) -> str:
+    """A model's path on this machine: one in an object store is brought to the work folder, once while it is the same.
+
+    Raises InputError where there is none.
+    """
+    if not is_object(model):
+        return model
+    files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json"]
+    urls = {name: bucket.join(model, name) if name else model for name in files}
+    held = {name: bucket.about(url) for name, url in urls.items()}
+    if absent := [urls[name] for name, about in held.items() if about is None]:
+        raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
+    folder = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()])
+    paths = {name: folder / (name or Path(model).name) for name in files}
+    for name, path in paths.items():
+        if not path.exists():
+            bucket.download(urls[name], path)
+    return str((folder if len(files) > 1 else paths[""]).absolute())
 
 
 def file_names(task: Task) -> dict[str, str]:
@@ -84,7 +125,12 @@ def _model(model: str, state: tuple) -> tuple:
 
 
 def _scene_key(scene: str) -> list:
-    """What tells a scene from an earlier state of it: its files' sizes and times; a URL is taken at its word."""
+    """What tells a scene from an earlier state of it: its files' sizes and times, an object's etag.
+
+    Another URL is taken at its word.
+    """
+    if is_object(scene):
+        return [scene, *([about["etag"]] if (about := bucket.about(scene)) else [])]
     if "://" in scene:
         return [scene]
     try:

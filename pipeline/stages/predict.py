@@ -17,11 +17,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from pipeline.bucket import is_object
 from pipeline.console import remark, table
 from pipeline.errors import InputError
 from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
-from pipeline.mapping.scene import file_names, model_of, predict_scene
+from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
 from pipeline.storage import sweep
@@ -30,9 +31,9 @@ CAUTIONS = 5  # scenes named one by one
 
 
 def run(
-    model: Path,
+    model: str | Path,
     scenes: list[str],
-    out: Path,
+    out: str | Path,
     *,
     settings: Predict | None = None,
     shard: str | None = None,
@@ -46,7 +47,8 @@ def run(
     shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster.
     Raises InputError at the end where a scene failed; the others are done.
     """
-    settings, model, out, begun = settings or Predict(), _absolute(model), Path(out), time.perf_counter()
+    settings, begun = settings or Predict(), time.perf_counter()
+    model = local_model(_absolute(model))
     options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range)}
     tasks = [
         Task(_absolute(scene), name, _absolute(out), settings, **options) for name, scene in list_scenes(scenes).items()
@@ -54,11 +56,8 @@ def run(
     _refuse_overwriting(tasks, out)
     tasks = _shard(tasks, shard)
     model_of(model)  # fails before any scene is read
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
-    sweep(out)  # a scene that is already there sweeps nothing itself
+    if not is_object(str(out)):
+        _make_folder(Path(out))
     done, failed = [], []
     results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
     for task, record, error in results:
@@ -75,6 +74,14 @@ def run(
         )
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
+    sweep(out)  # a scene that is already there sweeps nothing itself
+
+
 def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
     if shard is None:
         return tasks
@@ -89,14 +96,18 @@ def _absolute(path: str | Path) -> str:
     return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
-def _refuse_overwriting(tasks: list[Task], out: Path) -> None:
+def _refuse_overwriting(tasks: list[Task], out: str | Path) -> None:
     for task in tasks:
         scene = Path(task.scene)
-        if "://" not in task.scene and out.resolve() in {scene.resolve().parent, scene.parent.resolve()}:
+        if "://" in task.scene:
+            beside = task.scene.rpartition("/")[0] == str(out).rstrip("/")
+        else:
+            beside = not is_object(out) and Path(out).resolve() in {scene.resolve().parent, scene.parent.resolve()}
+        if beside:
             raise InputError(f"{out}: holds the scene {scene.name}; choose another --out, results bear its name")
     for name, times in Counter(name for task in tasks for name in file_names(task).values()).most_common(1):
         if times > 1:
-            raise InputError(f"{out / name}: two scenes would both be mapped to it; rename one of them")
+            raise InputError(f"{out}/{name}: two scenes would both be mapped to it; rename one of them")
 
 
 def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
