@@ -153,8 +153,8 @@ def test_a_store_that_is_busy_or_cuts_connections_is_asked_again(town, store, fa
     run("model", ["scenes/s0.tif"], "maps", settings=SETTINGS)
     store.faults.append((method, fault))
     run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
-    assert not store.faults
     assert bucket.read(f"s3://{town}/maps/s0.tif") == Path("maps/s0.tif").read_bytes()
+    assert not store.faults
     assert {"maps/s0.gpkg", "maps/s0.json", "maps/s0.tif"} <= set(store.keys(town))
 
 
