@@ -6,7 +6,7 @@
 
 Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
 speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams.
+certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams, outlines.
 """
 
 import argparse
@@ -43,6 +43,7 @@ BENCHMARKS = {  # name: module and arguments
     "dvc_repro": "no_op repro",
     "open_buildings": "open_buildings",
     "polygonise": "polygonise",
+    "outlines": "polygonise --regular",
     "peer_crops": "peers crops",
     "peer_scene": "peers scene",
     "peer_labels": "peers labels",

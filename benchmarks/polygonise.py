@@ -1,9 +1,10 @@
 """Polygons from bands of a mask against GDAL's polygons of the whole mask at once, in one run.
 
     python -m benchmarks.polygonise [SIDE]
+    python -m benchmarks.polygonise [SIDE] --regular    bands with regular outlines against bands without
 
-Bands also measure areas and confidences and leave no seams, so half of GDAL's speed is the goal. The memory printed is
-the peak of Python's allocations: of bands it does not grow with the scene.
+Bands also measure areas and confidences and leave no seams, so half of GDAL's speed is the goal; regular outlines may
+take as long again. The memory printed is the peak of Python's allocations: of bands it does not grow with the scene.
 """
 
 import statistics
@@ -17,6 +18,7 @@ from rasterio.features import shapes
 
 from benchmarks.ratio import report
 from pipeline.mapping.polygons import Polygoniser
+from pipeline.mapping.regular import Outlines
 
 ROUNDS = 3
 
@@ -38,6 +40,16 @@ def banded(mask: np.ndarray, rows: int = 512) -> int:
     return sum(len(polygoniser.add(band, band)) for band in bands) + len(polygoniser.finish())
 
 
+def regular(mask: np.ndarray, rows: int = 512) -> int:
+    polygoniser, outlines, count = Polygoniser(mask.shape[1]), Outlines("regular", mask.shape, (0.5, 0.5)), 0
+    for top in [*range(0, len(mask), rows), None]:
+        band = None if top is None else mask[top : top + rows]
+        buildings = polygoniser.finish() if band is None else polygoniser.add(band, band)
+        shapes, _ = outlines.add(buildings.geometry, polygoniser.row, polygoniser.opened)
+        count += len(shapes)
+    return count
+
+
 def seconds(function, mask: np.ndarray) -> float:
     begun = time.perf_counter()
     function(mask)
@@ -53,12 +65,20 @@ def peak(function, mask: np.ndarray) -> float:
     return found
 
 
+def compare(ours, limit, mask: np.ndarray, what: str) -> None:
+    count = ours(mask)
+    assert count == limit(mask)
+    names = f"{peak(ours, mask):.0f} MB by {ours.__name__}, {peak(limit, mask):.0f} MB by {limit.__name__}"
+    print(f"{count} buildings, peak {names}")
+    pairs = [(seconds(limit, mask), seconds(ours, mask)) for _ in range(ROUNDS)]
+    rate = count / statistics.median(own for _, own in pairs)
+    report(what, statistics.median(other / own for other, own in pairs), 0.5, f"{rate:.0f} buildings/s")
+
+
 if __name__ == "__main__":
-    mask = draw(int(sys.argv[1]) if len(sys.argv) > 1 else 4096)
-    count = banded(mask)
-    assert count == whole(mask)
-    print(f"{count} buildings, peak {peak(banded, mask):.0f} MB in bands, {peak(whole, mask):.0f} MB whole")
-    pairs = [(seconds(whole, mask), seconds(banded, mask)) for _ in range(ROUNDS)]
-    rate = count / statistics.median(bands for _, bands in pairs)
-    ratio = statistics.median(at_once / bands for at_once, bands in pairs)
-    report("GDAL's polygons at once / in bands", ratio, 0.5, f"{rate:.0f} buildings/s")
+    sides = [int(argument) for argument in sys.argv[1:] if argument.isdecimal()]
+    mask = draw(sides[0] if sides else 4096)
+    if "--regular" in sys.argv:
+        compare(regular, banded, mask, "polygons as traced / with regular outlines")
+    else:
+        compare(banded, whole, mask, "GDAL's polygons at once / in bands")

@@ -23,7 +23,8 @@ app = typer.Typer(
 
 STOPPED = 130  # the exit code after Ctrl-C
 
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "predict"}  # verbs that keep what they have finished
+# verbs that keep what they have finished
+GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "privacy", "incremental", "predict"}
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
@@ -89,14 +90,19 @@ def check(
         bool, typer.Option("--for-dvc", hidden=True, help="Make the links that dvc.yaml needs.")
     ] = False,
 ) -> None:
-    """Say whether every parameter is known and allowed; `dvc repro` asks this before anything else.
+    """Say whether every parameter is known and allowed, and roughly how long training will take.
+
+    `dvc repro` asks the first before anything else.
 
     Example: `python -m pipeline check --params presets/inria.yaml`
     """
     from pipeline.stages import check as stage
 
-    stage.run(load(params), for_dvc)
+    parameters = load(params)
+    stage.run(parameters, for_dvc)
     print("every parameter is known, every value allowed")
+    if not for_dvc:
+        stage.tell_duration(parameters)
 
 
 @app.command(hidden=True)
@@ -165,7 +171,7 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
     tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
     params: ParamsFile = PARAMS,
@@ -228,6 +234,44 @@ def generalize(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def explain(
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
+    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/explain.json"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """What the map rests on in each city: colour, texture, shadow, surroundings; checked explanations of buildings.
+
+    Example: `python -m pipeline explain`
+    """
+    from pipeline.stages import explain as stage
+
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+
+
+@app.command()
+def incremental(params: ParamsFile = PARAMS) -> None:
+    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+
+    Example: `python -m pipeline incremental`
+    """
+    from pipeline.stages import incremental as stage
+
+    stage.run(load(params))
+
+
+@app.command()
+def privacy(params: ParamsFile = PARAMS) -> None:
+    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+
+    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import privacy as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """One self-contained page of all that has run: report/index.html.
 
@@ -239,6 +283,23 @@ def report(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Experiments, revisions, folders, metrics files; none: all experiments.")
+    ] = None,
+    of: Annotated[str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")] = "seen",
+    to: Annotated[Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")] = None,
+) -> None:
+    """Runs side by side, a row each: an IoU per city with its 95 % interval, and what each has set otherwise.
+
+    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of unseen --csv runs.csv`
+    """
+    from pipeline.report.comparison import compare as side_by_side
+
+    side_by_side(runs or [], of, to)
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A model folder or an exported ONNX file; s3:// too.")],
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
@@ -246,14 +307,20 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
-    simplify: Annotated[float | None, typer.Option(help="Tolerance of outlines, metres.")] = None,
-    square: Annotated[bool, typer.Option("--square", help="Outlines at right angles.")] = False,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
+    outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
+    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
+    certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
+    radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
     ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
     params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
@@ -267,15 +334,16 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "simplify": simplify,
-        "square": square or None, "probability": probability or None, "uncertainty": uncertainty or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
+        "probability": probability or None, "uncertainty": uncertainty or None,
+        "certified": certified or None, "radius": radius,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}
     settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
     stage.run(
         model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), ray=ray,
+        value_range=numbers(value_range, float, "--range"), known=known, ray=ray, merged=merge,
     )  # fmt: skip
 
 
@@ -287,14 +355,80 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
 
 
 @app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, one a city.")],
+    tiles: Annotated[int, typer.Option(help="Frames to label.")] = 20,
+    side: Annotated[int, typer.Option(help="Pixels along a frame's side, of the model's size.")] = 128,
+    strategy: Annotated[
+        str, typer.Option(help="probability, to assess; or active, core_set, random, to learn.")
+    ] = "probability",
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
+    bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
+    value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
+) -> None:
+    """Which frames of a new city to label: a sample with the model's draft, a GeoPackage to edit in QGIS.
+
+    Example: `python -m pipeline sample models/all scenes/*.tif --tiles 20 --out labels/newtown`
+    """
+    from pipeline.stages import sample as stage
+
+    stage.run(
+        model, scenes, out, tiles=tiles, side=side, strategy=strategy, seed=seed, gsd=gsd,
+        bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
+    )  # fmt: skip
+
+
+@app.command()
+def assess(
+    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
+    model: Annotated[Path | None, typer.Option(help="A model of the adapt verb; else the one sampled with.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Of the map assessed; else the model's.")] = None,
+    at_least_recall: Annotated[float | None, typer.Option(help="The recall to promise.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of that promise.")] = 0.95,
+    per: Annotated[str, typer.Option(help="Recall of frames, on average, or of built area: frame, area.")] = "frame",
+) -> None:
+    """How good the whole city's map is, with 95 % intervals, from the frames that were labelled.
+
+    Example: `python -m pipeline assess labels/newtown --at-least-recall .9 --confidence .95`
+    """
+    from pipeline.stages import assess as stage
+
+    stage.run(city, model=model, threshold=threshold, at_least_recall=at_least_recall, confidence=confidence, per=per)
+
+
+@app.command()
+def adapt(
+    model: Annotated[Path, typer.Argument(help="The model folder that was sampled with.")],
+    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    tiles: Annotated[Path, typer.Option(help="Where the old cities' tiles are, to be replayed.")] = Path("data/tiles"),
+    steps: Annotated[int, typer.Option(help="Batches of a fine-tuning.")] = 80,
+    folds: Annotated[int, typer.Option(help="Of cross-fitting; 1 = none, the model cannot be assessed then.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="The highest of the schedule.")] = 3e-4,
+    seed: Annotated[int, typer.Option(help="Of crops and folds.")] = 0,
+) -> None:
+    """A model that has learned the labelled frames, without forgetting the old cities.
+
+    Example: `python -m pipeline adapt models/all labels/newtown --out models/newtown`
+    """
+    from pipeline.stages import adapt as stage
+
+    stage.run(model, city, out, tiles=tiles, steps=steps, folds=folds, learning_rate=learning_rate, seed=seed)
+
+
+@app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
-    what: Annotated[str, typer.Option("--for", help="onnx, torch-export or hub.")] = "onnx",
+    what: Annotated[str, typer.Option("--for", help="onnx, torch-export, hub or deepness (QGIS).")] = "onnx",
     metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
         "metrics/evaluate.json"
     ),
 ) -> None:
-    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, or the Hub's page.
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, the Hub's page,
+    or what QGIS's plugin Deepness opens.
 
     ONNX and the program are checked against the model before they take their names.
 
@@ -310,8 +444,10 @@ def export(
             path = exports.export_program(model)
         case "hub":
             path = exports.export_page(model, metrics)
+        case "deepness":
+            path = exports.export_deepness(model)
         case _:
-            raise InputError(f"--for {what}: choose onnx, torch-export or hub")
+            raise InputError(f"--for {what}: choose onnx, torch-export, hub or deepness")
     console.print(f"wrote {path}")
 
 

@@ -15,10 +15,21 @@ ROOMS = {
     "tile": ("labels.py", "imagery", "tiles"),
     "train": LEARNED,
     "pretrain": LEARNED,
-    "evaluate": (*NETWORK, "scoring"),
-    "attack": (*LEARNED, "attacks"),
+    "evaluate": (
+        "labels.py",
+        "imagery",
+        "tiles",
+        "networks",
+        "scoring",
+        "mapping/polygons.py",
+        "mapping/regular.py",
+    ),  # fmt: skip
+    "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),
+    "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "incremental": (*LEARNED, "incremental"),
+    "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",
         "imagery/grid.py",

@@ -92,7 +92,8 @@ def table(title: str, columns: list[str], rows: list[list]) -> None:
     """Print a table; floats with three digits, None as a dash."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", style="bold" if i == 0 else None)
+        first = {"justify": "left", "style": "bold", "overflow": "fold"}  # a name is never cut
+        grid.add_column(column, **(first if i == 0 else {"justify": "right"}))
     for row in rows:
         grid.add_row(*(Text("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row))
     console.print(grid)

@@ -91,6 +91,9 @@ class Fetch(Section):
     keep_archive: bool = Field(True, description="inria: keep the verified archive for the next city")
     official_split: bool = Field(True, description="inria: scenes 1-5 of a city are its test split; false = tile draws")
     precision: Literal[80, 85, 90] = Field(90, description="open_buildings: % precision that sets a cell's threshold")
+    groups: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder: a column of the footprints that tells groups of buildings apart, to be fair to"
+    )
     overrides: dict[str, CityOverride] = Field(
         {}, description="what a city's files do not say themselves, as CITY: {gsd: 0.3}"
     )
@@ -114,6 +117,8 @@ class Fetch(Section):
         for city in self.cities:
             if (other := known.setdefault(folded(city), city)) != city:
                 raise ValueError(f"fetch.cities: {other} and {city} differ by case only, one folder on some disks")
+        if self.groups and self.source != "folder":
+            raise ValueError(f"fetch.groups: source {self.source} has no columns of yours; set it to null")
         for city in sorted(set(self.overrides) - set(self.cities)):
             near = nearest(city, self.cities)
             raise ValueError(f"fetch.overrides: {short(city)} is not one of fetch.cities; did you mean {near}?")
@@ -183,6 +188,9 @@ Architecture = Literal[
 ]  # fmt: skip
 
 
+BARE = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # baselines and what certificates are about
+
+
 class Model(Section):
     architecture: Architecture = Field(
         description="the network; linear and window_cnn are baselines, the last three certifiable"
@@ -196,6 +204,15 @@ class Model(Section):
     activation: Literal["relu", "minmax"] = Field("relu", description="after the layers")
     width: Width = Field(32, description="channels of window_cnn, small_fcn, small_unet and lipschitz")
     group: Group = Field(2, description="lipschitz: channels that GroupSort sorts together; 2 = MinMax")
+    contact: Annotated[float, Field(ge=0, le=4)] = Field(
+        0, description="metres from two buildings at once within which a head of its own learns contacts; 0 = none"
+    )
+
+    @model_validator(mode="after")
+    def room_for_contacts(self):
+        if self.contact and self.architecture in BARE:
+            raise ValueError(f"train.model.contact: {self.architecture} has classes only; set it to 0")
+        return self
 
 
 class Adversarial(Section):
@@ -240,6 +257,12 @@ class Train(Section):
     city_weighting: Literal["even", "root", "area"] = Field(
         "even", description="a city's share of crops, alike or by its area"
     )
+    group_dro: Weight = Field(
+        0, description="step of the cities' weights: train for the worst one (Sagawa 2020); 0.01 is theirs, 0 = off"
+    )
+    select: Literal["pooled", "worst_city"] = Field(
+        "pooled", description="whose validation IoU keeps an epoch and, with patience, stops"
+    )
     augment: Literal["none", "flips", "standard", "strong"] = Field("standard", description="how crops are varied")
     noise: Weight = Field(0, description="σ of Gaussian noise, in units of the pixel range [0,1]")
     adversarial: Adversarial = Field(Adversarial(), description="training on attacked batches")
@@ -248,6 +271,15 @@ class Train(Section):
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
     loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
+
+    @model_validator(mode="after")
+    def cities_of_the_batch(self):
+        if self.group_dro and self.adversarial.method == "free":
+            raise ValueError(
+                "train.group_dro weighs the cities of a batch, and train.adversarial.method free replays older ones; "
+                "take fast or pgd, or set train.group_dro to 0"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -263,6 +295,8 @@ class Evaluate(Section):
     )
     size_bins: Numbers = Field([50, 150, 500], description="m², edges between building sizes")
 
+    neighbourhood: Positive = Field(100, description="metres, squares whose built share tells dense from sparse ground")
+
     @field_validator("size_bins")
     @classmethod
     def rising(cls, edges):
@@ -272,6 +306,38 @@ class Evaluate(Section):
 
 
 AttackMethod = Literal["fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou"]  # see attacks/methods.py
+
+
+PhysicalFamily = Literal["gain", "haze", "colour", "blur", "shift", "turn", "shadow"]  # see attacks/physics.py
+
+
+class Physics(Section):
+    families: list[PhysicalFamily] = Field([*get_args(PhysicalFamily)], description="what is searched; empty = off")
+    gain: float = Field(0.15, ge=0, lt=1, description="largest relative change of a band")
+    offset: Share = Field(0.05, description="largest change of a band, pixel range [0,1]")
+    haze: Weight = Field(0.3, description="largest optical depth βd of the air")
+    mired: float = Field(30, ge=0, le=100, description="largest change of the light's 1e6 / kelvin")
+    blur: float = Field(1.5, ge=0, le=16, description="largest σ of the optics, pixels")
+    shift: Weight = Field(0.5, description="largest shift along each axis, pixels")
+    rotation: float = Field(5, ge=0, le=45, description="degrees")
+    scale: float = Field(0.05, ge=0, le=0.5, description="largest relative change")
+    shadow: Share = Field(0.5, description="largest share of a pixel that a cloud's shadow takes")
+    softness: Positive = Field(4, description="least width of a shadow's edge, pixels")
+    tiles: Count = Field(8, description="of attack.tiles, at most")
+    grid: Count = Field(9, description="points of a family's grid")
+    steps: Whole = Field(4, description="gradients from the worst of them")
+    cells: Count = Field(16, description="parts of gain's range that are each certified, where the model can be")
+    sun: dict[str, Annotated[tuple[float, float], AsList]] = Field(
+        {}, description="CITY: [azimuth clockwise from north, elevation], degrees: checks that buildings cast shadows"
+    )
+
+    @field_validator("sun")
+    @classmethod
+    def above_the_horizon(cls, sun):
+        for city, (azimuth, elevation) in sun.items():
+            if not (0 <= azimuth <= 360 and 0 < elevation < 90):
+                raise ValueError(f"the sun of {city} must stand at 0 to 360 degrees of azimuth, 0 to 90 of elevation")
+        return sun
 
 
 class Attack(Section):
@@ -292,6 +358,7 @@ class Attack(Section):
     patch: Whole = Field(32, description="pixels along a patch's side; 0 = off")
     transfer: str | None = Field(None, description="another model's folder; null = a noisy, tuned copy")
     halving: bool = Field(True, description="bisect the budget that halves a city's IoU")
+    physics: Physics = Field(Physics(), description="what sun, air and camera can do")
     reference: Positive = Field(1, description="1/255, the ℓ∞ budget of the audit and all but the main attacks")
     seed: Whole = Field(0, description="of tiles and starts")
 
@@ -349,8 +416,11 @@ class Convex(Certificate):
         return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
 
     radii: Numbers = Field([0.5, 1, 2], description="ℓ∞, 1/255")
-    train_epsilon: Positive = Field(2, description="1/255, the budget of IBP training")
-    steps: Count = Field(300, description="batches of IBP training")
+    objective: Literal["ibp", "dual"] = Field(
+        "ibp", description="what training bounds by: intervals, or Wong and Kolter's dual by random projections"
+    )
+    train_epsilon: Positive = Field(2, description="1/255, the budget of training")
+    steps: Count = Field(300, description="batches of training")
     width: Width = Field(16, description="channels of the certifiable network")
     architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the certifiable network")
     chunk: Count = Field(256, description="backward CROWN passes held at once: bounds the memory")
@@ -418,6 +488,58 @@ class Generalize(Section):
         return values
 
 
+class Explain(Section):
+    tiles: Count = Field(24, description="tiles a city, of the test split; fewer than eight say little")
+    buildings: Whole = Field(4, description="buildings a city that are explained, one a tile; 0 = none")
+    steps: Count = Field(16, description="gradients of an integral")
+    square: Count = Field(16, description="pixels along what is occluded, deleted and inserted at once")
+    seed: Whole = Field(0, description="of tiles, shuffles and random orders")
+
+
+class Incremental(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_unet", description="the network")
+    width: Width = Field(8, description="its channels")
+    methods: Annotated[list[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = Field(
+        ["finetune", "replay", "lwf", "ewc"], description="against forgetting; the joint model is always there"
+    )
+    orders: Count = Field(2, description="in which the cities arrive: as listed, reversed, then drawn")
+    steps: Count = Field(60, description="batches a city")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="crops a step")
+    crop: Side = Field(64, description="pixels along a training crop's side, at most tile.size")
+    learning_rate: Positive = Field(1e-2, description="the highest of the schedule, anew for each city")
+    replay: Count = Field(8, description="tiles a city that replay keeps")
+    distillation: Weight = Field(1, description="weight of what the network before says: lwf, mib")
+    ewc: Weight = Field(1000, description="λ of the quadratic penalty")
+    tiles: Count = Field(24, description="tiles a city that is measured on, of the test split")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of weights, crops, tiles and orders")
+
+
+class Private(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the network, without batch norm")
+    width: Width = Field(8, description="its channels: fewer weights take less noise")
+    epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="δ; null = 0.1 / records")
+    unit: Literal["scene", "tile"] = Field("tile", description="the record that ε is of")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="chance of a record to be drawn in a step")
+    clip: Positive = Field(1, description="ℓ2 norm that a record's gradient is clipped to")
+    steps: Count = Field(100, description="noisy steps")
+    crop: Side = Field(32, description="pixels along a crop's side")
+    learning_rate: Positive = Field(1e-2, description="of Adam")
+
+
+class Privacy(Section):
+    model: str = Field("models/all", description="the model folder that is asked what it was trained on")
+    references: list[str] = Field(
+        [], description="model folders beside models/without-CITY, each for the cities it has not seen"
+    )
+    tiles: Count = Field(64, description="tiles a city, of training and of test scenes each")
+    private: Private = Field(Private(), description="training with differential privacy (DP-SGD), a small network")
+    planted: Whole = Field(50, description="times a scene is repeated in a small network's training; 0 = off")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of tiles, training and noise")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -435,6 +557,9 @@ class Report(Section):
     image_side: int = Field(640, ge=64, description="pixels of a viewer image's longer side")
 
 
+Outline = Literal["regular", "simplified", "raw"]
+
+
 class Predict(Section):
     window: Side = Field(512, description="pixels along an inference window's side")
     overlap: Overlap = Field(0.25, description="share of a window")
@@ -447,10 +572,18 @@ class Predict(Section):
     uncertainty: bool = Field(
         False, description="also write the deviation over the eight flips and turns; implies augment"
     )
+    certified: bool = Field(
+        False, description="also write which pixels are proven (small_fcn, small_unet, lipschitz); slow"
+    )
+    radius: Positive | None = Field(
+        None, description="of certified: ℓ∞, 1/255; of lipschitz ℓ2, pixel range; null = certify's least default"
+    )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
-    simplify: Weight = Field(0, description="metres an outline may move")
-    square: bool = Field(False, description="outlines at right angles")
+    split: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
+    )
+    outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 
 class Params(Section):
@@ -461,6 +594,9 @@ class Params(Section):
     attack: Attack = Field(Attack(), description="IoU under attack")
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
+    explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
+    incremental: Incremental = Field(Incremental(), description="cities, and a class, that arrive one after another")
+    privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import params
-from pipeline.attacks import engine, losses
+from pipeline.attacks import engine, losses, physics
 from pipeline.attacks.engine import Target
 from pipeline.attacks.methods import methods
 from pipeline.attacks.objects import false_by_size, falses, recall_by_size, recalls
@@ -41,20 +41,23 @@ class Campaign:
     pixels: torch.Tensor  # (K,) training pixels of each class
     size_bins: list[float]  # m²
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    proven: Callable[[torch.Tensor], torch.Tensor] | None = None  # classes (N, H, W) under every exposure, −1 unproven
 
     def predict(self, images: torch.Tensor, segmenter=None) -> torch.Tensor:
         """(N, H, W) classes, in float32 whatever the attack's precision. Raises InputError where the model fails."""
         maps = []
         with torch.no_grad():
             for part in images.split(self.settings.batch_size):
-                logits = (segmenter or self.segmenter)(part)
-                if not logits.isfinite().all():
-                    raise InputError(
-                        f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
-                        "its weights are damaged or overflow: train it again"
-                    )
-                maps.append(logits.argmax(1))
+                maps.append(self.classes((segmenter or self.segmenter)(part)))
         return torch.cat(maps)
+
+    def classes(self, logits: torch.Tensor) -> torch.Tensor:
+        if not logits.isfinite().all():
+            raise InputError(
+                f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
+                "its weights are damaged or overflow: train it again"
+            )
+        return logits.argmax(1)
 
     def run(self, target: Target, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
         with self.autocast():
@@ -106,6 +109,7 @@ def attack_city(
         yield attack.patch()
     if settings.universal:
         yield attack.universal(crafting)
+    yield from attack.views()
     yield "excess", {"value": attack.excess}, {}
 
 
@@ -180,7 +184,16 @@ class CityAttack:
             "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
             "fullest": self.fullest,
         }
-        return "checks", measured, _picture(campaign, self.images, self.labels, full, self.clean_map)
+        return "checks", measured, self.picture(full)
+
+    def picture(self, found: torch.Tensor) -> dict[str, np.ndarray]:
+        """The tile that loses most, as the report shows it."""
+        attacked_map = self.campaign.predict(found)
+        lost = counts(self.clean_map, self.labels)[0] - counts(attacked_map, self.labels)[0]
+        self.shown = int(lost.argmax())
+        parts = {"image": self.images, "attacked": found, "label": self.labels, "before": self.clean_map,
+                 "after": attacked_map}  # fmt: skip
+        return {name: part[self.shown].cpu().numpy() for name, part in parts.items()}
 
     @property
     def fullest(self) -> int:
@@ -226,13 +239,15 @@ class CityAttack:
     def erasing(self) -> Record:
         """Change the ground beside buildings until they are gone."""
         target = self.targeted(self.labels == 0, engine.erased)
-        before, after = self._by_size(recall_by_size, target, losses.erase, lambda counts: -counts[0].sum())
-        return "erase", recalls(self.campaign.size_bins, before, after), {}
+        before, after, found = self._by_size(recall_by_size, target, losses.erase, lambda counts: -counts[0].sum())
+        tile = found[self.shown : self.shown + 1]
+        shown = {"erased": tile[0].cpu().numpy(), "after_erasing": self.campaign.predict(tile)[0].cpu().numpy()}
+        return "erase", recalls(self.campaign.size_bins, before, after), shown
 
     def inventing(self) -> Record:
         """Change buildings until others appear beside them."""
         target = self.targeted((self.labels > 0) & (self.labels != IGNORE), engine.invented)
-        before, after = self._by_size(false_by_size, target, losses.invent, np.sum)
+        before, after, _ = self._by_size(false_by_size, target, losses.invent, np.sum)
         return "invent", falses(self.campaign.size_bins, before, after), {}
 
     def targeted(self, where: torch.Tensor, score: engine.Score) -> Target:
@@ -240,9 +255,9 @@ class CityAttack:
 
     def _by_size(
         self, counter: Callable, target: Target, loss: losses.AttackLoss, harm: Callable[[np.ndarray], int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Objects counted before and after. The attack counts pixels; where it did no `harm` to a tile's objects, the
-        attacker leaves the tile as it is."""
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """Objects counted before and after, and the images found. The attack counts pixels; where it did no `harm` to a
+        tile's objects, the attacker leaves the tile as it is."""
         found = self.pgd(target, loss=loss)
         self.measure(found, target)
 
@@ -251,7 +266,7 @@ class CityAttack:
             return [counter(m[None], label[None], self.gsd, self.campaign.size_bins) for m, label in pairs]
 
         before, after = count(self.clean_map), count(self.campaign.predict(found))
-        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True))
+        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True)), found
 
     def patch(self) -> Record:
         effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
@@ -269,6 +284,40 @@ class CityAttack:
         }
         return "patch", measured, {}
 
+    def views(self) -> Iterator[Record]:
+        """What sun, air and camera can do to a few of the tiles, a family at a time: every point that was tried."""
+        tiles = slice(self.settings.physics.tiles)
+        images, labels, clean = self.images[tiles], self.labels[tiles], self.clean_map[tiles]
+        before = self.counts(clean, labels)
+        weight = worst_case(*np.array([before]).swapaxes(0, 1))[0] or engine.SMALL
+        for name, family in physics.families(self.settings.physics, images.shape[1]).items():
+            proven = self.campaign.proven(images) if self.campaign.proven and name == "gain" else None
+            measured = {"clean": before, "grid": [], "gradient": [], "refuted": 0}
+            for seen in self._seen(family, images, labels, weight):
+                classes = self.campaign.classes(seen.logits)
+                measured[seen.by].append(self.counts(classes, seen.labels))
+                if proven is not None:
+                    measured["refuted"] += int(((proven >= 0) & (proven != classes) & (seen.labels != IGNORE)).sum())
+            if proven is not None:
+                measured["certified"] = self.counts(proven, labels)
+            yield f"physics {name}", measured, {}
+
+    def _seen(self, family, images, labels, weight: float) -> Iterator[physics.Seen]:
+        """The search's points, its batches put together again."""
+        settings, size = self.settings.physics, self.settings.batch_size
+        loss = losses.soft_iou(weight)
+
+        def harm(logits, labels):
+            return engine.harm(logits, labels, weight)[0]
+
+        searches = [
+            physics.search(family, self.campaign.segmenter, *part, loss, harm, settings.grid, settings.steps)
+            for part in zip(images.split(size), labels.split(size), strict=True)
+        ]
+        for parts in zip(*searches, strict=True):
+            whole = (torch.cat([getattr(p, what) for p in parts]) for what in ("numbers", "logits", "labels"))
+            yield physics.Seen(parts[0].by, *whole)
+
     def universal(self, crafting: tuple) -> Record:
         batches = list(zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True))
         with self.campaign.autocast():
@@ -277,16 +326,3 @@ class CityAttack:
             )
         self.measure(engine.apply_universal(self.images, delta), self.reference)
         return "universal", {}, {"universal": delta.cpu().numpy()}
-
-
-def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:
-    """The tile that loses most, as the figure shows it."""
-    attacked_map = campaign.predict(found)
-    lost = (counts(clean_map, labels)[0] - counts(attacked_map, labels)[0]).argmax()
-    return {
-        "image": images[lost].cpu().numpy(),
-        "attacked": found[lost].cpu().numpy(),
-        "label": labels[lost].cpu().numpy(),
-        "before": clean_map[lost].cpu().numpy(),
-        "after": attacked_map[lost].cpu().numpy(),
-    }

@@ -52,7 +52,36 @@ def city_metrics(measured: dict) -> dict:
             "clean": iou(p["clean"]) if scored else None,
             "attacked": _worst([p["clean"], p["attacked"]]) if scored else None,
         }
-    return metrics | {key: measured[key] for key in ("erase", "invent") if key in measured}
+    if families := physics(measured):
+        metrics["physics"] = families
+    return metrics | {key: measured[key] for key in ("erase", "invent", "shadow") if key in measured}
+
+
+def physics(measured: dict) -> dict:
+    """IoU by family of physical change, over its grid and over all that was tried, with the 95 % interval over tiles;
+    of "gain" also what is certified, and under "all" the worst of every family on each tile."""
+    found = {key.removeprefix("physics "): m for key, m in measured.items() if key.startswith("physics ")}
+    if not found:
+        return {}
+    clean = next(iter(found.values()))["clean"]
+    empty = not any(measured["clean"]["buildings"][: len(clean[0])])
+    rows, every = {}, [clean]
+    for name, m in found.items():
+        tried = [clean, *m["grid"], *m["gradient"]]
+        every += tried
+        rows[name] = {"grid": None if empty else _worst([clean, *m["grid"]]), **_worst_row(tried, empty)}
+        if "certified" in m:
+            low, high = (None, None) if empty else tile_interval(*np.array(m["certified"]))
+            certified = None if empty else pooled_iou(*m["certified"])
+            rows[name] |= {"certified": certified, "certified_low": low, "certified_high": high}
+    return {"clean": None if empty else pooled_iou(*clean), "all": _worst_row(every, empty), "family": rows}
+
+
+def _worst_row(measurements: list[Measurement], empty: bool) -> dict:
+    if empty:
+        return dict.fromkeys(("worst", "worst_low", "worst_high"))
+    low, high = tile_interval(*_chosen(measurements))
+    return {"worst": _worst(measurements), "worst_low": low, "worst_high": high}
 
 
 def by_method(results: dict[str, Measurement], worst: Callable[[list[Measurement]], float | None]) -> dict:

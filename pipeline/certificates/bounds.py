@@ -80,19 +80,20 @@ class Affine:
     def interval(self, *boxes: Box) -> Box:
         """Centre and radius; the radius takes the rounding too."""
         centre = self(*((box.lower + box.upper) / 2 for box in boxes))
-        radius = self._absolute(*((b.upper - b.lower) / 2 + self.rounding * b.largest() for b in boxes))
+        radius = self.absolute(*((b.upper - b.lower) / 2 + self.rounding * b.largest() for b in boxes))
         radius = radius + self.rounding * self._bias_size()
         return Box(centre - radius, centre + radius)
 
     def size(self, *boxes: Box) -> Tensor:
         """The largest Σ|product| of each output over boxes of the inputs."""
-        return self._absolute(*(box.largest() for box in boxes)) + self._bias_size()
+        return self.absolute(*(box.largest() for box in boxes)) + self._bias_size()
 
     def reach(self, *inputs: Tensor) -> Tensor:
         """Positive where an output depends on a positive input."""
         return self.linear(None if self.weight is None else torch.ones_like(self.weight), *inputs)
 
-    def _absolute(self, *inputs: Tensor) -> Tensor:
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """Through the weights' absolute values."""
         return self.linear(None if self.weight is None else self.weight.abs(), *inputs)
 
     def _bias_size(self) -> Tensor | float:
@@ -206,15 +207,16 @@ class Bounds:
         self.modules, self.decision = dict(traced.named_modules()), decision
         *self.nodes, output = traced.graph.nodes
         self.input, self.logits = self.nodes[0], output.args[0]
-        self.rules = self._read()
+        self.rules = self.read()
 
-    def _read(self) -> dict[fx.Node, "Affine | ReLU | MaxPool"]:
+    def read(self) -> dict[fx.Node, "Affine | ReLU | MaxPool"]:
+        """The rule of every node but the input, of the network's parameters as they are now."""
         _check(self.modules)
         return {node: _operation(node, self.modules) for node in self.nodes[1:]}
 
     def intervals(self, box: Box) -> dict[fx.Node, Box]:
         """IBP: a box for every node, differentiable in the network's parameters, which are read anew."""
-        self.rules, boxes = self._read(), {self.input: box}
+        self.rules, boxes = self.read(), {self.input: box}
         for node in self.nodes[1:]:
             boxes[node] = self.rules[node].interval(*(boxes[i] for i in node.all_input_nodes))
         return boxes

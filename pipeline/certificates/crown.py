@@ -65,7 +65,8 @@ def linear_lower(
     if where is not None:
         result = result.masked_fill(~where, -torch.inf)
     nearest = result.to(spec.dtype)
-    return torch.where(nearest > result, nearest.nextafter(torch.full_like(nearest, -torch.inf)), nearest)
+    below = nearest.detach().nextafter(torch.full_like(nearest, -torch.inf))
+    return torch.where(nearest > result, nearest - (nearest.detach() - below), nearest)  # down, and differentiable
 
 
 def _substitute(bounds: Bounds, boxes: Boxes, node: fx.Node, seeds: Tensor, relaxation: str, owners) -> Tensor:

@@ -1,4 +1,5 @@
-"""Training for a certificate: interval bound propagation (Gowal et al. 2018) and the hinge of Lipschitz segmenters.
+"""Training for a certificate: interval bound propagation (Gowal et al. 2018), the same by other bounds, and the hinge
+of Lipschitz segmenters.
 
 The IBP loss is κ · CE(logits) + (1 − κ) · CE(worst logits in the ℓ∞ ball of radius ε). After a plain start, ε grows
 from 0 to its target while κ falls from 1 to ½. On a low-contrast task the bound can swallow the signal and the network
@@ -14,12 +15,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pipeline.certificates.bounds import Bounds, image_box
+from pipeline.certificates.bounds import Bounds, Box, image_box
+from pipeline.certificates.outer_polytope import Cauchy, dual_differences
 from pipeline.labels import IGNORE
 from pipeline.scoring.metrics import counts
 from pipeline.training.losses import Loss, cross_entropy, hinge
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images (N, C, H, W) in [0,1], labels (N, H, W)
+Bound = Callable[[Bounds, Box], Tensor]  # lower bounds (N, K, K, H, W) of logit k − logit j over a box of images
 
 
 @contextmanager
@@ -117,10 +120,18 @@ def _optimise(network: nn.Module, batches: Batches, steps: int, rate: float, los
     return Trained(watch.iou, watch.collapsed)
 
 
+def interval_bound(bounds: Bounds, box: Box) -> Tensor:
+    return bounds.differences(bounds.intervals(box))
+
+
+OBJECTIVES = {"ibp": interval_bound, "dual": partial(dual_differences, errors=Cauchy())}  # of certify.convex.objective
+
+
 def train_interval(
-    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, rate: float = 1e-2
-) -> Trained:
-    """IBP training of a Segmenter over pipeline.certificates.bounds' layers, at ℓ∞ budget ε (pixel range [0,1])."""
+    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, bound: Bound = interval_bound,
+    rate: float = 1e-2,
+) -> Trained:  # fmt: skip
+    """Training of a Segmenter, of layers that Bounds knows, by a bound at ℓ∞ budget ε (pixel range [0,1])."""
     bounds = Bounds(segmenter.network)
 
     def loss(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +139,7 @@ def train_interval(
         logits = segmenter(images)
         value = kappa * balanced(cross_entropy, logits, labels)
         if kappa < 1:
-            differences = bounds.differences(bounds.intervals(image_box(segmenter, images, now)))
+            differences = bound(bounds, image_box(segmenter, images, now))
             value = value + (1 - kappa) * balanced(cross_entropy, worst_logits(differences, labels), labels)
         return value, logits
 

@@ -32,6 +32,7 @@ class City:
     bands: list[int] | None = None  # 1-based; None = tile.bands
     range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = uint8 as is, else estimated
     where: str | None = None  # an SQL condition: which vector features are buildings
+    groups: str | None = None  # the column of vector labels that tells groups of buildings apart
     raster_building: int = 1  # the building value of raster labels: 1, or 255 where the source draws 0/255
     rights: str = "not stated"
     attribution: str = ""

@@ -8,7 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from pyproj.transformer import AreaOfInterest, TransformerGroup
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.imagery.vector_file import SUFFIXES, open_layer  # noqa: F401  SUFFIXES is this module's to give
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
@@ -38,6 +38,7 @@ class Footprints:
     outlines: int = 0  # closed lines, read as the polygons they run round
     others: int = 0  # features of OpenStreetMap that are no building, left out
     source: CRS | None = None  # of the file
+    groups: np.ndarray | None = None  # (N,) words of a column that was asked for, None where it is empty
 
     def __len__(self) -> int:
         return len(self.polygons)
@@ -49,8 +50,15 @@ class Footprints:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits of what they draw, in whatever order and whatever file it lies."""
-        drawn = zip(shapely.to_wkb(self.polygons), self.labels.tobytes(), strict=True)
-        return hashlib.sha256(b"".join(sorted(wkb + bytes([label]) for wkb, label in drawn))).hexdigest()[:16]
+        words = [b""] * len(self) if self.groups is None else [str(word).encode() for word in self.groups]
+        drawn = zip(shapely.to_wkb(self.polygons), self.labels.tobytes(), words, strict=True)
+        parts = sorted(wkb + bytes([label]) + word for wkb, label, word in drawn)
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+    def some(self, which: np.ndarray) -> "Footprints":
+        """Some of them, by number; the counts stay those of the file."""
+        groups = None if self.groups is None else self.groups[which]
+        return replace(self, polygons=self.polygons[which], labels=self.labels[which], groups=groups)
 
 
 def repair(geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,24 +82,36 @@ def _polygonal(collection):
     return shapely.union_all(parts) if len(parts) else None
 
 
-def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None) -> Footprints:
-    """Read the polygons of a file, repaired, in `crs` (anything pyproj reads; None = the file's own).
+def read_footprints(
+    path: str | Path,
+    crs=None,
+    bounds: Bounds | None = None,
+    where: str | None = None,
+    column: str | None = None,
+    layer: str | None = None,
+) -> Footprints:
+    """Read the polygons of a file, or of its layer of a name, repaired, in `crs` (anything pyproj reads; None = the
+    file's own).
 
     With `bounds`, in units of `crs`, only polygons whose own bounding box meets that box are kept; `where`, a condition
-    in SQL on the file's columns, says which features are buildings. Raises InputError where the file is unreadable, has
+    in SQL on the file's columns, says which features are buildings; `column` tells groups of them apart (see
+    fetch.groups). Raises InputError where the file is unreadable, has
     no CRS or none that leads to `crs`, several polygon layers, a `label` outside 1..255 or features of OpenStreetMap
     without a column `building`.
     """
     path = Path(path)
-    with open_layer(path) as layer:
-        source = layer.crs
+    with open_layer(path, layer) as opened:
+        source = opened.crs
         target = source if crs is None else _crs(crs)
         with _leading(path, source, target):
             box = None if bounds is None else transform_bounds(bounds, target, source)
         if box is not None and not (np.isfinite(box).all() and box[0] <= box[2]):  # across the antimeridian, or nowhere
             box = None
-        tag = None if where else _tag(path, layer.fields)
-        geometries, columns = layer.read({"label", tag}, box, where)
+        tag = None if where else _tag(path, opened.fields)
+        if column and column not in opened.fields:
+            near = nearest(column, opened.fields)
+            raise InputError(f"{path}: fetch.groups: no column {column!r} in it; did you mean {near}?")
+        geometries, columns = opened.read({"label", tag, column}, box, where)
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())
     labels = _labels(path, columns["label"][building] if "label" in columns else None, len(geometries))
@@ -104,7 +124,29 @@ def read_footprints(path: str | Path, crs=None, bounds: Bounds | None = None, wh
     if bounds is not None:
         kept = whole & shapely.intersects(shapely.envelope(polygons), shapely.box(*bounds))
     repaired, dropped, outlines = (int(n.sum()) for n in (invalid & kept, ~whole, outline & kept))
-    return Footprints(polygons[kept], labels[kept], repaired, dropped, outlines, others, source)
+    groups = _words(columns[column][building])[kept] if column else None
+    return Footprints(polygons[kept], labels[kept], repaired, dropped, outlines, others, source, groups)
+
+
+def _words(column: np.ndarray) -> np.ndarray:
+    """(N,) str or None: what a column says in words; a whole number without a point, None where it says nothing."""
+
+    def word(value) -> str | None:
+        if value is None or value != value or not str(value).strip():
+            return None
+        return f"{value:g}" if isinstance(value, float) else str(value).strip()
+
+    return np.array([word(value) for value in column.tolist()], object)
+
+
+def footprint_bounds(path: str | Path, crs) -> Bounds | None:
+    """The box in `crs` around all that a file holds; None where that is nothing. Raises InputError."""
+    with open_layer(Path(path)) as layer:
+        bounds, source = layer.bounds, layer.crs
+    if not np.isfinite(bounds).all():
+        return None
+    with _leading(Path(path), source, _crs(crs)):
+        return transform_bounds(tuple(map(float, bounds)), source, crs)
 
 
 @contextmanager

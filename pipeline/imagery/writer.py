@@ -7,6 +7,7 @@ never grows with the scene. Everything is written to the path given; giving it i
 import json
 import os
 import re
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,22 +30,34 @@ from rasterio.windows import Window
 
 from pipeline.errors import InputError, cause, refusal
 from pipeline.imagery.grid import Grid
+from pipeline.imagery.style import write_style
 from pipeline.labels import IGNORE
 
 BLOCK = 512  # pixels along a tile's side
 LAYER = "buildings"  # the same in every file, whatever the file is called: a style or a query fits them all
 DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
 HERE = LocalFileSystem()  # stated, so that Arrow takes no path for a URI
-BATCH = 4096  # footprints converted at a time
+REFUSALS = (
+    RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, sqlite3.Error, OSError,
+)  # fmt: skip
+BATCH, SORTED = 4096, 65536  # footprints converted at a time; sorted in space at a time
+FIELDS = {  # of a map's polygons
+    "id": pa.string(), "class": pa.string(), "label": pa.int32(), "confidence": pa.float64(), "area_m2": pa.float64(),
+    "regularised": pa.bool_(), "source": pa.string(), "captured": pa.string(), "model": pa.string(),
+    "model_version": pa.string(),
+}  # fmt: skip
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
 WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
 
 
 @contextmanager
-def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) -> Iterator[WriteRows]:
+def cloud_optimised(
+    path: Path, grid: Grid, bands: list[str], scale: float = 1, colours: dict[int, tuple] | None = None
+) -> Iterator[WriteRows]:
     """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
 
-    bands: their descriptions; scale: what a stored step is worth. Raises InputError where the disk does not take it.
+    bands: their descriptions; scale: what a stored step is worth; colours: of a mask's values.
+    Raises InputError where the disk does not take it.
     """
     rows = path.with_suffix(".rows.tif")
     profile = {
@@ -64,6 +77,8 @@ def cloud_optimised(path: Path, grid: Grid, bands: list[str], scale: float = 1) 
         for band, text in enumerate(bands, start=1):
             dataset.set_band_description(band, text)
         dataset.scales = [scale] * len(bands)
+        if colours:
+            dataset.write_colormap(1, colours)
         yield write
     finally:
         dataset.close()
@@ -83,7 +98,7 @@ def onto_disk(path: Path) -> Iterator[None]:
     """What a disk does to GDAL and Arrow, as a sentence: the cause and its own remedy."""
     try:
         yield
-    except (RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, OSError) as error:
+    except REFUSALS as error:
         if code := cause(error) or _refused(path.parent):
             raise InputError(refusal(path.name, code)) from None
         detail = " ".join(str(error.__cause__ or error).split())
@@ -135,58 +150,94 @@ def refuse_holes(path: Path) -> None:
 
 
 @contextmanager
-def footprints(path: Path, crs) -> Iterator[WriteFootprints]:
+def footprints(
+    path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, layer: str = LAYER
+) -> Iterator[WriteFootprints]:
     """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
-    Columns: id, label, area_m2, confidence. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None
-    (an image without a CRS) leaves pixel coordinates. Raises InputError where the disk does not take it.
+    Columns: `fields`. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None (an image without a
+    CRS) leaves coordinates as they are. Raises InputError where the disk does not take it.
     """
-    driver = DRIVERS[path.suffix[1:]]
-    batches = path if driver is None else path.with_suffix(".rows.parquet")
+    rows = path.with_suffix(".rows.parquet")
+    with footprint_rows(rows, crs, fields, path) as write:
+        yield write
+    with onto_disk(path):
+        _convert(rows, path, None if crs is None else CRS.from_user_input(crs), layer)
+        rows.unlink()
+
+
+@contextmanager
+def footprint_rows(path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, named: Path | None = None):
+    """As `footprints`, into GeoParquet, in the order they come; `named`: what an error is about."""
     crs = None if crs is None else CRS.from_user_input(crs)
-    geo = {
-        "version": "1.1.0",
-        "primary_column": "geometry",
-        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict()}},
-    }
-    schema = pa.schema(
-        [("id", pa.string()), ("label", pa.int32()), ("area_m2", pa.float64()), ("confidence", pa.float64()),
-         ("geometry", pa.binary())],
-        metadata={"geo": json.dumps(geo)},
-    )  # fmt: skip
+    schema = pa.schema([*fields.items(), ("geometry", pa.binary())], metadata=_geo(crs))
 
     def write(columns: dict[str, np.ndarray], polygons: np.ndarray) -> None:
-        with onto_disk(path):
-            writer.write_table(pa.table({**columns, "geometry": shapely.to_wkb(polygons)}, schema=schema))
+        with onto_disk(named or path):
+            table = {name: columns[name] for name in fields}
+            writer.write_table(pa.table({**table, "geometry": shapely.to_wkb(polygons)}, schema=schema))
 
-    with onto_disk(path):
-        writer = parquet.ParquetWriter(batches, schema, filesystem=HERE, compression="zstd")
+    with onto_disk(named or path):
+        writer = parquet.ParquetWriter(path, schema, filesystem=HERE, compression="zstd")
     try:
         yield write
-    except BaseException:
-        with onto_disk(path):
+    finally:
+        with onto_disk(named or path):
             writer.close()
-        raise
-    with onto_disk(path):
-        writer.close()
-        if driver is not None:
-            _convert(batches, path, driver, crs)
-            batches.unlink()
 
 
-def _convert(batches: Path, path: Path, driver: str, crs: CRS | None) -> None:
+def _geo(crs: CRS | None, **column) -> dict[str, str]:
+    """GeoParquet 1.1's metadata of one column of polygons."""
+    about = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict(), **column}
+    return {"geo": json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": about}})}
+
+
+def _convert(rows: Path, path: Path, crs: CRS | None, layer: str) -> None:
+    driver = DRIVERS[path.suffix[1:]]
+    with parquet.ParquetFile(rows, filesystem=HERE) as file:
+        if driver is None:
+            _write_parquet(file, path, crs)
+        else:
+            _write_ogr(file, path, driver, crs, layer)
+    if driver == "GPKG":
+        write_style(path, layer, file.schema_arrow.names)
+
+
+def _near_together(file: parquet.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Batches of a file, those of SORTED rows in the order of a Z curve (Morton 1966) through their middles."""
+    for batch in file.iter_batches(SORTED):
+        middles = shapely.get_coordinates(shapely.centroid(shapely.from_wkb(batch["geometry"].to_numpy(False))))
+        spread = np.maximum(np.ptp(middles, axis=0), 1e-12) if len(middles) else 1
+        cells = ((middles - middles.min(axis=0, initial=np.inf)) / spread * 1023).astype(np.uint32)
+        places = sum((cells >> bit & 1) << np.array([2 * bit, 2 * bit + 1], np.uint32) for bit in range(10))
+        yield batch.take(pa.array(np.argsort(places.sum(axis=1), kind="stable")))
+
+
+def _write_parquet(file: parquet.ParquetFile, path: Path, crs: CRS | None) -> None:
+    """GeoParquet whose row groups are small places, with the boxes that readers choose them by (`covering`)."""
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    box = pa.struct([(side, pa.float64()) for side in sides])
+    metadata = _geo(crs, covering={"bbox": {side: ["bbox", side] for side in sides}})
+    schema = pa.schema([*file.schema_arrow, ("bbox", box)], metadata=metadata)
+    with parquet.ParquetWriter(path, schema, filesystem=HERE, compression="zstd") as writer:
+        for batch in _near_together(file):
+            bounds = shapely.bounds(shapely.from_wkb(batch["geometry"].to_numpy(False)))
+            boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], fields=list(box))
+            table = pa.Table.from_arrays([*batch.columns, boxes], schema=schema)
+            writer.write_table(table, row_group_size=BATCH)
+
+
+def _write_ogr(file: parquet.ParquetFile, path: Path, driver: str, crs: CRS | None, layer: str) -> None:
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})  # the same run, the same bytes
     options = {}
     if driver == "GeoJSON":
         options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}
-    with (
-        warnings.catch_warnings(), parquet.ParquetFile(batches, filesystem=HERE) as file, plain_name(path) as plain
-    ):  # fmt: skip
+    with warnings.catch_warnings(), plain_name(path) as plain:
         warnings.filterwarnings("ignore", message="'crs' was not provided")
-        reader = pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches(BATCH))
+        pieces = (piece for batch in _near_together(file) for piece in pa.Table.from_batches([batch]).to_batches(BATCH))
         pyogrio.write_arrow(
-            reader, plain, layer=LAYER, driver=driver, geometry_name="geometry", geometry_type="Polygon",
-            crs=crs and crs.to_wkt(), **options,
+            pa.RecordBatchReader.from_batches(file.schema_arrow, pieces), plain, layer=layer, driver=driver,
+            geometry_name="geometry", geometry_type="Polygon", crs=crs and crs.to_wkt(), **options,
         )  # fmt: skip
         if pyogrio.read_info(plain, force_feature_count=True)["features"] != file.metadata.num_rows:
             raise OSError("GDAL closed it before it was whole")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imagery.raster import Raster, declared_bands, open_raster, robust_range, unplaced
-from pipeline.mapping.export import load_onnx
 from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
 from pipeline.networks.models import load_model
+from pipeline.networks.onnx_file import load_onnx
 from pipeline.networks.precision import device
 from pipeline.params import Predict
 
@@ -30,6 +30,7 @@ class Task:
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
     range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    known: str | None = None  # a file of the footprints that one has
 
     def __post_init__(self):
         if self.gsd is not None and not self.gsd > 0:

@@ -72,6 +72,11 @@ class Polygoniser:
         self.row += len(mask)
         return self._join(labels[0], labels[-1], components)
 
+    @property
+    def opened(self) -> np.ndarray:
+        """Bounding boxes (m, 4) of what has begun and not ended."""
+        return np.array([shapely.total_bounds(c.pieces) for c in self.open]).reshape(-1, 4)
+
     def finish(self) -> Buildings:
         none = np.zeros_like(self.seam)
         return self._join(none, none, [])
@@ -159,58 +164,6 @@ def _corners(ring: shapely.LinearRing) -> np.ndarray:
     points = shapely.get_coordinates(ring)[:-1]
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
     return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-
-
-def simplify(polygons: np.ndarray, pixel: tuple[float, float], tolerance: float) -> np.ndarray:
-    """Drop vertices that move the outline by less than `tolerance` metres (Douglas, Peucker 1973).
-
-    pixel: metres on the ground of a pixel (along a row, along a column).
-    """
-    metres = shapely.transform(polygons, lambda xy: xy * pixel)
-    return shapely.transform(shapely.simplify(metres, tolerance), lambda xy: xy / pixel)
-
-
-def square(polygons: np.ndarray, pixel: tuple[float, float], least_iou: float = 0.7) -> np.ndarray:
-    """Outlines with right angles only, along each building's own main direction.
-
-    Neighbouring edges that are rather horizontal in the building's frame become one wall at their mean, and likewise
-    the vertical ones; corners are where walls meet. A polygon that this changes too much (`least_iou` with itself: a
-    round tank, a merged block) is kept as it is. Simplify first: the steps of a raster are no walls.
-    """
-    squared = [_squared(polygon) for polygon in shapely.transform(polygons, lambda xy: xy * pixel)]
-    squared = shapely.transform(np.array(squared, object), lambda xy: xy / pixel)
-    fits = shapely.is_valid(squared) & ~shapely.is_empty(squared)
-    both, either = np.zeros(len(polygons)), np.ones(len(polygons))
-    both[fits] = shapely.area(shapely.intersection(squared[fits], polygons[fits]))
-    either[fits] = shapely.area(shapely.union(squared[fits], polygons[fits]))
-    return np.where(both / either >= least_iou, squared, polygons)
-
-
-def _squared(polygon: shapely.Polygon) -> shapely.Polygon:
-    edges = np.diff(shapely.get_coordinates(polygon.exterior), axis=0)
-    direction = edges[:, 0] + 1j * edges[:, 1]
-    fourfold = np.sum(np.abs(direction) * (direction / np.abs(direction)) ** 4)  # angles modulo 90°, by length
-    angle = np.angle(fourfold) / 4
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    rings = [_walls(shapely.get_coordinates(r) @ turn) for r in (polygon.exterior, *polygon.interiors)]
-    if rings[0] is None:
-        return shapely.Polygon()
-    return shapely.Polygon(rings[0] @ turn.T, [ring @ turn.T for ring in rings[1:] if ring is not None])
-
-
-def _walls(points: np.ndarray) -> np.ndarray | None:
-    """A closed ring (n, 2) as alternating horizontal and vertical walls, None where there are not four."""
-    edges = np.diff(points, axis=0)
-    horizontal = np.abs(edges[:, 0]) > np.abs(edges[:, 1])
-    begins = np.flatnonzero(horizontal != np.roll(horizontal, 1))
-    if len(begins) < 4:
-        return None
-    middles, lengths = (points[1:] + points[:-1]) / 2, np.linalg.norm(edges, axis=1)
-    order = np.roll(np.arange(len(edges)), -begins[0])  # the ring may start amid a wall
-    runs = np.split(order, begins[1:] - begins[0])
-    across = [1 if horizontal[run[0]] else 0 for run in runs]  # a horizontal wall is a y, a vertical one an x
-    wall = [np.average(middles[run, axis], weights=lengths[run]) for run, axis in zip(runs, across, strict=True)]
-    return np.array([(b, a) if axis else (a, b) for a, b, axis in zip(wall, np.roll(wall, -1), across, strict=True)])
 
 
 def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:

@@ -33,7 +33,7 @@ class Map:
 
     @property
     def polygons(self):
-        """A GeoDataFrame: id, label, area_m2, confidence; in pixel coordinates where there is no CRS."""
+        """A GeoDataFrame: id, label, area_m2, confidence, regularised; in pixel coordinates where there is no CRS."""
         import geopandas
 
         return geopandas.GeoDataFrame(self.columns, geometry=self.geometry, crs=self.crs)
@@ -87,12 +87,12 @@ class Predictor:
             mapper = Mapper(
                 model, scene, native, chosen, decision(chosen, self.card).of_probabilities,
                 {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
-                validity,
+                validity, contacts=self.segmenter.contacts,
             )  # fmt: skip
             fill(self.segmenter, image, mapper, chosen, empty=empty)
         columns = {
             name: np.concatenate([c[name] for c, _ in batches] or [[]])
-            for name in ("id", "label", "area_m2", "confidence")
+            for name in ("id", "label", "area_m2", "confidence", "regularised")
         }
         geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
         values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))

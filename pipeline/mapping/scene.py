@@ -5,11 +5,15 @@ A finished map is not made again; one that a kill cut short is.
 
 import hashlib
 import os
+import re
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import rasterio
+from affine import Affine
 
 from pipeline import bucket
 from pipeline.bucket import is_object
@@ -17,18 +21,21 @@ from pipeline.errors import InputError
 from pipeline.imagery.formats import unreadable
 from pipeline.imagery.grid import Grid
 from pipeline.imagery.raster import grid_of, open_raster
-from pipeline.imagery.writer import WriteRows, cloud_optimised, footprints
+from pipeline.imagery.style import mask_colours
+from pipeline.imagery.writer import FIELDS, WriteFootprints, WriteRows, cloud_optimised, footprint_rows, footprints
 from pipeline.mapping import in_bucket
 from pipeline.mapping.edits import content
 from pipeline.mapping.flow import fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
+from pipeline.mapping.known import MISSING, STATUS, Known, conflate
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
+from pipeline.mapping.proven import prove
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.networks.card import Card
 from pipeline.storage import WORK, fingerprint, scratch
 
-FORMAT = 4  # raise it when the same inputs give other outputs
+FORMAT = 5  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
@@ -43,15 +50,13 @@ def predict_scene(model: str, task: Task) -> dict:
         return _predict_into_bucket(model, task)
     record = Path(task.out) / f"{task.name}.json"
     segmenter, model_key = model_of(model)
-    key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
+    key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := finished(record, key, names):
         return {**before, "fresh": False}
     replaceable(record, names)  # refused before the work
     with scratch(record) as partial:
-        found = _map_scene(segmenter, task, partial)
-        files = {name: content(partial / name) for name in names}
-        found = {"scene": task.scene, "key": key, "files": files, **found}
+        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
         publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
     forget(record)
     return {**found, "fresh": True}
@@ -60,17 +65,22 @@ def predict_scene(model: str, task: Task) -> dict:
 def _predict_into_bucket(model: str, task: Task) -> dict:
     """The same, published into an object store; files are made in this machine's work folder."""
     segmenter, model_key = model_of(model)
-    key = fingerprint(FORMAT, model_key, _scene_key(task.scene), _choices(task))
+    key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := in_bucket.finished(task.out, task.name, key, names):
         return {**before, "fresh": False}
     in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
     with scratch(WORK / "maps" / task.name) as partial:
-        found = _map_scene(segmenter, task, partial)
-        files = {name: content(partial / name) for name in names}
-        found = {"scene": task.scene, "key": key, "files": files, **found}
+        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
         in_bucket.publish(partial, task.out, task.name, found)
     return {**found, "fresh": True}
+
+
+def _made(segmenter, task: Task, partial: Path, model: dict, key: str) -> dict:
+    """Map a scene into the folder `partial`; returns the record to be, with the contents of its files."""
+    found = _map_scene(segmenter, task, partial, model)
+    files = {name: content(partial / name) for name in sorted(file_names(task).values())}
+    return {"scene": task.scene, "key": key, "files": files, **found}
 
 
 def local_model(model: str) -> str:
@@ -85,28 +95,32 @@ def local_model(model: str) -> str:
     held = {name: bucket.about(url) for name, url in urls.items()}
     if absent := [urls[name] for name, about in held.items() if about is None]:
         raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
-    folder = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()])
-    paths = {name: folder / (name or Path(model).name) for name in files}
+    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()]) / Path(model).name
+    paths = {name: place / name for name in files}
     for name, path in paths.items():
         if not path.exists():
             bucket.download(urls[name], path)
-    return str((folder if len(files) > 1 else paths[""]).absolute())
+    return str(place.absolute())
 
 
 def file_names(task: Task) -> dict[str, str]:
     """The files of a map beside its record, by layer."""
     asked, names = task.settings, {"mask": f"{task.name}.tif"}
-    for layer in ("probability", "uncertainty"):
+    for layer in ("probability", "uncertainty", "certified"):
         if getattr(asked, layer):
             names[layer] = f"{task.name}.{layer}.tif"
     if asked.polygons != "none":
         names["polygons"] = f"{task.name}.{asked.polygons}"
+        if task.known:
+            names["missing"] = f"{task.name}.missing.{asked.polygons}"
     return names
 
 
 def _choices(task: Task) -> dict:
-    settings = task.settings.model_dump(exclude={"batch_size"})  # which changes nothing but speed
-    return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range}
+    nothing = {"batch_size"} if task.settings.certified else {"batch_size", "certified", "radius"}
+    settings = task.settings.model_dump(exclude=nothing)  # of what changes nothing but speed
+    known = task.known and (task.known, _state(task.known))
+    return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range, "known": known}
 
 
 def model_of(model: str) -> tuple:
@@ -160,29 +174,37 @@ def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: 
     layers = {}
     for layer, name in file_names(task).items():
         if layer in LAYERS:
-            step = 1 if layer == "mask" else LAYERS[layer] / STEPS
-            layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step))
+            mask = layer == "mask"
+            step, colours = (1, mask_colours(card.classes)) if mask else (LAYERS[layer] / STEPS, None)
+            layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step, colours))
     return layers
 
 
-def _map_scene(segmenter, task: Task, folder: Path) -> dict:
+def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
     """Read, infer, write; returns what was found."""
-    settings, card = task.settings, segmenter.card
+    settings, card, files = task.settings, segmenter.card, file_names(task)
+    outlines = folder / "outlines.parquet" if task.known else folder / files.get("polygons", "")
     with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
         image, twin = open_scene(stack, task, card)
-        scene = grid_of(image.dataset)
+        scene = _drawn_down(grid_of(image.dataset))
+        known = Known(Path(task.known), scene, image.native) if task.known else None
         layers = _open_layers(stack, task, folder, scene, card)
         polygons = None
         if settings.polygons != "none":
-            polygons = stack.enter_context(footprints(folder / file_names(task)["polygons"], scene.crs))
+            rows = stack.enter_context((footprint_rows if known else footprints)(outlines, scene.crs))
+            polygons = _described(rows, class_names(card), model | _origin(task.scene, image.dataset))
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
-            layers, polygons, twin.source_validity, task.name,
+            layers, polygons, twin.source_validity, task.name, segmenter.contacts,
         )  # fmt: skip
-        rows = stack.enter_context(ReadAhead(image))
-        totals = fill(segmenter, rows, mapper, settings, task.name, rows.empty)
+        pixels = stack.enter_context(ReadAhead(image))
+        totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty)
+        proven = None
+        if settings.certified:
+            path = folder / file_names(task)["certified"]
+            proven = prove(segmenter, image, scene, settings, path, twin.source_validity)
         expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
-        return {
+        found = {
             "gsd": [round(metres, 6) for metres in image.native],
             "bands": image.bands,
             "range": image.range,
@@ -190,7 +212,45 @@ def _map_scene(segmenter, task: Task, folder: Path) -> dict:
             "area_km2": round(totals.area / 1e6, 6),
             "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
+            "certified": proven,
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,
         }
+    return found | {"known": _compared(known, outlines, folder, files, settings.min_area) if known else None}
+
+
+def _compared(known: Known, outlines: Path, folder: Path, files: dict[str, str], least: float) -> dict:
+    """Write the outlines with their status, and what is missing; returns what the record says of it."""
+    with (
+        footprints(folder / files["polygons"], known.scene.crs, FIELDS | STATUS) as write,
+        footprints(folder / files["missing"], known.scene.crs, MISSING, "missing") as write_missing,
+    ):
+        found = conflate(outlines, known, folder / files["mask"], least, write, write_missing)
+    outlines.unlink()
+    return found
+
+
+def _drawn_down(scene: Grid) -> Grid:
+    """The grid of an image without any place as QGIS shows it, its first row at 0 and the others below, y < 0."""
+    if scene.crs is not None or scene.transform != Affine.identity():
+        return scene
+    return replace(scene, transform=Affine.scale(1, -1))
+
+
+def _described(write: WriteFootprints, classes: list[str], constant: dict[str, str | None]) -> WriteFootprints:
+    """`write` with the columns that every building of a map shares, and the name of its class."""
+    names = np.array([None, *classes], object)
+
+    def described(columns: dict[str, np.ndarray], polygons: np.ndarray) -> None:
+        shared = {name: np.full(len(polygons), value, object) for name, value in constant.items()}
+        write(columns | {"class": names[columns["label"]]} | shared, polygons)
+
+    return described
+
+
+def _origin(scene: str, dataset) -> dict[str, str | None]:
+    """What a scene says of itself: its name, and the day it was taken where its tags hold one."""
+    said = dataset.tags(ns="IMAGERY").get("ACQUISITIONDATETIME") or dataset.tags().get("TIFFTAG_DATETIME", "")
+    day = re.match(r"((?:19|20)\d\d)[-:](\d\d)[-:](\d\d)", said)
+    return {"source": scene.rsplit("/", 1)[-1].partition("?")[0], "captured": day and "-".join(day.groups())}

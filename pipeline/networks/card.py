@@ -68,7 +68,7 @@ def check_fit(card: Card, city: CityTiles, model: Path) -> None:
     """Raise InputError where a city's tiles are not what the model was trained to read."""
     for key, mine, theirs in (
         ("channels", card.channels, city.channels),
-        ("ground sample distance", card.gsd, city.gsd),
+        ("ground sample distance", card.gsd or city.gsd, city.gsd),  # a foreign network need not say it
         ("classes", card.classes, city.classes),
     ):
         if abs(mine - theirs) > 1e-6:

@@ -38,15 +38,20 @@ class Answer:
 
 def answer(results: Results) -> Answer:
     """Rows of the cities that anything is known of; kinds that no stage has measured are left out."""
-    columns = zip(kinds(results), (seen(results), unseen(results), attacked(results), certified(results)), strict=True)
-    columns = [(kind, values) for kind, values in columns if values]
-    rows = [(c, {kind.name: v[c] for kind, v in columns if c in v}) for c in results.cities]
+    known = columns(results)
+    rows = [(c, {kind.name: v[c] for kind, v in known if c in v}) for c in results.cities]
     return Answer(
-        [kind for kind, _ in columns],
+        [kind for kind, _ in known],
         [(city, row) for city, row in rows if row],
         lead(results),
         without_interval(results),
     )
+
+
+def columns(results: Results) -> list[tuple[Kind, dict[str, Measure]]]:
+    """Each kind that was measured, and its IoU of each city."""
+    measured = (seen(results), unseen(results), attacked(results), certified(results))
+    return [(kind, values) for kind, values in zip(kinds(results), measured, strict=True) if values]
 
 
 def kinds(results: Results) -> list[Kind]:

@@ -1,43 +1,41 @@
-"""What changed since the metrics were last committed, where git keeps them."""
+"""What changed since the metrics were last committed, where git keeps them: the answer's numbers, then and now."""
 
 import json
-import math
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.report.answer import Measure, columns
 from pipeline.report.results import STAGES, Results
 
-MOST = 12  # rows shown
 LEAST = 0.0005  # smaller changes are the last digit's
-HEADLINES = {"iou", "unseen", "seen", "gap", "worst", "certified", "attacked", "object_f1", "ece"}
 
 
 @dataclass(frozen=True)
 class Change:
-    stage: str
-    name: str
-    before: float | None  # None: not there, or not measured
-    after: float | None
+    """An IoU of the answer that moved."""
+
+    kind: str
+    city: str
+    before: Measure
+    after: Measure
 
     @property
-    def size(self) -> float:
-        """What comes or goes changes more than any number."""
-        return math.inf if None in (self.before, self.after) else abs(self.after - self.before)
+    def beyond(self) -> bool:
+        """Whether the new number lies outside the old one's interval."""
+        return self.before.low is not None and not self.before.low <= self.after.iou <= self.before.high
 
 
 @dataclass(frozen=True)
 class Changes:
-    """`rows`: headline numbers, the greatest change first; `moved`, `added` and `gone`: how many numbers in all."""
+    """`rows`: what moved of the `known` numbers that were there before, the greatest change first."""
 
     revision: str
     date: str
     rows: list[Change]
-    moved: int
-    added: int
-    gone: int
+    known: int
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -49,40 +47,47 @@ def git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Every number of nested dicts with the keys that lead to it; how long a stage took is not one of its results."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, (*path, key))
-    elif isinstance(tree, (int, float)) and not isinstance(tree, bool) and path[-1] != "seconds":
-        yield path, tree
+@dataclass(frozen=True)
+class Revision(Results):
+    """The metrics that git keeps of a revision. Raises InputError where they are not JSON."""
 
+    revision: str = "HEAD"
 
-def committed(results: Results, stage: str) -> dict | None:
-    """A stage's metrics in HEAD; None where HEAD has none. Raises InputError where they are not JSON."""
-    text = git(results.root, "show", f"HEAD:./metrics/{stage}.json")
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"metrics/{stage}.json in the last commit is not valid JSON ({error}); commit a sound one"
-        ) from None
+    @cached_property
+    def metrics(self) -> dict[str, dict]:
+        return {stage: self._kept(stage) or {} for stage in STAGES}
+
+    def _kept(self, stage: str) -> dict | None:
+        text = git(self.root, "show", f"{self.revision}:./metrics/{stage}.json")
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            where = "the last commit" if self.revision == "HEAD" else self.revision
+            raise InputError(
+                f"metrics/{stage}.json in {where} is not valid JSON ({error}); commit a sound one"
+            ) from None
 
 
 def changes(results: Results) -> Changes | None:
-    """The metrics against those in HEAD; None where HEAD has none."""
-    kept = {stage: committed(results, stage) for stage in STAGES}
-    if all(metrics is None for metrics in kept.values()):
+    """The answer against HEAD's; None where HEAD knows none of its numbers, as at a first run.
+
+    Numbers are the same only where what they mean is: an IoU under another budget has not changed.
+    """
+    before, after = headlines(Revision(results.params, results.root)), headlines(results)
+    both = [key for key in after if key in before]
+    if not both:
         return None
-    found = []
-    for stage, metrics in kept.items():
-        before, after = dict(leaves(metrics or {})), dict(leaves(results.metrics[stage]))
-        for path in dict.fromkeys([*before, *after]):
-            change = Change(stage, " · ".join(path), before.get(path), after.get(path))
-            if change.size > LEAST:
-                found.append((path, change))
-    rows = [change for path, change in found if path[-1] in HEADLINES]
-    rows.sort(key=lambda c: -c.size)
-    added, gone = (sum(getattr(c, side) is None for _, c in found) for side in ("before", "after"))
+    rows = [Change(key[0], key[2], before[key], after[key]) for key in both]
+    rows = [c for c in rows if abs(c.after.iou - c.before.iou) > LEAST]
+    rows.sort(key=lambda c: -abs(c.after.iou - c.before.iou))
     revision, date = (git(results.root, "log", "-1", f"--format={f}") for f in ("%h", "%cs"))
-    return Changes(revision or "", date or "", rows[:MOST], len(found) - added - gone, added, gone)
+    return Changes(revision or "", date or "", rows, len(both))
+
+
+def headlines(results: Results) -> dict[tuple[str, str, str], Measure]:
+    """Every IoU of the answer by its kind, what that means, and its city."""
+    return {
+        (kind.name, kind.meaning, city): measure
+        for kind, measures in columns(results)
+        for city, measure in measures.items()
+    }

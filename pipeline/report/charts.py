@@ -102,7 +102,7 @@ def panel(
 
 def galleries(results: Results) -> dict[str, list["Gallery"]]:
     """Every figure there is, by what it is about; a stage that has not run has none."""
-    kinds = learning, confidence, attack, sandwich, corruption, adaptation
+    kinds = learning, confidence, attack, sandwich, cues, corruption, adaptation
     return {kind.__name__: kind(results) for kind in kinds}
 
 
@@ -289,6 +289,19 @@ def between(upper: Line, lower: Line) -> Callable:
     return lambda axes: axes.fill_between(upper.x, above, below, step="pre", color="#dddddd", alpha=0.7, linewidth=0)
 
 
+def cues(results: Results) -> list[Gallery]:
+    """What each city's IoU loses where a cue is taken."""
+    cities = [c for c in results.cities if c in results.of("explain")]
+    if not cities:
+        return []
+    rows = {city: results.of("explain")[city]["cue"] for city in cities}
+    names = list(next(iter(rows.values())))
+    lines = lines_of(cities, list(range(len(names))), lambda c: [(rows[c][n] or {}).get("drop") for n in names])
+    ticks = {"xticks": range(len(names)), "xticklabels": [n.replace(" ", "\n", 1) for n in names]}
+    chart = panel("IoU lost", lines, "cue taken", "IoU lost", size=WIDE, prepare=free, ylim=None, **ticks)
+    return [Gallery("IoU lost without a cue", "Zero: the map does without.", [chart], city_legend(cities))]
+
+
 def corruption(results: Results) -> list[Gallery]:
     table, clean = results.of("generalize", "corruption"), results.of("generalize", "corruption_clean")
     cities = [c for c in results.cities if c in clean]
@@ -298,7 +311,10 @@ def corruption(results: Results) -> list[Gallery]:
         values = {c: [clean[c], *(by_severity[s].get(c) for s in severities)] for c in cities}
         lines = lines_of(cities, [0, *map(int, severities)], values.get)
         charts.append(panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1)))
-    text = "Each city by the model that has not seen it. Severity 0 is the clean image."
+    text = (
+        "Each city by the model that has not seen it. Severity 0 is the clean image, of the same "
+        f"{results.params.generalize.corruption_tiles} tiles a city: not the IoU of its whole scenes above."
+    )
     return [Gallery("Weather, light and camera", text, charts, city_legend(cities), first=20)] if charts else []
 
 

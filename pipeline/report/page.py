@@ -12,6 +12,8 @@ from pipeline.attacks.audit import failures
 from pipeline.report import charts, colours, provenance
 from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
+from pipeline.report.downloads import downloads
+from pipeline.report.explained import explained, rests_on
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
 from pipeline.report.viewer import examples, pictures
@@ -61,6 +63,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         },
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
+        outlines={c: r["outlines"] for c in results.cities if (r := evaluated.get(c, {})).get("outlines")},
+        fairness=results.of("evaluate", "fairness"),
         classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
         learning=[*drawn["learning"], *drawn["confidence"]],
         matrix=heat_map(results),
@@ -75,7 +79,15 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         audit_numbers=results.of("attack", "audit_numbers"),
         audit_failed=failures(results.of("attack", "audit")),
         sandwich=drawn["sandwich"],
+        explained={c: results.of("explain")[c] for c in results.cities if c in results.of("explain")},
+        rests_on=rests_on(results),
+        cues=drawn["cues"],
+        faithful=results.of("explain", "attribution"),
+        explained_examples=explained(results),
+        incremental=results.metrics["incremental"],
+        privacy=results.metrics["privacy"],
         changes=changes(results),
+        downloads=downloads(results),
         provenance={
             "data": provenance.data(results),
             "parameters": provenance.parameters(results),

@@ -32,7 +32,7 @@ class Units:
 def units(cells: dict[str, list[np.ndarray]], least: int, reach: float | None = None) -> Units:
     """Scenes where there are several, else blocks of at least `least` pixels.
 
-    `cells` are the regions of each scene as (3, R, C) intersection, union and valid pixels of each CELL; `reach` is
+    `cells` are the regions of each scene as (≥ 3, R, C) intersection, union and valid pixels of each CELL; `reach` is
     measured on them where it is not given.
     """
     if len(cells) == 1:
@@ -53,9 +53,9 @@ def blocks(regions: list[np.ndarray], least: int, reach: float | None = None) ->
 
 
 def merged(region: np.ndarray, side: int) -> np.ndarray:
-    """(3, blocks) sums over side × side cells of a (3, R, C) region."""
+    """(K, blocks) sums over side × side cells of a (K, R, C) region."""
     rows, columns = (np.arange(0, length, side) for length in region.shape[1:])
-    return np.add.reduceat(np.add.reduceat(region, rows, 1), columns, 2).reshape(3, -1)
+    return np.add.reduceat(np.add.reduceat(region, rows, 1), columns, 2).reshape(len(region), -1)
 
 
 def correlated_over(regions: list[np.ndarray]) -> float:
@@ -63,7 +63,7 @@ def correlated_over(regions: list[np.ndarray]) -> float:
 
     The error of a cell is I − IoU · U; pairs of cells are counted by their distance, whatever their direction.
     """
-    intersection, union, _ = np.sum([region.sum((1, 2)) for region in regions], axis=0)
+    intersection, union, *_ = np.sum([region.sum((1, 2)) for region in regions], axis=0)
     height, width = (2 * max(region.shape[axis] for region in regions) for axis in (1, 2))
     errors = [region[0] - intersection / max(1, union) * region[1] for region in regions]
     if max(np.abs(part).max() for part in errors) < 0.5:  # pixels

@@ -117,6 +117,18 @@ def worst_of(estimates: Iterable[Estimate], level: float = 0.95) -> tuple[float,
     return min(lows), min(highs)
 
 
+def gap_of(estimates: Iterable[Estimate], level: float = 0.95) -> tuple[float, float]:
+    """An interval of the greatest true value of several less the least, whichever they are.
+
+    Intervals of all at once (Bonferroni) hold every true value, and so both extremes: the gap is no less than between
+    the highest low end and the lowest high end, and no more than between the outermost. The gap of the values
+    themselves is too wide by chance, the more so the more there are.
+    """
+    parts = list(estimates)
+    lows, highs = zip(*(p.interval(1 - (1 - level) / len(parts)) for p in parts), strict=True)
+    return max(0.0, max(lows) - min(highs)), max(highs) - min(lows)
+
+
 def iou_estimate(intersections: np.ndarray, unions: np.ndarray, draws: int, seed: int, held: float = 1.0) -> Estimate:
     """ΣI/ΣU of (units,) pixel counts; `held` is the share of the variance that lies between the units (see blocks.py).
 
@@ -130,6 +142,22 @@ def iou_estimate(intersections: np.ndarray, unions: np.ndarray, draws: int, seed
     weights = resample(len(unions), draws, np.random.default_rng(seed))
     error = iou_of(weights, intersections, unions).std() / np.sqrt(held)
     return Estimate(value, float(error), degrees_of_freedom(unions), unmet(value, unions))
+
+
+def drop_estimate(before, after, draws: int, seed: int, held: float = 1.0) -> Estimate:
+    """By how much ΣI/ΣU falls from `before` to `after`, intersections and unions (2, units) each, of
+    the same units: these are drawn together, so that what both share leaves no error."""
+    before, after = (np.asarray(counts, np.float64) for counts in (before, after))
+    sizes = before[1] + after[1]
+    before, after, sizes = (counts[..., sizes > 0] for counts in (before, after, sizes))
+    ones = np.ones((1, len(sizes)))
+    value = float((iou_of(ones, *before) - iou_of(ones, *after)).item())
+    if len(sizes) < 2:
+        return Estimate(value, np.nan, 0.0, value, (-1.0, 1.0))
+    weights = resample(len(sizes), draws, np.random.default_rng(seed))
+    drawn = iou_of(weights, *before) - iou_of(weights, *after)
+    error = float(np.nanstd(drawn) / np.sqrt(held))
+    return Estimate(value, error, degrees_of_freedom(sizes), value, (-1.0, 1.0))
 
 
 def unmet(iou: float, unions: np.ndarray) -> float:

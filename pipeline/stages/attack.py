@@ -10,6 +10,9 @@ Writes metrics/attack.json:
               patch      IoU outside the patch
               erase, invent   buildings found and invented, clean and attacked, by_size in m²
               universal  IoU under a perturbation made "from" each city
+              physics    {family: {FAMILY: {"grid", "worst", …}}, all, clean}: what sun, air and camera can do; of gain
+                         also certified, where attack.model can be
+              shadow     of the map's buildings, true and false ones, how many cast no shadow (see attacks.shadows)
     audit                {CHECK: whether it holds}, see robustness.audit
     audit_numbers        what the checks judged, IoU pooled over all cities; ten_times: by how much ten times the
                          gradients of the longest attack lower the worst case, on a tile of each city
@@ -38,8 +41,10 @@ from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
+SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
-SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
+# Of the tile that loses most, for the report
+SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
 
 
 @dataclass
@@ -56,22 +61,24 @@ def run(
     out: Path = Path("metrics/attack.json"),
     arrays: Path = Path("arrays/attack"),
     work: Path = WORK / "attack",
+    segmenter=None,
 ) -> None:
-    """Attack attack.model on tiles of each city's test split.
+    """Attack attack.model, or the Segmenter that is given, on tiles of each city's test split.
 
     Raises InputError on bad tiles or models. Failed checks of the audit are told, not raised: see `report`.
     """
     from pipeline.attacks.audit import audit, failures
     from pipeline.attacks.scores import city_metrics, evidence
 
-    model, settings = Path(params.attack.model), params.attack
+    settings = params.attack
     cities = open_cities(params.fetch.cities, tiles)
     samples = {city.city: _sample(city, "test", settings.tiles, settings) for city in cities}
-    folder = work / _key(params, cities, samples)
-    campaign = _campaign(params, cities, model)
+    folder = work / _key(params, cities, samples, segmenter)
+    campaign = _campaign(params, cities, segmenter)
     results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
 
     measured = {city: result.measured for city, result in results.items()}
+    _unrefuted(measured)
     numbers = evidence(measured, f"{settings.reference:g}")
     metrics = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
@@ -81,7 +88,7 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN})
+            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
@@ -89,6 +96,14 @@ def run(
     console.print(f"audit: {len(metrics['audit']) - len(failed)} of {len(metrics['audit'])} checks passed")
     for sentence in failed:
         console.print(f"audit failed: {sentence}", style="bold red")
+
+
+def _unrefuted(measured: dict[str, dict]) -> None:
+    """Raise SandwichBroken where an exposure that was tried changes a pixel that is certified under all of them."""
+    from pipeline.certificates.ordering import unrefuted
+
+    for city, found in measured.items():
+        unrefuted(f"{city}, gain and offset", np.array(found.get("physics gain", {}).get("refuted", 0)))
 
 
 def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tuple[np.ndarray, np.ndarray]:
@@ -100,34 +115,38 @@ def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tupl
     return images, labels
 
 
-def _key(params: Params, cities: list[CityTiles], samples: dict) -> str:
+def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter) -> str:
     """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
     the code that attacks them."""
     parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
-    for model in filter(None, (params.attack.model, params.attack.transfer)):
+    if segmenter:
+        parts += [sha256(w.cpu().contiguous().numpy().tobytes()).hexdigest() for w in segmenter.state_dict().values()]
+        parts.append(str(segmenter))
+    for model in filter(None, (None if segmenter else params.attack.model, params.attack.transfer)):
         files = (Path(model) / name for name in ("weights.safetensors", "model.json"))
         parts += [sha256(file.read_bytes()).hexdigest() if file.exists() else None for file in files]
     parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
     return fingerprint(version("attack"), *parts)
 
 
-def _campaign(params: Params, cities: list[CityTiles], model: Path):
+def _campaign(params: Params, cities: list[CityTiles], segmenter):
     """The model, the other one its attacks are transferred from, and the classes' training pixels."""
     import torch
 
     from pipeline.attacks.protocol import Campaign
     from pipeline.attacks.surrogate import surrogate
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.foreign import load_with_gradients
     from pipeline.networks.precision import autocast, device
     from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.attack, device()
-    segmenter = load_model(model, on)
+    name = "the network" if segmenter else settings.model
+    segmenter = segmenter.to(on) if segmenter else load_with_gradients(settings.model, on)
     for city in cities:
-        check_fit(segmenter.card, city, model)
+        check_fit(segmenter.card, city, name)
     if settings.transfer:
-        relative = load_model(settings.transfer, on)
+        relative = load_with_gradients(settings.transfer, on)
         for city in cities:
             check_fit(relative.card, city, Path(settings.transfer))
     else:
@@ -146,7 +165,19 @@ def _campaign(params: Params, cities: list[CityTiles], model: Path):
         torch.from_numpy(np.asarray(pixels)),
         params.evaluate.size_bins,
         lambda: autocast(on, settings.precision),
+        _exposures(segmenter, settings),
     )
+
+
+def _exposures(segmenter, settings: Attack):
+    """What certifies images (N, C, H, W) under every gain and offset, None where the model has no such certificate."""
+    from pipeline.certificates.exposure import exposure_classes
+    from pipeline.params import Convex
+
+    if not Convex.certifies(segmenter.card.model):
+        return None
+    s = settings.physics
+    return lambda images: exposure_classes(segmenter, images, s.gain, s.offset, s.cells)
 
 
 def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
@@ -163,14 +194,41 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
     steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
     budgets = len({*s.linf, s.reference}) + len(s.l2)
-    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal
+    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal + len(s.physics.families)
     for name, numbers, arrays in progress(steps, f"attacking {city.city}", total):
         result.measured[name] = numbers
         result.arrays |= arrays
+    if city.city in s.physics.sun:
+        result.measured["shadow"] = _shadows(campaign, city, s.physics.sun[city.city])
     with atomic_folder(kept) as partial:
         np.savez(partial / "arrays.npz", **result.arrays)
         write_json(partial / "measured.json", result.measured)
     return result
+
+
+def _shadows(campaign, city: CityTiles, sun: tuple[float, float]) -> dict:
+    """Whether the buildings of the maps of the city's test scenes cast shadows, judged as its labelled ones do."""
+    from pipeline.attacks import shadows
+
+    def of(region, classes: np.ndarray):
+        return shadows.scores(city.image(region), classes, city.gsd, sun, region.transform)
+
+    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")[:SUNLIT]])
+    found = []
+    for region in city.of_split("test"):
+        labels = city.label(region)
+        drawn = np.where(labels == IGNORE, IGNORE, _drawn(campaign.segmenter, city.image(region)))
+        components, scores = of(region, drawn)
+        found.append((scores, shadows.is_true(components, labels)))
+    return {"sun": list(sun), **shadows.verdict(found, limit)}
+
+
+def _drawn(deployed, image: np.ndarray) -> np.ndarray:
+    """The map (H, W) of a whole scene (H, W, C) uint8."""
+    from pipeline.scoring.inference import infer
+
+    bands = infer(deployed.segmenter, image, temperature=deployed.decision.temperature)
+    return np.concatenate([deployed.decision.of_probabilities(p[..., 1:]) for _, p in bands])
 
 
 def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[str, dict]:

@@ -75,7 +75,8 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     from pipeline.tiles.tensors import to_tensors
 
     settings, on = params.certify, device()
-    direct_sums()
+    if method != "smoothing":  # which votes, in whatever arithmetic the model has
+        direct_sums()
     if METHODS[method].certifies(read_card(settings.model).model):
         segmenter, result = load_model(settings.model, on), {"deployed": True}
         for city in cities:
@@ -103,7 +104,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
     """
     import torch
 
-    from pipeline.certificates.interval_training import train_interval, train_margin
+    from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
     from pipeline.networks.card import Card
     from pipeline.networks.models import build_model, kept_model, load_model, save_model
     from pipeline.networks.precision import device
@@ -127,11 +128,12 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
             trained = train_margin(segmenter, batches, settings.steps, epsilon)
             break
         segmenter.set_normalisation([0.5] * cities[0].channels, [0.25] * cities[0].channels)
-        trained = train_interval(segmenter, batches, settings.steps, epsilon / 255)
+        bound = OBJECTIVES[settings.objective]
+        trained = train_interval(segmenter, batches, settings.steps, epsilon / 255, bound=bound)
         if not trained.collapsed or halving == HALVINGS:
             break
         epsilon /= 2
-        console.print(f"certify: IBP training collapsed to one class; once more with ε {epsilon:g}/255")
+        console.print(f"certify: {settings.objective} training collapsed; once more with ε {epsilon:g}/255")
     if trained.collapsed:
         console.print(f"certify: the {method} network collapsed: its certificates are worth nothing here")
     metrics = {"train_iou": trained.iou, "collapsed": trained.collapsed, "train_budget": epsilon}

@@ -7,8 +7,8 @@ A convex or Lipschitz certificate is of the map that `predict` draws, of blended
 says so: the blend of maps that all say k says k, so that a pixel is proven where every window over it, each way it is
 turned, proves the same class. Smoothing's is of the smoothed model, with its confidence over the whole scene.
 
-A perturbation is one of the pixels as the model reads them, in [0, 1]. The classes of the whole scene are held in
-memory: certifying them takes far longer than their size.
+A perturbation is one of the pixels as the model reads them, in [0, 1]. `predict --certified` writes the same of a
+convex or Lipschitz model as a layer of its map, on the scene's own grid.
 """
 
 import math
@@ -19,13 +19,8 @@ import numpy as np
 
 from pipeline.console import console, progress
 from pipeline.errors import InputError
-from pipeline.labels import IGNORE
-from pipeline.networks.card import Card
 from pipeline.params import METHODS, UNITS, Certify, Params
 from pipeline.storage import scratch, write_json
-
-UNPROVEN = 254
-ROWS = 512  # written at a time
 
 
 def run(
@@ -45,10 +40,10 @@ def run(
     the method's. Raises InputError where the method cannot certify such a model, or the scene does not fit it.
     """
     from pipeline.mapping.inputs import Task, open_scene
+    from pipeline.mapping.proven import write_proven
     from pipeline.networks.models import load_model
-    from pipeline.networks.precision import device, direct_sums
+    from pipeline.networks.precision import device
 
-    direct_sums()
     segmenter = load_model(params.certify.model, device())
     method = _method(params.certify, segmenter, method)
     radius = _radius(params.certify, method, radius)
@@ -63,12 +58,11 @@ def run(
     with ExitStack() as stack, scratch(record) as partial:
         image, _ = open_scene(stack, task, segmenter.card)
         classes = _certified(segmenter, image, params, method, radius)
-        valid = _write(partial / f"{name}.certified.tif", image, classes, segmenter.card)
-        about = {
-            "scene": path,
-            **_about(params, method, radius, segmenter),
-            **_found(classes[valid], segmenter.classes),
-        }
+        found = write_proven(
+            partial / f"{name}.certified.tif", image.grid, classes, lambda window: image.read(window)[1],
+            segmenter.card,
+        )  # fmt: skip
+        about = {"scene": path, **_about(params, method, radius, segmenter), **found}
         write_json(record, about)
         (partial / f"{name}.certified.tif").replace(record.with_suffix(".tif"))
     console.print(
@@ -89,8 +83,9 @@ def _one(scene: str) -> tuple[str, str]:
 
 def _method(settings: Certify, segmenter, asked: str | None) -> str:
     """The method asked for, or the last that certifies such a model as it is deployed: the strongest."""
-    if segmenter.classes >= UNPROVEN:
-        raise InputError(f"{settings.model}: has {segmenter.classes} classes; a map of proofs holds {UNPROVEN - 1}")
+    from pipeline.mapping.proven import check_kinds
+
+    check_kinds(segmenter, settings.model)
     model = segmenter.card.model
     able = [name for name, method in METHODS.items() if method.certifies(model)]
     if asked is not None and asked not in able:
@@ -114,14 +109,9 @@ def _radius(settings: Certify, method: str, asked: float | None) -> float:
     return min(known) if asked is None else asked
 
 
-def _found(classes: np.ndarray, kinds: int) -> dict:
-    """Pixels with data, how many of them are proven of each class, and the share that is."""
-    proven = {str(k): int(np.count_nonzero(classes == k)) for k in range(kinds + 1)}
-    return {"pixels": classes.size, "proven": proven, "share": sum(proven.values()) / max(1, classes.size)}
-
-
 def _about(params: Params, method: str, radius: float, segmenter) -> dict:
     from pipeline.certificates.ordering import key
+    from pipeline.networks.precision import choose
 
     decision, predict = segmenter.decision, params.predict
     about = {
@@ -129,7 +119,8 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
         "radius": key(radius), "unit": UNITS[METHODS[method].norm], "of": METHODS[method].whose(True),
         "temperature": decision.temperature, "threshold": decision.threshold, "arithmetic": "float32",
     }  # fmt: skip
-    if method == "smoothing":
+    if method == "smoothing":  # of the model as it runs
+        about["arithmetic"] = choose("auto", next(segmenter.buffers()).device)
         return {**about, "confidence": 1 - params.certify.smoothing.alpha}
     return {**about, "window": predict.window, "overlap": predict.overlap, "augment": predict.augment}
 
@@ -138,7 +129,7 @@ def _certified(segmenter, image, params: Params, method: str, radius: float) -> 
     """(H, W) int16 classes, ABSTAIN where nothing is proven."""
     from pipeline.certificates import smoothing
     from pipeline.mapping.inputs import decision
-    from pipeline.mapping.proven import convex_window, lipschitz_window, proven_classes
+    from pipeline.mapping.proven import proven_classes, window_of
 
     if method == "smoothing":
         s = params.certify.smoothing
@@ -147,28 +138,5 @@ def _certified(segmenter, image, params: Params, method: str, radius: float) -> 
             device=next(segmenter.buffers()).device, batch_size=s.batch_size,
         )  # fmt: skip
     segmenter.decision = decision(params.predict, segmenter.card)
-    if method == "convex":
-        window = convex_window(segmenter, radius / 255, params.certify.convex.chunk)
-    else:
-        window = lipschitz_window(segmenter, radius)
+    window = window_of(segmenter, method, radius, params.certify.convex.chunk)
     return proven_classes(segmenter, image, params.predict, window, lambda steps: progress(steps, "certifying"))
-
-
-def _write(path: Path, image, classes: np.ndarray, card: Card) -> np.ndarray:
-    """The GeoTIFF, a band of rows at a time; returns where the scene holds data, (H, W) bool."""
-    from pipeline.imagery.grid import Window
-    from pipeline.imagery.writer import cloud_optimised
-    from pipeline.mapping.inputs import class_names
-
-    valid = np.ones(classes.shape, bool)
-    stored = np.where(classes < 0, UNPROVEN, classes).astype(np.uint8)
-    band = f"proven: 0 background, {', '.join(class_names(card))}, {UNPROVEN} not proven"
-    with cloud_optimised(path, image.grid, [band]) as write:
-        for top in range(0, len(classes), ROWS):
-            rows = slice(top, min(top + ROWS, len(classes)))
-            known = image.read(Window(top, 0, rows.stop - top, classes.shape[1]))[1]
-            if known is not None:
-                valid[rows] = known
-                stored[rows][~known] = IGNORE
-            write(top, stored[None, rows])
-    return valid

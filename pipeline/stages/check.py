@@ -69,6 +69,10 @@ def check_starts(params: Params) -> None:
     models = {"attack.model": attack.model, "attack.transfer": attack.transfer, "certify.model": params.certify.model}
     for key, folder in models.items():
         if folder and not written_by_a_stage(folder) and not _is_model(folder):
+            if Path(folder).is_file():
+                from pipeline.networks.foreign import load_with_gradients
+
+                load_with_gradients(folder)  # says what such a file lacks
             raise InputError(f"{key}: {folder} holds no model; make it first, or correct the path")
     if init and not _is_model(init):  # pretrain makes it from the tiles
         _warn(f"train.init: {init} holds no model yet; make it before the train stage, or correct the path")
@@ -109,6 +113,17 @@ def check_certify(params: Params) -> None:
 
         smoothing = certify.smoothing
         check_samples(smoothing.n, certify.crop**2, smoothing.tau, smoothing.alpha)
+
+
+def tell_duration(params: Params) -> None:
+    """Print how long training will take on this machine, roughly."""
+    from pipeline.console import console, duration
+    from pipeline.training.forecast import forecast, seconds_a_step
+
+    t = params.train
+    train, every = forecast(params, seconds_a_step(params))
+    folds = f"; `dvc repro` trains again without each city: {duration(every)}" if every > train else ""
+    console.print(f"training: {t.epochs * t.steps_per_epoch} steps, roughly {duration(train)} on this machine{folds}")
 
 
 def bring_along(params: Params) -> None:

@@ -2,71 +2,141 @@
 
 Writes metrics/evaluate.json:
 
-    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
-                         ece_calibrated; size: {M²: number of buildings, their recall and iou}; of several classes
-                         also class_iou: {CLASS: its IoU against all others, background among them}
+    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, ece,
+                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (recognition
+                         quality), ap50, segmentation_quality, panoptic_quality, buildings, buildings_found, merged
+                         (found ones that hold two true ones or more), split (true ones that hold two found ones or
+                         more); size: {M²: number of buildings, their recall and iou}; of several classes also
+                         class_iou: {CLASS: its IoU against all others, background among them};
+                         outlines: of a city whose labels are vectors, how those that `predict` would deliver are drawn
+                         (see scoring/outlines.py), each number with _low and _high; null of other cities
     pooled, mean_city, worst_city
+    fairness by KIND     city, density, size and fetch.groups' column: group {GROUP: iou, recall, with intervals}; iou,
+                         recall: worst with its interval, worst_group, best_group, gap with a simultaneous interval
+             size_within_city  {CITY: worst bin and gap of the share of buildings found}
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
-threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
-labels know no building every IoU is null.
+threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
+are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained,
+`ece_calibrated` as deployed. Of a city whose labels know no building every IoU is null.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 
 from pipeline.console import progress, table
 from pipeline.errors import InputError
-from pipeline.params import Params
+from pipeline.imagery.scene import read_city
+from pipeline.imagery.vector import SUFFIXES, read_footprints
+from pipeline.labels import IGNORE
+from pipeline.mapping.polygons import Polygoniser
+from pipeline.mapping.regular import Outlines
+from pipeline.params import Params, Predict
 from pipeline.scoring import metrics
+from pipeline.scoring.outlines import METRICS, compare, summary
 from pipeline.storage import atomic_folder, write_json
-from pipeline.tiles.store import CityTiles, open_cities
+from pipeline.tiles.store import CityTiles, Region, open_cities
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+NOTHING = np.empty((0, 4))  # is open below a scene
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 
 def run(
     params: Params,
-    model: Path = Path("models/all"),
+    model: "Path | Module" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
+    scenes_root: Path = Path("data/scenes"),
 ) -> None:
-    """Evaluate a model folder on a tile set; any model on any tiles of its ground sample distance and bands."""
+    """Evaluate a model on a tile set of its ground sample distance and bands.
+
+    model: a folder, an ONNX file of ours or another's, or a Segmenter; scenes_root: where `fetch` left the footprints
+    that outlines are held against.
+    """
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.foreign import load_network
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
-    segmenter = load_model(model, device())
+    given = not isinstance(model, Path)
+    segmenter, name = (model.to(device()), "the network") if given else (load_network(model, device()), model)
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
-    results, scores = [], []
+    results, scores, outlines = [], [], {}
     with atomic_folder(arrays) as folder:
         for city in cities:
-            check_fit(segmenter.card, city, model)
+            check_fit(segmenter.card, city, name)
             regions = city.of_split(e.split)
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
-            scenes = evaluate_scenes(segmenter, city, e, e.split)
+            scenes = evaluate_scenes(segmenter, city, e, e.split, params.predict)
+            read, drawn = footprint_reader(city.city, scenes_root), []
             for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
                 write_maps(folder / "maps" / city.city, city, scene)
                 tp, fp, fn, _ = map(int, scene.pixels)
                 scores.append({"city": city.city, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
+                if (footprints := read(scene.region)) is not None:
+                    drawn.append(score_outlines(scene, footprints, city.gsd, params.predict))
             results.append(result)
+            outlines[city.city] = summary(drawn, e.bootstrap) if drawn else None
         write_curves(folder, results)
         write_json(folder / "scenes.json", scores)
-    summary = summarise(results, e)
-    write_json(out, summary)
-    print_table(summary)
+    found = summarise(results, e, params.fetch.groups)
+    for name, row in found["city"].items():
+        row["outlines"] = outlines[name]
+    write_json(out, found)
+    print_table(found)
 
 
 def print_table(summary: dict) -> None:
-    columns = ["iou", "iou_low", "iou_high", "boundary_iou", "object_f1", "precision", "recall", "ece"]
+    objects = ["object_f1", "ap50", "panoptic_quality"]
+    columns = ["iou", "iou_low", "iou_high", "boundary_iou", *objects, "precision", "recall", "ece"]
     rows = [[name, *(c[k] for k in columns)] for name, c in summary["city"].items()]
     rows.append(["pooled", summary["pooled"]["iou"], *[None] * (len(columns) - 1)])
     rows.append(["mean city", summary["mean_city"]["iou"], *[None] * (len(columns) - 1)])
-    table("IoU per city", ["city", "IoU", "low", "high", "boundary", "object F1", "precision", "recall", "ECE"], rows)
+    names = ["city", "IoU", "low", "high", "boundary", "object F1", "AP50", "PQ", "precision", "recall", "ECE"]
+    table("IoU per city", names, rows)
+    columns = ["pairs", *METRICS]
+    rows = [[name, *(c["outlines"][k] for k in columns)] for name, c in summary["city"].items() if c["outlines"]]
+    if rows:
+        names = ["city", "pairs", "IoU", "PoLiS m", "tangent °", "rotation °", "vertices", "C-IoU"]
+        table("Outlines against the footprints, of the buildings found", names, rows)
+
+
+def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | None]:
+    """Footprints (m,) of a region, in its pixels, that lie within it; None where they are not at hand as vectors."""
+    path = root / city
+    scenes = {scene.name: scene for scene in read_city(path).scenes} if (path / "city.json").exists() else {}
+    where = read_city(path).where if scenes else None
+
+    def read(region: Region) -> np.ndarray | None:
+        scene = scenes.get(region.parent)
+        labels = scene and scene.labels and Path(scene.labels)
+        if not labels or labels.suffix.lower() not in SUFFIXES or not labels.exists() or region.crs is None:
+            return None
+        found = read_footprints(labels, region.crs, region.grid.bounds, where)
+        polygons = shapely.get_parts(found.polygons[found.labels != IGNORE])
+        place = ~region.grid.transform
+        polygons = shapely.transform(polygons, lambda xy: np.stack(place @ (xy[:, 0], xy[:, 1]), 1))
+        return polygons[shapely.covers(shapely.box(0, 0, region.width, region.height), polygons)]
+
+    return read
+
+
+def score_outlines(scene, footprints: np.ndarray, gsd: float, settings: Predict) -> dict[str, tuple[float, float]]:
+    """The outlines that `predict` would draw of a scene's map against its footprints."""
+    polygoniser = Polygoniser(scene.prediction.shape[1])
+    parts = [polygoniser.add(scene.apart, scene.apart), polygoniser.finish()]
+    raw = np.concatenate([part.geometry[part.pixels * gsd**2 >= settings.min_area] for part in parts])
+    shapes, _ = Outlines(settings.outlines, scene.prediction.shape, (gsd, gsd)).add(raw, polygoniser.row, NOTHING)
+    return compare(*(shapely.transform(polygons, lambda xy: xy * gsd) for polygons in (shapes, footprints)))
 
 
 def write_maps(folder: Path, city: CityTiles, scene) -> None:

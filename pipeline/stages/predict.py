@@ -3,7 +3,12 @@
 OUT/NAME.tif                the mask on the scene's own grid, a COG: 0, classes 1..k, 255 no data
 OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on request)
 OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
-OUT/NAME.gpkg               layer buildings: id, label, area_m2, confidence (.gpkg, .fgb, .parquet, .geojson)
+OUT/NAME.certified.tif      the class a pixel has whatever a perturbation does, 254 not proven (on request)
+OUT/NAME.gpkg               layer buildings: id, class, label, confidence, area_m2, regularised, source, captured,
+                            model, model_version (.gpkg, .fgb, .parquet, .geojson)
+OUT/NAME.missing.gpkg       with --known: footprints on which no building was found; the others have a status then:
+                            new, matched or changed, with known_iou and offset_m
+OUT/merged.gpkg             with --merge the buildings of all scenes, each once, and merged.json (see mapping.merge)
 OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
 
 A file that was edited since is never overwritten: the scene fails, with a sentence that names the file.
@@ -17,11 +22,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.bucket import is_object
-from pipeline.console import remark, table
+from pipeline.console import console, remark, table
 from pipeline.errors import InputError
 from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
+from pipeline.mapping.merge import file_name, merge
+from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
@@ -40,22 +49,32 @@ def run(
     gsd: float | None = None,
     bands: list[int] | None = None,
     value_range: tuple[float, float] | None = None,
+    known: Path | None = None,
     ray: str | None = None,
+    merged: bool = False,
 ) -> None:
     """Map scenes (files, folders, globs, lists, URLs) with a model folder or an ONNX file, into `out`.
 
-    shard: "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a Ray cluster.
+    known: a file of footprints, in any CRS, that the maps are held against; shard: "i/n", every n-th scene from the
+    i-th (from 1); ray: "local" or the address of a Ray cluster; merged: one layer of all their footprints too.
     Raises InputError at the end where a scene failed; the others are done.
     """
     settings, begun = settings or Predict(), time.perf_counter()
     model = local_model(_absolute(model))
-    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range)}
+    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
+               "known": known and _absolute(known)}  # fmt: skip
+    if known and settings.polygons == "none":
+        raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")
     tasks = [
         Task(_absolute(scene), name, _absolute(out), settings, **options) for name, scene in list_scenes(scenes).items()
     ]
     _refuse_overwriting(tasks, out)
+    if merged:
+        _refuse_merging(settings, shard, out)
     tasks = _shard(tasks, shard)
-    model_of(model)  # fails before any scene is read
+    segmenter, _ = model_of(model)  # fails before any scene is read
+    if settings.certified:
+        method_of_drawn(segmenter, model)
     if not is_object(str(out)):
         _make_folder(Path(out))
     done, failed = [], []
@@ -71,6 +90,23 @@ def run(
         names = ", ".join(task.name for task in failed[:5]) + (" …" if len(failed) > 5 else "")
         raise InputError(
             f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the command again"
+        )
+    if merged:
+        found = merge(Path(out), [task.name for task in tasks], settings.polygons)
+        console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
+
+
+def _refuse_merging(settings: Predict, shard: str | None, out: str | Path) -> None:
+    if is_object(str(out)):
+        raise InputError(
+            f"--merge reads maps on this machine, and --out {out} is none of it; merge where they are copied"
+        )
+    if settings.polygons == "none":
+        raise InputError("--merge merges footprints, and --polygons none makes none; choose gpkg or another")
+    if shard:
+        raise InputError(
+            f"--merge needs every scene, and --shard {shard} maps some; once all shards are done run the command "
+            "without --shard: what is mapped is not mapped again"
         )
 
 
@@ -133,6 +169,13 @@ def _summarise(done: list[dict], failed: list[Task], seconds: float) -> None:
           sum(r["buildings"] for r in counted) if counted else None,
           round(sum(r["built_area_m2"] for r in counted)) if counted else None, rate]],
     )  # fmt: skip
+    if compared := [r["known"] for r in done if r["known"]]:
+        columns = ["new", "matched", "changed", "missing"]
+        shift, error = (max(np.hypot(*r["shift_m"]) for r in compared), max(r["registration_m"] for r in compared))
+        table(
+            "Against the known footprints", [*columns, "largest shift m", "registration error m"],
+            [[*(sum(r[name] for r in compared) for name in columns), round(shift, 2), error]],
+        )  # fmt: skip
     unlike = sorted((r for r in done if r["unlike_training"]), key=lambda r: r["expected_iou"])
     for record in unlike[:CAUTIONS]:
         expected, usual = record["expected_iou"], record["validation_iou"]

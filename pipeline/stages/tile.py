@@ -20,10 +20,11 @@ from pipeline.imagery.vector import SUFFIXES, read_footprints
 from pipeline.labels import Split
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder, fingerprint
+from pipeline.tiles.instances import NEAR, number_apart
 from pipeline.tiles.store import CityTiles, Region, allocate, write_index
-from pipeline.tiles.tiling import Planned, Source, fill, named
+from pipeline.tiles.tiling import MOST_GROUPS, Planned, Source, fill, named
 
-FORMAT = 2  # of the arrays and of the way they are made; raise it and every city is tiled again
+FORMAT = 3  # of the arrays and of the way they are made; raise it and every city is tiled again
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
 
 
@@ -53,7 +54,8 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
     regions = [plan.region for plan in plans]
     channels = len(plans[0].source.bands)
     with atomic_folder(folder) as partial:
-        allocate(partial, regions, channels)
+        numbered = any(plan.source.labels is None for plan in plans)
+        allocate(partial, regions, channels, groups=bool(plans[0].source.group_names), numbers=numbered)
         counts, seen = fill(plans, partial, params.tile, f"tile {city.city}")
         if blank := [name for name, pixels in seen.items() if not pixels]:
             raise InputError(
@@ -139,6 +141,7 @@ def plan_city(params: Params, city: City) -> list[Planned]:
     if small := sum(min(grid.shape) < tile.size for grid in grids):
         _warn(f"{city.city}: {small} of {len(scenes)} scenes are smaller than a tile of {tile.size} px and are padded")
     sources = _with_labels(city, scenes, sources, grids)
+    sources = _with_groups(city, sources)
     plans, offset = [], 0
     for i, split, window in _cut(tile, city, scenes, grids, sources):
         part = grids[i].window(window)
@@ -237,12 +240,35 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
             sharing.setdefault((scene.labels, grid.crs.to_wkt()), []).append(i)
     for (path, crs), members in sharing.items():
         boxes = shapely.box(*np.array([grids[i].bounds for i in members]).T)
-        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)), city.where)
-        tree = shapely.STRtree(found.polygons)
+        near_by = NEAR * max(_longer_step(grids[i]) for i in members)
+        found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)), city.where, city.groups)
+        numbers, tree = number_apart(found.polygons, near_by), shapely.STRtree(found.polygons)
         for i, box in zip(members, boxes, strict=True):
             near = np.sort(tree.query(box))
-            labelled[i] = replace(sources[i], polygons=found.polygons[near], values=found.labels[near])
+            mine, own = found.some(near), {"numbers": numbers[near]}
+            labelled[i] = replace(sources[i], polygons=mine.polygons, values=mine.labels, groups=mine.groups, **own)
     return labelled
+
+
+def _longer_step(grid: Grid) -> float:
+    """From a pixel to its neighbour, in units of the CRS; along a row or along a column, whichever is more."""
+    return float(np.hypot(*np.reshape(grid.transform[:6], (2, 3))[:, :2]).max())
+
+
+def _with_groups(city: City, sources: list[Source]) -> list[Source]:
+    """Sources with their footprints' groups as codes: one more than the place of the name, 0 where there is none.
+
+    Raises InputError where the column of fetch.groups holds values rather than groups.
+    """
+    names = sorted({word for s in sources if s.groups is not None for word in s.groups if word is not None})
+    if len(names) > MOST_GROUPS:
+        raise InputError(
+            f"{city.city}: fetch.groups: column {city.groups} holds {len(names)} values; bring them into at most "
+            f"{MOST_GROUPS} groups"
+        )
+    code = {None: 0} | {name: 1 + i for i, name in enumerate(names)}
+    coded = (None if s.groups is None else np.array([code[word] for word in s.groups], np.uint8) for s in sources)
+    return [replace(s, groups=c if names else None, group_names=names) for s, c in zip(sources, coded, strict=True)]
 
 
 def _kept(folder: Path, mark: str) -> dict | None:
@@ -265,6 +291,7 @@ def _about(params: Params, city: City, plans: list[Planned], counts: list, mark:
         "size": params.tile.size,
         "channels": len(plans[0].source.bands),
         "classes": params.train.model.classes,
+        **({"groups": plans[0].source.group_names} if plans[0].source.group_names else {}),
         "bands": city.bands or params.tile.bands,
         "range": ranges[0] if ranges else None,
         "fingerprint": mark,

@@ -3,6 +3,8 @@
 data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
+    numbers.npy     uint8, flat: which building is which (see tiles/instances.py); only of a city with footprints
+    groups.npy      uint8, flat: the regions' (H, W) codes of groups of buildings from 1, if fetch.groups asks for any
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
     tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels
                     from the region's corner), building (share of its valid pixels), valid (share of the
@@ -14,7 +16,7 @@ stored unbroken: a training crop may start at any pixel, and a metric is one ove
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,7 @@ from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE, Split
 from pipeline.params import Count, GroundSampleDistance
 from pipeline.storage import read_json, write_json
+from pipeline.tiles.instances import instances
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Index:
     channels: Count
     classes: Annotated[int, Field(ge=1, le=254)]
     regions: list[Region]
+    groups: Annotated[list[str], Field(max_length=254)] = field(default_factory=list)  # names, by code from 1
 
 
 INDEX = TypeAdapter(Index)
@@ -96,10 +100,18 @@ class CityTiles:
         self.about, index = read_index(self.folder)
         self.city, self.gsd, self.size = index.city, index.gsd, index.size
         self.channels, self.classes, self.regions = index.channels, index.classes, index.regions
+        self.group_names = index.groups
         self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
+        self._groups = self._mapped("groups") if self.group_names else None
+        self._numbers = self._mapped("numbers") if (self.folder / "numbers.npy").exists() else None
         pixels = sum(r.pixels for r in self.regions)
         inside = all(r.offset + r.pixels <= pixels for r in self.regions)
-        if not inside or self._labels.shape != (pixels,) or self._images.shape != (pixels * self.channels,):
+        flat = [array for array in (self._labels, self._groups, self._numbers) if array is not None]
+        if (
+            not inside
+            or any(array.shape != (pixels,) for array in flat)
+            or self._images.shape != (pixels * self.channels,)
+        ):
             raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
 
     def _mapped(self, name: str) -> np.ndarray:
@@ -126,9 +138,19 @@ class CityTiles:
 
     def label(self, region: Region) -> np.ndarray:
         """(H, W) uint8: 0 background, 1..k classes, 255 ignore."""
-        return self._labels[region.offset : region.offset + region.height * region.width].reshape(
-            region.height, region.width
-        )
+        return _cut(self._labels, region)
+
+    def groups(self, region: Region) -> np.ndarray | None:
+        """(H, W) uint8 codes of groups of buildings, 0 where there is none; None where none were asked for."""
+        return None if self._groups is None else _cut(self._groups, region)
+
+    def numbers(self, region: Region) -> np.ndarray | None:
+        """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where labels were rasters."""
+        return None if self._numbers is None else _cut(self._numbers, region)
+
+    def instances(self, region: Region) -> np.ndarray:
+        """(H, W) int32: 0, or which building."""
+        return instances(self.label(region), self.numbers(region))
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:
@@ -150,11 +172,14 @@ class CityTiles:
         return found
 
     def sample(self, split: Split, count: int, size: int | None = None, seed: int = 0):
-        """`count` tiles of a split, without replacement, those with buildings first and none half empty.
+        """`count` tiles of a split: `read` of what `chosen` picks."""
+        return self.read(self.chosen(split, count, size, seed), size)
 
-        Returns images (N, S, S, C) uint8 and labels (N, S, S) uint8; S is `size` (centre of the tile) or
-        the tile size, N ≤ count. Where a region is smaller than a tile, the rest is image 0 and label 255. Tiles less
-        than half of which is valid are taken only where all are such.
+    def chosen(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
+        """Rows (N,) of the table: `count` tiles of a split, without replacement, those with buildings first.
+
+        N ≤ count. Tiles less than half of which (of their centre of `size` pixels) is valid are taken only where all
+        are such.
         """
         table, size = self.table, size or self.size
         rows = np.flatnonzero(table["split"] == split)
@@ -163,7 +188,15 @@ class CityTiles:
         rows = np.random.default_rng(seed).permutation(rows)
         rows = rows[np.argsort(table["building"][rows] <= 0, kind="stable")]
         full = list(islice((row for row in rows if 2 * self._valid(row, size) >= size**2), count))
-        rows = full or rows[:count]
+        return np.array(full or rows[:count], int)
+
+    def read(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, S, S, C) uint8 and labels (N, S, S) uint8 of tiles by their rows of the table.
+
+        S is `size` (centre of the tile) or the tile size. Where a region is smaller than a tile, the rest is image 0
+        and label 255.
+        """
+        size = size or self.size
         images = np.zeros((len(rows), size, size, self.channels), np.uint8)
         labels = np.full((len(rows), size, size), IGNORE, np.uint8)
         for i, row in enumerate(rows):
@@ -172,6 +205,10 @@ class CityTiles:
             labels[i, : patch.shape[0], : patch.shape[1]] = patch
             images[i, : patch.shape[0], : patch.shape[1]] = self.image(region)[place]
         return images, labels
+
+    def scenes(self, rows: np.ndarray) -> np.ndarray:
+        """Names (N,) of the scenes that tiles were cut from, by their rows of the table."""
+        return np.array([self.regions[region].parent for region in self.table["region"][rows]], object)
 
     def _place(self, row: int, size: int) -> tuple[Region, tuple[slice, slice]]:
         """The region of a tile of the table, and in it the tile's centre of size × size pixels."""
@@ -207,16 +244,21 @@ class CityTiles:
         return np.stack(crops) if crops else np.empty((0, size, size, self.channels), np.uint8)
 
 
-def allocate(folder: Path, regions: list[Region], channels: int) -> None:
-    """Lay out both arrays for `write_window` to fill. Raises InputError where the disk is too small."""
+def _cut(flat: np.ndarray, region: Region) -> np.ndarray:
+    return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+
+
+def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = False, numbers: bool = False) -> None:
+    """Lay out the arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
-    free = shutil.disk_usage(folder).free
-    if pixels * (channels + 1) > free:
+    depths = {"images": channels, "labels": 1, "groups": int(groups), "numbers": int(numbers)}
+    needed, free = pixels * sum(depths.values()), shutil.disk_usage(folder).free
+    if needed > free:
         raise InputError(
-            f"{folder.parent}: {pixels * (channels + 1) / 1e9:.1f} GB of tiles do not fit into the "
+            f"{folder.parent}: {needed / 1e9:.1f} GB of tiles do not fit into the "
             f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
-    for name, length in (("images", pixels * channels), ("labels", pixels)):
+    for name, length in ((name, pixels * depth) for name, depth in depths.items() if depth):
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
         if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -224,14 +266,25 @@ def allocate(folder: Path, regions: list[Region], channels: int) -> None:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def write_window(folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray) -> None:
-    """Put a window of a region, image (h, w, C) and label (h, w) uint8, into both arrays; processes may side by side.
+def write_window(
+    folder: Path,
+    region: Region,
+    window: Window,
+    image: np.ndarray,
+    label: np.ndarray,
+    groups: np.ndarray | None = None,
+    numbers: np.ndarray | None = None,
+) -> None:
+    """Put a window of a region, image (h, w, C), label and, if any, groups and numbers (h, w) uint8, into the arrays;
+    processes may side by side.
 
     Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
     InputError where the disk is full.
     """
     whole_rows = window.width == region.width
-    for name, pixels, depth in (("images", image, image.shape[2]), ("labels", label, 1)):
+    layers = [("images", image, image.shape[2]), ("labels", label, 1)]
+    layers += [(name, layer, 1) for name, layer in (("groups", groups), ("numbers", numbers)) if layer is not None]
+    for name, pixels, depth in layers:
         try:
             with (folder / f"{name}.npy").open("r+b") as file:
                 header = _header(file)
@@ -253,8 +306,7 @@ def _header(file) -> int:
 
 def written_label(folder: Path, region: Region) -> np.ndarray:
     """A region's (H, W) label, mapped, while its city is still being written."""
-    labels = np.load(folder / "labels.npy", mmap_mode="r")
-    return labels[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+    return _cut(np.load(folder / "labels.npy", mmap_mode="r"), region)
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -28,6 +28,7 @@ from pipeline.params import Tile
 from pipeline.runs import cores
 from pipeline.tiles.store import Region, count_tiles, write_window, written_label
 
+MOST_GROUPS = 20  # that a column may tell apart
 SHARD = 16_000_000  # source pixels a worker takes at a time
 WINDOW = 4_000_000  # pixels read at a time: larger ones ask the system for fresh memory each, at twice the read's cost
 WORTH_A_POOL = 48_000_000  # source pixels below which starting processes costs more than it saves
@@ -49,6 +50,9 @@ class Source:
     raster_building: int = 1
     polygons: np.ndarray | None = None  # footprints in the image's CRS
     values: np.ndarray | None = None  # and their labels
+    numbers: np.ndarray | None = None  # and which building is which (see tiles/instances.py)
+    groups: np.ndarray | None = None  # and the codes of their groups from 1, 0 for none; None where there are none
+    group_names: list[str] = field(default_factory=list)  # by code from 1
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,17 @@ def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
         open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
         _open_labels(source, image) as labels,
     ):
+        groups = None if source.groups is None else _groups(source, image)
         budget = min(int(0.75e6 * shard.memory / image.bytes_per_pixel), max(WINDOW, BLOCK * region.width))
         for window in windows(bottom - top, region.width, budget):
             window = window.shifted(top, 0)
             within = window.shifted(plan.window.top, plan.window.left)
             pixels, data = image.read(within)
-            label = labels.read(within)
+            label, numbers = labels.read_numbered(within) if source.labels is None else (labels.read(within), None)
             if data is not None:
                 label[~data] = IGNORE
-            write_window(shard.folder, region, window, pixels, label)
+            codes = groups.read(within) if groups else None
+            write_window(shard.folder, region, window, pixels, label, codes, numbers)
             seen += label.size if data is None else int(data.sum())
     label = written_label(shard.folder, region)
     counts = [
@@ -168,10 +174,17 @@ def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
 @contextmanager
 def _open_labels(source: Source, image):
     if source.labels is None:
-        yield VectorLabels(source.polygons, source.values, image.grid, source.classes, source.all_touched)
+        footprints = source.polygons, source.values, image.grid, source.classes, source.all_touched
+        yield VectorLabels(*footprints, source.numbers)
     else:
         with open_raster(source.labels) as dataset:
             yield RasterLabels(dataset, image, source.classes, source.raster_building)
+
+
+def _groups(source: Source, image) -> VectorLabels:
+    """The footprints again, as what their groups' codes draw."""
+    some = source.groups > 0
+    return VectorLabels(source.polygons[some], source.groups[some], image.grid, MOST_GROUPS, source.all_touched)
 
 
 @contextmanager

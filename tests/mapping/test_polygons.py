@@ -8,15 +8,7 @@ from scipy import ndimage
 
 from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE
-from pipeline.mapping.polygons import (
-    Buildings,
-    Polygoniser,
-    identifiers,
-    longitude_latitude,
-    pixel_areas,
-    simplify,
-    square,
-)
+from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, longitude_latitude, pixel_areas
 
 
 def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int, least: int = 1) -> Buildings:
@@ -136,40 +128,3 @@ def test_identifiers_are_unique_and_of_the_place():
     assert set(identifiers(polygons_of(*around, 100), wider, "another")) == set(ids)
     elsewhere = grid.window(Window(500, 500, 100, 100))
     assert not set(ids) & set(identifiers(polygons_of(mask, confidence, 7), elsewhere, "scene"))
-
-
-def drawn_house(angle: float, hole: bool = True) -> tuple[shapely.Polygon, Buildings]:
-    """An L of 4 000 pixels with a yard, turned, and its raster's polygon."""
-    yard = [(70, 70), (90, 70), (90, 90), (70, 90)]
-    house = shapely.Polygon([(60, 60), (140, 60), (140, 100), (100, 100), (100, 150), (60, 150)], [yard] * hole)
-    house = shapely.affinity.rotate(house, angle, "centroid")
-    mask = rasterize([house], (200, 200)).astype(np.uint8)
-    return house, polygons_of(mask, mask, 64)
-
-
-@pytest.mark.parametrize("angle", [0, 17, 45, 80])
-def test_squared_outlines_have_right_angles_and_the_house_s_shape(angle):
-    house, raster = drawn_house(angle)
-    pixel = (0.5, 0.25)  # metres: an image in degrees has oblong pixels
-    house, outline = (shapely.transform(g, lambda xy: xy * [1, 2]) for g in (house, raster.geometry))
-    (squared,) = square(simplify(outline, pixel, 0.75), pixel)
-    metres = shapely.transform(squared, lambda xy: xy * pixel)
-    for ring in (metres.exterior, *metres.interiors):
-        edges = np.diff(shapely.get_coordinates(ring), axis=0)
-        edges /= np.linalg.norm(edges, axis=1, keepdims=True)
-        assert np.abs(edges @ edges[0] * (edges @ (edges[0] @ [[0, 1], [-1, 0]]))).max() < 1e-6
-    assert len(metres.exterior.coords) == 7 and len(metres.interiors) == 1
-    assert squared.intersection(house).area / squared.union(house).area > 0.94
-
-
-def test_what_squaring_would_spoil_is_kept():
-    tank = shapely.Point(50, 50).buffer(20)
-    sliver = shapely.Polygon([(0, 0), (30, 1), (60, 10), (31, 2)])
-    kept = square(np.array([tank, sliver]), (1, 1), least_iou=0.99)
-    assert kept[0].equals(tank) and kept[1].equals(sliver)
-
-
-def test_simplification_is_in_metres():
-    _, raster = drawn_house(17, hole=False)
-    vertices = [shapely.count_coordinates(simplify(raster.geometry, (size, size), 1.0)) for size in (0.01, 0.5, 2.0)]
-    assert vertices[0] < vertices[1] < vertices[2]

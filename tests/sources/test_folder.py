@@ -53,6 +53,27 @@ def taken(root, city, **override):
     return fetch(Fetch(source="folder", path=str(root), cities=[city], overrides=overrides), city, root, root)
 
 
+def grouped(root, city):
+    return fetch(Fetch(source="folder", path=str(root), cities=[city], groups="income"), city, root, root)
+
+
+def test_a_column_of_groups_is_asked_for_early_and_a_change_of_it_shows(town):
+    with pytest.raises(InputError, match=r"fetch.groups: .* holds rasters"):
+        grouped(town, "raster")
+    with pytest.raises(InputError, match=r"buildings.gpkg: fetch.groups: no column 'income'"):
+        grouped(town, "vector")
+    stamps = []
+    for word in ("low", "low", "high"):
+        wkb, columns = shapely.to_wkb(np.array([BUILDING], object)), [np.array([word], object)]
+        path = town / "vector" / "buildings.gpkg"
+        path.unlink()
+        pyogrio.raw.write(path, wkb, columns, ["income"], geometry_type="Polygon", crs=UTM)
+        city = grouped(town, "vector")
+        assert city.groups == "income"
+        stamps.append(city.scenes[0].stamp)
+    assert stamps[0] == stamps[1] != stamps[2]
+
+
 def test_files_stay_in_place_and_a_change_shows(town):
     city = taken(town, "raster", bands=[3, 2, 1], range=(0, 200))
     assert [scene.name for scene in city.scenes] == ["s1", "s2"]

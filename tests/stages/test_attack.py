@@ -70,6 +70,15 @@ def stage(tmp_path):
                 "soft_iou_steps": 6,
                 "reference": 16,
                 "patch": 8,
+                "physics": {
+                    "tiles": 2,
+                    "grid": 5,
+                    "steps": 1,
+                    "gain": 0.02,
+                    "offset": 0.01,
+                    "cells": 4,
+                    "sun": {"toyton": [135, 45]},
+                },
                 "precision": "fp32",
             },
         }
@@ -88,6 +97,14 @@ def test_every_city_in_the_schema(stage):
     metrics = json.loads(paths["out"].read_text())
     assert set(metrics["audit"]) == set(CHECKS) and all(metrics["audit"].values())
     assert list(metrics["city"]) == CITIES
+    for city, row in metrics["city"].items():
+        physics = row["physics"]
+        assert physics["all"]["worst"] <= min(f["worst"] for f in physics["family"].values()) <= physics["clean"]
+        for family in physics["family"].values():
+            assert family["worst"] <= family["grid"] <= physics["clean"]
+        gain = physics["family"]["gain"]
+        assert 0 < gain["certified"] <= gain["worst"] and "certified" not in physics["family"]["haze"]
+        assert ("shadow" in row) == (city == "toyton")
     for city in metrics["city"].values():
         assert list(city["linf"]) == ["0.5", "4", "16"] and list(city["l2"]) == ["1"]
         for row in [*city["linf"].values(), *city["l2"].values()]:

@@ -43,7 +43,7 @@ def save(folder: Path, scene: np.ndarray, architecture: str, **model) -> Path:
 def write(path: Path, image: np.ndarray, **profile) -> Path:
     shape = {"height": image.shape[0], "width": image.shape[1], "count": 3, "dtype": "uint8"}
     place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000)}
-    with rasterio.open(path, "w", driver="GTiff", **shape, **place, **profile) as file:
+    with rasterio.open(path, "w", driver="GTiff", **shape, **(place | profile)) as file:
         file.write(np.moveaxis(image, -1, 0))
     return path
 
@@ -93,6 +93,35 @@ def test_what_is_proven_is_drawn_whatever_moves_the_pixels(tmp_path, scene, mode
         write(tmp_path / f"{name}.tif", np.clip(moved, 0, 255).astype(np.uint8))
         predict.run(tmp_path / "model", [str(tmp_path / f"{name}.tif")], tmp_path / "maps", settings=params.predict)
         assert (read(tmp_path / "maps" / f"{name}.tif") == proven)[known].all()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "radius", "metres"),  # a pixel; the model's is 0.5
+    [("small_fcn", 4, 1.0, 0.5), ("lipschitz", 8, 0.01, 0.5), ("lipschitz", 8, 0.01, 0.4), ("lipschitz", 8, 0.01, 0.6)],
+)
+def test_predict_draws_what_it_says_is_proven(tmp_path, scene, architecture, width, radius, metres):
+    folder = save(tmp_path / "model", scene, architecture, width=width)
+    place = {"transform": Affine(metres, 0, 500_000, 0, -metres, 6_650_000)}
+    town = write(tmp_path / "town.tif", scene, **place)
+    asked = Predict(**WINDOW, certified=True, radius=radius)
+    predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)
+    about = json.loads((tmp_path / "maps" / "town.json").read_text())["certified"]
+    proven, drawn = read(tmp_path / "maps" / "town.certified.tif"), read(tmp_path / "maps" / "town.tif")
+    known = proven < 254
+    assert about["share"] == pytest.approx(known.mean()) and 0.002 < about["share"] < 1
+    assert (proven == drawn)[known].all()
+    if metres == 0.5:  # as certify --scene finds it
+        params = settings(folder)
+        certify_scene.run(params, str(town), tmp_path / "out", radius=asked.radius)
+        assert (read(tmp_path / "out" / "town.certified.tif") == proven).all()
+    predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)  # finished: nothing is certified again
+
+
+def test_predict_says_which_models_prove_their_maps(tmp_path, scene):
+    town, folder = str(write(tmp_path / "town.tif", scene)), save(tmp_path / "model", scene, "linear")
+    with pytest.raises(InputError, match="architecture linear, of whose map nothing is proven"):
+        predict.run(folder, [town], tmp_path / "maps", settings=Predict(**WINDOW, certified=True))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_a_pixel_is_proven_where_every_window_and_turn_proves_the_same(scene):

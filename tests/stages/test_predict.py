@@ -12,6 +12,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.parquet as parquet
 import pyogrio
 import pytest
 import rasterio
@@ -28,6 +29,7 @@ from toy import toy_scene
 from pipeline import load_model
 from pipeline.__main__ import app
 from pipeline.errors import InputError
+from pipeline.imagery.writer import FIELDS
 from pipeline.mapping import scene as prediction
 from pipeline.mapping.flow import label_free_iou
 from pipeline.mapping.inputs import load
@@ -36,7 +38,7 @@ from pipeline.mapping.scene_list import list_scenes
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Fetch, Model, Predict
 from pipeline.scoring.disagreement import Disagreement
-from pipeline.sources.demo import source as demo
+from pipeline.sources.demo.source import source as demo
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import run
 from pipeline.tiles.store import CityTiles
@@ -52,8 +54,8 @@ PLACES = {
     "rotated": (Affine(0.4, 0.3, 500_000, 0.3, -0.4, 6_650_000), "EPSG:32632"),
     "south up": (Affine(0.5, 0, 500_000, 0, 0.5, 6_650_000), "EPSG:32632"),
 }
-SETTINGS = Predict(window=128, min_area=0)
-MANY = Predict(min_area=0, threshold=0.15)  # of the red model: much that is reddish in any picture
+SETTINGS = Predict(window=128, min_area=0, outlines="raw")
+MANY = Predict(min_area=0, threshold=0.15, outlines="raw")  # of the red model: much that is reddish in any picture
 DEMO = Path(__file__).parents[2] / "data" / "sources" / "demo.yaml"
 
 
@@ -310,18 +312,27 @@ def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
     with rasterio.open(scene) as file:
         drawn = rasterize(polygons.to_crs(3857).geometry, file.shape, transform=file.transform)
     assert iou(drawn, truth) > 0.999
-    assert set(polygons.columns) == {"id", "label", "area_m2", "confidence", "geometry"}
+    assert {*polygons.columns} - {"bbox"} == {*FIELDS, "geometry"}
+    if suffix == "parquet":
+        covering = json.loads(parquet.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]["covering"]
+        assert covering["bbox"]["xmin"] == ["bbox", "xmin"]
+        left = polygons.total_bounds[0] + np.ptp(polygons.total_bounds[[0, 2]]) / 3
+        some = gpd.read_parquet(path, bbox=(left, *polygons.total_bounds[1:]))  # by the boxes alone
+        assert set(some.id) == set(polygons[polygons.bounds.maxx >= left].id) and 0 < len(some) < len(polygons)
 
 
-def test_small_polygons_are_dropped_and_outlines_squared(model, tmp_path):
+def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
     image, truth = town()
     image[0:3, 0:3] = (220, 40, 40)
     scene = write_scene(tmp_path / "town.tif", image)
-    settings = SETTINGS.model_copy(update={"min_area": 5, "square": True, "polygons": "parquet"})
+    settings = Predict(window=128, min_area=5, polygons="parquet")
     run(model, [str(scene)], tmp_path / "out", settings=settings)
     polygons = gpd.read_parquet(tmp_path / "out" / "town.parquet")
     assert len(polygons) == ndimage.label(truth)[1] and polygons.area_m2.min() >= 5
-    assert shapely.is_valid(polygons.geometry.values).all()
+    assert shapely.is_valid(polygons.geometry.values).all() and polygons.regularised.mean() > 0.8
+    with rasterio.open(scene) as file:
+        drawn = rasterize(polygons.geometry, file.shape, transform=file.transform)
+    assert iou(drawn, truth) > 0.96
 
 
 def test_thresholds_come_from_the_card_unless_stated(model, tmp_path):
@@ -335,7 +346,7 @@ def test_python_maps_arrays_and_paths_alike(model, tmp_path):
     image, truth = town()
     scene = write_scene(tmp_path / "town.tif", image)
     predictor = load_model(model, "cpu")
-    one, two = predictor.predict(image, min_area=0), predictor.predict(scene, min_area=0)
+    one, two = (predictor.predict(what, min_area=0, outlines="raw") for what in (image, scene))
     np.testing.assert_array_equal(one.mask, truth)
     np.testing.assert_array_equal(two.mask, truth)
     np.testing.assert_array_equal(one.probability, two.probability)
@@ -371,8 +382,8 @@ def test_the_command_reads_the_section_predict_of_params_yaml_and_no_other(model
         return said["settings"]
 
     assert settings() == Predict()
-    Path("params.yaml").write_text("train: {of: another project}\npredict: {square: true, min_area: 3}\n")
-    assert settings("--min-area", "7") == Predict(square=True, min_area=7)
+    Path("params.yaml").write_text("train: {of: another project}\npredict: {outlines: raw, min_area: 3}\n")
+    assert settings("--min-area", "7") == Predict(outlines="raw", min_area=7)
     Path("params.yaml").write_text("predict: {min_aera: 3}\n")
     Path("other.yaml").write_text("predict: {window: 64}\n")
     assert settings("--params", "other.yaml") == Predict(window=64)
@@ -533,7 +544,7 @@ def test_names_of_scenes_and_folders_are_data(model, tmp_path, suffix):
         polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
         assert len(polygons) == ndimage.label(truth)[1]
         if suffix == "gpkg":
-            assert gpd.list_layers(path).name.tolist() == ["buildings"]
+            assert gpd.list_layers(path).name.tolist() == ["buildings", "layer_styles"]
 
 
 def test_a_name_that_is_no_text_fails_alone_and_is_spelt_out(model, tmp_path, capsys):
@@ -568,7 +579,7 @@ def database(path: Path, *statements: str) -> None:
 
 EDITS = {
     "an attribute": ("gpkg", lambda p: database(p, "update buildings set label = 2 where fid = 1")),
-    "a style": ("gpkg", lambda p: database(p, "create table layer_styles (name text)")),
+    "a style": ("gpkg", lambda p: database(p, "update layer_styles set styleQML = 'mine'")),
     "a building more": (
         "gpkg", lambda p: pyogrio.write_dataframe(gpd.read_file(p).head(1), p, layer="buildings", append=True)
     ),
@@ -872,8 +883,10 @@ def test_without_a_crs_the_gsd_may_be_stated(model, tmp_path):
     with rasterio.open(tmp_path / "out" / "photo.tif") as map_:
         assert map_.crs is None
         np.testing.assert_array_equal(map_.read(1), truth)
+        place = map_.transform
     polygons = gpd.read_file(tmp_path / "out" / "photo.gpkg")
-    assert iou(rasterize(polygons.geometry, truth.shape), truth) == 1  # in pixel coordinates
+    assert place == Affine.scale(1, -1)  # where QGIS shows an image without a place: its first row at 0, others below
+    assert iou(rasterize(polygons.geometry, truth.shape, transform=place), truth) == 1
     np.testing.assert_allclose(polygons.area_m2.sum(), truth.sum() * 0.25)
 
 

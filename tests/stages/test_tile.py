@@ -265,6 +265,33 @@ def test_footprints_land_on_their_pixels(town, tmp_path):
         town.tiles(classes=1)
 
 
+def test_groups_of_footprints_land_on_their_buildings(town, tmp_path):
+    def box(left, index):
+        x, y = CORNER[0] + 1000 * index, CORNER[1]
+        return shapely.box(x + left / 2, y - 10, x + left / 2 + 5, y - 5)
+
+    vectors = footprints(
+        tmp_path / "buildings.gpkg", box(2, 0), box(20, 0), box(2, 1), box(20, 1), income=["low", "high", None, "low"]
+    )
+    town.facts = {"groups": "income"}
+    tiles = three(town, noise(3, 40, 40), labels=vectors).tiles()
+    assert tiles.group_names == ["high", "low"]
+    first, second, third = (tiles.groups(region) for region in tiles.regions)
+    assert (first[10:20, 2:12] == 2).all() and (first[10:20, 20:30] == 1).all() and (first > 0).sum() == 200
+    assert (second > 0).sum() == 100 and not third.any()
+    assert (tiles.label(tiles.regions[1]) == 1).sum() == 200  # a building of no group is one all the same
+
+
+def test_values_are_no_groups(town, tmp_path):
+    boxes = [shapely.box(CORNER[0] + i, CORNER[1] - 2, CORNER[0] + i + 0.5, CORNER[1] - 1) for i in range(21)]
+    vectors = footprints(tmp_path / "buildings.gpkg", *boxes, income=[1.5 * i for i in range(21)])
+    town.facts = {"groups": "income"}
+    three(town, noise(3, 40, 40), labels=vectors)
+    with pytest.raises(InputError, match=r"column income holds 21 values; bring them into at most 20 groups"):
+        town.tiles()
+    assert not (tmp_path / "tiles" / "town").exists()
+
+
 def test_a_south_up_scene_equals_its_north_up_twin(town, tmp_path):
     image = noise(3, 48, 64)
     shape = shapely.Polygon([(CORNER[0] + x / 2, CORNER[1] - y / 2) for x, y in [(5, 5), (40, 11), (33, 30), (9, 41)]])
@@ -421,3 +448,16 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     pixels = (frame["building"] * frame["valid"]).to_numpy() * 64**2 * 0.6**2
     assert np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2  # square metres, tile by tile
     assert pixels.sum() == pytest.approx(shapely.area(covered).sum(), rel=0.01)
+
+
+def test_houses_wall_to_wall_stay_houses(town, tmp_path):
+    left, top = CORNER
+    houses = [shapely.box(left + x, top - 20, left + x + 8, top - 8) for x in (10, 18, 26)]
+    apart = shapely.box(left + 50, top - 20, left + 58, top - 8)
+    vectors = footprints(tmp_path / "houses.geojson", *houses, apart, label=[1, 1, 1, 255])
+    tiles = three(town, noise(3, 160, 160), labels=vectors).tiles()
+    region = tiles.regions[0]
+    found = tiles.instances(region)
+    assert np.bincount(found.ravel())[1:].tolist() == [16 * 24] * 3 and tiles.numbers(region).max() <= 4
+    (tiles.folder / "numbers.npy").unlink()  # as older tiles are
+    assert CityTiles(tiles.folder).instances(region).max() == 1

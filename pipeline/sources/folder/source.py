@@ -63,10 +63,18 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         raster_building, files = 1, dict.fromkeys(images, labels)
         if labels.name == LABELS:
             files = _each(labels, images, city, override.unlabelled == "ignore")
-        digests = dict(zip(files, overlay(list(files.values()), list(files), city, override.where, notes), strict=True))
+        digests = dict(
+            zip(
+                files,
+                overlay(list(files.values()), list(files), city, override.where, notes, fetch.groups),
+                strict=True,
+            )
+        )
         bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
         paths = [None if image.name in bare else files.get(image) for image in images]
         stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
+    elif fetch.groups:
+        raise InputError(f"fetch.groups: {labels} holds rasters, which have no columns; set it to null")
     elif override.where:
         raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
     else:
@@ -83,6 +91,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         bands=override.bands,
         range=override.range,
         where=override.where,
+        groups=fetch.groups,
         raster_building=raster_building,
         notes=notes,
     )
@@ -105,7 +114,9 @@ def _unlabelled(
     return set(bare) if override.unlabelled == "ignore" else set()
 
 
-def overlay(paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict) -> list[str]:
+def overlay(
+    paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict, column: str | None = None
+) -> list[str]:
     """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
 
     Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
@@ -115,11 +126,11 @@ def overlay(paths: list[Path], images: list[Image], city: str, where: str | None
     for (path, crs), members in _alike(paths, images).items():
         boxes = _boxes([images[i] for i in members])
         bounds = tuple(shapely.total_bounds(boxes).tolist())
-        found = read_footprints(path, crs, bounds, where)
+        found = read_footprints(path, crs, bounds, where, column)
         tree = shapely.STRtree(found.polygons)
         scene, footprint = tree.query(boxes, predicate="intersects")
         for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
-            digests[i] = Footprints(found.polygons[near], found.labels[near]).digest
+            digests[i] = found.some(near).digest
         built |= {images[members[i]].name for i in scene}
         covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
         counts.update(_counts(found, len(np.unique(footprint))))

@@ -1,0 +1,100 @@
+"""Stage explain: what the map rests on in each city, and whether its explanations mean something.
+
+Writes metrics/explain.json:
+
+    city CITY  iou, tiles   of the tiles looked at, drawn from the test split
+               cue {CUE: iou without it, and drop with drop_low and drop_high}; null where there is none to take
+               leans_on     the cue, of those that can be missing, whose loss costs most for certain, or null
+               attribution  {METHOD: deletion, insertion}, areas under the curves, mean over buildings
+               bands, inside   shares of the integrated gradients: of each band, and on the building itself
+               randomised   {head | half | all: signed, absolute}, rank correlation with the gradients of a network
+                            whose last layers are shuffled
+               effective_radius, support_radius   metres around a pixel that decide it (see attacks/patch.py)
+    attribution {METHOD: deletion_gain, insertion_gain}, what its order is better than a random one by, over all
+               buildings, with *_low and *_high; `buildings` is their number
+
+Intervals of drops are simultaneous: 95 % for all cues of all cities at once, over other tiles of the test split. Those
+of gains are over other buildings.
+
+Killed and started again it goes on with the next city.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.code import version
+from pipeline.console import progress, table
+from pipeline.errors import InputError
+from pipeline.params import Params
+from pipeline.storage import WORK, atomic_folder, digest, fingerprint, write_json
+from pipeline.tiles.store import CityTiles, open_cities
+
+
+def run(
+    params: Params,
+    model: Path = Path("models/all"),
+    tiles: Path = Path("data/tiles"),
+    out: Path = Path("metrics/explain.json"),
+    arrays: Path = Path("arrays/explain"),
+    work: Path = WORK / "explain",
+) -> None:
+    """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
+    from pipeline.explanation.summary import summarise
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
+    from pipeline.networks.precision import device
+
+    segmenter = load_model(model, device())
+    cities = open_cities(params.fetch.cities, tiles)
+    for city in cities:
+        check_fit(segmenter.card, city, model)
+    folder = work / _key(params, cities, model)
+    deployed = segmenter.deployed()
+    measured = {city.city: _one_city(deployed, city, params, folder / city.city) for city in cities}
+    metrics = summarise(measured, {city.city: city.gsd for city in cities})
+    with atomic_folder(arrays) as partial:
+        for city in measured:
+            shutil.copyfile(folder / city / "arrays.npz", partial / f"{city}.npz")
+    write_json(out, metrics)
+    shutil.rmtree(folder, ignore_errors=True)
+    print_table(metrics)
+
+
+def _key(params: Params, cities: list[CityTiles], model: Path) -> str:
+    """What a kept measurement depends on: settings, model, tiles, and the code that measures."""
+    files = (model / name for name in ("weights.safetensors", "model.json"))
+    about = [city.about for city in cities]
+    return fingerprint(params.explain.model_dump(), about, [digest(file) for file in files], version("explain"))
+
+
+def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
+    """Measured now, or read back from a run that was interrupted."""
+    from pipeline.explanation.city import explain_city
+
+    if (kept / "measured.json").exists():
+        return json.loads((kept / "measured.json").read_text(encoding="utf-8"))
+    e = params.explain
+    images, labels = city.sample("test", e.tiles, seed=e.seed)
+    if not len(images):
+        raise InputError(f"{city.folder}: no test tiles to explain; raise tile.test and run the tile stage again")
+    measured, pictures = {}, {}
+    steps = explain_city(deployed, images.astype(np.float32) / 255, labels, e)
+    for name, numbers, arrays in progress(steps, f"explaining {city.city}"):
+        measured[name] = numbers
+        pictures |= arrays
+    with atomic_folder(kept) as partial:
+        np.savez(partial / "arrays.npz", **pictures)
+        write_json(partial / "measured.json", measured)
+    return measured
+
+
+def print_table(metrics: dict) -> None:
+    cues = list(dict.fromkeys(name for row in metrics["city"].values() for name in row["cue"]))
+    rows = []
+    for city, row in metrics["city"].items():
+        drops = [(row["cue"].get(name) or {}).get("drop") for name in cues]
+        rows.append([city, row["iou"], *drops, row["leans_on"]])
+    table("IoU, and what it loses without a cue", ["city", "IoU", *cues, "leans on"], rows)

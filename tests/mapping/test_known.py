@@ -1,0 +1,137 @@
+"""A map against known footprints: what is built, torn down, enlarged and shifted is told by its name."""
+
+import sqlite3
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from affine import Affine
+from shapely.affinity import translate
+
+from pipeline.errors import InputError
+from pipeline.networks.models import build_model, save_model
+from pipeline.params import Model, Predict
+from pipeline.stages.predict import run
+from pipeline.storage import read_json
+
+GSD, LEFT, TOP = 0.5, 500_000, 6_650_000
+SETTINGS = Predict(window=128, batch_size=1)
+SHIFT = np.array([1.5, -1.0])  # metres east and north that the image lies beside the map
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Bright is a building."""
+    folder, description = tmp_path_factory.mktemp("models") / "bright", Model(architecture="linear")
+    segmenter = build_model(description, 3)
+    with torch.no_grad():
+        segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [10, 10, 10]])[..., None, None]
+        segmenter.network.bias[:] = torch.tensor([0.0, -15])
+    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD}
+    save_model(folder, segmenter, card)
+    return folder
+
+
+def houses() -> list[shapely.Polygon]:
+    """Twenty-five of 12 m by 9 m, 20 m apart, on the ground."""
+    corners = [(LEFT + 8 + 20 * i, TOP - 8 - 20 * j) for i in range(5) for j in range(5)]
+    return [shapely.box(x, y - 9, x + 12, y) for x, y in corners]
+
+
+def draw(path: Path, built: list, nodata: tuple = ()) -> Path:
+    place = Affine(GSD, 0, LEFT, 0, -GSD, TOP)
+    from rasterio.features import rasterize
+
+    seen = rasterize([translate(house, *SHIFT) for house in built], (230, 230), transform=place)
+    image = (40 + 170 * seen).astype(np.uint8)
+    for rows, columns in nodata:
+        image[rows, columns] = 0
+    profile = {"driver": "GTiff", "width": 230, "height": 230, "count": 3, "dtype": "uint8", "crs": "EPSG:32632",
+               "transform": place, "nodata": 0}  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.stack([image] * 3))
+        file.update_tags(TIFFTAG_DATETIME="2024:05:17 10:11:12")
+    return path
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:4326"])
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+def test_new_matched_changed_and_missing_are_told_apart(model, tmp_path, crs, suffix):
+    town = houses()
+    known = town[:-3]  # three are new
+    enlarged = shapely.union(town[0], translate(town[0], 0, -6))
+    built = [enlarged, *town[1:4], *town[6:]]  # two were torn down; one stands under nodata, and is not missing
+    scene = draw(tmp_path / "town.tif", built[:-1] + [town[-1]], [(slice(16, 36), slice(176, 204))])
+    gpd.GeoDataFrame(geometry=known, crs="EPSG:32632").to_crs(crs).to_file(tmp_path / "known.gpkg")
+    settings = SETTINGS.model_copy(update={"polygons": suffix})
+    run(model, [str(scene)], tmp_path / "out", settings=settings, known=tmp_path / "known.gpkg")
+    read = gpd.read_parquet if suffix == "parquet" else gpd.read_file
+    found, missing = read(tmp_path / f"out/town.{suffix}"), read(tmp_path / f"out/town.missing.{suffix}")
+    status = found.set_index(found.geometry.centroid.translate(*-SHIFT).to_wkb()).status
+    told = {name: found[found.status == name].geometry.values for name in ("new", "matched", "changed")}
+    assert len(status) == len(found) and set(found.status) == {"new", "matched", "changed"}
+    assert all(any(translate(town[i], *SHIFT).intersects(g) for g in told["new"]) for i in (22, 23, 24))
+    assert len(told["new"]) == 3 and len(told["changed"]) == 1 and told["changed"][0].intersects(enlarged)
+    assert sorted(missing.area_m2.round().tolist()) == [108, 108] and set(missing.status) == {"missing"}
+    for house in (town[4], town[5]):
+        assert missing.to_crs(32632).geometry.intersection(house).area.max() > 107
+    record = read_json(tmp_path / "out/town.json")["known"]
+    assert (record["new"], record["changed"], record["missing"]) == (3, 1, 2)
+    assert record["shift_m"] == pytest.approx(SHIFT, abs=0.2) and record["registration_m"] < 0.3
+    matched = found[found.status == "matched"]
+    assert matched.known_iou.min() > 0.9 and matched.offset_m.between(1.5, 2.1).all()
+    assert found[found.status == "new"].known_iou.isna().all()
+    assert (
+        set(found.source) == {"town.tif"}
+        and set(found.captured) == {"2024-05-17"}
+        and set(found["class"]) == {"building"}
+    )
+    assert set(found.model) == {"bright"} and found.model_version.str.fullmatch("[0-9a-f]{16}").all()
+
+
+def test_qgis_opens_it_coloured_by_status(model, tmp_path):
+    scene = draw(tmp_path / "town.tif", houses())
+    gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(tmp_path / "known.gpkg")
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, known=tmp_path / "known.gpkg")
+    run(model, [str(scene)], tmp_path / "plain", settings=SETTINGS)
+    for file, layer, attribute in (
+        ("out/town.gpkg", "buildings", 'attr="status"'),
+        ("out/town.missing.gpkg", "missing", 'attr="status"'),
+        ("plain/town.gpkg", "buildings", 'attr="confidence"'),
+    ):
+        with sqlite3.connect(tmp_path / file) as database:
+            query = "select f_table_name, f_geometry_column, useAsDefault, styleQML from layer_styles"
+            ((name, column, default, qml),) = database.execute(query).fetchall()
+            listed = database.execute("select table_name from gpkg_contents order by 1").fetchall()
+        assert (name, column, default) == (layer, "geom", 1) and attribute in qml
+        assert ("layer_styles",) in listed
+        assert len(gpd.read_file(tmp_path / file, layer=layer)) == (0 if "missing" in file else 25)
+
+
+def refused(model: Path, folder: Path, known: Path, reason: str, capsys) -> None:
+    scene = draw(folder / "town.tif", houses())
+    with pytest.raises(InputError):
+        run(model, [str(scene)], folder / "out", settings=SETTINGS, known=known)
+    assert reason in " ".join(capsys.readouterr().out.split())
+    assert not [path for path in (folder / "out").iterdir() if path.name[0] != "."]
+
+
+def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, capsys):
+    frame = gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632")
+    frame.set_crs(None, allow_override=True).to_file(tmp_path / "bare.gpkg")
+    frame.to_crs(4326).translate(60, -30).to_file(tmp_path / "elsewhere.gpkg")
+    frame.centroid.to_file(tmp_path / "points.gpkg")
+    frame[:0].to_file(tmp_path / "empty.gpkg")
+    (tmp_path / "damaged.gpkg").write_bytes((tmp_path / "bare.gpkg").read_bytes()[:3000])
+    for name, reason in (
+        ("bare", "CRS"), ("elsewhere", "lies elsewhere"), ("points", "no layer of polygons"), ("empty", "no"),
+        ("damaged", "cannot be read"), ("absent", "absent"),
+    ):  # fmt: skip
+        refused(model, tmp_path, tmp_path / f"{name}.gpkg", reason, capsys)
+    with pytest.raises(InputError, match="compares outlines"):
+        settings = SETTINGS.model_copy(update={"polygons": "none"})
+        run(model, ["town.tif"], tmp_path / "out", settings=settings, known=tmp_path / "bare.gpkg")
