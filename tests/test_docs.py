@@ -24,8 +24,8 @@ from pipeline.presets import find
 from pipeline.reference import reference
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = {ROOT / "docs/parameters.md"}  # by `make docs`
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - WRITTEN)]
 COMMANDS = typer.main.get_command(app).commands
 
 
