@@ -301,9 +301,9 @@ def compare(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model folder or an exported ONNX file.")],
+    model: Annotated[str, typer.Argument(help="A model folder or an exported ONNX file; s3:// too.")],
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("predictions"),
+    out: Annotated[str, typer.Option(help="Folder to write to; s3:// too.")] = "predictions",
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,

@@ -24,8 +24,8 @@ from pipeline.presets import find
 from pipeline.reference import reference
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WRITTEN = {ROOT / "docs/parameters.md"}  # by `make docs`
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - WRITTEN)]
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -59,9 +59,10 @@ def test_the_readme_is_a_page():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_something(page):
     for text, target in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:  # somebody else's page
+            continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        assert "://" not in target, f"{text}: a page that needs no network links to none"
         assert file.exists() or file in WRITTEN, f"{name(page)}: {text} leads to {target}"
         assert not anchor or anchor in headings(file), f"{name(page)}: no heading {anchor} in {target}"
 
@@ -204,4 +205,4 @@ def test_the_site_is_built_of_pages_that_exist():
     settings = re.sub(r"!!python/name:[\w.]+", "null", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = [page for entry in yaml.safe_load(settings)["nav"] for page in entry.values()]
     on_disk = {path.name for path in (ROOT / "docs").glob("*.md")} | {"parameters.md"}
-    assert set(pages) == on_disk and len(pages) == len(set(pages))
+    assert set(pages) <= on_disk and len(pages) == len(set(pages))

@@ -19,6 +19,7 @@ from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, Raster
 from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
+from pipeline.bucket import gdal_options
 from pipeline.errors import InputError
 from pipeline.imagery.formats import open_alone, unreadable
 from pipeline.imagery.grid import BLOCK, PIXELS, Grid, Window, check_place, ground_sample_distance, target_grid
@@ -76,7 +77,7 @@ def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
     Whatever it finds wrong, on opening or in mid-read, becomes one InputError.
     """
     local = Path(path).is_file()
-    with _reading(path), rasterio.Env(**CAUTIOUS, **(REMOTE if "://" in str(path) else {})):
+    with _reading(path), rasterio.Env(**CAUTIOUS, **(REMOTE | gdal_options() if "://" in str(path) else {})):
         with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # such scenes state their gsd themselves
             dataset = open_alone(str(path))

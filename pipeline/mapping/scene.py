@@ -15,12 +15,15 @@ import numpy as np
 import rasterio
 from affine import Affine
 
+from pipeline import bucket
+from pipeline.bucket import is_object
 from pipeline.errors import InputError
 from pipeline.imagery.formats import unreadable
 from pipeline.imagery.grid import Grid
 from pipeline.imagery.raster import grid_of, open_raster
 from pipeline.imagery.style import mask_colours
 from pipeline.imagery.writer import FIELDS, WriteFootprints, WriteRows, cloud_optimised, footprint_rows, footprints
+from pipeline.mapping import in_bucket
 from pipeline.mapping.edits import content
 from pipeline.mapping.flow import fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
@@ -30,7 +33,7 @@ from pipeline.mapping.proven import prove
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.networks.card import Card
-from pipeline.storage import fingerprint, scratch
+from pipeline.storage import WORK, fingerprint, scratch
 
 FORMAT = 5  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
@@ -43,6 +46,8 @@ def predict_scene(model: str, task: Task) -> dict:
     Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
     predict's or was edited since, a full disk. Nothing is left then.
     """
+    if is_object(task.out):
+        return _predict_into_bucket(model, task)
     record = Path(task.out) / f"{task.name}.json"
     segmenter, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
@@ -51,12 +56,51 @@ def predict_scene(model: str, task: Task) -> dict:
         return {**before, "fresh": False}
     replaceable(record, names)  # refused before the work
     with scratch(record) as partial:
-        found = _map_scene(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key})
-        files = {name: content(partial / name) for name in names}
-        found = {"scene": task.scene, "key": key, "files": files, **found}
+        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
         publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
     forget(record)
     return {**found, "fresh": True}
+
+
+def _predict_into_bucket(model: str, task: Task) -> dict:
+    """The same, published into an object store; files are made in this machine's work folder."""
+    segmenter, model_key = model_of(model)
+    key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
+    names = sorted(file_names(task).values())
+    if before := in_bucket.finished(task.out, task.name, key, names):
+        return {**before, "fresh": False}
+    in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
+    with scratch(WORK / "maps" / task.name) as partial:
+        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
+        in_bucket.publish(partial, task.out, task.name, found)
+    return {**found, "fresh": True}
+
+
+def _made(segmenter, task: Task, partial: Path, model: dict, key: str) -> dict:
+    """Map a scene into the folder `partial`; returns the record to be, with the contents of its files."""
+    found = _map_scene(segmenter, task, partial, model)
+    files = {name: content(partial / name) for name in sorted(file_names(task).values())}
+    return {"scene": task.scene, "key": key, "files": files, **found}
+
+
+def local_model(model: str) -> str:
+    """A model's path on this machine: one in an object store is brought to the work folder, once while it is the same.
+
+    Raises InputError where there is none.
+    """
+    if not is_object(model):
+        return model
+    files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json"]
+    urls = {name: bucket.join(model, name) if name else model for name in files}
+    held = {name: bucket.about(url) for name, url in urls.items()}
+    if absent := [urls[name] for name, about in held.items() if about is None]:
+        raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
+    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()]) / Path(model).name
+    paths = {name: place / name for name in files}
+    for name, path in paths.items():
+        if not path.exists():
+            bucket.download(urls[name], path)
+    return str(place.absolute())
 
 
 def file_names(task: Task) -> dict[str, str]:
@@ -95,7 +139,12 @@ def _model(model: str, state: tuple) -> tuple:
 
 
 def _scene_key(scene: str) -> list:
-    """What tells a scene from an earlier state of it: its files' sizes and times; a URL is taken at its word."""
+    """What tells a scene from an earlier state of it: its files' sizes and times, an object's etag.
+
+    Another URL is taken at its word.
+    """
+    if is_object(scene):
+        return [scene, *([about["etag"]] if (about := bucket.about(scene)) else [])]
     if "://" in scene:
         return [scene]
     try:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipeline import bucket
+from pipeline.bucket import is_object
 from pipeline.errors import InputError
 from pipeline.imagery.formats import check_address
 
@@ -31,6 +33,8 @@ def list_scenes(arguments: list[str]) -> dict[str, str]:
 def _expand(argument: str, base: Path) -> list[str]:
     if argument.startswith("/vsi") or re.match(r"[A-Za-z][\w+.-]*://", argument):
         check_address(argument)
+        if is_object(argument) and (within := _in_bucket(argument)) is not None:
+            return within
         return [argument] if not argument.lower().startswith("file://") else [_path(argument)]
     path = base / argument
     if path.is_dir():
@@ -46,6 +50,26 @@ def _expand(argument: str, base: Path) -> list[str]:
             raise InputError(f"{argument}: matches no file")
         return found
     return [str(path)]
+
+
+def _in_bucket(url: str) -> list[str] | None:
+    """The scenes of a folder (s3://BUCKET/FOLDER/) or a list in an object store; None where it is a scene itself."""
+    parent, _, name = url.rpartition("/")
+    suffix = Path(name).suffix.lower()
+    if suffix in LISTS:
+        if (text := bucket.read(url)) is None:
+            raise InputError(f"{url}: no such list; correct its address")
+        lines = filter(None, (line.strip() for line in text.decode("utf-8-sig").split("\n")))
+        scenes = [line if "://" in line else bucket.join(parent, line) for line in lines if line[0] != "#"]
+        for scene in scenes:
+            check_address(scene)
+        return scenes
+    if suffix:
+        return None
+    found = [bucket.join(url, name) for name in bucket.names(url) if Path(name).suffix.lower() in IMAGES]
+    if not found:
+        raise InputError(f"{url}: no images in this folder ({', '.join(sorted(IMAGES))})")
+    return found
 
 
 def _lines(path: Path) -> list[str]:

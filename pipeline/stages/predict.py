@@ -24,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.bucket import is_object
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
 from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
 from pipeline.mapping.merge import file_name, merge
 from pipeline.mapping.proven import method_of_drawn
-from pipeline.mapping.scene import file_names, model_of, predict_scene
+from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.params import Predict
 from pipeline.storage import sweep
@@ -39,9 +40,9 @@ CAUTIONS = 5  # scenes named one by one
 
 
 def run(
-    model: Path,
+    model: str | Path,
     scenes: list[str],
-    out: Path,
+    out: str | Path,
     *,
     settings: Predict | None = None,
     shard: str | None = None,
@@ -58,7 +59,8 @@ def run(
     i-th (from 1); ray: "local" or the address of a Ray cluster; merged: one layer of all their footprints too.
     Raises InputError at the end where a scene failed; the others are done.
     """
-    settings, model, out, begun = settings or Predict(), _absolute(model), Path(out), time.perf_counter()
+    settings, begun = settings or Predict(), time.perf_counter()
+    model = local_model(_absolute(model))
     options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
                "known": known and _absolute(known)}  # fmt: skip
     if known and settings.polygons == "none":
@@ -68,16 +70,13 @@ def run(
     ]
     _refuse_overwriting(tasks, out)
     if merged:
-        _refuse_merging(settings, shard)
+        _refuse_merging(settings, shard, out)
     tasks = _shard(tasks, shard)
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
         method_of_drawn(segmenter, model)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
-    sweep(out)  # a scene that is already there sweeps nothing itself
+    if not is_object(str(out)):
+        _make_folder(Path(out))
     done, failed = [], []
     results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
     for task, record, error in results:
@@ -93,11 +92,15 @@ def run(
             f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the command again"
         )
     if merged:
-        found = merge(out, [task.name for task in tasks], settings.polygons)
-        console.print(f"merged: {found['buildings']} buildings in {out / file_name(settings.polygons)}")
+        found = merge(Path(out), [task.name for task in tasks], settings.polygons)
+        console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
 
 
-def _refuse_merging(settings: Predict, shard: str | None) -> None:
+def _refuse_merging(settings: Predict, shard: str | None, out: str | Path) -> None:
+    if is_object(str(out)):
+        raise InputError(
+            f"--merge reads maps on this machine, and --out {out} is none of it; merge where they are copied"
+        )
     if settings.polygons == "none":
         raise InputError("--merge merges footprints, and --polygons none makes none; choose gpkg or another")
     if shard:
@@ -105,6 +108,14 @@ def _refuse_merging(settings: Predict, shard: str | None) -> None:
             f"--merge needs every scene, and --shard {shard} maps some; once all shards are done run the command "
             "without --shard: what is mapped is not mapped again"
         )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
+    sweep(out)  # a scene that is already there sweeps nothing itself
 
 
 def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
@@ -121,14 +132,18 @@ def _absolute(path: str | Path) -> str:
     return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
-def _refuse_overwriting(tasks: list[Task], out: Path) -> None:
+def _refuse_overwriting(tasks: list[Task], out: str | Path) -> None:
     for task in tasks:
         scene = Path(task.scene)
-        if "://" not in task.scene and out.resolve() in {scene.resolve().parent, scene.parent.resolve()}:
+        if "://" in task.scene:
+            beside = task.scene.rpartition("/")[0] == str(out).rstrip("/")
+        else:
+            beside = not is_object(out) and Path(out).resolve() in {scene.resolve().parent, scene.parent.resolve()}
+        if beside:
             raise InputError(f"{out}: holds the scene {scene.name}; choose another --out, results bear its name")
     for name, times in Counter(name for task in tasks for name in file_names(task).values()).most_common(1):
         if times > 1:
-            raise InputError(f"{out / name}: two scenes would both be mapped to it; rename one of them")
+            raise InputError(f"{out}/{name}: two scenes would both be mapped to it; rename one of them")
 
 
 def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:

@@ -1,0 +1,177 @@
+"""Scenes, lists, models and maps in an object store: a real S3 server on loopback, with faults."""
+
+import json
+import logging
+import socket
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+
+from pipeline import bucket
+from pipeline.errors import InputError
+from pipeline.networks.models import build_model, save_model
+from pipeline.params import Model, Predict
+from pipeline.stages.predict import run
+
+pytest.importorskip("moto.server", reason="the test extra is not installed")
+boto3 = pytest.importorskip("boto3", reason="the s3 extra is not installed")
+
+SETTINGS = Predict(window=128, min_area=0)
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+
+
+@dataclass
+class Store:
+    """Moto's server, and what goes wrong with the next requests of a method."""
+
+    faults: list[tuple[str, str]] = field(default_factory=list)  # method, and busy, cut or expired; first come first
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self):
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self.app = DomainDispatcherApplication(create_backend_app)
+        self.server = make_server("127.0.0.1", 0, self, threaded=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __call__(self, environ, start_response):
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.asked.append((method, path))
+        fault = next((fault for fault in self.faults if fault[0] == method), None)
+        if not fault:
+            return self.app(environ, start_response)
+        if fault[1] == "expired":
+            start_response(
+                "403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(EXPIRED)))]
+            )
+            return [EXPIRED]
+        self.faults.remove(fault)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if fault[1] == "busy":
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return []
+        if method == "PUT":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start_response("200 OK", [("Content-Length", "100000")])  # and the connection ends long before
+        return [b"II"]
+
+    @property
+    def client(self):
+        return boto3.client("s3")
+
+    def keys(self, name: str) -> list[str]:
+        return sorted(item["Key"] for item in self.client.list_objects_v2(Bucket=name).get("Contents", []))
+
+
+@pytest.fixture
+def store(monkeypatch):
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    store = Store()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server.port}")
+    for name, value in {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket._client.cache_clear()
+    yield store
+    bucket._client.cache_clear()
+    store.server.shutdown()
+
+
+@pytest.fixture
+def town(store, tmp_path, monkeypatch) -> str:
+    """A bucket of this test's own with two scenes, a list of them and a model; the same lie in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    name = f"town-{abs(hash(tmp_path))}"
+    store.client.create_bucket(Bucket=name)
+    description = Model(architecture="linear")
+    segmenter = build_model(description, 3)
+    with torch.no_grad():
+        segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
+        segmenter.network.bias[:] = torch.tensor([0.0, -4])
+    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    save_model("model", segmenter, card)
+    place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000)}
+    Path("scenes").mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(60, 120, (3, 90, 110), dtype=np.uint8)
+        pixels[0, 20:50, 30 + 10 * i : 70] = 230
+        with rasterio.open(f"scenes/s{i}.tif", "w", "GTiff", 110, 90, 3, dtype="uint8", **place) as file:
+            file.write(pixels)
+    Path("list.txt").write_text("# two scenes\nscenes/s0.tif\nscenes/s1.tif\n")
+    for path in [*Path("scenes").iterdir(), *Path("model").iterdir(), Path("list.txt")]:
+        store.client.upload_file(str(path), name, str(path))
+    return name
+
+
+def test_a_map_in_a_bucket_is_the_map_on_a_disk(town, store):
+    run("model", ["scenes"], "maps", settings=SETTINGS)
+    run(f"s3://{town}/model", [f"s3://{town}/list.txt"], f"s3://{town}/maps", settings=SETTINGS)
+    for name in ("s0.tif", "s1.tif"):
+        assert bucket.read(f"s3://{town}/maps/{name}") == Path("maps", name).read_bytes()
+    here = json.loads(Path("maps/s0.json").read_text())
+    there = json.loads(bucket.read(f"s3://{town}/maps/s0.json"))
+    for record in (here, there):
+        del record["scene"], record["key"]
+    assert here == there and here["buildings"]
+    assert not list(Path(".work/maps").iterdir())
+
+
+def test_a_finished_scene_is_skipped_until_it_changes_and_two_shards_make_one_map(town, store):
+    out, folder = f"s3://{town}/maps", f"s3://{town}/scenes/"
+    for shard in ("1/2", "2/2"):  # two machines that share nothing but the bucket
+        run(f"s3://{town}/model", [folder], out, settings=SETTINGS, shard=shard)
+    assert {f"maps/s{i}{end}" for i in range(2) for end in (".tif", ".gpkg", ".json")} <= set(store.keys(town))
+    store.asked.clear()
+    run("model", [folder], out, settings=SETTINGS)
+    assert not [path for method, path in store.asked if method in {"PUT", "POST", "DELETE"}]
+    store.client.upload_file("scenes/s1.tif", town, "scenes/s0.tif")
+    run("model", [folder], out, settings=SETTINGS)
+    written = [path for method, path in store.asked if method == "PUT" and "/maps/" in path]
+    assert written and all("/s0." in path for path in written) and written[-1].endswith("s0.json")
+
+
+def test_what_others_put_there_stays(town, store):
+    store.client.put_object(Bucket=town, Key="maps/s0.tif", Body=b"mine")
+    with pytest.raises(InputError, match="1 of 2 scenes failed"):
+        run("model", ["scenes"], f"s3://{town}/maps", settings=SETTINGS)
+    assert bucket.read(f"s3://{town}/maps/s0.tif") == b"mine" and bucket.about(f"s3://{town}/maps/s1.json")
+    with pytest.raises(InputError, match="holds the scene s0.tif; choose another --out"):
+        run("model", [f"s3://{town}/scenes"], f"s3://{town}/scenes", settings=SETTINGS)
+
+
+@pytest.mark.parametrize("fault", ["busy", "cut"])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_store_that_is_busy_or_cuts_connections_is_asked_again(town, store, fault, method):
+    run("model", ["scenes/s0.tif"], "maps", settings=SETTINGS)
+    store.faults.append((method, fault))
+    run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
+    assert bucket.read(f"s3://{town}/maps/s0.tif") == Path("maps/s0.tif").read_bytes()
+    assert not store.faults
+    assert {"maps/s0.gpkg", "maps/s0.json", "maps/s0.tif"} <= set(store.keys(town))
+
+
+def test_expired_credentials_are_one_sentence_and_leave_no_record(town, store, capsys):
+    store.faults.append(("PUT", "expired"))
+    with pytest.raises(InputError, match="1 of 1 scenes failed"):
+        run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
+    assert "the credentials have expired: get new ones" in capsys.readouterr().out
+    assert not [key for key in store.keys(town) if key.startswith("maps/")]
+    store.faults.clear()
+    run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
+
+
+def test_what_is_not_there_is_said(town, store):
+    with pytest.raises(InputError, match="nothing is there; correct the address of the model"):
+        run(f"s3://{town}/other", ["scenes"], "maps", settings=SETTINGS)
+    with pytest.raises(InputError, match="no images in this folder"):
+        run("model", [f"s3://{town}/nowhere/"], "maps", settings=SETTINGS)
+    with pytest.raises(InputError, match="there is no such bucket"):
+        run("model", [f"s3://no-such-{town}/scenes/"], "maps", settings=SETTINGS)
