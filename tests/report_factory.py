@@ -11,6 +11,8 @@ from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.transfer.corruptions import NAMES, SEVERITIES
 
 SIDE, TILE = 256, 64
+DRAWN = {"iou": 0.8, "polis": 0.7, "tangent": 40.0, "rotation": 3.1, "vertex_ratio": 1.1, "c_iou": 0.6}
+OUTLINES = {name + end: value for name, value in DRAWN.items() for end in ("", "_low", "_high")}
 STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "incremental", "privacy")
 
 
@@ -76,6 +78,7 @@ def evaluate(root: Path, level: dict, random) -> dict:
     return {"fairness": fair(level), "city": {
         city: {"iou": iou, "iou_low": iou - 0.06, "iou_high": iou + 0.05, "accuracy": 0.9, "precision": iou + 0.1,
                "recall": iou + 0.05, "f1": iou + 0.08, "boundary_iou": iou - 0.2, "object_f1": iou - 0.1, "ece": 0.04,
+               "outlines": {"pairs": 40, **OUTLINES},
                "ap50": iou - 0.15, "panoptic_quality": iou - 0.3, "segmentation_quality": 0.8, "buildings": 90,
                "buildings_found": 88, "merged": 5, "split": 3,
                "size": {s: {"buildings": 9, "recall": iou, "iou": iou - 0.3 + 0.1 * k} for k, s in enumerate(sizes)}}

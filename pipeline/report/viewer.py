@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
@@ -216,8 +217,10 @@ def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Examp
 def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
     """The IoU of a tile and how many of its buildings are found."""
     intersection, union = counts(prediction, label)
-    objects = match_objects(prediction, label)
-    return f"IoU {intersection / max(union, 1):.2f}, {objects.matched} of {len(objects.area)} buildings found"
+    found, truth = (ndimage.label((classes > 0) & (label != IGNORE))[0] for classes in (prediction, label))
+    objects = match_objects(found, truth, np.ones(label.shape))
+    matched = np.count_nonzero(objects.match)
+    return f"IoU {intersection / max(union, 1):.2f}, {matched} of {len(objects.area)} buildings found"
 
 
 def rgb_of(image: np.ndarray) -> np.ndarray:
