@@ -17,6 +17,7 @@ from pipeline.params import Attack
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
 from pipeline.scoring.metrics import counts, match_objects
+from pipeline.tiles.instances import instances
 from pipeline.tiles.store import Region
 
 LAYERS = ("truth", "prediction", "errors", "confidence")
@@ -217,10 +218,10 @@ def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Examp
 def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
     """The IoU of a tile and how many of its buildings are found."""
     intersection, union = counts(prediction, label)
-    found, truth = (ndimage.label((classes > 0) & (label != IGNORE))[0] for classes in (prediction, label))
-    objects = match_objects(found, truth, np.ones(label.shape))
-    matched = np.count_nonzero(objects.match)
-    return f"IoU {intersection / max(union, 1):.2f}, {matched} of {len(objects.area)} buildings found"
+    found = instances(np.where(label == IGNORE, IGNORE, prediction))
+    objects = match_objects(found, instances(label), found > 0)
+    right = np.count_nonzero(objects.match)
+    return f"IoU {intersection / max(union, 1):.2f}, {right} of {len(objects.area)} buildings found"
 
 
 def rgb_of(image: np.ndarray) -> np.ndarray:
