@@ -307,6 +307,9 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
@@ -331,7 +334,7 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
         "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip

@@ -188,6 +188,9 @@ Architecture = Literal[
 ]  # fmt: skip
 
 
+BARE = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # baselines and what certificates are about
+
+
 class Model(Section):
     architecture: Architecture = Field(
         description="the network; linear and window_cnn are baselines, the last three certifiable"
@@ -201,6 +204,15 @@ class Model(Section):
     activation: Literal["relu", "minmax"] = Field("relu", description="after the layers")
     width: Width = Field(32, description="channels of window_cnn, small_fcn, small_unet and lipschitz")
     group: Group = Field(2, description="lipschitz: channels that GroupSort sorts together; 2 = MinMax")
+    contact: Annotated[float, Field(ge=0, le=4)] = Field(
+        0, description="metres from two buildings at once within which a head of its own learns contacts; 0 = none"
+    )
+
+    @model_validator(mode="after")
+    def room_for_contacts(self):
+        if self.contact and self.architecture in BARE:
+            raise ValueError(f"train.model.contact: {self.architecture} has classes only; set it to 0")
+        return self
 
 
 class Adversarial(Section):
@@ -553,6 +565,9 @@ class Predict(Section):
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
+    split: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
+    )
     outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 

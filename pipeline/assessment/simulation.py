@@ -80,9 +80,7 @@ def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: flo
     truth = missed @ size / size.sum()
     made = broken = 0
     for drawn in repeated_samples(stratum, chosen, draws, seed):
-        found = promise(
-            PROBABILITY, missed[:, drawn], size[drawn], inclusion[drawn], len(city), 1 - recall, confidence
-        )
+        found = promise(PROBABILITY, missed[:, drawn], size[drawn], inclusion[drawn], len(city), 1 - recall, confidence)
         if found.threshold is not None:
             made += 1
             broken += truth[np.flatnonzero(PROBABILITY == found.threshold)[0]] > 1 - recall
