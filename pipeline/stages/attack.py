@@ -43,7 +43,8 @@ from pipeline.tiles.store import CityTiles, open_cities
 
 SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
-SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
+# Of the tile that loses most, for the report
+SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
 
 
 @dataclass
@@ -87,7 +88,7 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN})
+            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
