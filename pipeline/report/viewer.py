@@ -16,6 +16,7 @@ from pipeline.params import Attack
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
 from pipeline.scoring.metrics import counts, match_objects
+from pipeline.tiles.instances import instances
 from pipeline.tiles.store import Region
 
 LAYERS = ("truth", "prediction", "errors", "confidence")
@@ -216,7 +217,8 @@ def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Examp
 def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
     """The IoU of a tile and how many of its buildings are found."""
     intersection, union = counts(prediction, label)
-    objects = match_objects(prediction, label)
+    found = instances(np.where(label == IGNORE, 0, prediction))
+    objects = match_objects(found, instances(label), np.ones(label.shape))
     return f"IoU {intersection / max(union, 1):.2f}, {objects.matched} of {len(objects.area)} buildings found"
 
 
