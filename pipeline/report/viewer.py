@@ -15,7 +15,7 @@ from pipeline.labels import IGNORE
 from pipeline.params import Attack
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
-from pipeline.scoring.metrics import counts, match_objects
+from pipeline.scoring.metrics import MATCH, counts, match_objects
 from pipeline.tiles.instances import instances
 from pipeline.tiles.store import Region
 
@@ -219,7 +219,8 @@ def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
     intersection, union = counts(prediction, label)
     found = instances(np.where(label == IGNORE, 0, prediction))
     objects = match_objects(found, instances(label), np.ones(label.shape))
-    return f"IoU {intersection / max(union, 1):.2f}, {objects.matched} of {len(objects.area)} buildings found"
+    hit = np.count_nonzero(objects.best_iou > MATCH)
+    return f"IoU {intersection / max(union, 1):.2f}, {hit} of {len(objects.area)} buildings found"
 
 
 def rgb_of(image: np.ndarray) -> np.ndarray:
