@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
