@@ -250,6 +250,17 @@ def explain(
 
 
 @app.command()
+def incremental(params: ParamsFile = PARAMS) -> None:
+    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+
+    Example: `python -m pipeline incremental`
+    """
+    from pipeline.stages import incremental as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def privacy(params: ParamsFile = PARAMS) -> None:
     """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
 
@@ -296,6 +307,9 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
@@ -320,7 +334,7 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
         "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip
@@ -338,6 +352,71 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
         return [kind(part) for part in text.split(",")] if text else None
     except ValueError:
         raise InputError(f"{option} {text}: write numbers with commas between them") from None
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, one a city.")],
+    tiles: Annotated[int, typer.Option(help="Frames to label.")] = 20,
+    side: Annotated[int, typer.Option(help="Pixels along a frame's side, of the model's size.")] = 128,
+    strategy: Annotated[
+        str, typer.Option(help="probability, to assess; or active, core_set, random, to learn.")
+    ] = "probability",
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
+    bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
+    value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
+) -> None:
+    """Which frames of a new city to label: a sample with the model's draft, a GeoPackage to edit in QGIS.
+
+    Example: `python -m pipeline sample models/all scenes/*.tif --tiles 20 --out labels/newtown`
+    """
+    from pipeline.stages import sample as stage
+
+    stage.run(
+        model, scenes, out, tiles=tiles, side=side, strategy=strategy, seed=seed, gsd=gsd,
+        bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
+    )  # fmt: skip
+
+
+@app.command()
+def assess(
+    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
+    model: Annotated[Path | None, typer.Option(help="A model of the adapt verb; else the one sampled with.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Of the map assessed; else the model's.")] = None,
+    at_least_recall: Annotated[float | None, typer.Option(help="The recall to promise.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of that promise.")] = 0.95,
+    per: Annotated[str, typer.Option(help="Recall of frames, on average, or of built area: frame, area.")] = "frame",
+) -> None:
+    """How good the whole city's map is, with 95 % intervals, from the frames that were labelled.
+
+    Example: `python -m pipeline assess labels/newtown --at-least-recall .9 --confidence .95`
+    """
+    from pipeline.stages import assess as stage
+
+    stage.run(city, model=model, threshold=threshold, at_least_recall=at_least_recall, confidence=confidence, per=per)
+
+
+@app.command()
+def adapt(
+    model: Annotated[Path, typer.Argument(help="The model folder that was sampled with.")],
+    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    tiles: Annotated[Path, typer.Option(help="Where the old cities' tiles are, to be replayed.")] = Path("data/tiles"),
+    steps: Annotated[int, typer.Option(help="Batches of a fine-tuning.")] = 80,
+    folds: Annotated[int, typer.Option(help="Of cross-fitting; 1 = none, the model cannot be assessed then.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="The highest of the schedule.")] = 3e-4,
+    seed: Annotated[int, typer.Option(help="Of crops and folds.")] = 0,
+) -> None:
+    """A model that has learned the labelled frames, without forgetting the old cities.
+
+    Example: `python -m pipeline adapt models/all labels/newtown --out models/newtown`
+    """
+    from pipeline.stages import adapt as stage
+
+    stage.run(model, city, out, tiles=tiles, steps=steps, folds=folds, learning_rate=learning_rate, seed=seed)
 
 
 @app.command()

@@ -28,6 +28,7 @@ ROOMS = {
     "certify": (*LEARNED, "attacks", "certificates"),
     "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "incremental": (*LEARNED, "incremental"),
     "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",

@@ -83,9 +83,15 @@ def _polygonal(collection):
 
 
 def read_footprints(
-    path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None, column: str | None = None
+    path: str | Path,
+    crs=None,
+    bounds: Bounds | None = None,
+    where: str | None = None,
+    column: str | None = None,
+    layer: str | None = None,
 ) -> Footprints:
-    """Read the polygons of a file, repaired, in `crs` (anything pyproj reads; None = the file's own).
+    """Read the polygons of a file, or of its layer of a name, repaired, in `crs` (anything pyproj reads; None = the
+    file's own).
 
     With `bounds`, in units of `crs`, only polygons whose own bounding box meets that box are kept; `where`, a condition
     in SQL on the file's columns, says which features are buildings; `column` tells groups of them apart (see
@@ -94,18 +100,18 @@ def read_footprints(
     without a column `building`.
     """
     path = Path(path)
-    with open_layer(path) as layer:
-        source = layer.crs
+    with open_layer(path, layer) as opened:
+        source = opened.crs
         target = source if crs is None else _crs(crs)
         with _leading(path, source, target):
             box = None if bounds is None else transform_bounds(bounds, target, source)
         if box is not None and not (np.isfinite(box).all() and box[0] <= box[2]):  # across the antimeridian, or nowhere
             box = None
-        tag = None if where else _tag(path, layer.fields)
-        if column and column not in layer.fields:
-            near = nearest(column, layer.fields)
+        tag = None if where else _tag(path, opened.fields)
+        if column and column not in opened.fields:
+            near = nearest(column, opened.fields)
             raise InputError(f"{path}: fetch.groups: no column {column!r} in it; did you mean {near}?")
-        geometries, columns = layer.read({"label", tag, column}, box, where)
+        geometries, columns = opened.read({"label", tag, column}, box, where)
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())
     labels = _labels(path, columns["label"][building] if "label" in columns else None, len(geometries))

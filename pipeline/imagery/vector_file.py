@@ -36,26 +36,27 @@ LIKE = {15: 6, 16: 6, 17: 3}  # polyhedral surface, TIN, triangle → the kind o
 
 
 @contextmanager
-def open_layer(path: Path) -> Iterator["OgrLayer | ParquetLayer"]:
-    """The one layer of footprints in a file. Raises InputError: unreadable, no CRS, several layers."""
+def open_layer(path: Path, name: str | None = None) -> Iterator["OgrLayer | ParquetLayer"]:
+    """The one layer of footprints in a file, or the layer of a name. Raises InputError: unreadable, no CRS, no such
+    layer, or several."""
     if path.suffix.lower() in PARQUET:
         yield ParquetLayer(path)
         return
     if path.is_dir() and path.suffix.lower() != ".gdb":
         raise InputError(f"{path}: is a folder where a file of footprints is expected; name the file in it")
     with TemporaryDirectory(prefix="footprints-") as folder:
-        yield OgrLayer(path, Path(folder))
+        yield OgrLayer(path, Path(folder), name)
 
 
 class OgrLayer:
-    def __init__(self, path: Path, folder: Path):
+    def __init__(self, path: Path, folder: Path, name: str | None = None):
         self.path = path
         if _beside(path, "-wal") and not os.access(path.parent, os.W_OK):  # GDAL would leave out what it holds
             raise self._half_saved("the folder is read-only")
         try:
             check_footprints(path)
             self.plain = _linked(path, folder)
-            self.layer = self._only_layer()
+            self.layer = self._only_layer() if name is None else self._named(name)
             about = pyogrio.read_info(self.plain, layer=self.layer)
         except InputError:
             raise
@@ -86,6 +87,12 @@ class OgrLayer:
         except Exception as error:
             raise self._unreadable(error) from None
         return np.array(about["total_bounds"] or [np.nan] * 4)
+
+    def _named(self, name: str) -> int:
+        names = [known for known, _ in pyogrio.list_layers(self.plain)]
+        if name not in names:
+            raise InputError(f"{self.path}: holds no layer {name}, only {', '.join(names)}; bring it back")
+        return names.index(name)
 
     def read(self, columns: set[str], box: Box | None, where: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Geometries (N,) in two dimensions that may meet a box, and those of the columns named that there are.

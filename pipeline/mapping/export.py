@@ -32,14 +32,15 @@ class _Graph(nn.Module):
         super().__init__()
         self.segmenter = segmenter
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         height, width = images.shape[-2:]
         stride = self.segmenter.stride
         x = (images - self.segmenter.mean) / self.segmenter.std
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        return self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
 
 
 def export(folder: str | Path) -> Path:
@@ -76,7 +77,8 @@ def export_program(folder: str | Path) -> Path:
     with atomic_file(folder / "model.pt2") as partial:
         torch.export.save(program, partial, extra_files={"model.json": segmenter.card.model_dump_json()})
         read_back = torch.export.load(partial).module()
-        _check_equal(folder, segmenter, lambda images: read_back(images).numpy())
+        joined = torch.cat if segmenter.contacts else lambda found, _: found
+        _check_equal(folder, segmenter, lambda images: joined(read_back(images), 1).numpy())
     return folder / "model.pt2"
 
 
@@ -111,7 +113,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
             _Graph(segmenter).eval(),
             (torch.rand(2, segmenter.card.channels, 96, 128),),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=["logits", "contacts"] if segmenter.contacts else ["logits"],
             dynamic_shapes={"images": DYNAMIC},
             opset_version=OPSET,
             dynamo=True,
@@ -131,13 +133,14 @@ def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
     for size in SIZES:
         images = torch.rand(1, segmenter.card.channels, *size, generator=random)
         with torch.inference_mode():
-            difference = np.abs(exported(images) - segmenter(images).numpy()).max()
+            expected = segmenter(images, contacts=segmenter.contacts).numpy()
+            difference = np.abs(exported(images) - expected).max()
         if not difference <= TOLERANCE:
             raise InputError(f"{folder}: it and its export differ by {difference:.1e} in a logit; it was not exported")
 
 
 def _run(session, images: torch.Tensor) -> np.ndarray:
     try:
-        return session.run(["logits"], {"images": images.numpy()})[0]
+        return np.concatenate(session.run(None, {"images": images.numpy()}), axis=1)
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
@@ -160,6 +161,16 @@ def webp(image: Image.Image, **options) -> str:
 
 
 @dataclass(frozen=True)
+class Figured:
+    """A city's figure: `source` is a data: address."""
+
+    city: str
+    source: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class State:
     """A tile as the model meets it: its picture, what the model makes of it (errors in colour), what came of it."""
 
@@ -216,8 +227,11 @@ def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Examp
 def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
     """The IoU of a tile and how many of its buildings are found."""
     intersection, union = counts(prediction, label)
-    objects = match_objects(prediction, label)
-    return f"IoU {intersection / max(union, 1):.2f}, {objects.matched} of {len(objects.area)} buildings found"
+    truth, ignored, found = judged(label, prediction)
+    true, count = ndimage.label(truth)
+    mapped, _ = ndimage.label(found & ~ignored)
+    matched = np.count_nonzero(match_objects(mapped, true, found.astype(float)).match)
+    return f"IoU {intersection / max(union, 1):.2f}, {matched} of {count} buildings found"
 
 
 def rgb_of(image: np.ndarray) -> np.ndarray:

@@ -39,9 +39,10 @@ from pipeline.training.adversarial import adversarial_loss, overfitting_gap, rep
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
 from pipeline.training.loggers import loggers, tell
-from pipeline.training.losses import build_loss
+from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
+CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -98,11 +99,15 @@ class SegmentationTraining(lightning.LightningModule):
         if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
             images = images + t.noise * torch.randn_like(images)
         if t.adversarial.method == "none":
-            loss = self.loss(self.segmenter(images), labels)
+            logits = self.segmenter(images, contacts=t.model.contact > 0)
+            loss = self.loss(logits[:, : t.model.classes + 1], labels)
         else:
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
+            logits = self.segmenter(images, contacts=True) if t.model.contact else None
+        if t.model.contact:
+            loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 
@@ -380,7 +385,7 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     """Batches of training crops and of validation windows, this process's share of them."""
     cuda = on.type == "cuda"
     workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting, train.model.contact)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
     if len(windows) < world:
