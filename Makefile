@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint docs lock clean
 run: .venv/installed .dvc/config.local
-	dvc repro
+	dvc repro report
 	python -m pipeline summary
 
 # A process a core, one thread each: two that share a core would wait for each other.

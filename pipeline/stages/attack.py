@@ -41,6 +41,7 @@ from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
+SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
 # Of the tile that loses most, for the report
 SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
@@ -212,7 +213,7 @@ def _shadows(campaign, city: CityTiles, sun: tuple[float, float]) -> dict:
     def of(region, classes: np.ndarray):
         return shadows.scores(city.image(region), classes, city.gsd, sun, region.transform)
 
-    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")])
+    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")[:SUNLIT]])
     found = []
     for region in city.of_split("test"):
         labels = city.label(region)

@@ -24,6 +24,7 @@ from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
+ASKED = {"incremental", "privacy"}  # stages, and sections of their names, that run where they are asked for
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -158,11 +159,13 @@ def test_names_stay_words_and_nothing_is_loaded(three):
         (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
         (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
         (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
+        (("incremental",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (("privacy",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
     page = written(tmp_path, ["here", "there"], stages)
-    assert sections(page) == SECTIONS - missing
+    assert sections(page) == (SECTIONS - missing) | ASKED & {*stages}
     assert set(re.findall(r'<a href="#(\w+)"', page)) <= sections(page)
 
 
@@ -180,6 +183,12 @@ def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     damage(tmp_path / "arrays/evaluate/maps/here/here-4.label.png")
     with pytest.raises(InputError, match=r"here-4.label.png: not readable .* pipeline evaluate"):
         report.run(params_of(["here"]), tmp_path)
+
+
+def test_what_sun_and_air_can_do_has_its_place(three):
+    text = (three / "report/index.html").read_text(encoding="utf-8")
+    assert "What sun, air and camera can do" in text and "gain, certified" in text
+    assert "0.80 of 5" in text and "158°, 49° high" in text
 
 
 def test_a_damaged_example_of_an_attack_is_one_sentence(tmp_path):
