@@ -11,6 +11,7 @@ What becomes of a group, the largest first (as in non-maximum suppression):
     what two share        belongs to the first, so that no ground is counted twice
 """
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid
-from pipeline.imagery.writer import HERE, WriteFootprints, footprints, plain_name
+from pipeline.imagery.writer import FIELDS, HERE, WriteFootprints, footprints, plain_name
 from pipeline.mapping.edits import content
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.storage import fingerprint, scratch
@@ -39,6 +40,7 @@ FORMAT = 1  # raise it when the same footprints give another layer
 BATCH = 4096  # footprints looked at together
 AGAIN = 0.5  # share of a footprint inside another scene's from which on the two are one building
 NEAR = 1.5  # pixels: as far as simplified outlines leave a scene's edge, or stop short of it
+REST = [name for name in FIELDS if name not in {"id", "label", "area_m2", "confidence"}]
 EDGE = 32  # points along a scene's side, which another CRS bends
 
 
@@ -53,6 +55,7 @@ class Found:
     geometry: np.ndarray
     scene: np.ndarray
     cut: np.ndarray
+    rest: np.ndarray  # what else a footprint says, as JSON: a merged one says what its largest piece did
 
     def where(self, keep: np.ndarray) -> "Found":
         return Found(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -67,8 +70,10 @@ class Found:
         share = shapely.area(parts) / shapely.area(self.geometry)[of]
         nth = np.arange(len(of)) - np.searchsorted(of, of)
         ids = [id if n == 0 else f"{id}-{n}" for id, n in zip(self.id[of], nth, strict=True)]
-        to({"id": ids, "label": self.label[of], "area_m2": np.round(self.area_m2[of] * share, 3),
-            "confidence": self.confidence[of]}, parts)  # fmt: skip
+        rest = [json.loads(text) for text in self.rest[of]]
+        columns = {name: [one[name] for one in rest] for name in REST}
+        columns |= {"id": ids, "label": self.label[of], "confidence": self.confidence[of]}
+        to(columns | {"area_m2": np.round(self.area_m2[of] * share, 3)}, parts)
 
     @staticmethod
     def join(parts: list["Found"]) -> "Found":
@@ -150,7 +155,7 @@ def _merge(scenes: list[Scene], crs: CRS, database: Path, write: WriteFootprints
 
     near = NEAR * max(scene.pixel for scene in scenes)
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute("create table near (west, id, label, area, confidence, geometry, scene, cut)")
+        connection.execute("create table near (west, id, label, area, confidence, geometry, scene, cut, rest)")
         tree = shapely.STRtree([scene.outline for scene in scenes])
         for number, scene in enumerate(scenes):
             others = np.setdiff1d(tree.query(scene.outline, "dwithin", distance=near), [number])
@@ -178,7 +183,15 @@ def _read(scene: Scene, number: int, crs: CRS) -> Iterator[Found]:
         yield Found(
             columns["id"], columns["label"], columns["area_m2"], columns["confidence"], geometry,
             np.full(len(geometry), number), shapely.dwithin(geometry, edge, NEAR * scene.pixel),
+            _rest(columns, len(geometry)),
         )  # fmt: skip
+
+
+def _rest(columns: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """(count,) JSON of the other columns; one that a file lacks, or a row leaves open, is null."""
+    rows = zip(*(columns.get(name, np.full(count, None)).tolist() for name in REST), strict=True)
+    known = ([None if value != value else value for value in row] for row in rows)  # NaN is no JSON
+    return np.array([json.dumps(dict(zip(REST, row, strict=True))) for row in known], object)
 
 
 def _tables(path: Path) -> Iterator[pa.Table | pa.RecordBatch]:
@@ -186,27 +199,31 @@ def _tables(path: Path) -> Iterator[pa.Table | pa.RecordBatch]:
         with parquet.ParquetFile(path, filesystem=HERE) as file:
             yield from file.iter_batches(BATCH)
     else:
-        with plain_name(path) as plain, pyogrio.open_arrow(plain, batch_size=BATCH, use_pyarrow=True) as (_, reader):
+        with (
+            plain_name(path) as plain,
+            pyogrio.open_arrow(plain, layer=0, batch_size=BATCH, use_pyarrow=True) as (_, reader),
+        ):
             yield from reader
 
 
 def _keep(connection: sqlite3.Connection, found: Found) -> None:
     west = shapely.bounds(found.geometry)[:, 0] if len(found.id) else []
     wkb = shapely.to_wkb(found.geometry)
-    columns = (west, found.id, found.label, found.area_m2, found.confidence, wkb, found.scene, found.cut)
+    columns = (west, found.id, found.label, found.area_m2, found.confidence, wkb, found.scene, found.cut, found.rest)
     rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-    connection.executemany("insert into near values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    connection.executemany("insert into near values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _from_west(connection: sqlite3.Connection) -> Iterator[Found]:
     rows = connection.execute(
-        "select id, label, area, confidence, geometry, scene, cut from near order by west, scene, id"
+        "select id, label, area, confidence, geometry, scene, cut, rest from near order by west, scene, id"
     )
     while batch := rows.fetchmany(BATCH):
-        id, label, area, confidence, wkb, scene, cut = zip(*batch, strict=True)
+        id, label, area, confidence, wkb, scene, cut, rest = zip(*batch, strict=True)
         yield Found(
             np.array(id, object), np.array(label), np.array(area, float), np.array(confidence, float),
             shapely.from_wkb(np.array(wkb, object)), np.array(scene), np.array(cut, bool),
+            np.array(rest, object),
         )  # fmt: skip
 
 

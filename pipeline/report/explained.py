@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.report.results import Results
-from pipeline.report.viewer import overlay, unreadable, webp
+from pipeline.report.viewer import Figured, overlay, unreadable, webp
 
 MOST = 3  # cities shown, the hardest
 BLAND = 1e-9
@@ -60,7 +60,7 @@ def joined(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def explained(results: Results) -> list[Shown]:
+def explained(results: Results) -> list[Figured]:
     """A tile of each of the hardest cities as it is and without each cue, its errors in colour, and
     what speaks for one of its buildings."""
     paths = {city: results.array("explain", f"{city}.npz") for city in results.cities}
@@ -71,7 +71,7 @@ def explained(results: Results) -> list[Shown]:
                 image = cues_shown(dict(arrays))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise unreadable(paths[city], results.root, error) from None
-        found.append(Shown(city, webp(image, quality=70), *image.size))
+        found.append(Figured(city, webp(image, quality=70), *image.size))
     return found
 
 

@@ -161,6 +161,16 @@ def webp(image: Image.Image, **options) -> str:
 
 
 @dataclass(frozen=True)
+class Figured:
+    """A city's figure: `source` is a data: address."""
+
+    city: str
+    source: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class State:
     """A tile as the model meets it: its picture, what the model makes of it (errors in colour), what came of it."""
 

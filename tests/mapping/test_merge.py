@@ -28,10 +28,14 @@ def scene(folder, name: str, left: float, top: float, buildings: list, suffix="g
     kept = [i for i, b in enumerate(seen) if b.area > 0]
     placed = geopandas.GeoSeries([seen[i] for i in kept]).affine_transform([1, 0, 0, -1, EAST, NORTH])
     grid = Grid(SIDE, SIDE, transform, rasterio.CRS.from_string(crs))
+    (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     with footprints(folder / f"{name}.{suffix}", grid.crs) as write:
         if kept:
             columns = {"id": [f"{name}-{i}" for i in kept], "label": [labels[i] if labels else 1 for i in kept],
                        "area_m2": [seen[i].area for i in kept], "confidence": [0.9] * len(kept)}  # fmt: skip
+            said = {"class": "building", "regularised": False, "source": name, "captured": None, "model": "m",
+                    "model_version": "1"}  # fmt: skip
+            columns |= {key: [value] * len(kept) for key, value in said.items()}
             write(columns, np.array(list(placed), object))
 
 
