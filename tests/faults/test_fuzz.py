@@ -22,7 +22,7 @@ from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.params import Fetch, Params, Predict, Tile, load_params
 from pipeline.presets import full
 from pipeline.sources.archive import extract_zip
-from pipeline.sources.folder.source import source as folder
+from pipeline.sources.folder import source as folder
 from pipeline.stages import tile
 from pipeline.tiles.store import CityTiles
 

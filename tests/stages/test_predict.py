@@ -36,7 +36,7 @@ from pipeline.mapping.scene_list import list_scenes
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Fetch, Model, Predict
 from pipeline.scoring.disagreement import Disagreement
-from pipeline.sources.demo.source import source as demo
+from pipeline.sources.demo import source as demo
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import run
 from pipeline.tiles.store import CityTiles
