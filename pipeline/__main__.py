@@ -422,12 +422,13 @@ def adapt(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
-    what: Annotated[str, typer.Option("--for", help="onnx, torch-export or hub.")] = "onnx",
+    what: Annotated[str, typer.Option("--for", help="onnx, torch-export, hub or deepness (QGIS).")] = "onnx",
     metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
         "metrics/evaluate.json"
     ),
 ) -> None:
-    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, or the Hub's page.
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, the Hub's page,
+    or what QGIS's plugin Deepness opens.
 
     ONNX and the program are checked against the model before they take their names.
 
@@ -443,8 +444,10 @@ def export(
             path = exports.export_program(model)
         case "hub":
             path = exports.export_page(model, metrics)
+        case "deepness":
+            path = exports.export_deepness(model)
         case _:
-            raise InputError(f"--for {what}: choose onnx, torch-export or hub")
+            raise InputError(f"--for {what}: choose onnx, torch-export, hub or deepness")
     console.print(f"wrote {path}")
 
 

@@ -258,6 +258,12 @@ class Train(Section):
     city_weighting: Literal["even", "root", "area"] = Field(
         "even", description="a city's share of crops, alike or by its area"
     )
+    group_dro: Weight = Field(
+        0, description="step of the cities' weights: train for the worst one (Sagawa 2020); 0.01 is theirs, 0 = off"
+    )
+    select: Literal["pooled", "worst_city"] = Field(
+        "pooled", description="whose validation IoU keeps an epoch and, with patience, stops"
+    )
     augment: Literal["none", "flips", "standard", "strong"] = Field("standard", description="how crops are varied")
     noise: Weight = Field(0, description="σ of Gaussian noise, in units of the pixel range [0,1]")
     adversarial: Adversarial = Field(Adversarial(), description="training on attacked batches")
@@ -266,6 +272,15 @@ class Train(Section):
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
     loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
+
+    @model_validator(mode="after")
+    def cities_of_the_batch(self):
+        if self.group_dro and self.adversarial.method == "free":
+            raise ValueError(
+                "train.group_dro weighs the cities of a batch, and train.adversarial.method free replays older ones; "
+                "take fast or pgd, or set train.group_dro to 0"
+            )
+        return self
 
 
 class Evaluate(Section):

@@ -73,7 +73,7 @@ def evaluate(root: Path, level: dict, random) -> dict:
         {"probability": p / 10, "frequency": (p / 10) ** 1.3, "pixels": 100} for p in range(11)
     ])  # fmt: skip
     sizes = ("0-50", "50-150", "150-500", "500+")
-    return {"city": {
+    return {"fairness": fair(level), "city": {
         city: {"iou": iou, "iou_low": iou - 0.06, "iou_high": iou + 0.05, "accuracy": 0.9, "precision": iou + 0.1,
                "recall": iou + 0.05, "f1": iou + 0.08, "boundary_iou": iou - 0.2, "object_f1": iou - 0.1, "ece": 0.04,
                "ap50": iou - 0.15, "panoptic_quality": iou - 0.3, "segmentation_quality": 0.8, "buildings": 90,
@@ -81,6 +81,14 @@ def evaluate(root: Path, level: dict, random) -> dict:
                "size": {s: {"buildings": 9, "recall": iou, "iou": iou - 0.3 + 0.1 * k} for k, s in enumerate(sizes)}}
         for city, iou in level.items()
     }}  # fmt: skip
+
+
+def fair(level: dict) -> dict:
+    """The groups of evaluate: cities, which may be one, and two sizes."""
+    groups = {name: {"iou": iou, "recall": iou} for name, iou in {**level, "0-50": 0.3}.items()}
+    one = {"worst": 0.3, "worst_group": "0-50", "worst_low": None, "worst_high": None, "best_group": min(level),
+           "gap": 0.2, "gap_low": 0.0, "gap_high": 0.4}  # fmt: skip
+    return {"by": {"size": {"group": groups, "iou": one, "recall": one}}, "size_within_city": dict.fromkeys(level, one)}
 
 
 def pictures(folder: Path, scene: str, random) -> None:
@@ -104,7 +112,8 @@ def attack(root: Path, level: dict, random) -> dict:
     cities = {}
     for city, iou in level.items():
         image, label = random.random((3, 64, 64)), random.integers(0, 2, (64, 64))
-        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label}
+        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label,
+                 "erased": image, "after_erasing": 0 * label}  # fmt: skip
         np.savez(root / f"arrays/attack/{city}.npz", **shown)
         cities[city] = {
             "linf": {
@@ -115,6 +124,13 @@ def attack(root: Path, level: dict, random) -> dict:
             "l2": {}, "halving": 0.7, "transfer": {"iou": iou - 0.1, "relative_clean": iou},
             "erase": {"clean": 0.8, "attacked": 0.1}, "invent": {"clean": 3, "attacked": 90},
             "patch": {"clean": iou, "attacked": None}, "universal": {"iou": iou - 0.05, "from": {}},
+            "physics": {
+                "clean": iou, "all": {"worst": iou / 4, "worst_low": iou / 5, "worst_high": iou / 3},
+                "family": {"gain": {"grid": iou / 2, "worst": iou / 3, "certified": iou / 9},
+                           "haze": {"grid": iou / 2, "worst": iou / 2}},
+            },
+            "shadow": {"sun": [158.0, 49.0], "threshold": 0.9, "true": 40, "true_flagged": 0.1, "false": 5,
+                       "false_flagged": 0.8, "auc": None, "unjudged": 3},
         }  # fmt: skip
     return {"city": cities, "audit": {"within_budget": True, "monotone_in_budget": True}}
 

@@ -25,11 +25,11 @@ from pipeline.imagery.rasterize import rasterize
 from pipeline.imagery.vector import Footprints, read_footprints, reproject
 from pipeline.imagery.vector_file import open_layer
 from pipeline.labels import IGNORE
-from pipeline.mapping.polygons import Polygoniser, simplify
+from pipeline.mapping.polygons import Polygoniser
+from pipeline.mapping.regular import Outlines
 
 STATUSES = ("to do", "done", "unusable")
 MOVED = 0.5  # pixels by which a frame's corners may lie beside where they were
-STAIRS = 1.5  # pixels: what the steps of a slanted wall deviate from it by
 LEAST_AREA = 10.0  # m² of a polygon of the draft
 LISTED = 5
 STYLES = """
@@ -71,13 +71,13 @@ def draft(survey: Survey, i: int) -> tuple[np.ndarray, np.ndarray]:
     mask = (shown(survey.threshold)[np.minimum(levels, 254)] & (levels != IGNORE)).astype(np.uint8)
     polygoniser = Polygoniser(grid.width, max(1, int(LEAST_AREA / survey.pixel_area)))
     parts = [polygoniser.add(mask, levels / 254), polygoniser.finish()]
-    pixels = np.concatenate([part.geometry for part in parts])
-    if len(pixels):
-        pixels = simplify(pixels, (1, 1), STAIRS)
-        pixels = shapely.intersection(pixels, shapely.box(0, 0, grid.width, grid.height))
-    kept = shapely.area(pixels) > 0
-    confidence = np.concatenate([part.confidence for part in parts])[kept]
-    return shapely.transform(pixels[kept], lambda xy: np.stack(grid.transform @ (xy[:, 0], xy[:, 1]), 1)), confidence
+    raw = np.concatenate([part.geometry for part in parts])
+    confidence = np.concatenate([part.confidence for part in parts])
+    outlines_of = Outlines("regular", grid.shape, (survey.about["gsd"],) * 2)
+    pixels, _ = outlines_of.add(raw, grid.height, np.empty((0, 4)))
+    kept = ~shapely.is_missing(pixels)
+    where = shapely.transform(pixels[kept], lambda xy: np.stack(grid.transform @ (xy[:, 0], xy[:, 1]), 1))
+    return where, confidence[kept]
 
 
 def write(survey: Survey) -> None:

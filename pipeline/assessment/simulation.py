@@ -83,5 +83,5 @@ def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: flo
         found = promise(PROBABILITY, missed[:, drawn], size[drawn], inclusion[drawn], len(city), 1 - recall, confidence)
         if found.threshold is not None:
             made += 1
-            broken += truth[np.flatnonzero(PROBABILITY == found.threshold)[0]] > 1 - recall
+            broken += truth[np.flatnonzero(found.threshold == PROBABILITY)[0]] > 1 - recall
     return {"made": made / draws, "kept": 1 - broken / draws}

@@ -169,10 +169,12 @@ def evaluate_scenes(
         yield SceneResult(region, prediction, apart, confidence, pixels), result
 
 
-def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:
+def evaluate_city(
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
+) -> CityResult:
     """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
     result = CityResult(city.city, city.gsd)
-    for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
+    for _, result in evaluate_scenes(segmenter, city, e, split, predict):  # noqa: B007 (the last one is whole)
         pass
     return result
 

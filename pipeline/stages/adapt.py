@@ -11,6 +11,7 @@ from pipeline.assessment.adapting import Tuning, cross_fit, fine_tune, labelled_
 from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.mapping.scene import model_of
+from pipeline.networks.card import Card
 from pipeline.networks.models import load_model, save_model
 from pipeline.networks.precision import device
 from pipeline.params import Evaluate
@@ -25,7 +26,7 @@ LEAST = 4
 def run(
     model: Path, folder: Path, out: Path, *, tiles: Path = Path("data/tiles"), steps: int = 80, folds: int = 3,
     learning_rate: float = 3e-4, seed: int = 0,
-) -> dict:  # fmt: skip
+) -> Card:  # fmt: skip
     """Fine-tune MODEL on the frames done in FOLDER and write OUT; returns its card. `tiles`: where the old cities lie, if
     they are at hand. Raises InputError on another model's sample, too few labels, a folder that is another model's."""
     city = survey.load(folder)
@@ -56,16 +57,19 @@ def run(
     before_after = {}
     for tiles_of in (c for c in old if c.of_split("test")):
         before_after[tiles_of.city] = [evaluate_city(s, tiles_of, Evaluate()).iou for s in (segmenter, tuned)]
-    card = {
-        **segmenter.card.model_dump(exclude={"history", "metrics", "confidence"}),
-        "inherited": sorted({*segmenter.card.cities, *segmenter.card.inherited}),
+    adapted = {
+        "from": str(model), "sample": city.key, "frames": len(frames), "steps": steps, "folds": folds,
+        "learning_rate": learning_rate, "seed": seed, "replayed": [c.city for c in replay],
+        "old_cities": {name: {"before": a, "after": b} for name, (a, b) in before_after.items()},
+    }  # fmt: skip
+    update = {
         "cities": [folder.resolve().name],
-        "adapted": {"from": str(model), "sample": city.key, "frames": len(frames), "steps": steps, "folds": folds,
-                    "learning_rate": learning_rate, "seed": seed, "replayed": [c.city for c in replay],
-                    "old_cities": {name: {"before": a, "after": b} for name, (a, b) in before_after.items()}},
+        "inherited": sorted({*segmenter.card.cities, *segmenter.card.inherited}),
+        "confidence": None, "metrics": {}, "history": [], "adapted": adapted,
         "training": {"seconds": round(seconds, 1), "device": str(device().type)},
         "fingerprint": fingerprint(key, city.key, steps, folds, learning_rate, seed),
     }  # fmt: skip
+    card = segmenter.card.model_copy(update=update)
     save_model(out, tuned, card)
     if levels is not None:
         save_cross_fitted(out, city, labels.done, levels)

@@ -54,6 +54,10 @@ class RandomCrops(Dataset):
         self.probability = area / area.sum()
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple:
+        """Crop `index`: the city it is of, its image (S, S, C), label and, if any, contacts (S, S) uint8."""
         from pipeline.training.augment import augment
 
         random = np.random.default_rng((self.seed, index))
@@ -69,7 +73,7 @@ class RandomCrops(Dataset):
             label = np.dstack([label, np.where(label == IGNORE, IGNORE, near)])
         image, label = augment(self.level, image, label, int(random.integers(2**31)))
         layers = [image, *np.moveaxis(label, -1, 0)] if self.contact else [image, label]
-        return tuple(torch.from_numpy(np.ascontiguousarray(layer)) for layer in layers)
+        return city, *(torch.from_numpy(np.ascontiguousarray(layer)) for layer in layers)
 
 
 class StepSampler(Sampler):
@@ -111,8 +115,26 @@ class WindowGrid(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple[CityTiles, torch.Tensor, torch.Tensor]:
+        """Window `index`: as of RandomCrops."""
         image, label = read_crop(*self.windows[index], self.size)
-        return torch.from_numpy(image), torch.from_numpy(label)
+        return self.windows[index][0], torch.from_numpy(image), torch.from_numpy(label)
+
+
+class WithCity(Dataset):
+    """Crops or windows, each with the number of its city at the end."""
+
+    def __init__(self, crops: RandomCrops | WindowGrid, cities: list[CityTiles]):
+        self.crops, self.number = crops, {city.city: i for i, city in enumerate(cities)}
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> tuple:
+        city, *layers = self.crops.drawn(index)
+        return *layers, self.number[city.city]
 
 
 def loader(dataset: Dataset, sampler: Sampler, workers: int, cuda: bool) -> DataLoader:
