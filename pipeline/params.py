@@ -85,6 +85,7 @@ class Fetch(Section):
     scenes: Ordinals | Literal["all"] = Field("all", description="inria (1-36), demo: numbers such as [1, 2], or all")
     scene_size: Annotated[int, Field(ge=64, le=20_000)] = Field(640, description="demo: pixels along a scene's side")
     seed: Whole = Field(0, description="demo: of the generator")
+    streets: bool = Field(False, description="demo: label streets too, as class 2; train.model.classes is then 2")
     archive: str | None = Field(
         None, description="inria: a downloaded .7z.001/.zip, or the unpacked AerialImageDataset"
     )

@@ -208,3 +208,18 @@ def test_every_material_and_use_of_the_manifest_exists():
         roofs = [r.material for r in city.buildings.houses + city.buildings.halls]
         ground = [*city.yards, city.streets.surface, city.plants.grass, *filter(None, [city.streets.kerb])]
         assert set(roofs + ground) <= set(KNOWN.materials)
+
+
+def test_streets_are_a_second_class_between_the_blocks_of_the_same_picture(fetched, tmp_path):
+    folder, before = fetched["brickvale"]
+    city = demo.fetch(asked(["brickvale"], scenes=[1, 2], streets=True), "brickvale", tmp_path, tmp_path)
+    image, profile = read(tmp_path, city, 0)
+    assert (image == read(folder, before, 0)[0]).all() and city.notes == before.notes
+    frame = pyogrio.read_dataframe(tmp_path / "footprints.fgb").to_crs(profile["crs"])
+    houses, streets = (frame.geometry[frame["label"] == kind].to_numpy() for kind in (1, 2))
+    assert len(houses) == before.notes["footprints"] and len(streets)
+    assert shapely.intersection(shapely.union_all(houses), shapely.union_all(streets)).area < 1e-3
+    on, off = (rasterize(shapes, (128, 128), transform=profile["transform"]) > 0 for shapes in (streets, houses))
+    rest = ~on & ~off & (image > 0).all(-1)
+    grey = image.astype(int).max(-1) - image.astype(int).min(-1)  # asphalt has no colour, grass and tiles have
+    assert 0.05 < on.mean() < 0.5 and np.median(grey[on]) < np.median(grey[rest])

@@ -96,6 +96,8 @@ def tidy(town: Town) -> None:
         wet = town.water.buffer(2.5)
         shapely.prepare(wet)
         plan.solids = [s for s in plan.solids if s.building or not shapely.intersects_xy(wet, s.x, s.y)]
+    plan.water = town.water
+    plan.blocks = [Polygon(town.frame.to_ground(block.outline())) for block, _ in town.blocks]
     scene = shapely.box(0, 0, plan.side, plan.side)
     cut = shapely.intersection(np.array(plan.footprints, dtype=object), scene)
     plan.footprints = [part for part in shapely.get_parts(cut) if part.geom_type == "Polygon" and part.area > 1]

@@ -6,6 +6,7 @@ Ground coordinates (x, y) count metres from the scene's upper left corner, x to 
 from dataclasses import dataclass, field
 
 import numpy as np
+import shapely
 from shapely import Polygon
 
 PATTERNS = ("none", "courses", "sheets", "furrows")
@@ -66,3 +67,13 @@ class Plan:
     solids: list[Solid] = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
     footprints: list[Polygon] = field(default_factory=list)  # of buildings, cut at the scene's edge
+    blocks: list[Polygon] = field(default_factory=list)  # between the streets, kerbs and all
+    water: Polygon = field(default_factory=Polygon)
+
+    @property
+    def streets(self) -> list[Polygon]:
+        """What neither block nor building nor water is, cut at the scene's edge; bridges are water."""
+        scene = shapely.box(0, 0, self.side, self.side)
+        taken = shapely.union_all([*map(shapely.make_valid, self.blocks), *self.footprints, self.water])
+        parts = shapely.get_parts(shapely.difference(scene, taken))
+        return [part for part in parts if part.geom_type == "Polygon" and part.area > 1]

@@ -40,19 +40,22 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     manifest = params.load_section(Manifest, fetch.path, MANIFEST)
     about = find_city(manifest, city)
     numbers = list(range(1, about.scenes + 1)) if fetch.scenes == "all" else sorted(set(fetch.scenes))
-    scenes, outlines = [], []
+    scenes, outlines, labels = [], [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for number in progress(numbers, f"demo: {city}"):
         entropy = [fetch.seed, zlib.crc32(city.encode()), number]
         image = f"images/{city}-{number:02d}.tif"
         plan = draw_scene(about, manifest.materials, fetch.scene_size, entropy, folder / image)
-        outlines.append(footprints(plan, about, place(about, number, fetch.scene_size)))
+        drawn = [plan.footprints, plan.streets if fetch.streets else []]
+        labels += [kind for kind, shapes in enumerate(drawn, 1) for _ in shapes]
+        outlines.append(project(sum(drawn, []), about, place(about, number, fetch.scene_size)))
         stamp = hashlib.sha256((folder / image).read_bytes() + b"".join(shapely.to_wkb(outlines[-1])))
         scenes.append(Scene(f"{city}-{number:02d}", image, "footprints.fgb", stamp=stamp.hexdigest()[:16]))
-    buildings = np.concatenate(outlines)
+    shapes = np.concatenate(outlines)
     path = folder / "footprints.fgb"
     with onto_disk(path):
-        pyogrio.raw.write(path, shapely.to_wkb(buildings), [], [], geometry_type="Polygon",
+        columns = ([np.array(labels, np.int32)], ["label"]) if fetch.streets else ([], [])
+        pyogrio.raw.write(path, shapely.to_wkb(shapes), *columns, geometry_type="Polygon",
                           driver="FlatGeobuf", crs=f"EPSG:{about.labels_epsg}", layer=city)  # fmt: skip
     return City(
         city=city,
@@ -60,7 +63,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         scenes=scenes,
         rights="CC0-1.0",
         attribution="generated, no real place",
-        notes={"footprints": len(buildings)},
+        notes={"footprints": labels.count(1)},
     )
 
 
@@ -114,14 +117,14 @@ def unflown(seed: int, size: int):
     return lambda row, col: (row - size / 2) * sin + (col - size / 2) * cos > reach
 
 
-def footprints(plan: Plan, city: DemoCity, transform: Affine) -> np.ndarray:
-    """(N,) polygons of a plan's buildings in the CRS of the city's labels."""
+def project(polygons: list[shapely.Polygon], city: DemoCity, transform: Affine) -> np.ndarray:
+    """(N,) polygons of a plan in the CRS of the city's labels."""
     onto = transform @ Affine.scale(1 / city.gsd)
 
-    def project(points: np.ndarray) -> np.ndarray:
+    def move(points: np.ndarray) -> np.ndarray:
         x, y = onto @ (points[:, 0], points[:, 1])
         if city.labels_epsg != city.epsg:
             x, y = transform_points(f"EPSG:{city.epsg}", f"EPSG:{city.labels_epsg}", x, y)
         return np.stack([x, y], 1)
 
-    return shapely.transform(np.array(plan.footprints, dtype=object), project)
+    return shapely.transform(np.array(polygons, dtype=object), move)
