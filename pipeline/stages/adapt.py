@@ -45,9 +45,7 @@ def run(
             f"{folder}: {len(labels.done)} frames are done; label at least {max(LEAST, folds)} to learn from"
         )
     started, segmenter = time.perf_counter(), load_model(model, device())
-    old = [
-        CityTiles(tiles / name) for name in segmenter.card.cities if (tiles / name / "regions.json").exists()
-    ]
+    old = [CityTiles(tiles / name) for name in segmenter.card.cities if (tiles / name / "regions.json").exists()]
     old = [c for c in old if (c.channels, c.gsd) == (segmenter.card.channels, segmenter.card.gsd)]
     replay = [c for c in old if c.of_split("train")]
     tuning = Tuning(steps=steps, learning_rate=learning_rate, seed=seed)
