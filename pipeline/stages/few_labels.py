@@ -4,13 +4,13 @@ Each known city is held out in turn: models/without-CITY maps it, and its test s
 metrics/few_labels.json:
 
     city         {CITY: {frames, iou, interval, promise, learned}}; null where its test scenes know no building
-      interval   {N: {MEASURE: {ROAD: {coverage, width}}}} of 95 % intervals from N labelled frames, over `draws` samples:
-                 model-assisted; plain on the same frames; and of a simple random sample
+      interval   {N: {MEASURE: {ROAD: {coverage, width}}}} of 95 % intervals from N labelled frames,
+                 over `draws` samples: model-assisted; plain on the same frames; and of a simple random sample
       promise    {N: {made, kept}} of a frame's recall, at 95 %
       learned    {STRATEGY: {N: IoU}} of the test scenes after fine-tuning on N frames of the training scenes, which the
                  model has never seen; where few_labels.budgets is set
     forgotten    {STRATEGY: {CITY: change of the other cities' mean IoU}} after the largest budget
-    narrower     {N: {MEASURE: share by which the model-assisted interval is narrower than the plain one, mean over cities}}
+    narrower     {N: {MEASURE: share by which the model-assisted interval is narrower than the plain one}}
 """
 
 from pathlib import Path
