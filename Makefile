@@ -7,7 +7,7 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: run test lint docs lock clean
 run: .venv/installed .dvc/config.local
-	dvc repro
+	dvc repro report
 	python -m pipeline summary
 
 # A process a core, one thread each: two that share a core would wait for each other.
@@ -21,7 +21,7 @@ lint: .venv/installed-test
 # Every page and every parameter as a static site: open site/index.html.
 docs: .venv/installed-test
 	python -m pipeline parameters > docs/parameters.md
-	mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

@@ -1,6 +1,7 @@
 """Outlines of the same raw polygons, by ours and by buildingregulariser, against a city's own footprints.
 
     python -m benchmarks.outlines CITY … [--root FOLDER] [--split test]
+    python -m benchmarks.outlines CITY … [--root FOLDER] --picture docs/outlines.jpg    ten blocks, before and after
 
 FOLDER is where the pipeline has run: data/scenes, data/tiles, models/all. The library is measured where it can be
 imported (pip install buildingregulariser==0.2.5, in an environment of its own: the pipeline does not need it), with
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import shapely
+from PIL import Image, ImageDraw
 
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import RASTER_STEPS, Outlines
@@ -25,6 +27,7 @@ from pipeline.stages.evaluate import NOTHING, footprint_reader
 from pipeline.tiles.store import CityTiles
 
 LEAST = 10  # m²
+BLOCK, ZOOM = 112, 3  # pixels along a block of the picture; screen pixels for each
 Draw = Callable[[np.ndarray, tuple[int, int], float], np.ndarray]  # raw (n,) in pixels, (H, W), gsd -> outlines (n,)
 
 
@@ -55,9 +58,9 @@ def overlapping(outlines: np.ndarray) -> int:
 
 
 def measured(draw: Draw, scenes: list[tuple]) -> dict:
-    """The metrics of a city's scenes (raw, footprints, shape, gsd) and the seconds it took."""
+    """The metrics of a city's scenes (raw, footprints, shape, gsd, image) and the seconds it took."""
     compared, seconds, invalid, overlaps = [], 0.0, 0, 0
-    for raw, footprints, shape, gsd in scenes:
+    for raw, footprints, shape, gsd, _ in scenes:
         begun = time.perf_counter()
         outlines = draw(raw, shape, gsd)
         seconds += time.perf_counter() - begun
@@ -78,8 +81,36 @@ def city_scenes(root: Path, name: str, split: str) -> list[tuple]:
         polygoniser = Polygoniser(scene.prediction.shape[1])
         parts = [polygoniser.add(scene.prediction, scene.prediction), polygoniser.finish()]
         raw = np.concatenate([part.geometry[part.pixels * city.gsd**2 >= LEAST] for part in parts])
-        scenes.append((raw, read(scene.region), scene.prediction.shape, city.gsd))
+        scenes.append((raw, read(scene.region), scene.prediction.shape, city.gsd, city.image(scene.region)))
     return scenes
+
+
+def picture(path: Path, scenes: list[tuple]) -> None:
+    """Ten blocks, the one with the most outlines of each scene, two rows of them: raw above, regular below."""
+    blocks = []
+    for raw, _, shape, gsd, image in scenes:
+        regular = ours("regular")(raw, shape, gsd)
+        corners = [(r, c) for r in range(0, shape[0] - BLOCK + 1, 32) for c in range(0, shape[1] - BLOCK + 1, 32)]
+        inside = [np.count_nonzero(shapely.within(raw, shapely.box(c, r, c + BLOCK, r + BLOCK))) for r, c in corners]
+        blocks.append((max(inside), corners[int(np.argmax(inside))], raw, regular, image))
+    blocks = sorted(blocks, key=lambda block: -block[0])[:10]
+    side = BLOCK * ZOOM
+    sheet = Image.new("RGB", (5 * (side + 6) - 6, 4 * (side + 6) - 6), "white")
+    for k, (_, corner, *both, image) in enumerate(blocks):
+        for below, outlines in enumerate(both):
+            place = (k % 5 * (side + 6), (2 * (k // 5) + below) * (side + 6))
+            sheet.paste(drawn(image, corner, outlines), place)
+    sheet.save(path, quality=82, optimize=True)
+
+
+def drawn(image: np.ndarray, corner: tuple[int, int], outlines: np.ndarray) -> Image.Image:
+    top, left = corner
+    part = Image.fromarray(np.ascontiguousarray(image[top : top + BLOCK, left : left + BLOCK, :3]))
+    part = part.resize((BLOCK * ZOOM, BLOCK * ZOOM), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(part)
+    for ring in shapely.get_rings(outlines[~shapely.is_empty(outlines)]):
+        pen.line([tuple(p) for p in (shapely.get_coordinates(ring) - [left, top]) * ZOOM], fill="#F0E442", width=2)
+    return part
 
 
 def main() -> None:
@@ -87,7 +118,10 @@ def main() -> None:
     parser.add_argument("cities", nargs="+", metavar="CITY")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--split", default="test")
+    parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
+    if asked.picture:
+        return picture(asked.picture, [s for name in asked.cities for s in city_scenes(asked.root, name, asked.split)])
     methods = {
         "raw": ours("raw"), "simplified": ours("simplified"), "ours, regular": ours("regular"),
         "buildingregulariser": library(), "with its neighbour alignment": library(neighbor_alignment=True),

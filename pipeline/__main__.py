@@ -250,6 +250,17 @@ def explain(
 
 
 @app.command()
+def incremental(params: ParamsFile = PARAMS) -> None:
+    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+
+    Example: `python -m pipeline incremental`
+    """
+    from pipeline.stages import incremental as stage
+
+    stage.run(load(params))
+
+
+@app.command()
 def privacy(params: ParamsFile = PARAMS) -> None:
     """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
 
@@ -296,6 +307,9 @@ def predict(
     polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+    ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
     probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
@@ -320,7 +334,7 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "outlines": outlines,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
         "probability": probability or None, "uncertainty": uncertainty or None,
         "certified": certified or None, "radius": radius,
     }  # fmt: skip
@@ -419,12 +433,13 @@ def adapt(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
-    what: Annotated[str, typer.Option("--for", help="onnx, torch-export or hub.")] = "onnx",
+    what: Annotated[str, typer.Option("--for", help="onnx, torch-export, hub or deepness (QGIS).")] = "onnx",
     metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
         "metrics/evaluate.json"
     ),
 ) -> None:
-    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, or the Hub's page.
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, the Hub's page,
+    or what QGIS's plugin Deepness opens.
 
     ONNX and the program are checked against the model before they take their names.
 
@@ -440,8 +455,10 @@ def export(
             path = exports.export_program(model)
         case "hub":
             path = exports.export_page(model, metrics)
+        case "deepness":
+            path = exports.export_deepness(model)
         case _:
-            raise InputError(f"--for {what}: choose onnx, torch-export or hub")
+            raise InputError(f"--for {what}: choose onnx, torch-export, hub or deepness")
     console.print(f"wrote {path}")
 
 

@@ -29,6 +29,7 @@ ROOMS = {
     "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
     "few_labels": ("labels.py", "imagery", "tiles", "networks", "scoring", "training", "mapping", "assessment"),
+    "incremental": (*LEARNED, "incremental"),
     "privacy": (*LEARNED, "privacy"),
     "report": (
         "labels.py",

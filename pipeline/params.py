@@ -188,6 +188,9 @@ Architecture = Literal[
 ]  # fmt: skip
 
 
+BARE = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # baselines and what certificates are about
+
+
 class Model(Section):
     architecture: Architecture = Field(
         description="the network; linear and window_cnn are baselines, the last three certifiable"
@@ -201,6 +204,15 @@ class Model(Section):
     activation: Literal["relu", "minmax"] = Field("relu", description="after the layers")
     width: Width = Field(32, description="channels of window_cnn, small_fcn, small_unet and lipschitz")
     group: Group = Field(2, description="lipschitz: channels that GroupSort sorts together; 2 = MinMax")
+    contact: Annotated[float, Field(ge=0, le=4)] = Field(
+        0, description="metres from two buildings at once within which a head of its own learns contacts; 0 = none"
+    )
+
+    @model_validator(mode="after")
+    def room_for_contacts(self):
+        if self.contact and self.architecture in BARE:
+            raise ValueError(f"train.model.contact: {self.architecture} has classes only; set it to 0")
+        return self
 
 
 class Adversarial(Section):
@@ -245,6 +257,12 @@ class Train(Section):
     city_weighting: Literal["even", "root", "area"] = Field(
         "even", description="a city's share of crops, alike or by its area"
     )
+    group_dro: Weight = Field(
+        0, description="step of the cities' weights: train for the worst one (Sagawa 2020); 0.01 is theirs, 0 = off"
+    )
+    select: Literal["pooled", "worst_city"] = Field(
+        "pooled", description="whose validation IoU keeps an epoch and, with patience, stops"
+    )
     augment: Literal["none", "flips", "standard", "strong"] = Field("standard", description="how crops are varied")
     noise: Weight = Field(0, description="σ of Gaussian noise, in units of the pixel range [0,1]")
     adversarial: Adversarial = Field(Adversarial(), description="training on attacked batches")
@@ -253,6 +271,15 @@ class Train(Section):
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
     loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
+
+    @model_validator(mode="after")
+    def cities_of_the_batch(self):
+        if self.group_dro and self.adversarial.method == "free":
+            raise ValueError(
+                "train.group_dro weighs the cities of a batch, and train.adversarial.method free replays older ones; "
+                "take fast or pgd, or set train.group_dro to 0"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -469,16 +496,35 @@ class Explain(Section):
     seed: Whole = Field(0, description="of tiles, shuffles and random orders")
 
 
+class Incremental(Section):
+    architecture: Literal["small_fcn", "small_unet"] = Field("small_unet", description="the network")
+    width: Width = Field(8, description="its channels")
+    methods: Annotated[list[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = Field(
+        ["finetune", "replay", "lwf", "ewc"], description="against forgetting; the joint model is always there"
+    )
+    orders: Count = Field(2, description="in which the cities arrive: as listed, reversed, then drawn")
+    steps: Count = Field(60, description="batches a city")
+    batch_size: Annotated[int, Field(ge=2)] = Field(8, description="crops a step")
+    crop: Side = Field(64, description="pixels along a training crop's side, at most tile.size")
+    learning_rate: Positive = Field(1e-2, description="the highest of the schedule, anew for each city")
+    replay: Count = Field(8, description="tiles a city that replay keeps")
+    distillation: Weight = Field(1, description="weight of what the network before says: lwf, mib")
+    ewc: Weight = Field(1000, description="λ of the quadratic penalty")
+    tiles: Count = Field(24, description="tiles a city that is measured on, of the test split")
+    bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
+    seed: Whole = Field(0, description="of weights, crops, tiles and orders")
+
+
 class Private(Section):
     architecture: Literal["small_fcn", "small_unet"] = Field("small_fcn", description="the network, without batch norm")
     width: Width = Field(8, description="its channels: fewer weights take less noise")
     epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="δ; null = 0.1 / records")
-    unit: Literal["scene", "tile"] = Field("scene", description="the record that ε is of")
-    rate: Annotated[float, Field(gt=0, le=1)] = Field(1, description="chance of a record to be drawn in a step")
+    unit: Literal["scene", "tile"] = Field("tile", description="the record that ε is of")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="chance of a record to be drawn in a step")
     clip: Positive = Field(1, description="ℓ2 norm that a record's gradient is clipped to")
-    steps: Count = Field(200, description="noisy steps")
-    crop: Side = Field(64, description="pixels along a crop's side")
+    steps: Count = Field(100, description="noisy steps")
+    crop: Side = Field(32, description="pixels along a crop's side")
     learning_rate: Positive = Field(1e-2, description="of Adam")
 
 
@@ -550,6 +596,9 @@ class Predict(Section):
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
+    split: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
+    )
     outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
 
 
@@ -562,6 +611,7 @@ class Params(Section):
     certify: Certify = Field(Certify(), description="certified IoU")
     generalize: Generalize = Field(Generalize(), description="IoU in a city never seen")
     explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
+    incremental: Incremental = Field(Incremental(), description="cities, and a class, that arrive one after another")
     privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
     few_labels: FewLabels = Field(FewLabels(), description="what an hour of labelling buys in a city never seen")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")

@@ -87,7 +87,8 @@ def _choices(kind: object) -> str:
 
 def inner_sections(kind: object) -> list[ItemsView[str, FieldInfo]]:
     """The fields of the section that a dict's values are."""
-    return [k.model_fields.items() for k in get_args(kind) if get_origin(kind) is dict and issubclass(k, Section)]
+    inside = get_args(kind) if get_origin(kind) is dict else ()
+    return [k.model_fields.items() for k in inside if isinstance(k, type) and issubclass(k, Section)]
 
 
 def _either(names, word: str = "or") -> str:

@@ -11,7 +11,7 @@ from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.transfer.corruptions import NAMES, SEVERITIES
 
 SIDE, TILE = 256, 64
-STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize")
+STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "incremental", "privacy")
 
 
 def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
@@ -20,7 +20,7 @@ def make(root: Path, cities: list[str], stages: tuple = STAGES) -> Path:
     level = {city: round(0.8 - 0.5 * i / len(cities), 3) for i, city in enumerate(cities)}
     writers = {
         "train": train, "evaluate": evaluate, "attack": attack, "certify": certify, "explain": explain,
-        "generalize": generalize,
+        "generalize": generalize, "incremental": incremental, "privacy": privacy,
     }  # fmt: skip
     for i, city in enumerate(cities):
         scenes_of(root, city, i)
@@ -73,12 +73,22 @@ def evaluate(root: Path, level: dict, random) -> dict:
         {"probability": p / 10, "frequency": (p / 10) ** 1.3, "pixels": 100} for p in range(11)
     ])  # fmt: skip
     sizes = ("0-50", "50-150", "150-500", "500+")
-    return {"city": {
+    return {"fairness": fair(level), "city": {
         city: {"iou": iou, "iou_low": iou - 0.06, "iou_high": iou + 0.05, "accuracy": 0.9, "precision": iou + 0.1,
                "recall": iou + 0.05, "f1": iou + 0.08, "boundary_iou": iou - 0.2, "object_f1": iou - 0.1, "ece": 0.04,
+               "ap50": iou - 0.15, "panoptic_quality": iou - 0.3, "segmentation_quality": 0.8, "buildings": 90,
+               "buildings_found": 88, "merged": 5, "split": 3,
                "size": {s: {"buildings": 9, "recall": iou, "iou": iou - 0.3 + 0.1 * k} for k, s in enumerate(sizes)}}
         for city, iou in level.items()
     }}  # fmt: skip
+
+
+def fair(level: dict) -> dict:
+    """The groups of evaluate: cities, which may be one, and two sizes."""
+    groups = {name: {"iou": iou, "recall": iou} for name, iou in {**level, "0-50": 0.3}.items()}
+    one = {"worst": 0.3, "worst_group": "0-50", "worst_low": None, "worst_high": None, "best_group": min(level),
+           "gap": 0.2, "gap_low": 0.0, "gap_high": 0.4}  # fmt: skip
+    return {"by": {"size": {"group": groups, "iou": one, "recall": one}}, "size_within_city": dict.fromkeys(level, one)}
 
 
 def pictures(folder: Path, scene: str, random) -> None:
@@ -102,7 +112,8 @@ def attack(root: Path, level: dict, random) -> dict:
     cities = {}
     for city, iou in level.items():
         image, label = random.random((3, 64, 64)), random.integers(0, 2, (64, 64))
-        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label}
+        shown = {"image": image, "attacked": image, "label": label, "before": label, "after": 1 - label,
+                 "erased": image, "after_erasing": 0 * label}  # fmt: skip
         np.savez(root / f"arrays/attack/{city}.npz", **shown)
         cities[city] = {
             "linf": {
@@ -113,6 +124,13 @@ def attack(root: Path, level: dict, random) -> dict:
             "l2": {}, "halving": 0.7, "transfer": {"iou": iou - 0.1, "relative_clean": iou},
             "erase": {"clean": 0.8, "attacked": 0.1}, "invent": {"clean": 3, "attacked": 90},
             "patch": {"clean": iou, "attacked": None}, "universal": {"iou": iou - 0.05, "from": {}},
+            "physics": {
+                "clean": iou, "all": {"worst": iou / 4, "worst_low": iou / 5, "worst_high": iou / 3},
+                "family": {"gain": {"grid": iou / 2, "worst": iou / 3, "certified": iou / 9},
+                           "haze": {"grid": iou / 2, "worst": iou / 2}},
+            },
+            "shadow": {"sun": [158.0, 49.0], "threshold": 0.9, "true": 40, "true_flagged": 0.1, "false": 5,
+                       "false_flagged": 0.8, "auc": None, "unjudged": 3},
         }  # fmt: skip
     return {"city": cities, "audit": {"within_budget": True, "monotone_in_budget": True}}
 
@@ -185,6 +203,36 @@ def generalize(root: Path, level: dict, random) -> dict:
         },
         "beyond_adaptation": list(level)[-1:],
         "frugal": {f: {c: iou - 0.3 + float(f) / 4 for c, iou in level.items()} for f in ("0.25", "0.5", "1")},
+    }  # fmt: skip
+
+
+def incremental(root: Path, level: dict, random) -> dict:
+    def ranged(name: str, value: float) -> dict:
+        return {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+
+    cities, methods = list(level), ("finetune", "replay")
+    scores = {**ranged("average", 0.4), **ranged("backward", -0.3), "forgetting": 0.3, "forward": 0.2}
+    matrix = [[level[city] / (1 + abs(i - j)) for j, city in enumerate(cities)] for i in range(len(cities))]
+    return {
+        "method": dict.fromkeys(methods, scores), "joint": ranged("average", 0.6),
+        "order": [{"cities": cities, **dict.fromkeys(methods, {"matrix": matrix, **scores})}],
+        "classes": {m: {"before": 0.5, **ranged("old", 0.2), **ranged("new", 0.6)} for m in ("finetune", "mib")},
+    }  # fmt: skip
+
+
+def privacy(root: Path, level: dict, random) -> dict:
+    def both(name: str, value: float) -> dict:
+        row = {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+        return {"loss": row, "likelihood_ratio": None if value < 0.5 else row}
+
+    network = {"iou": 0.4, "iou_low": None, "iou_high": None, **both("auc", 0.51), "auc_bound": 0.999}
+    return {
+        "city": {city: both("auc", iou) for city, iou in level.items()}, "mean_city": both("auc", 0.55),
+        "pooled": {"fpr": 0.01, **both("tpr", 0.02)},
+        "private": {"unit": "scene", "records": 30, "delta": 0.003, "network": {
+            "plain": {**network, "epsilon": None, "auc_bound": None}, "8": {**network, "epsilon": 7.9},
+        }},
+        "planted": {"city": next(iter(level)), "scene": "one", "repeats": 50, "rank": 1, "of": 20, "found": True},
     }  # fmt: skip
 
 

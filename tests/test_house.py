@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels", "project", "reference"},
     {"imagery"}, {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
-    {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"assessment"}, {"report"}, {"course"}, {"stages"},
-    {"__init__", "__main__"},
+    {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"assessment"}, {"report"}, {"course"},
+    {"stages"}, {"__init__", "__main__"},
 ]  # fmt: skip
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 

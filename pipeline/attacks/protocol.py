@@ -184,7 +184,16 @@ class CityAttack:
             "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
             "fullest": self.fullest,
         }
-        return "checks", measured, _picture(campaign, self.images, self.labels, full, self.clean_map)
+        return "checks", measured, self.picture(full)
+
+    def picture(self, found: torch.Tensor) -> dict[str, np.ndarray]:
+        """The tile that loses most, as the report shows it."""
+        attacked_map = self.campaign.predict(found)
+        lost = counts(self.clean_map, self.labels)[0] - counts(attacked_map, self.labels)[0]
+        self.shown = int(lost.argmax())
+        parts = {"image": self.images, "attacked": found, "label": self.labels, "before": self.clean_map,
+                 "after": attacked_map}  # fmt: skip
+        return {name: part[self.shown].cpu().numpy() for name, part in parts.items()}
 
     @property
     def fullest(self) -> int:
@@ -230,13 +239,15 @@ class CityAttack:
     def erasing(self) -> Record:
         """Change the ground beside buildings until they are gone."""
         target = self.targeted(self.labels == 0, engine.erased)
-        before, after = self._by_size(recall_by_size, target, losses.erase, lambda counts: -counts[0].sum())
-        return "erase", recalls(self.campaign.size_bins, before, after), {}
+        before, after, found = self._by_size(recall_by_size, target, losses.erase, lambda counts: -counts[0].sum())
+        tile = found[self.shown : self.shown + 1]
+        shown = {"erased": tile[0].cpu().numpy(), "after_erasing": self.campaign.predict(tile)[0].cpu().numpy()}
+        return "erase", recalls(self.campaign.size_bins, before, after), shown
 
     def inventing(self) -> Record:
         """Change buildings until others appear beside them."""
         target = self.targeted((self.labels > 0) & (self.labels != IGNORE), engine.invented)
-        before, after = self._by_size(false_by_size, target, losses.invent, np.sum)
+        before, after, _ = self._by_size(false_by_size, target, losses.invent, np.sum)
         return "invent", falses(self.campaign.size_bins, before, after), {}
 
     def targeted(self, where: torch.Tensor, score: engine.Score) -> Target:
@@ -244,9 +255,9 @@ class CityAttack:
 
     def _by_size(
         self, counter: Callable, target: Target, loss: losses.AttackLoss, harm: Callable[[np.ndarray], int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Objects counted before and after. The attack counts pixels; where it did no `harm` to a tile's objects, the
-        attacker leaves the tile as it is."""
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """Objects counted before and after, and the images found. The attack counts pixels; where it did no `harm` to a
+        tile's objects, the attacker leaves the tile as it is."""
         found = self.pgd(target, loss=loss)
         self.measure(found, target)
 
@@ -255,7 +266,7 @@ class CityAttack:
             return [counter(m[None], label[None], self.gsd, self.campaign.size_bins) for m, label in pairs]
 
         before, after = count(self.clean_map), count(self.campaign.predict(found))
-        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True))
+        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True)), found
 
     def patch(self) -> Record:
         effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
@@ -315,16 +326,3 @@ class CityAttack:
             )
         self.measure(engine.apply_universal(self.images, delta), self.reference)
         return "universal", {}, {"universal": delta.cpu().numpy()}
-
-
-def _picture(campaign: Campaign, images, labels, found, clean_map) -> dict[str, np.ndarray]:
-    """The tile that loses most, as the figure shows it."""
-    attacked_map = campaign.predict(found)
-    lost = (counts(clean_map, labels)[0] - counts(attacked_map, labels)[0]).argmax()
-    return {
-        "image": images[lost].cpu().numpy(),
-        "attacked": found[lost].cpu().numpy(),
-        "label": labels[lost].cpu().numpy(),
-        "before": clean_map[lost].cpu().numpy(),
-        "after": attacked_map[lost].cpu().numpy(),
-    }

@@ -2,9 +2,9 @@
 a painted court and a pool, which a map takes for buildings, do not (Lin and Nevatia 1998 verify rooftops by it).
 
 A building's score is the ground's brightness beside it away from the sun over that towards the sun: well below 1 in
-shadow, about 1 without. It is flagged where the score is above what nine in ten labelled buildings of the city's
-training scenes have. Ground that other buildings stand on is not looked at, and a building without ground on both sides
-is not judged.
+shadow, about 1 without. It is flagged where the score is above what nine in ten labelled buildings of a few of the
+city's training scenes have. Ground that other buildings stand on is not looked at, and a building without ground on
+both sides is not judged.
 """
 
 import math

@@ -8,6 +8,7 @@ from pipeline.scoring.bootstrap import TILE_DRAWS, Estimate, drop_estimate
 from pipeline.scoring.metrics import ratio
 
 LEVEL = 0.95
+LEAST = 0.05  # of IoU that must be lost for certain: less may be beyond doubt and still not matter
 KEPT = "all but shape"  # asks what is left by one cue alone, not what is lost without one
 
 
@@ -57,9 +58,9 @@ def fall(pair: dict, level: float) -> dict:
 
 
 def leans_on(cue: dict[str, dict | None]) -> str | None:
-    """The cue whose loss costs most for certain: of the low ends above zero the highest."""
+    """The cue whose loss costs most for certain: of the low ends above LEAST the highest."""
     sure = {name: row["drop_low"] for name, row in cue.items() if row and row["drop_low"] is not None}
-    sure = {name: low for name, low in sure.items() if name != KEPT and low > 0}
+    sure = {name: low for name, low in sure.items() if name != KEPT and low > LEAST}
     return max(sure, key=sure.get, default=None)
 
 

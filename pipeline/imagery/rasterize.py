@@ -18,39 +18,64 @@ def rasterize(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched:
     holes. Where polygons overlap, higher classes win, and any class wins over ignore: a doubtful footprint
     does not take a certain one away.
     """
-    out = np.zeros(grid.shape, np.uint8)
+    return _looked_up(labels, draw(polygons, labels, grid, all_touched))
+
+
+def draw(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False) -> np.ndarray:
+    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, as `rasterize` says."""
+    out = np.zeros(grid.shape, np.int32)
     order = np.argsort(np.where(labels == IGNORE, 0, labels), kind="stable")
     if len(order):
-        shapes = _mappings(polygons[order], labels[order])
+        shapes = _mappings(polygons[order], order + 1)
         features.rasterize(shapes, out=out, transform=grid.transform, all_touched=all_touched)
     return out
 
 
-def _mappings(polygons: np.ndarray, labels: np.ndarray) -> list[tuple[dict, int]]:
-    """(polygon as rasterio takes it, label) pairs, multipolygons in parts; all at once, for one by one is slow."""
+def _looked_up(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.uint8), values])[drawn]
+
+
+def _mappings(polygons: np.ndarray, values: np.ndarray) -> list[tuple[dict, int]]:
+    """(polygon as rasterio takes it, value) pairs, multipolygons in parts; all at once, for one by one is slow."""
     parts, owner = shapely.get_parts(polygons, return_index=True)
     _, xy, (vertices, rings) = shapely.to_ragged_array(parts, include_z=False)
     xy, vertices, rings = xy.tolist(), vertices.tolist(), rings.tolist()
     lines = [xy[a:b] for a, b in pairwise(vertices)]
     outlines = [{"type": "Polygon", "coordinates": lines[a:b]} for a, b in pairwise(rings)]
-    return list(zip(outlines, labels[owner].tolist(), strict=True))
+    return list(zip(outlines, values[owner].tolist(), strict=True))
 
 
 class VectorLabels:
     """Footprints on an image's target grid, rasterised window by window without seams.
 
-    Polygons are kept whole, so one that enters a window from outside is drawn like any other.
+    Polygons are kept whole, so one that enters a window from outside is drawn like any other. numbers: of each polygon
+    (see tiles/instances.py), None = 0.
     """
 
-    def __init__(self, polygons: np.ndarray, labels: np.ndarray, grid: Grid, classes: int, all_touched: bool = False):
+    def __init__(
+        self,
+        polygons: np.ndarray,
+        labels: np.ndarray,
+        grid: Grid,
+        classes: int,
+        all_touched: bool = False,
+        numbers: np.ndarray | None = None,
+    ):
         wrong = labels[(labels > classes) & (labels != IGNORE)]
         if len(wrong):
             raise InputError(f"footprints hold label {wrong[0]}, but train.model.classes is {classes}; raise it")
         self.polygons, self.labels, self.grid, self.all_touched = polygons, labels, grid, all_touched
+        self.numbers = np.zeros(len(polygons), np.uint8) if numbers is None else numbers
         self._tree = shapely.STRtree(polygons)
 
     def read(self, window: Window) -> np.ndarray:
         """(h, w) uint8."""
+        return self.read_numbered(window)[0]
+
+    def read_numbered(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and numbers, (h, w) uint8 both; a number is 0 where there is no building."""
         part = self.grid.window(window)
         near = np.sort(self._tree.query(shapely.polygons(part.corners()[0]), predicate="intersects"))
-        return rasterize(self.polygons[near], self.labels[near], part, self.all_touched)
+        labels, numbers = self.labels[near], np.where(self.labels[near] == IGNORE, np.uint8(0), self.numbers[near])
+        drawn = draw(self.polygons[near], labels, part, self.all_touched)
+        return _looked_up(labels, drawn), _looked_up(numbers, drawn)

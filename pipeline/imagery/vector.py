@@ -83,9 +83,13 @@ def _polygonal(collection):
 
 
 def read_footprints(
-    path: str | Path, crs=None, bounds: Bounds | None = None, where: str | None = None, column: str | None = None,
+    path: str | Path,
+    crs=None,
+    bounds: Bounds | None = None,
+    where: str | None = None,
+    column: str | None = None,
     layer: str | None = None,
-) -> Footprints:  # fmt: skip
+) -> Footprints:
     """Read the polygons of a file, or of its layer of a name, repaired, in `crs` (anything pyproj reads; None = the
     file's own).
 

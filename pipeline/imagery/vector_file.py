@@ -79,12 +79,6 @@ class OgrLayer:
             raise InputError(f"{self.path}: holds {what}; keep exactly one layer of footprints")
         return found[0]
 
-    def _named(self, name: str) -> int:
-        names = [known for known, _ in pyogrio.list_layers(self.plain)]
-        if name not in names:
-            raise InputError(f"{self.path}: holds no layer {name}, only {', '.join(names)}; bring it back")
-        return names.index(name)
-
     @property
     def bounds(self) -> np.ndarray:
         """(4,) of all it holds, not finite where that is nothing. Raises InputError."""
@@ -93,6 +87,12 @@ class OgrLayer:
         except Exception as error:
             raise self._unreadable(error) from None
         return np.array(about["total_bounds"] or [np.nan] * 4)
+
+    def _named(self, name: str) -> int:
+        names = [known for known, _ in pyogrio.list_layers(self.plain)]
+        if name not in names:
+            raise InputError(f"{self.path}: holds no layer {name}, only {', '.join(names)}; bring it back")
+        return names.index(name)
 
     def read(self, columns: set[str], box: Box | None, where: str | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Geometries (N,) in two dimensions that may meet a box, and those of the columns named that there are.

@@ -4,6 +4,7 @@ A graph holds the normalisation and the padding to the network's stride, so it t
 answers logits. The model card travels inside the file: `networks.onnx_file.load_onnx` needs nothing else.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.storage import atomic_file, read_json, write_json
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
 SIZES = ((96, 128), (161, 75))  # of images on which an export is held against the model
 OPSET = 18
+TILE, OVERLAP = 512, 25  # Deepness: pixels along a tile's side, % of it shared with the next
 DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # images (N, C, H, W)
 
 
@@ -32,14 +34,34 @@ class _Graph(nn.Module):
         super().__init__()
         self.segmenter = segmenter
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         height, width = images.shape[-2:]
         stride = self.segmenter.stride
         x = (images - self.segmenter.mean) / self.segmenter.std
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        return self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
+
+
+class _Probabilities(nn.Module):
+    """What Deepness decides by: the calibrated probability of building, or of each class where there are several.
+
+    The plugin sets what is below its threshold to 0 and takes the largest: of several classes, so that this is the
+    card's own decision, its threshold is in the graph.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.logits, self.decision = _Graph(segmenter), segmenter.decision
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits, temperature = self.logits(images), self.decision.temperature
+        logits = logits[0] if isinstance(logits, tuple) else logits  # contacts part buildings in outlines only
+        if logits.shape[1] == 2:
+            return (logits / temperature).softmax(1)[:, 1:]
+        return (self.decision.logits(logits) / temperature).softmax(1)
 
 
 def export(folder: str | Path) -> Path:
@@ -76,7 +98,8 @@ def export_program(folder: str | Path) -> Path:
     with atomic_file(folder / "model.pt2") as partial:
         torch.export.save(program, partial, extra_files={"model.json": segmenter.card.model_dump_json()})
         read_back = torch.export.load(partial).module()
-        _check_equal(folder, segmenter, lambda images: read_back(images).numpy())
+        joined = torch.cat if segmenter.contacts else lambda found, _: found
+        _check_equal(folder, segmenter, lambda images: joined(read_back(images), 1).numpy())
     return folder / "model.pt2"
 
 
@@ -100,7 +123,48 @@ def _measured(path: Path) -> dict:
         raise InputError(f"{path}: holds no metrics of the evaluate stage ({error}); run that for this model") from None
 
 
+def export_deepness(folder: str | Path) -> Path:
+    """Write FOLDER/deepness.onnx, which QGIS's plugin Deepness opens with nothing to set; returns its path.
+
+    Tiles of 512² pixels at the model's ground sample distance, in [0, 1]; calibrated probabilities. Raises InputError
+    as `export` does.
+    """
+    folder, runtime = Path(folder), onnxruntime()
+    segmenter = load_model(folder)
+    card, several = segmenter.card, segmenter.card.classes > 1
+    names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
+    about = {
+        "model_type": "Segmentor",
+        "class_names": {str(k): name for k, name in enumerate(names)},
+        "resolution": 100 * card.gsd,  # cm a pixel
+        "tile_size": TILE,
+        "tiles_overlap": OVERLAP,
+        "seg_thresh": 0.0 if several else card.threshold,
+        "seg_small_segment": 0,
+    }
+    images = torch.rand(1, card.channels, TILE, TILE, generator=torch.Generator().manual_seed(0))
+    graph = _Probabilities(segmenter).eval()
+    with atomic_file(folder / "deepness.onnx") as partial:
+        props = {name: json.dumps(value) for name, value in about.items()}
+        _write_graph(graph, images, ["probabilities"], None, props, partial)
+        session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+        with torch.inference_mode():
+            difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - graph(images).numpy()).max())
+        if not difference <= TOLERANCE:
+            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} of probability; it was not exported")
+    return folder / "deepness.onnx"
+
+
 def _write_onnx(segmenter: Segmenter, path: Path) -> None:
+    images = torch.rand(2, segmenter.card.channels, 96, 128)
+    outputs = ["logits", "contacts"] if segmenter.contacts else ["logits"]
+    props = {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)}
+    _write_graph(_Graph(segmenter).eval(), images, outputs, {"images": DYNAMIC}, props, path)
+
+
+def _write_graph(
+    graph: nn.Module, images: torch.Tensor, outputs: list[str], shapes: dict | None, props: dict[str, str], path: Path
+) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter stands on it
@@ -108,11 +172,11 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         raise InputError("export needs onnx and onnxscript; install the extra: pip install -e '.[onnx]'") from None
     try:
         program = torch.onnx.export(
-            _Graph(segmenter).eval(),
-            (torch.rand(2, segmenter.card.channels, 96, 128),),
+            graph,
+            (images,),
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": DYNAMIC},
+            output_names=outputs,
+            dynamic_shapes=shapes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -121,7 +185,7 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"card": segmenter.card.model_dump_json(), "stride": str(segmenter.stride)})
+    onnx.helper.set_model_props(model, props)
     onnx.save(model, path)
 
 
@@ -131,13 +195,14 @@ def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
     for size in SIZES:
         images = torch.rand(1, segmenter.card.channels, *size, generator=random)
         with torch.inference_mode():
-            difference = np.abs(exported(images) - segmenter(images).numpy()).max()
+            expected = segmenter(images, contacts=segmenter.contacts).numpy()
+            difference = np.abs(exported(images) - expected).max()
         if not difference <= TOLERANCE:
             raise InputError(f"{folder}: it and its export differ by {difference:.1e} in a logit; it was not exported")
 
 
 def _run(session, images: torch.Tensor) -> np.ndarray:
     try:
-        return session.run(["logits"], {"images": images.numpy()})[0]
+        return np.concatenate(session.run(None, {"images": images.numpy()}), axis=1)
     except Exception as error:  # onnxruntime's own exceptions have no public base class
         raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None

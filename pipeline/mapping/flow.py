@@ -31,10 +31,11 @@ def fill(
     temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
         segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
-    window = window_side(settings.window, image.shape[1] * segmenter.classes)
+    window = window_side(settings.window, image.shape[1] * (segmenter.classes + mapper.contacts))
     bands = infer(
         segmenter, image, window=window, overlap=settings.overlap,
-        batch_size=settings.batch_size, augment=augment, temperature=temperature, empty=empty,
+        batch_size=settings.batch_size, augment=augment, temperature=temperature,
+        contacts=mapper.contacts, empty=empty,
         precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
@@ -44,7 +45,7 @@ def fill(
             buildings = np.ascontiguousarray(probabilities[..., 1:])
             del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
             if settings.uncertainty:
-                buildings = Disagreement.split(buildings)
+                buildings[..., : segmenter.classes] = Disagreement.split(buildings[..., : segmenter.classes])
             if mapping:
                 mapping.result()
             mapping = worker.submit(mapper.add, buildings)

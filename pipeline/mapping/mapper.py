@@ -16,6 +16,7 @@ from pipeline.imagery.writer import WriteFootprints, WriteRows
 from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, pixel_areas
 from pipeline.mapping.regular import Outlines
+from pipeline.mapping.splitting import Splitter
 from pipeline.params import Predict
 
 CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
@@ -41,7 +42,7 @@ class Mapper:
     model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a
     column); decide: from probabilities (h, W, k) to the classes drawn (h, W) uint8; layers: where the rows of
     LAYERS go; footprints: where polygons go, None = none are made; validity: where the scene holds data (see
-    Raster.source_validity).
+    Raster.source_validity); contacts: whether the model tells them, and touching buildings can come apart.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Mapper:
         footprints: WriteFootprints | None = None,
         validity: Callable[[Window], np.ndarray | None] = lambda window: None,
         name: str = "",
+        contacts: bool = False,
     ):
         self.scene, self.native, self.settings, self.decide = scene, native, settings, decide
         self.layers, self.footprints, self.validity, self.name = layers, footprints, validity, name
@@ -63,6 +65,8 @@ class Mapper:
         self.top = 0  # the first of them
         self.row = 0  # the scene's next row
         self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)  # its rows mapped at a time
+        self.contacts = contacts and footprints is not None and settings.split < 1
+        self.splitter = Splitter(scene.width, float(np.sqrt(np.prod(native))))
         self.polygoniser = Polygoniser(scene.width, self._least_pixels())
         self.outlines = Outlines(settings.outlines, scene.shape, native)
         self.totals = Totals()
@@ -74,7 +78,8 @@ class Mapper:
         return max(1, int(0.9 * self.settings.min_area / largest))
 
     def add(self, probabilities: np.ndarray) -> None:
-        """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped."""
+        """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped, then the
+        probability of a contact with `contacts`."""
         step = max(1, CHUNK // probabilities.shape[1])
         for start in range(0, len(probabilities), step):
             piece = probabilities[start : start + step]
@@ -99,11 +104,15 @@ class Mapper:
 
     def finish(self) -> Totals:
         if self.footprints:
+            for band in self.splitter.finish():
+                self._emit(self.polygoniser.add(*band))
             self._emit(self.polygoniser.finish())
         return self.totals
 
     def _map(self, rows: np.ndarray, window: Window) -> None:
-        """Scene rows (h, W, k or k + 1): decide, write, trace."""
+        """Scene rows (h, W, k to k + 2): decide, write, trace."""
+        if self.contacts:
+            rows, contact = rows[..., :-1], rows[..., -1] >= self.settings.split
         uncertainty = rows[..., -1] if "uncertainty" in self.layers else None
         classes = rows if uncertainty is None else rows[..., :-1]
         single = classes.shape[-1] == 1
@@ -119,7 +128,9 @@ class Mapper:
         if uncertainty is not None:
             self._write("uncertainty", uncertainty[None], nowhere, window)
         if self.footprints:
-            self._emit(self.polygoniser.add(mask, building if single else classes.max(-1)))
+            band = mask, building if single else classes.max(-1)
+            for apart in self.splitter.add(*band, contact) if self.contacts else [band]:
+                self._emit(self.polygoniser.add(*apart))
         self._count(building, valid, window)
 
     def _write(self, layer: str, values: np.ndarray, nowhere: np.ndarray | None, window: Window) -> None:

@@ -87,7 +87,7 @@ class Predictor:
             mapper = Mapper(
                 model, scene, native, chosen, decision(chosen, self.card).of_probabilities,
                 {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
-                validity,
+                validity, contacts=self.segmenter.contacts,
             )  # fmt: skip
             fill(self.segmenter, image, mapper, chosen, empty=empty)
         columns = {

@@ -146,7 +146,7 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
             polygons = _described(rows, class_names(card), model | _origin(task.scene, image.dataset))
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
-            layers, polygons, twin.source_validity, task.name,
+            layers, polygons, twin.source_validity, task.name, segmenter.contacts,
         )  # fmt: skip
         pixels = stack.enter_context(ReadAhead(image))
         totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty)

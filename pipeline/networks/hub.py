@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.networks.card import Card
 
+PLAIN = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # without an encoder
 TAGS = ["image-segmentation", "building-segmentation", "remote-sensing", "aerial-imagery", "semantic-segmentation"]
 
 
@@ -43,16 +44,16 @@ def _page(card: Card, measured: dict | None) -> str:
     model, iou = card.model, card.metrics.get("validation_iou")
     cities = ", ".join(card.cities) or "cities that the card does not name"
     validation = "no building lay in validation" if iou is None else f"{iou:.3f} on validation scenes of these cities"
-    inherited = card.inherited
+    encoder = "" if model.architecture in PLAIN else f" with {model.encoder}"
+    before = f"; it started from a model that knew {', '.join(card.inherited)}" if card.inherited else ""
     rows = [
-        ("architecture", " with ".join(filter(None, [model.architecture, model.encoder]))),
+        ("architecture", f"{model.architecture}{encoder}"),
         ("input", f"{card.channels} bands, {card.gsd:g} m on the ground per pixel, values in [0, 1]"),
         ("output", f"logits of background and {card.classes} class{'es' * (card.classes > 1)} of building"),
-        ("threshold", f"{card.threshold:.3g} of the probability at temperature "
-                      f"{card.temperature:.3g}"),
-        ("trained on", cities + (f"; it started from a model that knew {', '.join(inherited)}" if inherited else "")),
+        ("threshold", f"{card.threshold:.3g} of the probability at temperature {card.temperature:.3g}"),
+        ("trained on", cities + before),
         ("IoU", validation),
-    ]  # fmt: skip
+    ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     return f"""# {_name(card)}
 

@@ -31,12 +31,21 @@ class Segmenter(nn.Module):
     """Images (N, C, H, W) float in [0, 1] to logits (N, K, H, W), K = classes + 1, for any H and W.
 
     The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model,
-    `decision` says which class a pixel is drawn as: `decide(logits)`.
+    `decision` says which class a pixel is drawn as: `decide(logits)`. Where the network has `contacts`, it answers one
+    channel more, the logit that a pixel lies close to two buildings; it is given where it is asked for.
     """
 
-    def __init__(self, network: nn.Module, channels: int, classes: int, stride: int = 1, sides: str = "replicate"):
+    def __init__(
+        self,
+        network: nn.Module,
+        channels: int,
+        classes: int,
+        stride: int = 1,
+        sides: str = "replicate",
+        contacts: bool = False,
+    ):
         super().__init__()
-        self.network, self.classes, self.stride = network, classes, stride
+        self.network, self.classes, self.stride, self.contacts = network, classes, stride, contacts
         self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
@@ -55,13 +64,15 @@ class Segmenter(nn.Module):
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.std.copy_(torch.as_tensor(std, dtype=torch.float32).view(1, -1, 1, 1).clamp_min(1e-3))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        """With `contacts` (N, K + 1, H, W), that of a network which has them last."""
         height, width = images.shape[-2:]
         x = (images - self.mean) / self.std
         down, right = -height % self.stride, -width % self.stride
         if down or right:  # encoders halve the image `log2(stride)` times
             x = F.pad(x, (0, right, 0, down), mode=self.sides)
-        return self.network(x)[..., :height, :width]
+        z = self.network(x)[..., :height, :width]
+        return z if contacts or not self.contacts else z[:, :-1]
 
 
 class WindowCNN(nn.Module):
@@ -226,7 +237,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
     from pipeline.networks.lipschitz import LipschitzNet, MinMax, replace_relu
     from pipeline.networks.small_nets import SmallFCN, SmallUNet
 
-    outputs, stride, sides = model.classes + 1, 1, "replicate"
+    outputs, stride, sides = model.classes + 1 + (model.contact > 0), 1, "replicate"
     match model.architecture:
         case "linear":
             network = nn.Conv2d(channels, outputs, 1)
@@ -251,7 +262,7 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
             )
     if model.encoder_weights not in (None, "imagenet"):
         _load_encoder(network, model.encoder_weights)
-    segmenter = Segmenter(network, channels, model.classes, stride, sides)
+    segmenter = Segmenter(network, channels, model.classes, stride, sides, model.contact > 0)
     if model.encoder_weights == "imagenet" and channels == 3:
         segmenter.set_normalisation(*normalisation(model.encoder))
     return segmenter
@@ -270,10 +281,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> None:
-    """Write FOLDER/weights.safetensors, FOLDER/model.json and its page FOLDER/README.md, atomically.
-
-    card: a Card, or its keys.
-    """
+    """Write FOLDER/weights.safetensors, model.json and its page README.md, atomically. `card`: a Card, or its keys."""
     card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
         weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,12 +18,13 @@ class OnnxSegmenter(nn.Module):
     def __init__(self, session, card: Card, stride: int):
         super().__init__()
         self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
-        self.decision = Decision.of(card)
+        self.decision, self.contacts = Decision.of(card), card.model.contact > 0
         self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (logits,) = self.session.run(["logits"], {"images": images.detach().float().cpu().numpy()})
-        return torch.from_numpy(logits).to(images.device)
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        names = ["logits", "contacts"] if contacts else ["logits"]
+        found = self.session.run(names, {"images": images.detach().float().cpu().numpy()})
+        return torch.from_numpy(np.concatenate(found, axis=1)).to(images.device)
 
 
 def onnxruntime():

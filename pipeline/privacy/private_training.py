@@ -155,7 +155,9 @@ def train(
             images, labels = to_tensors(tuple(np.stack(side) for side in zip(*crops, strict=True)), on)
             # Opacus misreads channels last: its gradients of one record would be parts of others'
             loss = crop_loss(network(images.contiguous()), labels).sum()
-            (loss if private else loss / expected).backward()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Full backward hook")  # images need no gradient, and have none
+                (loss if private else loss / expected).backward()
         elif private:  # the noise must not tell that nobody was drawn
             for weight in model.parameters():
                 weight.grad_sample = weight.new_zeros(0, *weight.shape)

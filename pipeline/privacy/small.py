@@ -1,12 +1,13 @@
 """What privacy costs, and what its lack shows: small networks trained without it, with it, and on a scene repeated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.code import version
+from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, save_model
 from pipeline.params import Model, Privacy
 from pipeline.privacy.judge import Sample, judge, mean_iou
@@ -46,10 +47,10 @@ class SmallNetworks:
         segmenter = build_model(model, first.channels).to(self.on)
         segmenter.set_normalisation([0.5] * first.channels, [0.25] * first.channels)  # of no image: it would be told
         train(segmenter, of, mechanism, crop=p.crop, learning_rate=p.learning_rate, seed=seed, on=self.on)
-        card = {
-            "model": model.model_dump(), "channels": first.channels, "classes": first.classes, "gsd": first.gsd,
-            "cities": [city.city for city in self.cities], "fingerprint": key,
-        }  # fmt: skip
+        card = Card(
+            model=model, channels=first.channels, classes=first.classes, gsd=first.gsd,
+            cities=[city.city for city in self.cities], fingerprint=key,
+        )  # fmt: skip
         save_model(folder, segmenter, card)
         return load_model(folder, self.on)
 
@@ -87,8 +88,9 @@ def planted(small: SmallNetworks, samples: dict[str, Sample]) -> dict:
     places = [(city, scene) for city, others in held_out.items() for scene in sorted(set(others.scenes))]
     plant = places[int(np.random.default_rng(settings.seed).integers(len(places)))]
     twins = [r for r in small.records("test") if (r.city.city, r.region.parent) == plant] * settings.planted
+    as_large = replace(small.without_noise, rate=small.without_noise.rate * len(of) / len(of + twins))  # a batch
     before = small.trained("plain", of, small.without_noise)
-    after = small.trained("planted", of + twins, small.without_noise)
+    after = small.trained("planted", of + twins, as_large)
     risen = {
         (city, scene): rise
         for city, others in held_out.items()

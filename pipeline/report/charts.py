@@ -311,7 +311,10 @@ def corruption(results: Results) -> list[Gallery]:
         values = {c: [clean[c], *(by_severity[s].get(c) for s in severities)] for c in cities}
         lines = lines_of(cities, [0, *map(int, severities)], values.get)
         charts.append(panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1)))
-    text = "Each city by the model that has not seen it. Severity 0 is the clean image."
+    text = (
+        "Each city by the model that has not seen it. Severity 0 is the clean image, of the same "
+        f"{results.params.generalize.corruption_tiles} tiles a city: not the IoU of its whole scenes above."
+    )
     return [Gallery("Weather, light and camera", text, charts, city_legend(cities), first=20)] if charts else []
 
 

@@ -12,6 +12,7 @@ from pipeline.attacks.audit import failures
 from pipeline.report import charts, colours, provenance
 from pipeline.report.answer import answer, budget, down
 from pipeline.report.changes import changes
+from pipeline.report.downloads import downloads
 from pipeline.report.explained import explained, rests_on
 from pipeline.report.footprints import colour, ink, maps
 from pipeline.report.results import Results
@@ -63,6 +64,7 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         maps=maps(results, shown),
         evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
         outlines={c: r["outlines"] for c in results.cities if (r := evaluated.get(c, {})).get("outlines")},
+        fairness=results.of("evaluate", "fairness"),
         classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
         learning=[*drawn["learning"], *drawn["confidence"]],
         matrix=heat_map(results),
@@ -83,7 +85,10 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         cues=drawn["cues"],
         faithful=results.of("explain", "attribution"),
         explained_examples=explained(results),
+        incremental=results.metrics["incremental"],
+        privacy=results.metrics["privacy"],
         changes=changes(results),
+        downloads=downloads(results),
         provenance={
             "data": provenance.data(results),
             "parameters": provenance.parameters(results),

@@ -4,6 +4,25 @@
 (() => {
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
 
+  // A slider from the clean tile's map over the attacked one's to the erased one's.
+  document.querySelectorAll(".fooled").forEach((figure) => {
+    const states = [...figure.querySelectorAll("figure[data-state]")];
+    const frame = document.createElement("div"), slider = document.createElement("input"), said = document.createElement("output");
+    const layers = states.map((state) => state.querySelector(".map").cloneNode());
+    frame.className = "fooling";
+    frame.append(...layers);
+    Object.assign(slider, { type: "range", min: 0, max: 100 * (states.length - 1), value: 0 });
+    slider.setAttribute("aria-label", `From ${states.map((state) => state.dataset.state).join(" to ")}`);
+    const draw = () => {
+      layers.forEach((layer, i) => { layer.style.clipPath = i ? `inset(0 ${Math.min(100, Math.max(0, 100 * i - slider.value))}% 0 0)` : ""; });
+      said.textContent = states[Math.round(slider.value / 100)].querySelector("figcaption").textContent;
+    };
+    slider.addEventListener("input", draw);
+    figure.querySelector("figcaption").after(frame, slider, said);
+    figure.classList.add("live");
+    draw();
+  });
+
   const viewer = document.getElementById("viewer");
   if (!viewer) return;
   const all = (selector) => [...viewer.querySelectorAll(selector)];

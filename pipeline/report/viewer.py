@@ -8,14 +8,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
+from pipeline.params import Attack
 from pipeline.report.colours import FOUND, INVENTED, MISSED, PREDICTION, TRUTH, rgb
 from pipeline.report.results import Results
-from pipeline.scoring.metrics import counts
+from pipeline.scoring.metrics import counts, match_objects
 from pipeline.tiles.store import Region
 
 LAYERS = ("truth", "prediction", "errors", "confidence")
@@ -160,11 +160,23 @@ def webp(image: Image.Image, **options) -> str:
 
 
 @dataclass(frozen=True)
+class State:
+    """A tile as the model meets it: its picture, what the model makes of it (errors in colour), what came of it."""
+
+    name: str
+    said: str
+    image: str
+    map: str
+
+
+@dataclass(frozen=True)
 class Example:
+    """A city's tile clean, attacked and with its buildings erased; `change`: the attack's, amplified `gain` times."""
+
     city: str
-    source: str
-    width: int
-    height: int
+    states: list[State]
+    change: str
+    gain: int
 
 
 def examples(results: Results, most: int = 4) -> list[Example]:
@@ -174,33 +186,48 @@ def examples(results: Results, most: int = 4) -> list[Example]:
     for city in [city for city, path in paths.items() if path.exists()][:most]:
         try:
             with np.load(paths[city], allow_pickle=False) as arrays:
-                image = example(dict(arrays), results.params.attack.reference)
+                found.append(example(city, dict(arrays), results.params.attack))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise unreadable(paths[city], results.root, error) from None
-        found.append(Example(city, webp(image, quality=70), *image.size))
     return found
 
 
-def example(arrays: dict[str, np.ndarray], epsilon: float) -> Image.Image:
-    """A tile, its perturbation (amplified), and its map before and after, errors in colour."""
-    image, attacked = (arrays[key].transpose(1, 2, 0)[..., :3] for key in ("image", "attacked"))
-    if image.shape[-1] < 3:
-        image, attacked = (a[..., :1].repeat(3, -1) for a in (image, attacked))
-    gain = AMPLIFIED * 255 / epsilon
-    panels = {
-        "image": image,
-        f"perturbation × {gain:.0f}": (0.5 + gain * (attacked - image)).clip(0, 1),
-        "before": overlay(image, arrays["before"], arrays["label"]),
-        f"after ({epsilon:g}/255)": overlay(image, arrays["after"], arrays["label"]),
+def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Example:
+    """Of the arrays that the attack stage keeps of a tile; those of an earlier version know no erasing."""
+    steps = {
+        "clean": ("image", "before", ""),
+        "attacked": ("attacked", "after", f", every pixel changed by at most {settings.reference:g}/255"),
+        "erased": (
+            "erased",
+            "after_erasing",
+            f", the ground beside buildings changed by at most {settings.targeted:g}/255",
+        ),
     }
-    figure = Figure(figsize=(12, 3.3), layout="constrained")
-    for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        axis.imshow(panel, interpolation="nearest")
-        axis.set_title(title, fontsize="medium")
-        axis.axis("off")
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110)
-    return Image.open(data).convert("RGB")
+    states = [
+        State(name, verdict(arrays[after], arrays["label"]) + how, drawn(rgb_of(arrays[image])),
+              drawn(overlay(rgb_of(arrays[image]), arrays[after], arrays["label"])))
+        for name, (image, after, how) in steps.items() if image in arrays
+    ]  # fmt: skip
+    gain = AMPLIFIED * 255 / settings.reference
+    change = (0.5 + gain * (rgb_of(arrays["attacked"]) - rgb_of(arrays["image"]))).clip(0, 1)
+    return Example(city, states, drawn(change), round(gain))
+
+
+def verdict(prediction: np.ndarray, label: np.ndarray) -> str:
+    """The IoU of a tile and how many of its buildings are found."""
+    intersection, union = counts(prediction, label)
+    objects = match_objects(prediction, label)
+    return f"IoU {intersection / max(union, 1):.2f}, {objects.matched} of {len(objects.area)} buildings found"
+
+
+def rgb_of(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of an image (C, H, W), its first band thrice where it has fewer than three."""
+    image = image.transpose(1, 2, 0)[..., :3]
+    return image if image.shape[-1] == 3 else image[..., :1].repeat(3, -1)
+
+
+def drawn(picture: np.ndarray) -> str:
+    return webp(Image.fromarray(np.rint(255 * picture.clip(0, 1)).astype(np.uint8)), quality=90)
 
 
 def overlay(image: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:

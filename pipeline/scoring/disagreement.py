@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.networks.models import Segmenter
-from pipeline.scoring.inference import symmetries
+from pipeline.scoring.inference import probabilities, symmetries
 
 
 class Disagreement(nn.Module):
@@ -17,18 +17,21 @@ class Disagreement(nn.Module):
 
     def __init__(self, segmenter: Segmenter, temperature: float):
         super().__init__()
-        self.segmenter, self.temperature = segmenter, temperature
+        self.segmenter, self.temperature, self.contacts = segmenter, temperature, segmenter.contacts
         self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        views = [
-            upright((self.segmenter(view).float() / self.temperature).softmax(1)[:, 1:])
-            for view, upright in symmetries(images)
-        ]
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        views = [upright(self._answer(view, contacts)) for view, upright in symmetries(images)]
         p = torch.stack(views)
+        p, contact = p[:, :, : self.segmenter.classes], p[:, :, self.segmenter.classes :].mean(0)
         deviation = p.sum(2, keepdim=True).std(0, correction=0)
         halves = torch.cat([p.mean(0), deviation], 1) / 2
-        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        answer = torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        return torch.cat([answer, contact.logit(1e-6)], 1)
+
+    def _answer(self, images: torch.Tensor, contacts: bool) -> torch.Tensor:
+        """The classes' probabilities (N, k, H, W), and a contact's where it is asked for."""
+        return probabilities(self.segmenter, images, self.temperature, False, contacts)[:, 1:]
 
     @staticmethod
     def split(probabilities):

@@ -5,25 +5,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import nn
 
 from pipeline.labels import IGNORE
 from pipeline.networks.models import Segmenter
-from pipeline.params import Evaluate
+from pipeline.params import Evaluate, Predict
 from pipeline.scoring import blocks, metrics
+from pipeline.scoring.apart import tell_apart
 from pipeline.scoring.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
 from pipeline.scoring.fairness import SceneCounts, fairness, size_names
 from pipeline.scoring.inference import infer
 from pipeline.scoring.metrics import ratio
 from pipeline.tiles.store import CityTiles, Region
 
+DEFAULTS = Predict()
+
 
 @dataclass(frozen=True)
 class SceneResult:
-    """One region's building map, uint8: `prediction` (H, W) classes, `confidence` (H, W) in 1/255 of probability."""
+    """One region's building map, uint8: `prediction` (H, W) classes, `apart` (H, W) with 0 between touching buildings,
+    `confidence` (H, W) in 1/255 of probability."""
 
     region: Region
     prediction: np.ndarray
+    apart: np.ndarray
     confidence: np.ndarray
     pixels: np.ndarray  # TP, FP, FN, TN
 
@@ -52,6 +58,11 @@ class CityResult:
         tp, _, fn, _ = self.pixels
         return ratio(intersection, union) if tp + fn else None
 
+    @property
+    def buildings(self) -> metrics.Objects:
+        """Of all its scenes."""
+        return sum(self.objects, metrics.Objects.none())
+
     def units(self, e: Evaluate, reach: float | None = None) -> blocks.Units:
         """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated, where that is known."""
         return blocks.units(self.cells, e.block, reach)
@@ -77,13 +88,16 @@ class Both(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.segmenter, self.temperature = segmenter, segmenter.decision.temperature
+        self.contacts = segmenter.contacts
         self.classes, self.stride = segmenter.classes + 1, segmenter.stride
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.segmenter(images).float()
+    def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
+        answer = self.segmenter(images, contacts=contacts).float()
+        logits, contact = answer[:, : self.classes], answer[:, self.classes :]
         kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
         halves = torch.cat([kinds, building], 1) / 2
-        return torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        answer = torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
+        return torch.cat([answer, contact], 1)
 
     @staticmethod
     def split(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,35 +106,47 @@ class Both(nn.Module):
 
 
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
-    """The building map of one region as `predict` draws it, and its probability of building in 1/255,
-    as trained and calibrated: all (H, W) uint8."""
+    """The building map of one region as `predict` draws it, its probability of building in 1/255, as trained and
+    calibrated, and that of a contact (0 where the model knows none): all (H, W) uint8."""
     prediction = np.empty((region.height, region.width), np.uint8)
-    confidence, calibrated = np.empty_like(prediction), np.empty_like(prediction)
+    confidence, calibrated, contact = (np.zeros_like(prediction) for _ in range(3))
     label = city.label(region)
     bands = infer(
         Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
-        augment=e.augment, empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        augment=e.augment, contacts=segmenter.contacts,
+        empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, blended in bands:
         rows = slice(top, top + len(blended))
+        if segmenter.contacts:
+            blended, contact[rows] = blended[..., :-1], _in_255(blended[..., -1])
         kinds, building = Both.split(blended)
         prediction[rows] = segmenter.decision.of_probabilities(kinds)
         confidence[rows], calibrated[rows] = _in_255(building), _in_255(kinds.sum(-1))
-    return prediction, confidence, calibrated
+    return prediction, confidence, calibrated, contact
 
 
 def _in_255(probability: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(probability, 0, 1)).astype(np.uint8)
 
 
+def delivered(apart: np.ndarray, label: np.ndarray, gsd: float, least: float) -> np.ndarray:
+    """(H, W) int32: which building, of those of `least` m² or more on ground that the label knows."""
+    found, _ = ndimage.label((apart > 0) & (label != IGNORE))
+    return np.where(np.bincount(found.ravel())[found] * gsd**2 >= least, found, 0)
+
+
 def evaluate_scenes(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test"
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
 ) -> Iterator[tuple[SceneResult, CityResult]]:
-    """Yield each region's map and the city's counts so far; after the last one the counts are the city's."""
+    """Yield each region's map and the city's counts so far; after the last one the counts are the city's.
+
+    predict: how those buildings are delivered that are counted one by one.
+    """
     regions = city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     for region in regions:
-        prediction, confidence, calibrated = predict_region(segmenter, city, region, e)
+        prediction, confidence, calibrated, contact = predict_region(segmenter, city, region, e)
         label = city.label(region)
         pixels = metrics.pixel_counts(prediction, label)
         result.pixels += pixels
@@ -129,19 +155,26 @@ def evaluate_scenes(
         result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
-        result.objects.append(metrics.match_objects(prediction, label, city.groups(region)))
+        apart = prediction
+        if segmenter.contacts and predict.split < 1:
+            apart = tell_apart(prediction, contact >= 255 * predict.split, city.gsd)
+        found = delivered(apart, label, city.gsd, predict.min_area)
+        truth, sure = city.instances(region), calibrated / 255
+        result.objects.append(metrics.match_objects(found, truth, sure, city.groups(region)))
         side = max(1, round(e.neighbourhood / city.gsd))
         squares = metrics.cell_counts(prediction, label, side)
         counted = SceneCounts(city.city, region.parent, city.gsd, squares, result.objects[-1], city.group_names)
         result.scenes.append(counted)
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
-        yield SceneResult(region, prediction, confidence, pixels), result
+        yield SceneResult(region, prediction, apart, confidence, pixels), result
 
 
-def evaluate_city(segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test") -> CityResult:
+def evaluate_city(
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
+) -> CityResult:
     """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
     result = CityResult(city.city, city.gsd)
-    for _, result in evaluate_scenes(segmenter, city, e, split):  # noqa: B007 (the last one is whole)
+    for _, result in evaluate_scenes(segmenter, city, e, split, predict):  # noqa: B007 (the last one is whole)
         pass
     return result
 
@@ -153,9 +186,14 @@ MEASURES: dict[str, Callable[[CityResult], float | None]] = {
     "recall": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[2]),
     "f1": lambda r: ratio(2 * r.pixels[0], r.pixels[0] + r.pixels[:3].sum()),
     "boundary_iou": lambda r: ratio(*r.boundary),
-    "object_f1": lambda r: ratio(
-        2 * sum(o.matched for o in r.objects), sum(len(o.area) + o.predicted for o in r.objects)
-    ),
+    "object_f1": lambda r: r.buildings.quality[1],
+    "ap50": lambda r: r.buildings.average_precision,
+    "panoptic_quality": lambda r: r.buildings.quality[0],
+    "segmentation_quality": lambda r: r.buildings.quality[2],
+    "buildings": lambda r: len(r.buildings.area),
+    "buildings_found": lambda r: len(r.buildings.match),
+    "merged": lambda r: r.buildings.merged,
+    "split": lambda r: r.buildings.split,
     "ece": lambda r: metrics.calibration_error(r.confidence),
     "ece_calibrated": lambda r: metrics.calibration_error(r.calibrated),
 }
@@ -166,8 +204,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
     known = result.iou is not None and bool(result.cells)
     low, high = result.estimate(e).shown() if known else (None, None)
     units = result.units(e)
-    area = np.concatenate([o.area for o in result.objects]) if result.objects else np.zeros(0)
-    best = np.concatenate([o.best_iou for o in result.objects]) if result.objects else np.zeros(0)
+    area, best = result.buildings.area, result.buildings.best_iou
     edges = [0, *e.size_bins, np.inf]
     sizes = {}
     for name, lo, hi in zip(size_names(e.size_bins), edges, edges[1:], strict=False):
@@ -175,7 +212,7 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
         count = int(inside.sum())
         sizes[name] = {
             "buildings": count,
-            "recall": ratio((best[inside] > 0.5).sum(), count),
+            "recall": ratio((best[inside] > metrics.MATCH).sum(), count),
             "iou": ratio(best[inside].sum(), count),
         }
     entry = {

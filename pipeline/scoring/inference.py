@@ -54,11 +54,23 @@ def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[t
 
 
 @torch.inference_mode()
-def probabilities(segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries."""
+def probabilities(
+    segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
+) -> torch.Tensor:
+    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries.
+
+    With `contacts`, of a segmenter that has them, (N, K + 1, H, W): last the probability of a contact.
+    """
+
+    def answer(view: torch.Tensor) -> torch.Tensor:
+        if not contacts:
+            return (segmenter(view).float() / temperature).softmax(1)
+        z = segmenter(view, contacts=True).float()
+        return torch.cat([(z[:, :-1] / temperature).softmax(1), z[:, -1:].sigmoid()], 1)
+
     if not augment:
-        return (segmenter(images).float() / temperature).softmax(1)
-    return sum(upright((segmenter(v).float() / temperature).softmax(1)) for v, upright in symmetries(images)) / 8
+        return answer(images)
+    return sum(upright(answer(view)) for view, upright in symmetries(images)) / 8
 
 
 def infer(
@@ -71,9 +83,11 @@ def infer(
     augment: bool = False,
     temperature: float = 1.0,
     precision: str = "auto",
+    contacts: bool = False,
     empty: Callable[[slice, slice], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps.
+    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` one more,
+    that of a contact, last.
 
     `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
     time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are
@@ -84,7 +98,7 @@ def infer(
     tall, wide, rows, columns = layout(height, width, window, overlap, stride)
     right = columns[-1] + wide  # the scene's width and its repeated edge
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
-    foreground = segmenter.classes
+    foreground = segmenter.classes + contacts
     total = torch.zeros(foreground, tall, right, device=on)  # Σ weight · probability of each foreground class
     norm = torch.zeros(tall, right, device=on)
     for i, top in enumerate(rows):
@@ -98,12 +112,12 @@ def infer(
             lefts = busy[start : start + batch_size]
             batch = torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True)
             with autocast(on, precision):
-                p = probabilities(segmenter, to_float(batch), temperature, augment)[:, 1:]
+                p = probabilities(segmenter, to_float(batch), temperature, augment, contacts)[:, 1:]
             for left, one in zip(lefts, p, strict=True):
                 total[:, :, left : left + wide] += weight * one
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
         found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
-        yield top, np.concatenate([1 - found.sum(-1, keepdims=True), found], axis=-1)
+        yield top, np.concatenate([1 - found[..., : segmenter.classes].sum(-1, keepdims=True), found], axis=-1)
         # The rows below are not finished: move them up, and make room.
         for array in (total, norm):
             rest = array[..., ready:, :].clone()

@@ -103,35 +103,76 @@ def boundary_distance(shape: tuple[int, int], gsd: float, metres: float | None) 
     return max(1, round(metres / gsd if metres else 0.02 * np.hypot(*shape)))
 
 
+MATCH = 0.5  # IoU above which a predicted building is a true one: at most one is, so that no assignment is needed
+
+
 @dataclass(frozen=True)
 class Objects:
-    """One scene's buildings (4-connected components): the true ones' area and best IoU, and matches at IoU > 0.5."""
+    """Buildings one by one, of a scene or, added up, of several."""
 
     area: np.ndarray  # pixels of each true building
     best_iou: np.ndarray  # of each true building with any predicted one
-    predicted: int
-    matched: int
+    confidence: np.ndarray  # of each predicted building
+    match: np.ndarray  # IoU of each predicted building with its true one; 0 where it has none
+    merged: int = 0  # predicted buildings that hold most of each of two true ones or more
+    split: int = 0  # true buildings in which two predicted ones or more lie for the most part
     group: np.ndarray | None = None  # code of each true building, where the user's footprints tell groups apart
 
+    @classmethod
+    def none(cls) -> "Objects":
+        return cls(*(np.zeros(0) for _ in range(4)))
 
-def match_objects(prediction: np.ndarray, label: np.ndarray, groups: np.ndarray | None = None) -> Objects:
-    """Match true and predicted buildings; at IoU > 0.5 a match is unique, so no assignment is needed.
+    def __add__(self, other: "Objects") -> "Objects":
+        """Without their groups."""
+        arrays = ("area", "best_iou", "confidence", "match")
+        both = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
+        return Objects(*both, self.merged + other.merged, self.split + other.split)
 
-    `groups` (H, W): a code on each building's pixels; of buildings that touch, which are one here, the highest.
+    @property
+    def quality(self) -> tuple[float | None, float | None, float | None]:
+        """Panoptic quality and its factors, recognition quality (the F1) and segmentation quality (the mean IoU of the
+        matches): Kirillov et al., CVPR 2019, equation 2. None where there is nothing to recognise."""
+        matched = np.count_nonzero(self.match)
+        recognition = ratio(2 * matched, len(self.area) + len(self.match))
+        segmentation = ratio(self.match.sum(), matched)
+        return recognition and recognition * (segmentation or 0), recognition, segmentation
+
+    @property
+    def average_precision(self) -> float | None:
+        """AP50: the area under precision over recall, the surest buildings first, where precision is the best at that
+        recall or above (Everingham et al. 2010). None where there is no true building."""
+        if not len(self.area):
+            return None
+        hits = (self.match > 0)[np.argsort(-self.confidence, kind="stable")]
+        precision = hits.cumsum() / np.arange(1, len(hits) + 1)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        return float(best[hits].sum() / len(self.area))
+
+
+def match_objects(
+    found: np.ndarray, truth: np.ndarray, confidence: np.ndarray, groups: np.ndarray | None = None
+) -> Objects:
+    """Match predicted and true buildings, (H, W) whole numbers, 0 = none; confidence (H, W) of pixels.
+
+    Numbers may leave gaps. What lies on pixels to ignore must be in neither. groups: (H, W) a code on each building's
+    pixels, its highest counts.
     """
-    valid = label != IGNORE
-    truth, n_truth = ndimage.label((label > 0) & valid)
-    found, n_found = ndimage.label((prediction > 0) & valid)
-    area_truth = np.bincount(truth.ravel(), minlength=n_truth + 1)
-    area_found = np.bincount(found.ravel(), minlength=n_found + 1)
-    both = (truth > 0) & (found > 0)
-    pair, shared = np.unique(truth[both].astype(np.int64) * (n_found + 1) + found[both], return_counts=True)
-    t, f = pair // (n_found + 1), pair % (n_found + 1)
+    area_found, area_truth = np.bincount(found.ravel(), minlength=1), np.bincount(truth.ravel(), minlength=1)
+    both = (found > 0) & (truth > 0)
+    pair, shared = np.unique(truth[both].astype(np.int64) * len(area_found) + found[both], return_counts=True)
+    t, f = np.divmod(pair, len(area_found))
     iou = shared / (area_truth[t] + area_found[f] - shared)
-    best = np.zeros(n_truth + 1)
+    best, match = np.zeros(len(area_truth)), np.zeros(len(area_found))
     np.maximum.at(best, t, iou)
-    group = None if groups is None else ndimage.maximum(groups, truth, range(1, n_truth + 1)).astype(int)
-    return Objects(area_truth[1:], best[1:], n_found, int((iou > 0.5).sum()), group)
+    match[f[iou > MATCH]] = iou[iou > MATCH]
+    held = np.bincount(f[2 * shared > area_truth[t]], minlength=1)  # true buildings that a predicted one holds
+    parts = np.bincount(t[2 * shared > area_found[f]], minlength=1)
+    mean = np.bincount(found.ravel(), confidence.ravel()) / np.maximum(area_found, 1)
+    area_found[0] = area_truth[0] = 0
+    is_found, is_true = area_found > 0, area_truth > 0
+    merged, split = int(np.count_nonzero(held > 1)), int(np.count_nonzero(parts > 1))
+    group = None if groups is None else ndimage.maximum(groups, truth, np.flatnonzero(is_true)).astype(int)
+    return Objects(area_truth[is_true], best[is_true], mean[is_found], match[is_found], merged, split, group)
 
 
 def confidence_counts(confidence: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -41,8 +41,10 @@ from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
+SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
-SHOWN = ("image", "attacked", "label", "before", "after")  # of the tile that loses most, for the report
+# Of the tile that loses most, for the report
+SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
 
 
 @dataclass
@@ -86,7 +88,7 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN})
+            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
@@ -211,7 +213,7 @@ def _shadows(campaign, city: CityTiles, sun: tuple[float, float]) -> dict:
     def of(region, classes: np.ndarray):
         return shadows.scores(city.image(region), classes, city.gsd, sun, region.transform)
 
-    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")])
+    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")[:SUNLIT]])
     found = []
     for region in city.of_split("test"):
         labels = city.label(region)

@@ -2,9 +2,12 @@
 
 Writes metrics/evaluate.json:
 
-    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, object_f1, ece,
-                         ece_calibrated; size: {M²: number of buildings, their recall and iou}; of several classes
-                         also class_iou: {CLASS: its IoU against all others, background among them};
+    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, ece,
+                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (recognition
+                         quality), ap50, segmentation_quality, panoptic_quality, buildings, buildings_found, merged
+                         (found ones that hold two true ones or more), split (true ones that hold two found ones or
+                         more); size: {M²: number of buildings, their recall and iou}; of several classes also
+                         class_iou: {CLASS: its IoU against all others, background among them};
                          outlines: of a city whose labels are vectors, how those that `predict` would deliver are drawn
                          (see scoring/outlines.py), each number with _low and _high; null of other cities
     pooled, mean_city, worst_city
@@ -13,8 +16,9 @@ Writes metrics/evaluate.json:
              size_within_city  {CITY: worst bin and gap of the share of buildings found}
 
 All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
-threshold. `ece` is of the probability as trained, `ece_calibrated` as deployed. Of a city whose
-labels know no building every IoU is null.
+threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
+are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained,
+`ece_calibrated` as deployed. Of a city whose labels know no building every IoU is null.
 """
 
 from collections.abc import Callable
@@ -72,7 +76,7 @@ def run(
             regions = city.of_split(e.split)
             if not regions:
                 raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
-            scenes = evaluate_scenes(segmenter, city, e, e.split)
+            scenes = evaluate_scenes(segmenter, city, e, e.split, params.predict)
             read, drawn = footprint_reader(city.city, scenes_root), []
             for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
                 write_maps(folder / "maps" / city.city, city, scene)
@@ -92,11 +96,13 @@ def run(
 
 
 def print_table(summary: dict) -> None:
-    columns = ["iou", "iou_low", "iou_high", "boundary_iou", "object_f1", "precision", "recall", "ece"]
+    objects = ["object_f1", "ap50", "panoptic_quality"]
+    columns = ["iou", "iou_low", "iou_high", "boundary_iou", *objects, "precision", "recall", "ece"]
     rows = [[name, *(c[k] for k in columns)] for name, c in summary["city"].items()]
     rows.append(["pooled", summary["pooled"]["iou"], *[None] * (len(columns) - 1)])
     rows.append(["mean city", summary["mean_city"]["iou"], *[None] * (len(columns) - 1)])
-    table("IoU per city", ["city", "IoU", "low", "high", "boundary", "object F1", "precision", "recall", "ECE"], rows)
+    names = ["city", "IoU", "low", "high", "boundary", "object F1", "AP50", "PQ", "precision", "recall", "ECE"]
+    table("IoU per city", names, rows)
     columns = ["pairs", *METRICS]
     rows = [[name, *(c["outlines"][k] for k in columns)] for name, c in summary["city"].items() if c["outlines"]]
     if rows:
@@ -127,7 +133,7 @@ def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | N
 def score_outlines(scene, footprints: np.ndarray, gsd: float, settings: Predict) -> dict[str, tuple[float, float]]:
     """The outlines that `predict` would draw of a scene's map against its footprints."""
     polygoniser = Polygoniser(scene.prediction.shape[1])
-    parts = [polygoniser.add(scene.prediction, scene.prediction), polygoniser.finish()]
+    parts = [polygoniser.add(scene.apart, scene.apart), polygoniser.finish()]
     raw = np.concatenate([part.geometry[part.pixels * gsd**2 >= settings.min_area] for part in parts])
     shapes, _ = Outlines(settings.outlines, scene.prediction.shape, (gsd, gsd)).add(raw, polygoniser.row, NOTHING)
     return compare(*(shapely.transform(polygons, lambda xy: xy * gsd) for polygons in (shapes, footprints)))

@@ -43,7 +43,8 @@ def run(
 ) -> None:
     """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
     from pipeline.explanation.summary import summarise
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device
 
     segmenter = load_model(model, device())

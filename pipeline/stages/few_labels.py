@@ -70,7 +70,7 @@ def surveyed(params: Params, model: Segmenter, city: CityTiles, split: str) -> t
     """The frames of a split, and the map of each of its regions in levels, 255 where nothing is known."""
     parts, maps = [], []
     for number, region in enumerate(city.of_split(split)):
-        _, _, calibrated = predict_region(model, city, region, params.evaluate)
+        _, _, calibrated, _ = predict_region(model, city, region, params.evaluate)
         levels = np.rint(calibrated * ((LEVELS - 1) / 255)).astype(np.uint8)
         levels[np.asarray(city.label(region)) == IGNORE] = IGNORE
         windows = frame_windows(region.height, region.width, params.few_labels.side)

@@ -37,7 +37,8 @@ def run(
     work: Path = WORK / "privacy",
 ) -> None:
     """Measure everything above. Raises InputError on bad tiles or models, and where there is nothing to compare."""
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
     from pipeline.networks.precision import device
     from pipeline.privacy.judge import judge, sample
     from pipeline.privacy.small import SmallNetworks, planted, private
@@ -79,7 +80,8 @@ def run(
 
 def load_references(params: Params, cities: list[CityTiles], models: Path, on) -> dict[str, list]:
     """For each city the models that have not seen it: of the folds and of privacy.references."""
-    from pipeline.networks.models import check_fit, load_model
+    from pipeline.networks.card import check_fit
+    from pipeline.networks.models import load_model
 
     names = [city.city for city in cities]
     folds = [fold for name in names if (fold := models / f"without-{name}").joinpath("model.json").exists()]

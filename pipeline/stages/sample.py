@@ -30,6 +30,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.mapping.inputs import Task, open_scene
 from pipeline.mapping.scene import model_of
 from pipeline.mapping.scene_list import list_scenes
+from pipeline.networks.card import Card
 from pipeline.params import Predict
 from pipeline.storage import atomic_folder, fingerprint
 
@@ -108,7 +109,7 @@ def _map(segmenter, task: Task, number: int, path: Path, side: int):
         return scene, of_scene(number, levels, image, frame_windows(*grid.shape, side))
 
 
-def _cut_images(drawn: Survey, task: Task, name: str, card) -> None:
+def _cut_images(drawn: Survey, task: Task, name: str, card: Card) -> None:
     """The images of a scene's frames, with their surroundings."""
     own = [i for i in drawn.drawn if drawn.scenes[drawn.frames.scene[i]].name == name]
     if not own:

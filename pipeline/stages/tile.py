@@ -20,10 +20,11 @@ from pipeline.imagery.vector import SUFFIXES, read_footprints
 from pipeline.labels import Split
 from pipeline.params import Params, Tile
 from pipeline.storage import atomic_folder, fingerprint
+from pipeline.tiles.instances import NEAR, number_apart
 from pipeline.tiles.store import CityTiles, Region, allocate, write_index
 from pipeline.tiles.tiling import MOST_GROUPS, Planned, Source, fill, named
 
-FORMAT = 2  # of the arrays and of the way they are made; raise it and every city is tiled again
+FORMAT = 3  # of the arrays and of the way they are made; raise it and every city is tiled again
 SAME_GROUND = 0.02  # share of the smaller of two scenes above which they show the same ground
 
 
@@ -53,7 +54,8 @@ def tile_city(params: Params, city: City, folder: Path) -> dict:
     regions = [plan.region for plan in plans]
     channels = len(plans[0].source.bands)
     with atomic_folder(folder) as partial:
-        allocate(partial, regions, channels, groups=bool(plans[0].source.group_names))
+        numbered = any(plan.source.labels is None for plan in plans)
+        allocate(partial, regions, channels, groups=bool(plans[0].source.group_names), numbers=numbered)
         counts, seen = fill(plans, partial, params.tile, f"tile {city.city}")
         if blank := [name for name, pixels in seen.items() if not pixels]:
             raise InputError(
@@ -238,13 +240,19 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
             sharing.setdefault((scene.labels, grid.crs.to_wkt()), []).append(i)
     for (path, crs), members in sharing.items():
         boxes = shapely.box(*np.array([grids[i].bounds for i in members]).T)
+        near_by = NEAR * max(_longer_step(grids[i]) for i in members)
         found = read_footprints(path, crs, tuple(shapely.total_bounds(boxes)), city.where, city.groups)
-        tree = shapely.STRtree(found.polygons)
+        numbers, tree = number_apart(found.polygons, near_by), shapely.STRtree(found.polygons)
         for i, box in zip(members, boxes, strict=True):
             near = np.sort(tree.query(box))
-            mine = found.some(near)
-            labelled[i] = replace(sources[i], polygons=mine.polygons, values=mine.labels, groups=mine.groups)
+            mine, own = found.some(near), {"numbers": numbers[near]}
+            labelled[i] = replace(sources[i], polygons=mine.polygons, values=mine.labels, groups=mine.groups, **own)
     return labelled
+
+
+def _longer_step(grid: Grid) -> float:
+    """From a pixel to its neighbour, in units of the CRS; along a row or along a column, whichever is more."""
+    return float(np.hypot(*np.reshape(grid.transform[:6], (2, 3))[:, :2]).max())
 
 
 def _with_groups(city: City, sources: list[Source]) -> list[Source]:

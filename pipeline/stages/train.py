@@ -1,7 +1,7 @@
 """Stage train: one segmenter on the training scenes of every city, or of every city but one.
 
-Writes metrics/train.json: validation_iou, temperature, and how it was trained: seconds, resumed, device, precision,
-processes, torch.
+Writes metrics/train.json: validation_iou, validation_worst_city_iou, temperature, and how it was trained: seconds,
+resumed, device, precision, processes, torch.
 """
 
 from pathlib import Path

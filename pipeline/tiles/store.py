@@ -3,6 +3,7 @@
 data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
     labels.npy      uint8, flat: the regions' (H, W) labels: 0 background, 1..k classes, 255 ignore
+    numbers.npy     uint8, flat: which building is which (see tiles/instances.py); only of a city with footprints
     groups.npy      uint8, flat: the regions' (H, W) codes of groups of buildings from 1, if fetch.groups asks for any
     regions.json    one record a region: where it lies in the arrays, on the ground, and in which split
     tiles.parquet   GeoParquet in EPSG:4326, one row a tile: region (its index), split, row and column (pixels
@@ -30,6 +31,7 @@ from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE, Split
 from pipeline.params import Count, GroundSampleDistance
 from pipeline.storage import read_json, write_json
+from pipeline.tiles.instances import instances
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,10 @@ class CityTiles:
         self.group_names = index.groups
         self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
         self._groups = self._mapped("groups") if self.group_names else None
+        self._numbers = self._mapped("numbers") if (self.folder / "numbers.npy").exists() else None
         pixels = sum(r.pixels for r in self.regions)
         inside = all(r.offset + r.pixels <= pixels for r in self.regions)
-        flat = [self._labels] if self._groups is None else [self._labels, self._groups]
+        flat = [array for array in (self._labels, self._groups, self._numbers) if array is not None]
         if (
             not inside
             or any(array.shape != (pixels,) for array in flat)
@@ -135,14 +138,19 @@ class CityTiles:
 
     def label(self, region: Region) -> np.ndarray:
         """(H, W) uint8: 0 background, 1..k classes, 255 ignore."""
-        return self._of(self._labels, region)
+        return _cut(self._labels, region)
 
     def groups(self, region: Region) -> np.ndarray | None:
         """(H, W) uint8 codes of groups of buildings, 0 where there is none; None where none were asked for."""
-        return None if self._groups is None else self._of(self._groups, region)
+        return None if self._groups is None else _cut(self._groups, region)
 
-    def _of(self, flat: np.ndarray, region: Region) -> np.ndarray:
-        return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+    def numbers(self, region: Region) -> np.ndarray | None:
+        """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where labels were rasters."""
+        return None if self._numbers is None else _cut(self._numbers, region)
+
+    def instances(self, region: Region) -> np.ndarray:
+        """(H, W) int32: 0, or which building."""
+        return instances(self.label(region), self.numbers(region))
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:
@@ -236,18 +244,21 @@ class CityTiles:
         return np.stack(crops) if crops else np.empty((0, size, size, self.channels), np.uint8)
 
 
-def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = False) -> None:
+def _cut(flat: np.ndarray, region: Region) -> np.ndarray:
+    return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+
+
+def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = False, numbers: bool = False) -> None:
     """Lay out the arrays for `write_window` to fill. Raises InputError where the disk is too small."""
     pixels = sum(r.pixels for r in regions)
-    depth = channels + 1 + groups
-    free = shutil.disk_usage(folder).free
-    if pixels * depth > free:
+    depths = {"images": channels, "labels": 1, "groups": int(groups), "numbers": int(numbers)}
+    needed, free = pixels * sum(depths.values()), shutil.disk_usage(folder).free
+    if needed > free:
         raise InputError(
-            f"{folder.parent}: {pixels * depth / 1e9:.1f} GB of tiles do not fit into the "
+            f"{folder.parent}: {needed / 1e9:.1f} GB of tiles do not fit into the "
             f"{free / 1e9:.1f} GB free; raise tile.gsd or make room"
         )
-    lengths = {"images": pixels * channels, "labels": pixels} | ({"groups": pixels} if groups else {})
-    for name, length in lengths.items():
+    for name, length in ((name, pixels * depth) for name, depth in depths.items() if depth):
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
         if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -256,17 +267,23 @@ def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = 
 
 
 def write_window(
-    folder: Path, region: Region, window: Window, image: np.ndarray, label: np.ndarray, groups: np.ndarray | None = None
+    folder: Path,
+    region: Region,
+    window: Window,
+    image: np.ndarray,
+    label: np.ndarray,
+    groups: np.ndarray | None = None,
+    numbers: np.ndarray | None = None,
 ) -> None:
-    """Put a window of a region, image (h, w, C), label and, if any, groups (h, w) uint8, into the arrays; processes
-    may side by side.
+    """Put a window of a region, image (h, w, C), label and, if any, groups and numbers (h, w) uint8, into the arrays;
+    processes may side by side.
 
     Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
     InputError where the disk is full.
     """
     whole_rows = window.width == region.width
     layers = [("images", image, image.shape[2]), ("labels", label, 1)]
-    layers += [] if groups is None else [("groups", groups, 1)]
+    layers += [(name, layer, 1) for name, layer in (("groups", groups), ("numbers", numbers)) if layer is not None]
     for name, pixels, depth in layers:
         try:
             with (folder / f"{name}.npy").open("r+b") as file:
@@ -289,8 +306,7 @@ def _header(file) -> int:
 
 def written_label(folder: Path, region: Region) -> np.ndarray:
     """A region's (H, W) label, mapped, while its city is still being written."""
-    labels = np.load(folder / "labels.npy", mmap_mode="r")
-    return labels[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
+    return _cut(np.load(folder / "labels.npy", mmap_mode="r"), region)
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:

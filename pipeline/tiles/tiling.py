@@ -50,6 +50,7 @@ class Source:
     raster_building: int = 1
     polygons: np.ndarray | None = None  # footprints in the image's CRS
     values: np.ndarray | None = None  # and their labels
+    numbers: np.ndarray | None = None  # and which building is which (see tiles/instances.py)
     groups: np.ndarray | None = None  # and the codes of their groups from 1, 0 for none; None where there are none
     group_names: list[str] = field(default_factory=list)  # by code from 1
 
@@ -157,10 +158,11 @@ def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
             window = window.shifted(top, 0)
             within = window.shifted(plan.window.top, plan.window.left)
             pixels, data = image.read(within)
-            label = labels.read(within)
+            label, numbers = labels.read_numbered(within) if source.labels is None else (labels.read(within), None)
             if data is not None:
                 label[~data] = IGNORE
-            write_window(shard.folder, region, window, pixels, label, groups.read(within) if groups else None)
+            codes = groups.read(within) if groups else None
+            write_window(shard.folder, region, window, pixels, label, codes, numbers)
             seen += label.size if data is None else int(data.sum())
     label = written_label(shard.folder, region)
     counts = [
@@ -172,7 +174,8 @@ def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
 @contextmanager
 def _open_labels(source: Source, image):
     if source.labels is None:
-        yield VectorLabels(source.polygons, source.values, image.grid, source.classes, source.all_touched)
+        footprints = source.polygons, source.values, image.grid, source.classes, source.all_touched
+        yield VectorLabels(*footprints, source.numbers)
     else:
         with open_raster(source.labels) as dataset:
             yield RasterLabels(dataset, image, source.classes, source.raster_building)

@@ -65,7 +65,7 @@ def _pipeline(level: str) -> albumentations.Compose:
 
 
 def augment(level: str, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One random view of image (S, S, C) uint8 and label (S, S) uint8; the same seed gives the same view.
+    """One random view of image (S, S, C) uint8 and label (S, S) or (S, S, L) uint8; the same seed gives the same view.
 
     Light, contrast, blur and noise change all bands, hue and saturation the first three, where there are three.
     """

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.labels import IGNORE
+from pipeline.tiles.instances import contacts, instances
 from pipeline.tiles.store import CityTiles, Region
 
 
@@ -21,11 +22,30 @@ def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -
     return whole_image, whole_label
 
 
-class RandomCrops(Dataset):
-    """Random crops of the training regions; cities drawn evenly, by the root of their area, or by their area."""
+def read_contacts(city: CityTiles, region: Region, top: int, left: int, size: int, metres: float) -> np.ndarray:
+    """(S, S) uint8: 1 within `metres` of two buildings, also beyond the crop's edge; 0 past the region's."""
+    reach = metres / city.gsd
+    around = round(reach) + 1
+    first = max(0, top - around), max(0, left - around)
+    seen = slice(first[0], top + size + around), slice(first[1], left + size + around)
+    numbers = city.numbers(region)
+    near = contacts(instances(city.label(region)[seen], None if numbers is None else numbers[seen]), reach)
+    found = near[top - first[0] :, left - first[1] :][:size, :size]
+    whole = np.zeros((size, size), np.uint8)
+    whole[: found.shape[0], : found.shape[1]] = found
+    return whole
 
-    def __init__(self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even"):
-        self.size, self.seed, self.level = size, seed, level
+
+class RandomCrops(Dataset):
+    """Random crops of the training regions; cities drawn evenly, by the root of their area, or by their area.
+
+    With `contact` metres there is a third tensor, (S, S) uint8: 1 within so much of two buildings, 255 to ignore.
+    """
+
+    def __init__(
+        self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even", contact: float = 0
+    ):
+        self.size, self.seed, self.level, self.contact = size, seed, level, contact
         self.regions = [(c, r) for c in cities for r in c.of_split("train")]
         area = np.array([r.height * r.width for _, r in self.regions], float)
         names = np.array([c.city for c, _ in self.regions])
@@ -33,7 +53,11 @@ class RandomCrops(Dataset):
         area *= whole ** {"even": -1.0, "root": -0.5, "area": 0.0}[weighting]
         self.probability = area / area.sum()
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple:
+        """Crop `index`: the city it is of, its image (S, S, C), label and, if any, contacts (S, S) uint8."""
         from pipeline.training.augment import augment
 
         random = np.random.default_rng((self.seed, index))
@@ -44,8 +68,12 @@ class RandomCrops(Dataset):
             image, label = read_crop(city, region, top, left, self.size)
             if (label != IGNORE).any():
                 break
+        if self.contact:
+            near = read_contacts(city, region, top, left, self.size, self.contact)
+            label = np.dstack([label, np.where(label == IGNORE, IGNORE, near)])
         image, label = augment(self.level, image, label, int(random.integers(2**31)))
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(label))
+        layers = [image, *np.moveaxis(label, -1, 0)] if self.contact else [image, label]
+        return city, *(torch.from_numpy(np.ascontiguousarray(layer)) for layer in layers)
 
 
 class StepSampler(Sampler):
@@ -87,8 +115,26 @@ class WindowGrid(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.drawn(index)[1:]
+
+    def drawn(self, index: int) -> tuple[CityTiles, torch.Tensor, torch.Tensor]:
+        """Window `index`: as of RandomCrops."""
         image, label = read_crop(*self.windows[index], self.size)
-        return torch.from_numpy(image), torch.from_numpy(label)
+        return self.windows[index][0], torch.from_numpy(image), torch.from_numpy(label)
+
+
+class WithCity(Dataset):
+    """Crops or windows, each with the number of its city at the end."""
+
+    def __init__(self, crops: RandomCrops | WindowGrid, cities: list[CityTiles]):
+        self.crops, self.number = crops, {city.city: i for i, city in enumerate(cities)}
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> tuple:
+        city, *layers = self.crops.drawn(index)
+        return *layers, self.number[city.city]
 
 
 def loader(dataset: Dataset, sampler: Sampler, workers: int, cuda: bool) -> DataLoader:

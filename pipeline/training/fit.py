@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -37,18 +38,22 @@ from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
-from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, channel_statistics, loader
+from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, WithCity, channel_statistics, loader
+from pipeline.training.group_dro import GroupWeights
 from pipeline.training.loggers import loggers, tell
-from pipeline.training.losses import build_loss
+from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
 
+CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
+SELECTED = {"pooled": "iou", "worst_city": "worst_city_iou"}  # train.select: the column of the curve that is meant
 LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class SegmentationTraining(lightning.LightningModule):
-    def __init__(self, segmenter: Segmenter, train: Train):
+    def __init__(self, segmenter: Segmenter, train: Train, cities: int):
         super().__init__()
-        self.segmenter, self.train_params = segmenter, train
+        self.segmenter, self.train_params, self.cities = segmenter, train, cities
+        self.weights = GroupWeights(cities, train.group_dro) if train.group_dro else None
         self.loss = build_loss(train.loss.model_dump())
         self.history: list[dict] = []
         self.losses: list[torch.Tensor] = []
@@ -97,12 +102,19 @@ class SegmentationTraining(lightning.LightningModule):
         t, images, labels = self.train_params, to_float(batch[0]), batch[1].long()
         if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
             images = images + t.noise * torch.randn_like(images)
+        of_batch = self.loss
+        if self.weights:
+            of_batch = partial(self.weights.loss, self.loss, group=batch[-1])
         if t.adversarial.method == "none":
-            loss = self.loss(self.segmenter(images), labels)
+            logits = self.segmenter(images, contacts=t.model.contact > 0)
+            loss = of_batch(logits[:, : t.model.classes + 1], labels)
         else:
             done = self.global_step / (t.epochs * t.steps_per_epoch)
-            loss, logs = adversarial_loss(self.segmenter, images, labels, self.loss, t.adversarial, done)
+            loss, logs = adversarial_loss(self.segmenter, images, labels, of_batch, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
+            logits = self.segmenter(images, contacts=True) if t.model.contact else None
+        if t.model.contact:
+            loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
 
@@ -119,30 +131,33 @@ class SegmentationTraining(lightning.LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self.counts = torch.zeros(4, self.cities, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch, index) -> None:
-        labels = batch[1]
+        labels, city = batch[1], batch[-1]
         if index == 0:
-            self.first = batch
+            self.first = batch[:2]
         logits = self.segmenter(to_float(batch[0]))
         intersection, union = counts(logits.argmax(1), labels)
         failed = (~logits.isfinite()).flatten(1).any(1)
-        self.counts += torch.stack([n.sum() for n in (intersection, union, buildings(labels), failed)])
+        of_tiles = torch.stack([n.double() for n in (intersection, union, buildings(labels), failed)])
+        self.counts.index_add_(1, city, of_tiles)
 
     def on_validation_epoch_end(self) -> None:
         self.check_loss()
-        seen = self.trainer.strategy.reduce(self.counts, reduce_op="sum").tolist()
-        intersection, union, truth, failed = seen
-        if failed:  # the last step's loss is never looked at
+        intersection, union, truth, failed = self.trainer.strategy.reduce(self.counts, reduce_op="sum").cpu()
+        if failed.any():  # the last step's loss is never looked at
             raise self.diverged("the network's answer is", self.global_step)
         loss = torch.stack(self.losses).mean() if self.losses else torch.zeros((), device=self.device)
         loss = self.trainer.strategy.reduce(loss.float(), reduce_op="mean")
         self.losses.clear()
-        iou = ratio(intersection, union) if truth else None
+        iou = ratio(intersection.sum(), union.sum()) if truth.any() else None
+        worst = min((intersection / union)[truth > 0].tolist(), default=None)
+        record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou, "worst_city_iou": worst}
+        chosen = record[SELECTED[self.train_params.select]]
         # Where validation knows no building no epoch is better than the one after: the last is kept.
-        self.log("iou", float(self.current_epoch) if iou is None else iou, prog_bar=True, sync_dist=False, logger=False)
-        record = {"epoch": self.current_epoch, "loss": float(loss), "iou": iou}
+        score = float(self.current_epoch) if chosen is None else chosen
+        self.log("iou", score, prog_bar=True, sync_dist=False, logger=False)
         logged = self.trainer.callback_metrics
         record |= {k: float(v) for k, v in logged.items() if k not in {"iou", "loss"}}
         if self.train_params.adversarial.method != "none":
@@ -161,10 +176,13 @@ class SegmentationTraining(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["history"], checkpoint["replay"] = self.history, replay(self.segmenter)
         checkpoint["seconds"] = self.seconds
+        checkpoint["group_weights"] = self.weights and self.weights.q
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history, self.before = checkpoint["history"], checkpoint["seconds"]
         resume_replay(self.segmenter, checkpoint["replay"])
+        if self.weights:
+            self.weights.q = checkpoint["group_weights"]
 
 
 def write_history(path: Path, history: list[dict]) -> None:
@@ -325,7 +343,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     warnings.filterwarnings("ignore", module="lightning")
     lightning.seed_everything(train.seed, verbose=False)
     segmenter = _segmenter(params, cities)
-    module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train)
+    module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train, len(cities))
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
     trainer = _trainer(train, on, work, world, checkpoint, loggers(train.loggers, folder.name))
     last = work / "last.ckpt"
@@ -357,7 +375,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         normalisation={"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
         params=params.model_dump(mode="json", include={"tile", "train"}),
-        metrics={"validation_iou": max((h["iou"] for h in module.history if h["iou"] is not None), default=None)},
+        metrics=kept_epoch(module.history, SELECTED[train.select]),
         history=module.history,
         training={"seconds": round(seconds, 1), "resumed": resumed, "device": str(on.type),
                   "precision": choose(train.precision, on), "processes": world, "torch": torch.__version__},
@@ -367,6 +385,13 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         save_model(folder, segmenter, card)
     trainer.strategy.barrier()
     return card
+
+
+def kept_epoch(history: list[dict], selected: str) -> dict:
+    """What is known of the epoch whose weights are kept; the last where validation knows no building."""
+    known = [h for h in history if h[selected] is not None] or history[-1:]
+    best = max(known, key=lambda h: h[selected] or 0.0)
+    return {"validation_iou": best["iou"], "validation_worst_city_iou": best["worst_city_iou"]}
 
 
 def stopped(checkpoint: Path) -> KeyboardInterrupt:
@@ -380,7 +405,7 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
     """Batches of training crops and of validation windows, this process's share of them."""
     cuda = on.type == "cuda"
     workers = train.workers or (min(12, os.cpu_count() or 1) if cuda else 0)
-    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting)
+    crops = RandomCrops(cities, train.crop, train.seed, train.augment, train.city_weighting, train.model.contact)
     steps = StepSampler(train.batch_size, train.steps_per_epoch, rank, world)
     windows = WindowGrid(cities, "validation", train.crop)
     if len(windows) < world:
@@ -389,7 +414,8 @@ def _loaders(train: Train, cities: list[CityTiles], on: torch.device, rank: int,
         )
     looks = -(-len(windows) // (train.batch_size * world)) * world  # as many for each process: they wait for each other
     batches = [list(batch) for batch in np.array_split(range(len(windows)), looks)]
-    return loader(crops, steps, workers, cuda), loader(windows, batches[rank::world], 0, cuda)
+    training, validation = (WithCity(part, cities) for part in (crops, windows))
+    return loader(training, steps, workers, cuda), loader(validation, batches[rank::world], 0, cuda)
 
 
 def _trainer(

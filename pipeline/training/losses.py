@@ -73,6 +73,11 @@ def hinge(logits: torch.Tensor, labels: torch.Tensor, margin: float = 1.0) -> to
     return (F.relu(margin - (own - best_other))[:, 0] * valid).sum() / _pixels(labels)
 
 
+def contact_loss(loss: Loss, logits: torch.Tensor, contacts: torch.Tensor) -> torch.Tensor:
+    """The same loss of another question, is this close to two buildings: logits (N, 1, H, W), contacts (N, H, W)."""
+    return loss(torch.cat([torch.zeros_like(logits), logits], 1), contacts)
+
+
 LOSSES = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz, "hinge": hinge}
 
 

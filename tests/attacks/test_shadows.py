@@ -1,11 +1,16 @@
 """A building casts its shadow away from the sun; what casts none is flagged."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.attacks.shadows import is_true, scores, threshold, toward, verdict
+from pipeline.params import load_params
+
+ROOT = Path(__file__).parents[2]
 
 NORTH_UP = (0.5, 0, 1000, 0, -0.5, 2000)
 SUN = (135.0, 45.0)  # south-east: shadows fall north-west
@@ -60,3 +65,9 @@ def test_what_cannot_be_judged_is_not():
     assert np.isnan(of_small).all() and not is_true(components, np.zeros_like(small)).any()
     nothing = verdict([(of_small, np.array([False]))], None)
     assert nothing["true_flagged"] is nothing["false_flagged"] is nothing["auc"] is None and nothing["unjudged"] == 1
+
+
+def test_the_demo_knows_its_sun():
+    drawn = yaml.safe_load((ROOT / "data/sources/demo.yaml").read_text())["cities"]
+    stated = load_params(ROOT / "presets/demo.yaml").attack.physics.sun
+    assert stated == {city: (about["light"]["azimuth"], about["light"]["elevation"]) for city, about in drawn.items()}

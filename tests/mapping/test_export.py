@@ -14,7 +14,7 @@ from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from pipeline.mapping.export import TOLERANCE, export, export_page, export_program  # noqa: E402
+from pipeline.mapping.export import TOLERANCE, export, export_deepness, export_page, export_program  # noqa: E402
 from pipeline.mapping.stac import stac_item  # noqa: E402
 from pipeline.networks.onnx_file import load_onnx  # noqa: E402
 
@@ -139,3 +139,57 @@ def test_the_page_of_the_hub_has_the_measured_cities(tmp_path):
     with pytest.raises(InputError, match="other.json: holds no metrics of the evaluate stage"):
         export_page(folder, tmp_path / "other.json")
     assert folder.joinpath("README.md").read_text() == text
+
+
+def deepness(path, image: np.ndarray) -> np.ndarray:
+    """The classes (H, W) that the plugin draws of an image (H, W, C) uint8: its reading of the file, its tiles, each of
+    which keeps its middle, its threshold and its choice, without the median filter that its window may add."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path))
+    about = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    (entry,), (output,) = session.get_inputs(), session.get_outputs()
+    assert about["model_type"].capitalize() == "Segmentor" and entry.shape[2] == entry.shape[3] == about["tile_size"]
+    assert len(output.shape) == 4 and output.shape[2] == output.shape[3]
+    names = [name for _, name in sorted(about["class_names"].items(), key=lambda item: int(item[0]))]
+    assert len(names) == max(2, output.shape[1])
+    size, trim = about["tile_size"], about["tile_size"] * about["tiles_overlap"] // 200
+    height, width = image.shape[:2]
+    step = size - 2 * trim
+    tall, wide = (trim + -(-side // step) * step + trim for side in (height, width))
+    padded = np.zeros((tall, wide, image.shape[2]), np.uint8)
+    padded[trim : trim + height, trim : trim + width] = image
+    drawn = np.zeros((tall, wide), int)
+    for top in range(0, tall - size + 1, step):
+        for left in range(0, wide - size + 1, step):
+            tile = np.float32(padded[None, top : top + size, left : left + size] * 1.0 / 255.0).transpose(0, 3, 1, 2)
+            (result,) = session.run(None, {entry.name: tile})
+            result[result < about["seg_thresh"]] = 0
+            classes = (result != 0).astype(int)[:, 0] if result.shape[1] == 1 else result.argmax(1)
+            inner = slice(trim, size - trim)
+            drawn[top + trim : top + size - trim, left + trim : left + size - trim] = classes[0][inner, inner]
+    return drawn[trim : trim + height, trim : trim + width]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_deepness_draws_what_predict_draws(tmp_path, classes):
+    folder = write_model(tmp_path / "fcn", Model(architecture="small_fcn", width=8, classes=classes))
+    path = export_deepness(folder)
+    about = {k: json.loads(v) for k, v in load_meta(path).items()}
+    assert about["resolution"] == 50 and about["tiles_overlap"] == 25
+    image = np.random.default_rng(0).integers(0, 256, (40, 45, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    predictor = load_model(folder, "cpu")
+    probability = predictor.predict(image, threshold=0.01).probability.sum(-1)
+    threshold = float(np.quantile(probability, 0.6))  # so that there is something to tell apart
+    card = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(card | {"threshold": threshold}))
+    mask = load_model(folder, "cpu").predict(image).mask
+    assert 0.2 < (mask > 0).mean() < 0.6
+    inside = np.s_[32:-32, 32:-32]  # the plugin pads a scene with black, predict repeats its edge
+    assert (deepness(export_deepness(folder), image)[inside] == mask[inside]).mean() >= 0.999
+
+
+def load_meta(path) -> dict[str, str]:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map

@@ -6,6 +6,7 @@ from pipeline.params import Evaluate
 from pipeline.scoring import fairness, metrics
 from pipeline.scoring.bootstrap import Estimate, gap_of, worst_of
 from pipeline.scoring.fairness import SceneCounts
+from pipeline.tiles.instances import instances
 
 SETTINGS = Evaluate(size_bins=[50], bootstrap=200)
 
@@ -22,7 +23,8 @@ def scene(number: int, found_small: float = 1.0, city: str = "here", groups: boo
     label[90:, :] = IGNORE
     codes = np.where(np.arange(96)[:, None] < 48, 1, 2) * (label == 1) if groups else None
     squares = metrics.cell_counts(prediction, label, 48)
-    objects = metrics.match_objects(prediction, label, codes)
+    found, truth = (instances(mask) for mask in (prediction, label))
+    objects = metrics.match_objects(found, truth, prediction, codes)
     return SceneCounts(city, f"scene {number}", 1.0, squares, objects, ["poor", "rich"] if groups else [])
 
 
@@ -66,7 +68,7 @@ def test_within_each_city_and_between_them():
 
 def test_without_buildings_there_is_nothing_to_compare():
     label = np.zeros((96, 96), np.uint8)
-    squares, objects = metrics.cell_counts(label, label, 48), metrics.match_objects(label, label)
+    squares, objects = metrics.cell_counts(label, label, 48), metrics.match_objects(label, label, label)
     bare = [SceneCounts("bare", "only", 1.0, squares, objects)]
     assert fairness.fairness(bare, SETTINGS) == {"by": {}, "size_within_city": {}}
     assert fairness.fairness([], SETTINGS) == {"by": {}, "size_within_city": {}}
@@ -101,4 +103,4 @@ def test_a_building_belongs_to_the_group_on_its_pixels():
     label[2:6, 2:6] = label[2:6, 9:14] = 1
     codes = np.zeros_like(label)
     codes[2:6, 9:14] = 2
-    assert metrics.match_objects(label, label, codes).group.tolist() == [0, 2]
+    assert metrics.match_objects(instances(label), instances(label), label, codes).group.tolist() == [0, 2]

@@ -43,7 +43,6 @@ def test_ignored_pixels_count_nowhere():
     label[:4] = 255
     assert metrics.pixel_counts(prediction, label).tolist() == [32, 0, 0, 0]
     assert metrics.confidence_counts(prediction * 255, label).sum() == 32
-    assert metrics.match_objects(prediction, label).area.tolist() == [32]
 
 
 def published_boundary(mask, distance):
@@ -90,14 +89,52 @@ def test_the_thickness_of_a_boundary_is_in_metres_or_the_published_share_of_the_
     assert metrics.boundary_distance((300, 400), 5, 1.5) == 1
 
 
+def drawn(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """(40, 40) of numbers from 1 on, in boxes of top, left, height and width."""
+    which = np.zeros((40, 40), int)
+    for i, (top, left, height, width) in enumerate(boxes, 1):
+        which[top : top + height, left : left + width] = i
+    return which
+
+
 def test_objects_are_matched_above_half():
-    label, prediction = np.zeros((2, 40, 40), np.uint8)
-    label[0:10, 0:10] = label[20:30, 20:30] = 1  # two true buildings
-    prediction[0:10, 0:8] = 1  # IoU .8 with the first
-    prediction[20:24, 20:30] = 1  # IoU .4 with the second
-    prediction[35:38, 0:3] = 1  # of nothing
-    o = metrics.match_objects(prediction, label)
-    assert o.best_iou.tolist() == [0.8, 0.4] and (o.predicted, o.matched) == (3, 1)
+    truth = drawn((0, 0, 10, 10), (20, 20, 10, 10))
+    found = drawn((0, 0, 10, 8), (20, 20, 4, 10), (35, 0, 3, 3))  # IoU .8, IoU .4, and of nothing
+    o = metrics.match_objects(found, truth, found / 4)
+    assert o.best_iou.tolist() == [0.8, 0.4] and o.match.tolist() == [0.8, 0, 0] and o.area.tolist() == [100, 100]
+    assert o.confidence.tolist() == [0.25, 0.5, 0.75] and (o.merged, o.split) == (0, 0)
+    quality, recognition, segmentation = o.quality
+    assert recognition == pytest.approx(2 / 5) and segmentation == 0.8 and quality == pytest.approx(0.32)
+    assert o.average_precision == pytest.approx(1 / 3 / 2)  # the surest two are wrong
+
+
+def test_numbers_with_gaps_are_the_same_buildings():
+    truth, found = drawn((0, 0, 10, 10), (20, 20, 10, 10)), drawn((0, 0, 10, 9), (20, 20, 10, 9))
+    once, gaps = (metrics.match_objects(k * found, k * truth, found) for k in (1, 7))
+    for key, value in vars(once).items():
+        assert np.array_equal(value, getattr(gaps, key))
+
+
+def test_merged_and_split_buildings_are_counted():
+    terrace, halls = [(0, 0, 10, 6), (0, 6, 10, 6), (0, 12, 10, 6)], [(20, 0, 10, 10), (20, 10, 10, 10)]
+    truth = drawn(*terrace, (20, 0, 10, 20))
+    found = drawn((0, 0, 10, 18), *halls)
+    o = metrics.match_objects(found, truth, np.ones(truth.shape))
+    assert (o.merged, o.split) == (1, 1)
+    back = metrics.match_objects(truth, found, np.ones(truth.shape))
+    assert (back.merged, back.split) == (1, 1)
+    assert not any(np.count_nonzero(way.match) for way in (o, back))  # a half is not more than a half
+    both = o + back + metrics.Objects.none()
+    assert (both.merged, both.split, len(both.area), len(both.match)) == (2, 2, 7, 7)
+
+
+def test_average_precision_is_the_area_of_the_envelope():
+    """Right, wrong, right, wrong, by falling confidence, of four true ones: 1/4 · (1 + 2/3)."""
+    o = metrics.Objects(np.ones(4), np.zeros(4), np.array([0.6, 0.9, 0.7, 0.8]), np.array([0, 0.9, 0.6, 0]))
+    assert o.average_precision == pytest.approx((1 + 2 / 3) / 4)
+    assert metrics.Objects.none().average_precision is None and metrics.Objects.none().quality == (None, None, None)
+    unfound = metrics.Objects(np.ones(2), np.zeros(2), np.zeros(0), np.zeros(0))
+    assert unfound.average_precision == 0 and unfound.quality == (0, 0, None)
 
 
 def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has():
@@ -165,7 +202,8 @@ def test_a_city_by_hand():
     counts = metrics.confidence_counts(confidence, label)
     city = CityResult(
         "x", 0.5, metrics.pixel_counts(prediction, label), metrics.class_counts(prediction, label, 2),
-        metrics.boundary_counts(prediction, label, 3), counts, counts, [metrics.match_objects(prediction, label)],
+        metrics.boundary_counts(prediction, label, 3), counts, counts,
+        [metrics.match_objects(prediction, label, confidence)],
     )  # fmt: skip
     found = city_metrics(city, Evaluate(size_bins=[50]))
     assert found["iou"] == pytest.approx(360 / 500)

@@ -12,9 +12,9 @@ from rasterio.warp import transform
 from pipeline import params
 from pipeline.errors import InputError
 from pipeline.sources.demo import render
-from pipeline.sources.demo.source import source as demo
 from pipeline.sources.demo.layout import USES, draw_plan
 from pipeline.sources.demo.schema import Manifest, find_city
+from pipeline.sources.demo.source import source as demo
 
 MANIFEST = Path(__file__).resolve().parents[2] / "data" / "sources" / "demo.yaml"
 KNOWN = params.load_section(Manifest, MANIFEST, "itself")

@@ -16,8 +16,8 @@ from pipeline.imagery.scene import read_city, write_city
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import load_section
 from pipeline.sources import download
-from pipeline.sources.inria.source import source as inria
 from pipeline.sources.inria.source import MANIFEST, Manifest, check_scene, pack_submission
+from pipeline.sources.inria.source import source as inria
 from pipeline.stages import fetch as fetch_stage
 from pipeline.stages import predict as predict_stage
 

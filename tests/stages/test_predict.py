@@ -12,6 +12,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyarrow.parquet as parquet
 import pyogrio
 import pytest
 import rasterio
@@ -28,6 +29,7 @@ from toy import toy_scene
 from pipeline import load_model
 from pipeline.__main__ import app
 from pipeline.errors import InputError
+from pipeline.imagery.writer import FIELDS
 from pipeline.mapping import scene as prediction
 from pipeline.mapping.flow import label_free_iou
 from pipeline.mapping.inputs import load
@@ -310,7 +312,13 @@ def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
     with rasterio.open(scene) as file:
         drawn = rasterize(polygons.to_crs(3857).geometry, file.shape, transform=file.transform)
     assert iou(drawn, truth) > 0.999
-    assert set(polygons.columns) == {"id", "label", "area_m2", "confidence", "regularised", "geometry"}
+    assert {*polygons.columns} - {"bbox"} == {*FIELDS, "geometry"}
+    if suffix == "parquet":
+        covering = json.loads(parquet.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]["covering"]
+        assert covering["bbox"]["xmin"] == ["bbox", "xmin"]
+        left = polygons.total_bounds[0] + np.ptp(polygons.total_bounds[[0, 2]]) / 3
+        some = gpd.read_parquet(path, bbox=(left, *polygons.total_bounds[1:]))  # by the boxes alone
+        assert set(some.id) == set(polygons[polygons.bounds.maxx >= left].id) and 0 < len(some) < len(polygons)
 
 
 def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
@@ -536,7 +544,7 @@ def test_names_of_scenes_and_folders_are_data(model, tmp_path, suffix):
         polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
         assert len(polygons) == ndimage.label(truth)[1]
         if suffix == "gpkg":
-            assert gpd.list_layers(path).name.tolist() == ["buildings"]
+            assert gpd.list_layers(path).name.tolist() == ["buildings", "layer_styles"]
 
 
 def test_a_name_that_is_no_text_fails_alone_and_is_spelt_out(model, tmp_path, capsys):
@@ -571,7 +579,7 @@ def database(path: Path, *statements: str) -> None:
 
 EDITS = {
     "an attribute": ("gpkg", lambda p: database(p, "update buildings set label = 2 where fid = 1")),
-    "a style": ("gpkg", lambda p: database(p, "create table layer_styles (name text)")),
+    "a style": ("gpkg", lambda p: database(p, "update layer_styles set styleQML = 'mine'")),
     "a building more": (
         "gpkg", lambda p: pyogrio.write_dataframe(gpd.read_file(p).head(1), p, layer="buildings", append=True)
     ),
@@ -875,8 +883,10 @@ def test_without_a_crs_the_gsd_may_be_stated(model, tmp_path):
     with rasterio.open(tmp_path / "out" / "photo.tif") as map_:
         assert map_.crs is None
         np.testing.assert_array_equal(map_.read(1), truth)
+        place = map_.transform
     polygons = gpd.read_file(tmp_path / "out" / "photo.gpkg")
-    assert iou(rasterize(polygons.geometry, truth.shape), truth) == 1  # in pixel coordinates
+    assert place == Affine.scale(1, -1)  # where QGIS shows an image without a place: its first row at 0, others below
+    assert iou(rasterize(polygons.geometry, truth.shape, transform=place), truth) == 1
     np.testing.assert_allclose(polygons.area_m2.sum(), truth.sum() * 0.25)
 
 

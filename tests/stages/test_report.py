@@ -24,6 +24,7 @@ from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
 SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
+ASKED = {"incremental", "privacy"}  # stages, and sections of their names, that run where they are asked for
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -158,11 +159,13 @@ def test_names_stay_words_and_nothing_is_loaded(three):
         (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
         (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
         (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
+        (("incremental",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (("privacy",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
     page = written(tmp_path, ["here", "there"], stages)
-    assert sections(page) == SECTIONS - missing
+    assert sections(page) == (SECTIONS - missing) | ASKED & {*stages}
     assert set(re.findall(r'<a href="#(\w+)"', page)) <= sections(page)
 
 
@@ -180,6 +183,12 @@ def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     damage(tmp_path / "arrays/evaluate/maps/here/here-4.label.png")
     with pytest.raises(InputError, match=r"here-4.label.png: not readable .* pipeline evaluate"):
         report.run(params_of(["here"]), tmp_path)
+
+
+def test_what_sun_and_air_can_do_has_its_place(three):
+    text = (three / "report/index.html").read_text(encoding="utf-8")
+    assert "What sun, air and camera can do" in text and "gain, certified" in text
+    assert "0.80 of 5" in text and "158°, 49° high" in text
 
 
 def test_a_damaged_example_of_an_attack_is_one_sentence(tmp_path):
@@ -289,6 +298,27 @@ def test_a_commit_with_damaged_metrics_is_one_sentence(tmp_path):
         changes(Results(params_of(["here"]), tmp_path))
 
 
+def test_an_attacked_tile_is_shown_clean_attacked_and_erased_with_what_is_left_of_it(three):
+    page = (three / "report/index.html").read_text(encoding="utf-8")
+    tile = page.split('class="fooled"')[1].split('class="fooled"')[0]
+    assert re.findall(r'data-state="(\w+)"', tile) == ["clean", "attacked", "erased"]
+    ious = re.findall(r"</b>: IoU ([\d.]+)", tile)
+    assert ious == ["1.00", "0.00", "0.00"]  # of the factory's maps: the label, its opposite, nothing
+    assert all(' alt="' in image for image in re.findall(r"<img[^>]*>", page))
+
+
+def test_numbers_and_scenes_are_given_along(three):
+    import geopandas
+
+    page = (three / "report/index.html").read_text(encoding="utf-8")
+    given = dict(re.findall(r'<a download="([\w.]+)" href="data:[^"]*base64,([^"]+)"', page))
+    rows = base64.b64decode(given["numbers.csv"]).decode().splitlines()
+    assert rows[0] == "city,kind,iou,low,high,of" and any(row.startswith("sunnyside,seen,0.8,") for row in rows)
+    (three / "scenes.gpkg").write_bytes(base64.b64decode(given["scenes.gpkg"]))
+    scenes = geopandas.read_file(three / "scenes.gpkg")
+    assert len(scenes) == 18 and scenes.set_index("scene").iou["sunnyside-5"] == pytest.approx(0.85)
+
+
 @pytest.fixture(scope="module")
 def chromium():
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -359,6 +389,22 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
     page.click("button[data-step='1']")
     page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     assert shown.get_attribute("id") == page.evaluate("location.hash.slice(1)"), "a second click chooses it again"
+    assert noise == []
+
+
+def test_a_slider_goes_from_the_clean_tile_to_the_erased_one_and_dark_pages_are_dark(opened, three):
+    page, noise = opened(three)
+    first = page.locator(".fooled").first
+    slider, said = first.locator("input"), first.locator("output")
+    for value, name in (("0", "clean"), ("100", "attacked"), ("200", "erased")):
+        slider.fill(value)
+        assert said.inner_text().startswith(name)
+    assert first.locator(".fooling img").nth(2).evaluate("e => e.style.clipPath") in (
+        "inset(0px)",
+        "inset(0px 0% 0px 0px)",
+    )
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 27)"
     assert noise == []
 
 

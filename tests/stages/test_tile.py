@@ -448,3 +448,16 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     pixels = (frame["building"] * frame["valid"]).to_numpy() * 64**2 * 0.6**2
     assert np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2  # square metres, tile by tile
     assert pixels.sum() == pytest.approx(shapely.area(covered).sum(), rel=0.01)
+
+
+def test_houses_wall_to_wall_stay_houses(town, tmp_path):
+    left, top = CORNER
+    houses = [shapely.box(left + x, top - 20, left + x + 8, top - 8) for x in (10, 18, 26)]
+    apart = shapely.box(left + 50, top - 20, left + 58, top - 8)
+    vectors = footprints(tmp_path / "houses.geojson", *houses, apart, label=[1, 1, 1, 255])
+    tiles = three(town, noise(3, 160, 160), labels=vectors).tiles()
+    region = tiles.regions[0]
+    found = tiles.instances(region)
+    assert np.bincount(found.ravel())[1:].tolist() == [16 * 24] * 3 and tiles.numbers(region).max() <= 4
+    (tiles.folder / "numbers.npy").unlink()  # as older tiles are
+    assert CityTiles(tiles.folder).instances(region).max() == 1

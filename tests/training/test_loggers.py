@@ -36,7 +36,7 @@ def test_the_curve_goes_to_every_logger_named(tmp_path, monkeypatch, request):
     with next(tmp_path.glob("logs/csv/all/version_0/metrics.csv")).open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [0, 1]
-    for row, epoch in zip(rows, card["history"], strict=True):
+    for row, epoch in zip(rows, card.history, strict=True):
         assert float(row["loss"]) == pytest.approx(epoch["loss"]) and float(row["iou"]) == pytest.approx(epoch["iou"])
 
 

@@ -1,0 +1,52 @@
+"""What comes out of the bands is what the whole scene told apart would be."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pipeline.mapping import splitting
+from pipeline.mapping.splitting import Splitter
+from pipeline.scoring.apart import surroundings, tell_apart
+
+PIXEL = 1.0
+
+
+def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of houses wall to wall, 300 × 130 pixels; contacts along their walls."""
+    rng = np.random.default_rng(seed)
+    mask, contact = np.zeros((300, 130), np.uint8), np.zeros((300, 130), bool)
+    for top in range(3, 290, 24):
+        mask[top : top + 20, 4:126] = 1
+        for wall in np.cumsum(rng.integers(6, 14, 12)) + 4:
+            contact[top : top + 20, wall - 1 : wall + 1] = True
+    contact &= rng.random(contact.shape) < 0.97
+    return mask, rng.random(mask.shape).astype(np.float32), contact
+
+
+def banded(step: int, layers) -> tuple[np.ndarray, np.ndarray]:
+    splitter, bands = Splitter(layers[0].shape[1], PIXEL), []
+    for top in range(0, len(layers[0]), step):
+        bands += splitter.add(*(layer[top : top + step] for layer in layers))
+    bands += splitter.finish()
+    return tuple(np.concatenate(parts) for parts in zip(*bands, strict=True))
+
+
+@pytest.mark.parametrize("step", [1, 37, 300])
+def test_a_scene_in_bands_and_blocks_is_the_scene_as_a_whole(step, monkeypatch):
+    monkeypatch.setattr(splitting, "ROWS", 40)
+    monkeypatch.setattr(splitting, "COLUMNS", 50)
+    mask, confidence, contact = layers = scene()
+    whole = tell_apart(mask, contact, PIXEL)
+    apart, same = banded(step, layers)
+    assert np.array_equal(apart, whole) and np.array_equal(same, confidence)
+    assert ndimage.label(whole)[1] > 2 * ndimage.label(mask)[1]
+
+
+def test_rows_that_are_held_are_those_of_a_block_and_its_surroundings():
+    mask, confidence, contact = (np.concatenate([layer] * 4) for layer in scene())
+    splitter, most = Splitter(mask.shape[1], PIXEL), 0
+    for top in range(0, len(mask), 10):
+        for _ in splitter.add(mask[top : top + 10], confidence[top : top + 10], contact[top : top + 10]):
+            pass
+        most = max(most, len(splitter.mask))
+    assert most <= splitting.ROWS + 2 * surroundings(PIXEL) + 10 < len(mask) / 4
