@@ -354,6 +354,17 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
         raise InputError(f"{option} {text}: write numbers with commas between them") from None
 
 
+@app.command("few_labels")
+def few_labels(params: ParamsFile = PARAMS) -> None:
+    """What an hour of labelling buys in a city never seen: intervals, a promise, a model that learned.
+
+    Example: `python -m pipeline few_labels` (after `train --without CITY` for each city)
+    """
+    from pipeline.stages import few_labels as stage
+
+    stage.run(load(params))
+
+
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],

@@ -28,6 +28,7 @@ ROOMS = {
     "certify": (*LEARNED, "attacks", "certificates"),
     "explain": (*NETWORK, "scoring", "attacks/patch.py", "explanation"),
     "generalize": (*LEARNED, "attacks", "certificates", "transfer"),
+    "few_labels": ("labels.py", "imagery", "tiles", "networks", "scoring", "training", "mapping", "assessment"),
     "incremental": (*LEARNED, "incremental"),
     "privacy": (*LEARNED, "privacy"),
     "report": (

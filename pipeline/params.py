@@ -541,6 +541,22 @@ class Privacy(Section):
     seed: Whole = Field(0, description="of tiles, training and noise")
 
 
+LearningStrategy = Literal["random", "active", "core_set"]
+
+
+class FewLabels(Section):
+    samples: list[Count] = Field([10, 20, 40], description="labelled frames that an interval is made from")
+    draws: Whole = Field(1000, description="samples that intervals are tried on; 0 = off")
+    recall: float = Field(0.8, gt=0, lt=1, description="that a threshold is to promise of a frame, at 95 %")
+    budgets: list[Count] = Field(
+        [], description="labelled frames to learn from; empty = off, each is a training a city and strategy"
+    )
+    strategies: list[LearningStrategy] = Field(["random", "active"], description="by which those frames are drawn")
+    steps: Count = Field(80, description="batches of a fine-tuning")
+    side: Side = Field(128, description="pixels along a frame's side")
+    seed: Whole = Field(0, description="of draws, crops and frames")
+
+
 class Pretrain(Section):
     steps: Count = Field(300, description="batches")
     batch_size: Count = Field(8, description="crops a step")
@@ -598,6 +614,7 @@ class Params(Section):
     explain: Explain = Field(Explain(), description="what the map rests on, and whether its explanations hold")
     incremental: Incremental = Field(Incremental(), description="cities, and a class, that arrive one after another")
     privacy: Privacy = Field(Privacy(), description="does the model tell what it was trained on?")
+    few_labels: FewLabels = Field(FewLabels(), description="what an hour of labelling buys in a city never seen")
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")

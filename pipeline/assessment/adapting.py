@@ -1,9 +1,10 @@
 """A model that learned from the labelled frames, and what each frame would have been without having been learned from.
 
-Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old cities where these are
-at hand (replay), so that they are not forgotten; batch-norm statistics stay those of the old cities. Cross-fitting (as in
-prediction-powered inference, Zrnic and Candès, PNAS 2024): the labelled frames are dealt into folds, a model a fold is
-tuned without it, and maps it. Counts on these maps are as honest as those of the model that saw no label.
+Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old
+cities where these are at hand (replay), so that they are not forgotten; batch-norm statistics stay
+those of the old cities. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS
+2024): the labelled frames are dealt into folds, a model a fold is tuned without it, and maps it.
+Counts on these maps are as honest as those of the model that saw no label.
 """
 
 import copy
@@ -142,8 +143,8 @@ def save_cross_fitted(folder: Path, survey: Survey, done: np.ndarray, levels: li
 
 
 def cross_fitted(model: Path, survey: Survey, labels: Labels) -> list[np.ndarray]:
-    """The levels of the frames done, each by a model that has not seen it. Raises InputError where MODEL was not adapted to
-    this sample, or before some of its frames were labelled."""
+    """The levels of the frames done, each by a model that has not seen it. Raises InputError where
+    MODEL was not adapted to this sample, or before some of its frames were labelled."""
     try:
         with np.load(Path(model) / CROSS_FITTED, allow_pickle=False) as arrays:
             if str(arrays["sample"]) != survey.key:
@@ -159,5 +160,5 @@ def cross_fitted(model: Path, survey: Survey, labels: Labels) -> list[np.ndarray
         raise
     except (OSError, ValueError, LookupError):
         raise InputError(
-            f"{model}: holds no {CROSS_FITTED}, so it cannot be assessed on labels it may have learned; make it with adapt"
+            f"{model}: holds no {CROSS_FITTED}, so it may have learned what it would be assessed on; make it with adapt"
         ) from None

@@ -4,10 +4,11 @@ Counts of true positive, false positive and false negative pixels are totals ove
 
 Plain (Horvitz and Thompson 1952): Σ dᵢ yᵢ over the sample, dᵢ = N_h / n_h the frames each one stands for.
 
-Model-assisted (Särndal, Swensson and Wretman 1992, chapter 6; as calibration, Deville and Särndal, JASA 1992): weights
-wᵢ near dᵢ under which the sample's auxiliaries xᵢ add up to what they are known to add up to over the city. They are two:
-the union of map and truth, and their differences, as the probabilities expect them. Where the model is right the errors
-nearly cancel; where it is wrong the estimate stays consistent and its interval is wide.
+Model-assisted (Särndal, Swensson and Wretman 1992, chapter 6; as calibration, Deville and Särndal,
+JASA 1992): weights wᵢ near dᵢ under which the sample's auxiliaries xᵢ add up to what they are known
+to add up to over the city. They are two: the union of map and truth, and their differences, as the
+probabilities expect them. Where the model is right the errors nearly cancel; where it is wrong the
+estimate stays consistent and its interval is wide.
 
 A ratio (IoU, precision, recall, F1) is one of estimated totals. Its variance is the stratified jackknife's: leave out
 each frame in turn and weigh anew, so that what the weights owe to the frame itself counts too; linearised errors of ten

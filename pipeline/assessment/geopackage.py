@@ -4,7 +4,8 @@ frames      polygons: frame (1 is to be labelled first), status (to do, done, un
             draft holds, sample (which sample they belong to). Only `status` is to be changed.
 buildings   polygons: the model's draft, clipped to the frames. Label 255: perhaps a building, left out of every count.
 
-Reading trusts nothing: frames must be where they were, statuses spelt, and a frame that was edited must have been decided.
+Reading trusts nothing: frames must be where they were, statuses spelt, and a frame that was edited
+must have been decided.
 """
 
 import sqlite3
@@ -42,8 +43,8 @@ INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES ('layer_sty
 
 @dataclass(frozen=True)
 class Labels:
-    """What was labelled: indices (n,) of the frames done and their labels (h, w), 255 left out; those unusable; and what
-    lay outside of the frames."""
+    """What was labelled: indices (n,) of the frames done and their labels (h, w), 255 left out;
+    those unusable; and what lay outside of the frames."""
 
     done: np.ndarray
     masks: list[np.ndarray]
@@ -115,8 +116,8 @@ def write(survey: Survey) -> None:
         for name in ("frames", "buildings"):
             qml = (Path(__file__).parent / f"{name}.qml").read_text(encoding="utf-8")
             database.execute(
-                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
-                "styleQML, styleSLD, useAsDefault, owner) VALUES ('', '', ?, 'geom', ?, ?, '', 1, '')",
+                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
+                "styleName, styleQML, styleSLD, useAsDefault, owner) VALUES ('', '', ?, 'geom', ?, ?, '', 1, '')",
                 (name, name, qml),
             )
 
@@ -166,7 +167,7 @@ def _frames(survey: Survey, path: Path) -> tuple[np.ndarray, CRS]:
         geometry, columns = layer.read(wanted, None, None)
     if strange := {str(key) for key in columns["sample"]} - {survey.key}:
         raise InputError(
-            f"{path}: belongs to another sample ({min(strange)}, not {survey.key}); bring the file that was written here"
+            f"{path}: belongs to another sample ({min(strange)}, not {survey.key}); bring back this one's file"
         )
     numbers = columns["frame"].tolist()
     if sorted(numbers, key=str) != sorted(range(1, len(survey.drawn) + 1), key=str):

@@ -1,8 +1,9 @@
 """All frames of a city, and what a model says of each: the population that a few labelled frames stand for.
 
-A frame is a piece of a scene on the model's grid, about `side` pixels long; the frames of a scene cover it once. The map's
-building probability is kept in LEVELS steps, 255 being no data, and each frame as a histogram of them: what the map shows
-and the errors it expects follow for every threshold.
+A frame is a piece of a scene on the model's grid, about `side` pixels long; the frames of a scene
+cover it once. The map's building probability is kept in LEVELS steps, 255 being no data, and each
+frame as a histogram of them: what the map shows and the errors it expects follow for every
+threshold.
 """
 
 from contextlib import ExitStack
@@ -115,8 +116,8 @@ def expected(histogram: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def auxiliaries(histogram: np.ndarray, threshold: float) -> np.ndarray:
-    """(N, 2) what is known of every frame and tells of its counts: expected pixels of the union of map and truth, and of
-    their differences."""
+    """(N, 2) what is known of every frame and tells of its counts: expected pixels of the union of
+    map and truth, and of their differences."""
     tp, fp, fn = expected(histogram, threshold).T
     return np.stack([tp + fp + fn, fp + fn], 1)
 

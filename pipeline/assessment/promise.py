@@ -1,15 +1,18 @@
 """A promise about what a map misses, from few labelled frames: proven at the confidence asked for, or not made.
 
-Risk control (Bates, Angelopoulos, Lei, Malik and Jordan, JACM 2021; its losses as in Angelopoulos, Bates, Fisch, Lei and
-Schuster, Conformal Risk Control, 2022): the lower the threshold, the less is missed, so thresholds are tried from the
-lowest up, each tested at the full level, until one fails. Two losses: what a frame misses of its own buildings, averaged
-over the frames that have any; or what the map misses of the city's whole built area.
+Risk control (Bates, Angelopoulos, Lei, Malik and Jordan, JACM 2021; its losses as in Angelopoulos,
+Bates, Fisch, Lei and Schuster, Conformal Risk Control, 2022): the lower the threshold, the less is
+missed, so thresholds are tried from the lowest up, each tested at the full level, until one fails.
+Two losses: what a frame misses of its own buildings, averaged over the frames that have any; or
+what the map misses of the city's whole built area.
 
-The test of "more than a share α is missed" is a bet against it. Let gᵢ = sᵢ (missedᵢ − α) / qᵢ, sᵢ a frame's weight
-(1 where anything is built there, or its built share) and qᵢ = N πᵢ / n its chance of being drawn against an even one.
-If the hypothesis holds, E Π (1 − λ gᵢ) ≤ 1 for every λ that keeps the factors positive: for frames drawn without
-replacement from a stratum by Maclaurin's inequality, for strata of fixed size by that of the means, and for any mixture
-of λ. By Markov's inequality the product exceeds 1/δ with chance δ at most. No distribution is assumed, no n is too small.
+The test of "more than a share α is missed" is a bet against it. Let gᵢ = sᵢ (missedᵢ − α) / qᵢ, sᵢ
+a frame's weight (1 where anything is built there, or its built share) and qᵢ = N πᵢ / n its chance
+of being drawn against an even one. If the hypothesis holds, E Π (1 − λ gᵢ) ≤ 1 for every λ that
+keeps the factors positive: for frames drawn without replacement from a stratum by Maclaurin's
+inequality, for strata of fixed size by that of the means, and for any mixture of λ. By Markov's
+inequality the product exceeds 1/δ with chance δ at most. No distribution is assumed, no n is too
+small.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.assessment.estimators import RATIOS, Design, assess
+from pipeline.assessment.estimators import RATIOS, Design, Interval, assess
 from pipeline.assessment.population import PROBABILITY, auxiliaries, doubt, shown
 from pipeline.assessment.promise import promise
 from pipeline.assessment.sampling import allocate, repeated_samples, strata, strata_for
@@ -56,18 +56,21 @@ def coverage(city: KnownCity, n: int, draws: int, seed: int = 0, unusable: int =
         "random": assess(counts[anywhere], Design.of(np.zeros(len(city), int), anywhere[0])),
     }
     totals = counts.sum(0)
-    truth = {name: totals @ np.array(part) / (totals @ np.array(of)) for name, (part, of) in RATIOS.items()}
+    truth = {name: totals @ np.array(part) / max(totals @ np.array(of), 1) for name, (part, of) in RATIOS.items()}
     truth["built"] = totals[0] + totals[2]
     return {
-        name: {
-            road: {
-                "coverage": float(((found[name].low <= value) & (value <= found[name].high)).mean()),
-                "width": float(np.nanmedian(found[name].high - found[name].low) / (value if name == "built" else 1)),
-            }
-            for road, found in roads.items()
-        }
+        name: {road: _worth(found[name], value, name == "built") for road, found in roads.items()}
         for name, value in truth.items()
     }
+
+
+def _worth(found: Interval, truth: float, relative: bool) -> dict:
+    """Of the draws that give an interval at all; None where none does."""
+    low, high = (end[np.isfinite(found.low)] for end in (found.low, found.high))
+    if not len(low):
+        return {"coverage": None, "width": None}
+    width = float(np.median(high - low)) / (truth if relative else 1)
+    return {"coverage": float(((low <= truth) & (truth <= high)).mean()), "width": width}
 
 
 def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: float, per: str, seed: int = 0) -> dict:
@@ -84,4 +87,4 @@ def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: flo
         if found.threshold is not None:
             made += 1
             broken += truth[np.flatnonzero(found.threshold == PROBABILITY)[0]] > 1 - recall
-    return {"made": made / draws, "kept": 1 - broken / draws}
+    return {"made": made / draws, "kept": float(1 - broken / draws)}

@@ -40,8 +40,8 @@ class SurveyedScene:
 
 @dataclass(frozen=True)
 class Survey:
-    """drawn: indices (n,) of the frames to label, the first to be labelled first; stratum (N,); inclusion (N,), NaN where
-    frames were drawn to learn from."""
+    """drawn: indices (n,) of the frames to label, the first to be labelled first; stratum (N,);
+    inclusion (N,), NaN where frames were drawn to learn from."""
 
     folder: Path
     about: dict

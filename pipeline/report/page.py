@@ -71,6 +71,7 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         unseen=[*drawn["corruption"], *drawn["adaptation"]],
         robustness=results.of("generalize", "robustness"),
         estimate=estimate(results),
+        few_labels=few_labels(results),
         attack=drawn["attack"],
         budget=budget(results),
         attack_examples=examples(results),
@@ -120,6 +121,28 @@ def estimate(results: Results) -> dict | None:
         "beaten": errors[shown] < errors[guess],
         "rows": [(city, row["iou"], row[shown], row[guess]) for city, row in rows.items()],
     }
+
+
+def few_labels(results: Results) -> dict | None:
+    """What labelled frames tell of a city and teach a model: rows of (city, IoU, interval, width, plain width) and of
+    (city, strategy, IoU by number of frames, change of the other cities)."""
+    known = {city: entry for city, entry in results.of("few_labels").items() if entry}
+    of = {city: entry["interval"] for city, entry in known.items() if entry["interval"]}
+    counts = sorted({n for interval in of.values() for n in interval}, key=int)
+    shown = "20" if "20" in counts else next(iter(counts), None)
+    told = [
+        (city, known[city]["iou"], row["iou"]["assisted"], row["iou"]["plain"], row["built"]["assisted"])
+        for city, interval in of.items()
+        if (row := interval.get(shown))
+    ]
+    forgotten = results.of("few_labels", "forgotten")
+    taught = [
+        (city, strategy, [entry["iou"], *ious.values()], forgotten[strategy][city])
+        for city, entry in known.items()
+        for strategy, ious in entry["learned"].items()
+    ]
+    budgets = list(next(iter(known[taught[0][0]]["learned"].values()))) if taught else []
+    return {"frames": shown, "told": told, "taught": taught, "budgets": budgets} if told or taught else None
 
 
 def heat_map(results: Results) -> list[tuple[str, list[tuple[str, float | None, bool]]]]:

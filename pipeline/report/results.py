@@ -10,7 +10,7 @@ from pipeline.params import Params
 from pipeline.storage import read_json
 from pipeline.tiles.store import read_index
 
-STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "incremental", "privacy")
+STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "few_labels", "incremental", "privacy")
 
 
 def read(path: Path):

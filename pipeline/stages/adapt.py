@@ -27,16 +27,15 @@ def run(
     model: Path, folder: Path, out: Path, *, tiles: Path = Path("data/tiles"), steps: int = 80, folds: int = 3,
     learning_rate: float = 3e-4, seed: int = 0,
 ) -> Card:  # fmt: skip
-    """Fine-tune MODEL on the frames done in FOLDER and write OUT; returns its card. `tiles`: where the old cities lie, if
-    they are at hand. Raises InputError on another model's sample, too few labels, a folder that is another model's."""
+    """Fine-tune MODEL on the frames done in FOLDER and write OUT; returns its card. `tiles`: where
+    the old cities lie, if they are at hand. Raises InputError on another model's sample, too few
+    labels, a folder that is another model's."""
     city = survey.load(folder)
     if model.is_file():
         raise InputError(f"{model}: an ONNX file cannot learn; name the model's folder")
     _, key = model_of(str(model))
     if key != city.about["model_key"]:
-        raise InputError(
-            f"{folder}: was sampled by {city.about['model']}, whose draft was labelled, not by {model}; adapt that model"
-        )
+        raise InputError(f"{folder}: was sampled by {city.about['model']}, not by {model}; adapt that model")
     if out.exists():
         raise InputError(f"{out}: is already there; choose another --out")
     labels = geopackage.read(city)

@@ -31,7 +31,7 @@ def run(
     city = survey.load(folder)
     if not city.probability_sample:
         raise InputError(
-            f"{folder}: its frames were drawn to learn from ({city.about['strategy']}), so no weight is known that would "
+            f"{folder}: its frames were drawn to learn from ({city.about['strategy']}), so no weight is known to "
             "make them stand for the city; draw a sample with --strategy probability and label that"
         )
     if per not in PER or not 0 < confidence < 1 or not (at_least_recall is None or 0 < at_least_recall < 1):

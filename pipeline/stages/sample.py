@@ -1,7 +1,8 @@
 """Verb sample: which frames of a city to label, as a GeoPackage to edit (see assessment/survey.py for what is written).
 
-The model maps the whole city once. A probability sample, stratified by the errors it expects of itself, can be assessed;
-an active one (doubtful frames unlike each other), a core-set or a random one is drawn to learn from.
+The model maps the whole city once. A probability sample, stratified by the errors it expects of
+itself, can be assessed; an active one (doubtful frames unlike each other), a core-set or a random
+one is drawn to learn from.
 """
 
 from contextlib import ExitStack
@@ -140,5 +141,8 @@ def _say(drawn: Survey, out: Path) -> None:
     )
     console.print("set a frame's status to done when every building in it is drawn, none too; or to unusable")
     if not drawn.probability_sample:
-        remark("note", "yellow", f"frames drawn to learn from ({drawn.about['strategy']}): they have no known chance of "
-               "being drawn, so `assess` cannot say from them how good the map is; label a probability sample too")  # fmt: skip
+        remark(
+            "note", "yellow",
+            f"frames drawn to learn from ({drawn.about['strategy']}): they have no known chance of being drawn, so "
+            "`assess` cannot say from them how good the map is; label a probability sample too",
+        )  # fmt: skip
