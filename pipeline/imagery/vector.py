@@ -109,8 +109,8 @@ def read_footprints(
             box = None
         tag = None if where else _tag(path, opened.fields)
         if column and column not in opened.fields:
-            near = nearest(column, opened.fields)
-            raise InputError(f"{path}: fetch.groups: no column {column!r} in it; did you mean {near}?")
+            meant = f"; did you mean {nearest(column, opened.fields)}?" if len(opened.fields) else ", nor any other"
+            raise InputError(f"{path}: fetch.groups: no column {column!r} in it{meant}")
         geometries, columns = opened.read({"label", tag, column}, box, where)
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,16 +12,6 @@ from pipeline.report.viewer import Figured, overlay, unreadable, webp
 
 MOST = 3  # cities shown, the hardest
 BLAND = 1e-9
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A city's picture, `source` a data: address."""
-
-    city: str
-    source: str
-    width: int
-    height: int
 
 
 def rests_on(results: Results) -> str:
