@@ -378,9 +378,9 @@ class Certificate(Section):
     architectures: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def certifies(cls, model: "Model") -> bool:
-        """Whether it can certify such a model as it is deployed."""
-        return model.architecture in cls.architectures
+    def certifies(cls, model: "Model | None") -> bool:
+        """Whether it can certify such a model as it is deployed; None is a foreign network, of which nothing is known."""
+        return model is not None and model.architecture in cls.architectures
 
     @classmethod
     def whose(cls, deployed: bool) -> str:
@@ -394,7 +394,7 @@ class Smoothing(Certificate):
     delivered: ClassVar[str] = "the smoothed model, a majority vote under noise"
 
     @classmethod
-    def certifies(cls, model: "Model") -> bool:
+    def certifies(cls, model: "Model | None") -> bool:
         return True
 
     sigma: Numbers = Field([0.05], description="noise σ, pixel range [0,1]")
@@ -413,7 +413,7 @@ class Convex(Certificate):
     architectures: ClassVar[tuple[str, ...]] = ("small_fcn", "small_unet")
 
     @classmethod
-    def certifies(cls, model: "Model") -> bool:
+    def certifies(cls, model: "Model | None") -> bool:
         return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
 
     radii: Numbers = Field([0.5, 1, 2], description="ℓ∞, 1/255")

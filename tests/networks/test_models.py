@@ -59,7 +59,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path, architecture):
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "m")(image), model.eval()(image), atol=1e-4, rtol=0)
-    assert {f.name for f in (tmp_path / "m").iterdir()} == {"weights.safetensors", "model.json"}
+    assert {f.name for f in (tmp_path / "m").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
 
 
 def test_normalisation_lives_inside(tmp_path):
