@@ -379,7 +379,7 @@ class Certificate(Section):
 
     @classmethod
     def certifies(cls, model: "Model | None") -> bool:
-        """Whether it can certify such a model as it is deployed; None is a foreign network, of which nothing is known."""
+        """Whether it can certify such a model as it is deployed; of a foreign network, None, nothing is known."""
         return model is not None and model.architecture in cls.architectures
 
     @classmethod
