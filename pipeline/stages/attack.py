@@ -115,7 +115,7 @@ def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tupl
     return images, labels
 
 
-def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter) -> str:
+def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter=None) -> str:
     """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
     the code that attacks them."""
     parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]

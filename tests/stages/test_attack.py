@@ -148,7 +148,7 @@ def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
     keys = [attack._key(settings, cities, samples)]
     assert keys[0] == attack._key(settings, cities, samples)
     read = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, **k: read(self, **k) + "#" * (self.name == "attacks.py"))
+    monkeypatch.setattr(Path, "read_text", lambda self, **k: read(self, **k) + "#" * (self.name == "engine.py"))
     keys.append(attack._key(settings, cities, samples))
     monkeypatch.undo()
     card = paths["tiles"].parent / "model" / "model.json"
