@@ -325,12 +325,13 @@ class Raster:
             valid = self.source_validity(Window(*slab))
             return start + (np.arange(slab[axis + 2]) if valid is None else np.flatnonzero(valid.any(axis=1 - axis)))
 
-        starts, scale = range(0, shape[axis], BLOCK), self.grid.shape[axis] / shape[axis]
+        starts, ours, theirs = range(0, shape[axis], BLOCK), self.grid.shape[axis], shape[axis]
         first = next((found[0] for found in map(with_data, starts) if len(found)), None)
         if first is None:
-            return 0, self.grid.shape[axis]
+            return 0, ours
         last = next(found[-1] for found in map(with_data, reversed(starts)) if len(found))
-        return int(first * scale), int(np.ceil((last + 1) * scale))
+        behind = -(-(last + 1) * ours // theirs)  # in whole numbers: a float would round beyond the last pixel
+        return int(first * ours // theirs), int(behind)
 
     @cached_property
     def _alpha(self) -> int | None:
