@@ -82,8 +82,7 @@ def check_place(folder: Path) -> None:
         raise InputError(f"{folder}: a stage writes there, and DVC deletes it; take another, such as --out pretrained")
     if not Path(folder).exists() or not any(Path(folder).iterdir()):
         return
-    card = read_card(folder) if (Path(folder) / "model.json").exists() else {}
-    if "images" not in card:
+    if not (Path(folder) / "model.json").exists() or not read_card(folder).images:
         raise InputError(f"{folder}: holds something else than a pre-trained model; take another folder, or empty it")
 
 

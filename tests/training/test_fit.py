@@ -86,7 +86,7 @@ def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
         time.sleep(0.02)
     process.kill(), process.wait()
     train(toy_tiles, folder, settings(epochs=3))
-    card = json.loads((folder / "model.json").read_text())
+    card = read_card(folder)
     assert not card.training["resumed"] and len(card.history) == 3
 
 
@@ -101,7 +101,7 @@ def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
                 f"--master-port={port}", str(script)]  # fmt: skip
     assert start(tiles, folder, params, prefix=tuple(torchrun)).wait(180) == 0
-    return json.loads((folder / "model.json").read_text())
+    return read_card(folder)
 
 
 def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
@@ -115,10 +115,10 @@ def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
     params = settings(optimizer="sgd", epochs=2, loss={"cross_entropy": 1.0, "focal": 1.0, "hinge": 0.5})
     train(tmp_path / "tiles", tmp_path / "one" / "model", params)
     two = train_by_two(tmp_path / "tiles", tmp_path / "two" / "model", params)
-    one = json.loads((tmp_path / "one" / "model" / "model.json").read_text())
-    assert two["training"]["processes"] == 2
-    assert [e["loss"] for e in two["history"]] == pytest.approx([e["loss"] for e in one["history"]], rel=1e-4)
-    assert [e["iou"] for e in two["history"]] == pytest.approx([e["iou"] for e in one["history"]], abs=1e-3)
+    one = read_card(tmp_path / "one" / "model")
+    assert two.training["processes"] == 2
+    assert [e["loss"] for e in two.history] == pytest.approx([e["loss"] for e in one.history], rel=1e-4)
+    assert [e["iou"] for e in two.history] == pytest.approx([e["iou"] for e in one.history], abs=1e-3)
 
 
 def test_two_processes_train_what_holds_batch_norm_and_a_shortened_encoder(toy_tiles, tmp_path):
@@ -140,7 +140,7 @@ def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, 
 
 def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
     train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=10, learning_rate=0.02))
-    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    card = read_card(tmp_path / "model")
     curve = [e["iou"] for e in card.history]
     assert card.metrics["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.8
     assert all(0.5 <= card.confidence[kind] <= 1 for kind in ("building", "background"))
@@ -237,14 +237,15 @@ def test_without_a_building_in_validation_the_last_epoch_is_kept(tmp_path):
     for epochs in (1, 3):
         params = parse_params(settings(epochs=epochs, steps_per_epoch=2, patience=1, schedule="constant"))
         runs[epochs] = fit(params, cities, tmp_path / str(epochs), work=tmp_path / "w")
-    assert runs[3]["metrics"]["validation_iou"] is None and len(runs[3]["history"]) == 3
+    assert runs[3].metrics["validation_iou"] is None and len(runs[3].history) == 3
     first, last = (load_file(tmp_path / str(epochs) / "weights.safetensors") for epochs in (1, 3))
     assert not all(torch.equal(first[key], last[key]) for key in first)
 
 
 @pytest.mark.parametrize("key", ["encoder_weights", "init"])
 def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_path, key):
-    from pipeline.networks.models import build_model, save_model
+    from pipeline.networks.card import read_card
+from pipeline.networks.models import build_model, save_model
     from pipeline.training.fit import fit
 
     cities, start = open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "start"
@@ -259,7 +260,7 @@ def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_pat
             start, segmenter, {"model": params.train.model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5}
         )
         cards.append(fit(params, cities, tmp_path / "m", work=tmp_path / "w"))
-    assert cards[0] == cards[1] and cards[1]["fingerprint"] != cards[2]["fingerprint"]
+    assert cards[0] == cards[1] and cards[1].fingerprint != cards[2].fingerprint
 
 
 def test_several_classes_are_learned(tmp_path):

@@ -48,7 +48,7 @@ def test_the_painter_learns_and_training_can_start_from_it(toy_tiles, tmp_path):
 @pytest.mark.parametrize("steps", [1, 5, 6])
 def test_the_shortest_cycles_can_be_run(toy_tiles, tmp_path, steps):
     brief = PARAMS.model_copy(update={"pretrain": PARAMS.pretrain.model_copy(update={"steps": steps})})
-    assert len(pretrain(brief, opened(toy_tiles), tmp_path / "start")["history"]) == steps
+    assert len(pretrain(brief, opened(toy_tiles), tmp_path / "start").history) == steps
 
 
 def test_what_cannot_be_learned_from_says_why(toy_tiles, tmp_path):
