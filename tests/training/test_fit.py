@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
+from pipeline.networks.card import read_card
 from pipeline.params import parse_params
 from pipeline.tiles.store import CityTiles, open_cities
 from pipeline.training.crops import RandomCrops, StepSampler
@@ -244,8 +245,7 @@ def test_without_a_building_in_validation_the_last_epoch_is_kept(tmp_path):
 
 @pytest.mark.parametrize("key", ["encoder_weights", "init"])
 def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_path, key):
-    from pipeline.networks.card import read_card
-from pipeline.networks.models import build_model, save_model
+    from pipeline.networks.models import build_model, save_model
     from pipeline.training.fit import fit
 
     cities, start = open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "start"
