@@ -236,6 +236,18 @@ def test_footprints_a_scene(town):
         taken(town, "vector")
 
 
+def test_footprints_a_scene_in_sub_folders(town):
+    (town / "vector/buildings.gpkg").unlink()
+    tif(town / "vector/images/more/s1.tif", NOISE)
+    (town / "vector/labels/more").mkdir(parents=True)
+    buildings = {"s1": [BUILDING], "s2": [], "more/s1": [BUILDING]}
+    own = {name: footprints(town / f"vector/labels/{name}.gpkg", drawn) for name, drawn in buildings.items()}
+    city = taken(town, "vector")
+    assert {scene.name: scene.labels for scene in city.scenes} == {
+        name.replace("/", "-"): str(path) for name, path in own.items()
+    }
+
+
 def test_the_stamp_is_of_what_is_drawn(town):
     """A file written anew is the same labels; one building more on a scene changes that scene's alone."""
     path = town / "vector/buildings.gpkg"
@@ -415,7 +427,11 @@ BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.resize(np.uint8([0, 3, 7, 250, 255]), (1, 64, 64)), "holds 3 values between .* as PNG or GeoTIFF"),
+        (
+            np.resize(np.uint8([0, 3, 7, 250, 255]), (1, 64, 64)),
+            "holds 3, 7, 250 between 0 and 255, .* as PNG or GeoTIFF",
+        ),
+        (np.resize(np.uint8([0, 128, 255]), (1, 64, 64)), "holds 128 between 0 and 255"),
         (BLURRED, ".* kept as JPEG or resized smoothly"),
         (np.repeat(BLURRED, 3, axis=0), "has 3 bands; a label has one: keep the first, rio stack LABELS --bidx 1"),
         (NOISE, "has 3 bands; a label has one: recode its colours"),

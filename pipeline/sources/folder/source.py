@@ -28,6 +28,7 @@ from pipeline.imagery.vector import SUFFIXES, Bounds, Footprints, read_footprint
 from pipeline.sources.survey import Image, check_complete, listed, named, stamp, survey_all
 
 IMAGES, LABELS = "images", "labels"
+BELOW = "**/[!.]*"  # a folder and its sub-folders
 TIFF = {".tif", ".tiff"}
 UNREAD = {  # suffixes of what may hold a scene and is not taken
     ".vrt", ".ecw", ".sid", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bmp", ".gif", ".webp", ".npy", ".jxl", ".mbtiles",
@@ -52,7 +53,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
     labels, warnings = _label_source(root)
-    drawn = labels.name != LABELS or bool(_vectors(labels))
+    drawn = labels.name != LABELS or bool(_vectors(labels, BELOW))
     scenes, passed = _scenes_in(root / IMAGES)
     files, over = [str(path) for path in scenes.values()], labels.name if drawn else None
     images, notes = survey_all(files, city, root / IMAGES, override.gsd, list(scenes), over=over)
@@ -276,9 +277,9 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
     return vectors[0], []
 
 
-def _vectors(folder: Path) -> list[Path]:
+def _vectors(folder: Path, below: str = "[!.]*") -> list[Path]:
     """The files of footprints in a folder; a STAC item's outline of its image is none."""
-    found = sorted((path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES), key=_natural)
+    found = sorted((path for path in folder.glob(below) if path.suffix.lower() in SUFFIXES), key=_natural)
     return [path for path in found if not ("json" in path.suffix.lower() and _is_stac(path))]
 
 
@@ -292,8 +293,9 @@ def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Imag
     if rasters := [path.name for path in _scenes_in(folder)[0].values()]:
         raise InputError(f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind")
     by_name: dict[str, Path] = {}
-    for path in _vectors(folder):
-        if (twice := by_name.setdefault(path.stem, path)) != path:
+    for path in _vectors(folder, BELOW):  # sub-folders as the images'
+        name = "-".join(path.relative_to(folder).with_suffix("").parts)
+        if (twice := by_name.setdefault(name, path)) != path:
             raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
     missing = [image.name for image in images if image.name not in by_name]
     if missing and not (some and len(missing) < len(images)):
@@ -390,9 +392,9 @@ def _check_values(found: set[float], lossy: bool) -> None:
     if wrong := found - set(range(256)):
         raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
     between = found - {0, 1, 255}
-    if (lossy and between) or (len(between) > 1 and max(between) >= 128):
-        some = ", ".join(f"{value:g}" for value in sorted(between)[:3])
+    if between and (lossy or max(between) >= 128):  # nobody draws so many classes
+        some = listed([f"{value:g}" for value in sorted(between)])
         raise InputError(
-            f"holds {len(between)} values between 0 and 255 ({some}, …), as a mask kept as JPEG or resized smoothly "
-            "does; make it 255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
+            f"holds {some} between 0 and 255, as a mask kept as JPEG or resized smoothly does; make it "
+            "255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
         )
