@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.report.answer import columns
 from pipeline.report.results import Results
 
+WRITTEN = "2000-01-01T00:00:00.000Z"  # in every GeoPackage, so that the same results make the same page
 TYPES = {"csv": "text/csv", "gpkg": "application/geopackage+sqlite3"}
 
 
@@ -38,6 +39,7 @@ def scenes(results: Results) -> bytes:
     if not rows:
         return b""
     import geopandas
+    import pyogrio
 
     table = geopandas.GeoDataFrame(
         {
@@ -49,7 +51,11 @@ def scenes(results: Results) -> bytes:
         geometry=[r.grid.outlines()[0] for _, r in rows],
         crs="EPSG:4326",
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scenes.gpkg"
-        table.astype({"iou": float}).to_file(path, layer="scenes")
-        return path.read_bytes()
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": WRITTEN})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "scenes.gpkg"
+            table.astype({"iou": float}).to_file(path, layer="scenes")
+            return path.read_bytes()
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
