@@ -152,8 +152,8 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
 
 
 @torch.inference_mode()
-def iou_of(model: nn.Module, city: CityTiles, side: int = 512, least: int = 0) -> float | None:
-    """ΣI/ΣU over all of a city's pixels, in windows of `side` that share an eighth."""
+def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
+    """ΣI/ΣU over all of a city's pixels, in windows of `side` side by side."""
     total = torch.zeros(2, dtype=torch.float64)
     for region in city.regions:
         image, label = city.image(region), city.label(region)

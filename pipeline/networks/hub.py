@@ -6,8 +6,8 @@ Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the keys are those 
 import yaml
 
 from pipeline.networks.card import Card
+from pipeline.params import BARE
 
-PLAIN = {"linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"}  # without an encoder
 TAGS = ["image-segmentation", "building-segmentation", "remote-sensing", "aerial-imagery", "semantic-segmentation"]
 
 
@@ -44,7 +44,7 @@ def _page(card: Card, measured: dict | None) -> str:
     model, iou = card.model, card.metrics.get("validation_iou")
     cities = ", ".join(card.cities) or "cities that the card does not name"
     validation = "no building lay in validation" if iou is None else f"{iou:.3f} on validation scenes of these cities"
-    encoder = "" if model.architecture in PLAIN else f" with {model.encoder}"
+    encoder = "" if model.architecture in BARE else f" with {model.encoder}"
     before = f"; it started from a model that knew {', '.join(card.inherited)}" if card.inherited else ""
     rows = [
         ("architecture", f"{model.architecture}{encoder}"),
