@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from faulty import ROOT, snapshot, visible
+from faulty import ROOT, each, snapshot, visible
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
@@ -463,7 +463,7 @@ DAMAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", DAMAGE, indirect=True)
+@each(DAMAGE)
 def test_damaged_or_missing_it_is_named_and_nothing_is_half_done(stage, tree, request):
     before, verb = visible(tree.folder), request.node.callspec.id
     names = ["tiny.yaml"] * (verb != "predict") + DAMAGE[verb]  # predict asks for no section but its own

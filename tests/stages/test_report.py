@@ -417,7 +417,7 @@ def test_a_jump_lands_where_it_says(opened, three):
     assert abs(page.evaluate("document.getElementById('certified').getBoundingClientRect().top")) < 60
 
 
-@pytest.fixture(scope="module", params=[1, 40])
+@pytest.fixture(scope="module", params=[1, pytest.param(40, marks=pytest.mark.slow)])
 def few_or_many(request, tmp_path_factory) -> tuple[Path, int]:
     root = tmp_path_factory.mktemp("cities")
     written(root, [f"city-{i}" for i in range(request.param)])
