@@ -65,6 +65,16 @@ def test_imagery_knows_no_torch_and_nothing_is_called_utils():
             assert "import torch" not in module.read_text()
 
 
+def test_only_the_report_draws():
+    """And the course, whose pictures are its lessons: stages leave numbers and arrays."""
+    for module in MODULES:
+        if module.relative_to(PIPELINE).parts[0] not in {"report", "course"}:
+            assert "matplotlib" not in module.read_text(encoding="utf-8"), module
+        if module.parent.name != "report" and module.parts[-2:] != ("stages", "report.py"):
+            drawn = {file for file in imports(module) if file.parent.name == "report"}
+            assert {file.stem for file in drawn} <= ({"comparison"} if module.name == "__main__.py" else set()), module
+
+
 def test_only_one_module_knows_albumentations():
     def names(module: Path) -> set[str]:
         """Everything imported, by whatever way: `import a.b`, `from a import b`, or another module's name for it."""

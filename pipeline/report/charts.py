@@ -150,7 +150,7 @@ def city_legend(cities: Iterable[str]) -> dict[str, str]:
 
 
 def learning(results: Results) -> list[Gallery]:
-    history = results.card.get("history") or []
+    history = results.card.history if results.card else []
     if not history:
         return []
     epochs = [h["epoch"] + 1 for h in history]

@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 from pipeline.imagery.scene import City, read_city
 from pipeline.metrics import STAGES, CityScores, Gap, Metrics
 from pipeline.metrics import read as read_metrics
+from pipeline.networks.card import Card, read_card
 from pipeline.params import Params
 from pipeline.storage import read_json
 from pipeline.tiles.store import read_index
@@ -36,9 +37,10 @@ class Results:
         return Metrics.model_validate(found)
 
     @cached_property
-    def card(self) -> dict:
-        """models/all's card; empty before training."""
-        return read(self.root / "models/all/model.json") or {}
+    def card(self) -> Card | None:
+        """models/all's; none before training."""
+        folder = self.root / "models/all"
+        return read_card(folder) if (folder / "model.json").exists() else None
 
     @property
     def brief(self) -> bool:
