@@ -17,7 +17,7 @@ from pipeline.mapping.stac import stac_item
 from pipeline.metrics import EvaluateMetrics, read
 from pipeline.networks.card import read_card
 from pipeline.networks.hub import readme
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.onnx_file import onnxruntime
 from pipeline.storage import atomic_file, write_json
 
@@ -72,7 +72,7 @@ def export(folder: str | Path) -> Path:
     InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
     """
     folder, runtime = Path(folder), onnxruntime()
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     with atomic_file(folder / "model.onnx") as partial:
         _write_onnx(segmenter, partial)
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
@@ -89,7 +89,7 @@ def export_program(folder: str | Path) -> Path:
     Read back and compared like `export`'s. Raises InputError likewise.
     """
     folder = Path(folder)
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     example = torch.rand(2, segmenter.card.channels, 96, 128)
     try:
         program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
@@ -123,7 +123,7 @@ def export_deepness(folder: str | Path) -> Path:
     as `export` does.
     """
     folder, runtime = Path(folder), onnxruntime()
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     card, several = segmenter.card, segmenter.card.classes > 1
     names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
     about = {

@@ -61,7 +61,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
     from pipeline.certificates import ordering
     from pipeline.networks.card import check_fit, read_card
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device, direct_sums
     from pipeline.tiles.tensors import to_tensors
 
@@ -69,7 +69,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     if method != "smoothing":  # which votes, in whatever arithmetic the model has
         direct_sums()
     if METHODS[method].certifies(read_card(settings.model).model):
-        segmenter, result = load_model(settings.model, on), {"deployed": True}
+        segmenter, result = read_model(settings.model, on), {"deployed": True}
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
@@ -97,7 +97,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
 
     from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
     from pipeline.networks.card import Card
-    from pipeline.networks.models import build_model, kept_model, load_model, save_model
+    from pipeline.networks.models import build_model, kept_model, read_model, save_model
     from pipeline.networks.precision import device
 
     settings, on = getattr(params.certify, method), device()
@@ -135,7 +135,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
         fingerprint=key,
     )  # fmt: skip
     save_model(folder, segmenter, card)
-    return load_model(folder, on)
+    return read_model(folder, on)
 
 
 def _batches(params: Params, cities: list[CityTiles], device, description: str, steps: int):

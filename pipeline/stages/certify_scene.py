@@ -41,10 +41,10 @@ def run(
     """
     from pipeline.mapping.inputs import Task, open_scene
     from pipeline.mapping.proven import write_proven
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
 
-    segmenter = load_model(params.certify.model, device())
+    segmenter = read_model(params.certify.model, device())
     method = _method(params.certify, segmenter, method)
     radius = _radius(params.certify, method, radius)
     name, path = _one(scene)

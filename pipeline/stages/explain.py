@@ -32,10 +32,10 @@ def run(
     """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
     from pipeline.explanation.summary import summarise
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
 
-    segmenter = load_model(model, device())
+    segmenter = read_model(model, device())
     cities = open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(segmenter.card, city, model)

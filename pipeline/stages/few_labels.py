@@ -26,7 +26,7 @@ from pipeline.assessment.simulation import KnownCity, coverage, promises
 from pipeline.console import progress, table
 from pipeline.labels import IGNORE
 from pipeline.metrics import FewLabelsMetrics, write
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params
 from pipeline.scoring.evaluation import evaluate_city, predict_region
@@ -49,7 +49,7 @@ def run(
     found: dict = {"city": {}, "forgotten": {}, "narrower": {}}
     held_out = sorted(cities) if len(cities) > 1 and (few.draws or few.budgets) else []
     for name in progress(held_out, "few labels"):
-        model = load_model(models / f"without-{name}", device())
+        model = read_model(models / f"without-{name}", device())
         found["city"][name] = of_city(params, cities, name, model, found["forgotten"])
     if few.draws:
         found["narrower"] = narrower(found["city"])

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.metrics import GeneralizeMetrics, write
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params
 from pipeline.scoring.evaluation import CityResult, evaluate_city
@@ -53,7 +53,7 @@ def run(
     if held_out and not any(buildings(city.label(r)) for city in cities.values() for r in city.of_split("test")):
         raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
     of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
-    loaded = {name: load_model(folder, device()) for name, folder in of_seed[0].items()}
+    loaded = {name: read_model(folder, device()) for name, folder in of_seed[0].items()}
     for fold in held_out:
         check_fold(fold, loaded[f"without-{fold.held_out}"].card, loaded["all"].card)
 
@@ -119,7 +119,7 @@ def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: 
     as any model's errors are correlated."""
     by_model = []
     for name in ("all", f"without-{city}"):
-        more = [evaluate_city(load_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
+        more = [evaluate_city(read_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
         by_model.append([results[name][city], *more])
     reach = max(result.reach for of_seeds in by_model for result in of_seeds)
     counts = []

@@ -28,13 +28,13 @@ def run(
 ) -> None:
     """Measure everything above. Raises InputError on bad tiles or models, and where there is nothing to compare."""
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
     from pipeline.privacy.judge import judge, sample
     from pipeline.privacy.small import SmallNetworks, planted, private
 
     settings, on = params.privacy, device()
-    target, cities = load_model(settings.model, on), open_cities(params.fetch.cities, tiles)
+    target, cities = read_model(settings.model, on), open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(target.card, city, Path(settings.model))
     cities = [city for city in cities if city.city in target.card.cities]
@@ -71,13 +71,13 @@ def run(
 def load_references(params: Params, cities: list[CityTiles], models: Path, on) -> dict[str, list]:
     """For each city the models that have not seen it: of the folds and of privacy.references."""
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
 
     names = [city.city for city in cities]
     folds = [fold for name in names if (fold := models / f"without-{name}").joinpath("model.json").exists()]
     found: dict[str, list] = {name: [] for name in names}
     for folder in dict.fromkeys([*folds, *map(Path, params.privacy.references)]):
-        model = load_model(folder, on)
+        model = read_model(folder, on)
         for city in cities:
             check_fit(model.card, city, folder)
             if city.city not in {*model.card.cities, *model.card.inherited}:
