@@ -681,6 +681,96 @@ class ReportMetrics(Record):
     sandwich: ProvenIoU | None = Field(None, description="of one model and radius, on the same crops")
 
 
+class ProvenShare(Record):
+    method: str | None = Field(None, description="by which it is proven")
+    norm: str | None = Field(None, description="of the changes")
+    unit: str | None = Field(None, description="of the radius")
+    arithmetic: str | None = Field(None, description="of the certificate")
+    pixels: Count = Field(None, description="with data")
+    proven: dict[Class, int] = Field({}, description="pixels proven to be of it, 0 the background")
+    share: Number = Field(None, description="share of the pixels that is proven")
+
+
+class ProvenMap(ProvenShare):
+    radius: Number = Field(None, description="of the changes that it withstands")
+
+
+class AgainstKnown(Record):
+    known: str | None = Field(None, description="the footprints' file")
+    new: Count = Field(None, description="buildings of the map that it lacks")
+    matched: Count = Field(None, description="buildings alike in both")
+    changed: Count = Field(None, description="buildings in both of which one is larger")
+    missing: Count = Field(None, description="its buildings that the map lacks")
+    shift_m: list[float] | None = Field(None, description="metres east and north from the footprints to the image")
+    registration_m: Number = Field(None, description="metres, standard deviation of one building's offset about that")
+    registration_pairs: Count = Field(None, description="buildings that tell it")
+
+
+class PredictMetrics(Record):
+    """What a map is made of and what was found, beside the map; an unchanged key means the same map."""
+
+    scene: str | None = Field(None, description="its path or URL")
+    key: str | None = Field(None, description="of model, scene and settings")
+    files: dict[Name, str] = Field({}, description="the map's files, and their contents' digests")
+    gsd: list[float] | None = Field(None, description="metres a pixel of the scene, across and down")
+    bands: list[int] | None = Field(None, description="read, from 1")
+    range: Annotated[list[float] | None, Field(strict=False)] = Field(None, description="values mapped to 0 and 255")
+    pixels: Count = Field(None, description="of the scene")
+    area_km2: Number = Field(None, description="of the pixels with data")
+    buildings: Count = Field(None, description="null where no outlines were asked for, as the next")
+    built_area_m2: Number = Field(None, description="of the buildings")
+    certified: ProvenMap | None = Field(None, description="where it was asked for")
+    expected_iou: Number = Field(None, description="estimated without labels")
+    validation_iou: Number = Field(None, description="the model's usual one")
+    unlike_training: bool | None = Field(None, description="whether the first is far under the second")
+    known: AgainstKnown | None = Field(None, description="against footprints that one has")
+    fresh: bool = Field(True, exclude=True)  # or it was there already
+
+
+class CertifySceneMetrics(ProvenShare):
+    """What is proven of one scene's map, beside the raster that says where."""
+
+    scene: str | None = Field(None, description="its path or URL")
+    model: str | None = Field(None, description="whose map it is")
+    gsd: Number = Field(None, description="metres a pixel of the model")
+    radius: str | None = Field(None, description="of the changes that it withstands, rounded down")
+    of: str | None = Field(None, description="what the certificate is of, in words")
+    temperature: Number = Field(None, description="of the map's probabilities")
+    threshold: Number = Field(None, description="that they are cut at")
+    confidence: Number = Field(None, description="of smoothing")
+    window: Count = Field(None, description="pixels along the side of a window of the map; not of smoothing")
+    overlap: Number = Field(None, description="of its windows")
+    augment: bool | None = Field(None, description="whether it is averaged over flips and turns")
+
+
+class Estimated(Record):
+    value: Number = Field(None, description="of the whole city")
+    low: Low = None
+    high: High = None
+
+
+class Promised(Record):
+    recall: Number = Field(None, description="asked for")
+    confidence: Number = Field(None, description="asked for")
+    per: str | None = Field(None, description="frame or area")
+    threshold: Number = Field(None, description="the highest that is proven to find so much; null where none is")
+    frames: Count = Field(None, description="labelled ones that would do; null where no number would")
+    map: dict[Name, Estimated] = Field({}, description="the map that it draws, as assisted")
+
+
+class AssessMetrics(Record):
+    """How good a whole city's map is, from the frames that were labelled."""
+
+    labelled: Count = Field(None, description="frames")
+    unusable: Count = Field(None, description="frames")
+    frames: Count = Field(None, description="of the city")
+    threshold: Number = Field(None, description="of the map assessed")
+    assisted: dict[Name, Estimated] = Field({}, description="model-assisted: iou, precision, recall, f1 and built_m2")
+    plain: dict[Name, Estimated] = Field({}, description="the same of the labelled frames alone")
+    more_to_halve: Count = Field(None, description="frames more that would halve the intervals")
+    promise: Promised | None = Field(None, description="of recall, where it was asked for")
+
+
 class Metrics(Record):
     """Every stage's file."""
 
@@ -696,6 +786,13 @@ class Metrics(Record):
 
 
 STAGES: dict[str, type[Record]] = {name: type(field.default) for name, field in Metrics.model_fields.items()}
+FILES: dict[str, tuple[str, type[Record]]] = {  # by the verb that leaves them
+    **{stage: (f"metrics/{stage}.json", kind) for stage, kind in STAGES.items()},
+    "report": ("metrics/report/CITY.json", ReportMetrics),
+    "predict": ("OUT/SCENE.json", PredictMetrics),
+    "certify --scene": ("OUT/SCENE.certified.json", CertifySceneMetrics),
+    "assess": ("CITY/assessment.json", AssessMetrics),
+}
 Kept = TypeVar("Kept", bound=Record)
 
 
@@ -706,7 +803,7 @@ def parse(kind: type[Kept], content: object, where: str | Path) -> Kept:
     except ValidationError as error:
         first = error.errors()[0]
         what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        stage = next((name for name, one in STAGES.items() if one is kind), "report")
+        stage = next(name for name, (_, one) in FILES.items() if one is kind)
         raise InputError(f"{where}: holds no metrics of the {stage} stage ({what}); run it again") from None
 
 
@@ -723,10 +820,16 @@ def read(kind: type[Kept], path: str | Path) -> Kept:
 
 def write(path: str | Path, kind: type[Kept], found: dict) -> Kept:
     """Keep what a stage has found, atomically. Raises KeyError where a number of it has no description here."""
+    record = described(kind, found)
+    write_json(path, found)
+    return record
+
+
+def described(kind: type[Kept], found: dict) -> Kept:
+    """What was found, as its record. Raises KeyError where a number of it has no description here."""
     record = kind.model_validate(found)
     if unknown := ", ".join(undescribed(record)):
-        raise KeyError(f"{path}: {kind.__name__} in pipeline/metrics.py does not describe {unknown}")
-    write_json(path, found)
+        raise KeyError(f"{kind.__name__} in pipeline/metrics.py does not describe {unknown}")
     return record
 
 

@@ -6,7 +6,7 @@ from typing import TypeGuard, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from pipeline.metrics import STAGES, OpenRecord, Record, ReportMetrics
+from pipeline.metrics import FILES, OpenRecord, Record
 from pipeline.params import Params, Section
 from pipeline.presets import comment, inner_sections, one_line
 
@@ -84,8 +84,7 @@ same name with `_low` and `_high`. What its stage was not asked for is absent.
 
 def numbers() -> str:
     """A Markdown page: how to read the metrics, and a table a stage, a row a number."""
-    files = [(stage, f"metrics/{stage}.json", kind) for stage, kind in STAGES.items()]
-    tables = (numbers_of(*file) for file in [*files, ("report", "metrics/report/CITY.json", ReportMetrics)])
+    tables = (numbers_of(stage, *file) for stage, file in FILES.items())
     return "\n".join([METRICS, *(line for lines in tables for line in lines)])
 
 
@@ -119,7 +118,7 @@ def rows_of(kind: object, path: str, meaning: str, known: dict[type, str], mark:
 def fields_of(kind: type[Record], path: str, known: dict[type, str]) -> Iterator[tuple[str, str]]:
     """Those of a record, an interval being its number's; what is open comes last."""
     for name, field in kind.model_fields.items():
-        if not name.endswith(("_low", "_high")):
+        if not name.endswith(("_low", "_high")) and not field.exclude:
             mark = " ±" if f"{name}_low" in kind.model_fields else ""
             yield from rows_of(field.annotation, f"{path}.{field.alias or name}", field.description or "", known, mark)
     if issubclass(kind, OpenRecord):
