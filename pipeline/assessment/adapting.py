@@ -1,11 +1,11 @@
 """A model that learned from the labelled frames, and what each frame would have been without having been learned from.
 
-Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old
-cities where these are at hand (replay), so that they are not forgotten; batch-norm statistics stay
-those of the old cities. What is delivered lies between the weights before and after (WiSE-FT, Wortsman et al.
-2022): most of what was learned, and little forgotten. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS
-2024): the labelled frames are dealt into folds, a model a fold is tuned without it, and maps it.
-Counts on these maps are as honest as those of the model that saw no label.
+Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old cities where these
+are at hand (replay), so that they are not forgotten; batch-norm statistics stay those of the old cities. What is
+delivered lies between the weights before and after (WiSE-FT, Wortsman et al. 2022): most of what was learned, and
+little forgotten. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS 2024): the labelled frames
+are dealt into folds, a model a fold is tuned without it, and maps it. Counts on these maps are as honest as those of
+the model that saw no label.
 """
 
 import copy
