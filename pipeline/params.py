@@ -270,6 +270,9 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    glance: Whole = Field(
+        0, description="batches that teach a glance which ground is empty, for predict.skip_empty; 0 = none"
+    )
     loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
 
@@ -596,11 +599,18 @@ class Predict(Section):
         None, description="of certified: ℓ∞, 1/255; of lipschitz ℓ2, pixel range; null = certify's least default"
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
+    skip_empty: bool = Field(False, description="pass over windows in which a glance sees no building (train.glance)")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
     split: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
     )
     outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
+
+    @model_validator(mode="after")
+    def proven_is_looked_at(self):
+        if self.certified and self.skip_empty:
+            raise ValueError("predict.certified says nothing of a glance; set it or predict.skip_empty to false")
+        return self
 
 
 class Params(Section):

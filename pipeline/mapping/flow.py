@@ -4,16 +4,35 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from pipeline.console import progress_bar
 from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
 from pipeline.networks.decision import Decision
+from pipeline.networks.glance import Glance
 from pipeline.params import Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
 from pipeline.scoring.inference import infer
 
 BAND, LEAST_WINDOW = 24_000_000, 128  # values of a band of windows; rows it never goes below
+
+
+class Glimpses:
+    """Which windows a glance finds worth a pass, and what share it did not."""
+
+    def __init__(self, glance: Glance):
+        self.glance, self.windows, self.skipped = glance, 0, 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        worth = self.glance.sees(images)
+        self.windows += len(worth)
+        self.skipped += len(worth) - int(worth.sum())
+        return worth
+
+    @property
+    def share(self) -> float:
+        return self.skipped / max(1, self.windows)
 
 
 def fill(
@@ -23,10 +42,11 @@ def fill(
     settings: Predict,
     name: str = "",
     empty: Callable[[slice, slice], bool] | None = None,
+    worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Totals:
     """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread.
 
-    empty: see `infer`.
+    empty, worth: see `infer`.
     """
     temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
@@ -35,7 +55,7 @@ def fill(
     bands = infer(
         segmenter, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature,
-        contacts=mapper.contacts, empty=empty,
+        contacts=mapper.contacts, empty=empty, worth=worth,
         precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:

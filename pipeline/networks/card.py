@@ -28,6 +28,9 @@ class Card(BaseModel):
     threshold: params.Share = Field(0.5, description="building probability above which a pixel is one, from validation")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="that calibrates its probabilities")
     confidence: dict[str, float] | None = Field(None, description="ATC's thresholds of building and background")
+    glance: dict[str, float] | None = Field(
+        None, description="what tells empty ground: its threshold, the shares of area lost and of windows skipped"
+    )
     params: dict = Field({}, description="the sections of params.yaml that made it")
     metrics: dict = Field({}, description="validation_iou, or what its kind of training measures")
     history: list = Field([], description="what each epoch measured")

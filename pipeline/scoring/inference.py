@@ -85,13 +85,14 @@ def infer(
     precision: str = "auto",
     contacts: bool = False,
     empty: Callable[[slice, slice], bool] | None = None,
+    worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` one more,
     that of a contact, last.
 
     `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
-    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are
-    background with probability 1. Black is data.
+    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed, nor those of
+    a batch (N, C, H, W) in [0, 1] that are not `worth` it (N,): they are background with probability 1. Black is data.
     """
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
@@ -110,9 +111,14 @@ def infer(
             norm[:, left : left + wide] += weight
         for start in range(0, len(busy), batch_size):
             lefts = busy[start : start + batch_size]
-            batch = torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True)
+            batch = to_float(torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True))
+            if worth is not None:
+                kept = worth(batch)
+                batch, lefts = batch[kept], [lefts[i] for i in kept.nonzero()[:, 0].tolist()]
+                if not lefts:
+                    continue
             with autocast(on, precision):
-                p = probabilities(segmenter, to_float(batch), temperature, augment, contacts)[:, 1:]
+                p = probabilities(segmenter, batch, temperature, augment, contacts)[:, 1:]
             for left, one in zip(lefts, p, strict=True):
                 total[:, :, left : left + wide] += weight * one
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top

@@ -34,6 +34,7 @@ from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.metrics import PredictMetrics
+from pipeline.networks.models import read_glance
 from pipeline.params import Predict
 from pipeline.storage import sweep
 
@@ -76,6 +77,8 @@ def run(
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
         method_of_drawn(segmenter, model)
+    if settings.skip_empty:
+        read_glance(model)
     if not is_object(str(out)):
         _make_folder(Path(out))
     done, failed = [], []

@@ -29,6 +29,8 @@ from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
+from pipeline.networks.decision import Decision
+from pipeline.networks.glance import Glance
 from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model, weights_file
 from pipeline.networks.precision import choose, device
 from pipeline.params import Params, Train
@@ -39,6 +41,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, WithCity, channel_statistics, loader
+from pipeline.training.glance import threshold_glance, train_glance
 from pipeline.training.group_dro import GroupWeights
 from pipeline.training.loggers import loggers, tell
 from pipeline.training.losses import build_loss, contact_loss
@@ -362,8 +365,10 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
         calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
+        segmenter.decision = Decision(calibration["temperature"], calibration["threshold"])
+        glance, known = _glance(segmenter, cities, train)
     else:
-        calibration = UNCALIBRATED
+        calibration, glance, known = UNCALIBRATED, None, None
     card = Card(
         model=train.model,
         channels=cities[0].channels,
@@ -374,6 +379,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         inherited=inherited(train),
         normalisation={"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
+        glance=known,
         params=params.model_dump(mode="json", include={"tile", "train"}),
         metrics=kept_epoch(module.history, SELECTED[train.select]),
         history=module.history,
@@ -382,9 +388,18 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         fingerprint=key,
     )  # fmt: skip
     if rank == 0:
-        save_model(folder, segmenter, card)
+        save_model(folder, segmenter, card, glance)
     trainer.strategy.barrier()
     return card
+
+
+def _glance(segmenter: Segmenter, cities: list[CityTiles], train: Train) -> tuple[Glance | None, dict | None]:
+    """The glance that train.glance asks for, and what the card says of it; none where it cannot say what it loses."""
+    if not train.glance:
+        return None, None
+    glance = train_glance(cities, train, next(segmenter.buffers()).device)
+    known = threshold_glance(glance, segmenter, cities, train.crop)
+    return (glance, known) if known else (None, None)
 
 
 def kept_epoch(history: list[dict], selected: str) -> dict:
