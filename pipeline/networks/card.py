@@ -28,6 +28,7 @@ class Card(BaseModel):
     threshold: params.Share = Field(0.5, description="building probability above which a pixel is one, from validation")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="that calibrates its probabilities")
     confidence: dict[str, float] | None = Field(None, description="ATC's thresholds of building and background")
+    least_expected_iou: float | None = Field(None, description="label-free, of the validation scenes of its cities")
     params: dict = Field({}, description="the sections of params.yaml that made it")
     metrics: dict = Field({}, description="validation_iou, or what its kind of training measures")
     history: list = Field([], description="what each epoch measured")

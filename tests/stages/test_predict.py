@@ -974,6 +974,17 @@ def test_the_label_free_iou_is_that_of_true_probabilities():
     assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), None) is None
 
 
+def test_a_hard_training_citys_own_scenes_are_not_unlike_the_training_cities():
+    """Two cities, .9 and .5, make .72 on validation: the second one's scenes are as usual, and a bit harder ones."""
+    assert prediction.unlike(0.5, 0.72, least=None)
+    assert not prediction.unlike(0.5, 0.72, least=0.5) and not prediction.unlike(0.4, 0.72, least=0.5)
+    assert prediction.unlike(0.37, 0.72, least=0.5)
+    assert prediction.unlike(
+        0.5, 0.72, least=0.8
+    )
+    assert not prediction.unlike(None, 0.72, 0.5) and not prediction.unlike(0.1, None, None)
+
+
 def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):
     """Calibrated on bright roofs, a brightness threshold errs where they are faint, and says so without labels."""
     description, cities = Model(architecture="linear"), [CityTiles(toy_tiles / "toyton")]
