@@ -723,7 +723,9 @@ class PredictMetrics(Record):
     skipped: Number = Field(None, description="share of windows that a glance saw nothing in; null = none was asked")
     expected_iou: Number = Field(None, description="estimated without labels")
     validation_iou: Number = Field(None, description="the model's usual one")
-    unlike_training: bool | None = Field(None, description="whether the first is far under the second")
+    unlike_training: bool | None = Field(
+        None, description="whether the first is far under the second and every validation scene's"
+    )
     known: AgainstKnown | None = Field(None, description="against footprints that one has")
     fresh: bool = Field(True, exclude=True)  # or it was there already
 

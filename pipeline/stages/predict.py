@@ -29,7 +29,7 @@ from pipeline.console import console, remark, table
 from pipeline.errors import InputError
 from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
-from pipeline.mapping.merge import file_name, merge
+from pipeline.mapping.merge import NAME, file_name, merge
 from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
@@ -72,7 +72,7 @@ def run(
     ]
     _refuse_overwriting(tasks, out)
     if merged:
-        _refuse_merging(settings, shard, out)
+        _refuse_merging(settings, shard, out, tasks)
     tasks = _shard(tasks, shard)
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
@@ -100,7 +100,9 @@ def run(
         console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
 
 
-def _refuse_merging(settings: Predict, shard: str | None, out: str | Path) -> None:
+def _refuse_merging(settings: Predict, shard: str | None, out: str | Path, tasks: list[Task]) -> None:
+    if any(task.name == NAME for task in tasks):
+        raise InputError(f"--merge: a scene is called {NAME}, as the layer would be; rename it")
     if is_object(str(out)):
         raise InputError(
             f"--merge reads maps on this machine, and --out {out} is none of it; merge where they are copied"
