@@ -4,6 +4,7 @@ A part is a function of its name, wherever it is computed: bytes are those of on
 same kind of processor. Workers see the paths that this process sees.
 """
 
+import logging
 import os
 import pickle
 import socket
@@ -170,7 +171,7 @@ def _connected(address: str):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, **own)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"--ray {address}: no cluster to be had ({' '.join(str(error).split())})") from None
     return ray

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from pipeline import cluster
 from pipeline.cluster import content, each, shard_of, summands
 from pipeline.errors import InputError
 from pipeline.networks.models import build_model, load_model, save_model
-from pipeline.params import Model, parse_params
+from pipeline.params import Model, load_params, parse_params
+from pipeline.presets import find, full
+from pipeline.project import init
 from pipeline.stages import attack, certify, evaluate, fetch, holdout, predict, tile
 
 CITIES = ["toyton", "dimham"]
@@ -281,3 +285,30 @@ def test_predict(ray, project):
             file.write(np.moveaxis(image, -1, 0))
     maps = both_ways(partial(predict.run, "models/bright", ["scenes"], "maps"), "maps")
     assert {"maps/town0.tif", "maps/town1.gpkg"} <= maps.keys()
+
+
+def test_dvc_takes_over_what_a_cluster_has_measured(project):
+    """The page docs/scaling.md: run, `dvc commit`, and `dvc repro` finds it done until a byte is another."""
+    init(project, full(find(Path(__file__).parent / "tiny.yaml")))
+    asked = load_params(project / "params.yaml")
+    for city in CITIES:
+        shutil.rmtree(project / "data/tiles" / city)
+    for i, city in enumerate(asked.fetch.cities):
+        write_city(project / "data/tiles", [("train", *toy_scene(i, 64)), ("test", *toy_scene(i + 9, 64))], city)
+        shutil.copytree("models/bright", f"models/without-{city}")
+        Path("models/folds").mkdir(exist_ok=True)
+        Path(f"models/folds/{city}.json").write_text("{}")
+    shutil.copytree("models/bright", "models/all")
+    Path("data/swept.txt").write_text("")
+    evaluate.run(asked)  # as on Ray, see above
+
+    def dvc(*words: str) -> str:
+        command = [sys.executable, "-m", "dvc", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    dvc("init", "--quiet", "--no-scm")
+    dvc("commit", "--quiet", "--force", "evaluate", "holdout")
+    assert "up to date" in dvc("status", "evaluate", "holdout")
+    metrics = Path("metrics/evaluate.json")
+    metrics.write_bytes(metrics.read_bytes() + b" ")
+    assert "metrics/evaluate.json" in dvc("status", "evaluate")
