@@ -248,14 +248,14 @@ def certify(
 
 
 @app.command()
-def generalize(params: ParamsFile = PARAMS) -> None:
+def generalize(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
     """IoU in a city never seen: held-out cities, corruptions, adaptation, an estimate without labels.
 
     Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
     """
     from pipeline.stages import generalize as stage
 
-    stage.run(load(params))
+    stage.run(load(params), ray=ray, shard=shard)
 
 
 @app.command()
