@@ -35,6 +35,7 @@ BENCHMARKS = {  # name: module and arguments
     "predict_memory": "predict memory",
     "predict_wide": "predict wide",
     "predict_shards": "predict shards",
+    "folds": "folds",
     "window_cnn": "window_cnn",
     "attack_iteration": "attack_iteration",
     "ibp_step": "ibp_step",

@@ -22,7 +22,7 @@ from pipeline.networks.models import build_model, load_model, save_model
 from pipeline.params import Model, load_params, parse_params
 from pipeline.presets import find, full
 from pipeline.project import init
-from pipeline.stages import attack, certify, evaluate, fetch, holdout, predict, tile
+from pipeline.stages import attack, certify, evaluate, fetch, generalize, holdout, predict, tile
 
 CITIES = ["toyton", "dimham"]
 SMALL = {"architecture": "small_fcn", "width": 4}
@@ -246,8 +246,22 @@ def test_certify(ray, project):
     both_ways(partial(certify.run, settings()), "metrics/certify.json", "models/certify/lipschitz/weights.safetensors")
 
 
-def test_shards_of_attack_and_certify_wait_for_the_whole(project):
-    for stage, name in ((attack, "attack"), (certify, "certify")):
+def test_generalize(ray, project):
+    folds_of(settings())
+    both_ways(partial(generalize.run, settings()), "metrics/generalize.json")
+
+
+def folds_of(params) -> None:
+    """models/all and the folds: networks that are given, and cards that say what they were trained on."""
+    for name, cities in {"all": CITIES, "without-toyton": ["dimham"], "without-dimham": ["toyton"]}.items():
+        card = {"model": {"architecture": "linear"}, "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+        card |= {"cities": cities, "params": {"train": params.train.model_dump()}}
+        save_model(Path("models") / name, load_model("models/bright"), card)
+
+
+def test_shards_wait_for_the_whole(project):
+    folds_of(settings())
+    for stage, name in ((attack, "attack"), (certify, "certify"), (generalize, "generalize")):
         stage.run(settings())
         whole = Path(f"metrics/{name}.json").read_bytes()
         Path(f"metrics/{name}.json").unlink()
