@@ -1,18 +1,22 @@
-# Two commands: `make` maps the demo cities, `make test` runs every test. `make docs` builds the site, `make lock` renews the lock files.
+# Two commands: `make` maps the demo cities, `make test` tests them, `make test-all` with the slow tests. `make docs` builds the site, `make lock` renews the lock files.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: run test lint docs lock clean
+.PHONY: run test test-all lint docs lock clean
 run: .venv/installed .dvc/config.local
 	dvc repro report
 	python -m pipeline summary
 
 # A process a core, one thread each: two that share a core would wait for each other.
+TESTS = OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
 test: .venv/installed-test .dvc/config.local
-	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
+	$(TESTS) -m "not slow"
+
+test-all: .venv/installed-test .dvc/config.local
+	$(TESTS)
 
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks
@@ -21,6 +25,7 @@ lint: .venv/installed-test
 # Every page and every parameter as a static site: open site/index.html.
 docs: .venv/installed-test
 	python -m pipeline parameters > docs/parameters.md
+	python -m pipeline metrics > docs/metrics.md
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 .venv/bin/python:

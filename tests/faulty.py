@@ -11,10 +11,12 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pipeline.params import load_params
@@ -82,6 +84,15 @@ VERBS = {
     "predict": ["predict", "models/all", "data/scenes/brickvale/images", "--out", "maps", "--probability"],
 }
 STAGES = [name for name in VERBS if name != "holdout of the other city"]
+QUICK = {"tile", "train", "predict"}  # one that cuts data, one that resumes, one that maps: in every run of the tests
+
+
+def each(stages: Iterable[str]) -> pytest.MarkDecorator:
+    """The test for each of these stages; all but QUICK are slow."""
+    marked = [pytest.param(s, id=s, marks=[] if s in QUICK else pytest.mark.slow) for s in stages]
+    return pytest.mark.parametrize("stage", marked, indirect=True)
+
+
 IMPORTED = [
     *(f"pipeline.stages.{name}" for name in ("fetch", "tile", "attack", "certify", "generalize", "report", "predict")),
     "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment", "geopandas",

@@ -18,7 +18,7 @@ from toy import toy_scene, write_city
 from pipeline import cluster
 from pipeline.cluster import content, each, shard_of, summands
 from pipeline.errors import InputError
-from pipeline.networks.models import build_model, load_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Model, load_params, parse_params
 from pipeline.presets import find, full
 from pipeline.project import init
@@ -217,7 +217,7 @@ def test_evaluate(ray, project):
     died = project / "died"
 
     def run(ray):
-        segmenter = load_model("models/bright")
+        segmenter = read_model("models/bright")
         if ray:
 
             def die(*_):
@@ -256,7 +256,7 @@ def folds_of(params) -> None:
     for name, cities in {"all": CITIES, "without-toyton": ["dimham"], "without-dimham": ["toyton"]}.items():
         card = {"model": {"architecture": "linear"}, "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
         card |= {"cities": cities, "params": {"train": params.train.model_dump()}}
-        save_model(Path("models") / name, load_model("models/bright"), card)
+        save_model(Path("models") / name, read_model("models/bright"), card)
 
 
 def test_shards_wait_for_the_whole(project):

@@ -187,6 +187,7 @@ def test_python_blocks_run(page, project):
         exec(compile(block, name(page), "exec"), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("book", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
     """Its cells in a process of their own, as a kernel would run them; the notebook in git carries no outputs."""

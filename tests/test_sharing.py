@@ -117,6 +117,7 @@ def trained(tmp_path) -> Path:
     return project
 
 
+@pytest.mark.slow
 def test_a_colleague_pulls_the_model_and_maps_without_training(trained, tmp_path):
     """The page docs/sharing.md, with a folder as the remote."""
     run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "remote"), cwd=trained)

@@ -3,18 +3,9 @@
 Each road certifies the map that certify.model deploys, its threshold included, where its architecture allows: smoothing
 always, convex relaxation small_fcn and small_unet, a Lipschitz certificate lipschitz. Otherwise a small network is
 trained here on the same cities' training tiles and kept in models/certify/. Judged are crops, one window each, not
-turned. Writes metrics/certify.json:
-
-    METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel;
-                         null where the crops hold no building
-    METHOD               deployed: whether it is certify.model that is certified; else train_iou, collapsed and
-                         train_budget of the small network, and lost: cities whose clean IoU is under a quarter of
-                         train_iou, where its certificates are worth nothing
-
-RADIUS is in the norm's unit, rounded down. Convex and Lipschitz certificates are proofs; smoothing's holds on each tile
-with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise (train.noise) may lose
-much of its clean IoU to the noise alone.
+turned. Writes metrics/certify.json, a CertifyMetrics. Convex and Lipschitz certificates are proofs; smoothing's holds
+on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise
+(train.noise) may lose much of its clean IoU to the noise alone.
 
 Killed and started again it goes on with the next city: what is proven stands in .work/certify until all is.
 """
@@ -32,8 +23,9 @@ from pipeline.cluster import content, each, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
+from pipeline.metrics import CertifyMetrics, write
 from pipeline.params import METHODS, UNITS, Certify, Model, Params
-from pipeline.storage import WORK, fingerprint, write_json
+from pipeline.storage import WORK, fingerprint
 from pipeline.tiles.store import CityTiles, open_cities
 
 BATCH = 8  # crops a step of training
@@ -71,13 +63,13 @@ class Certifying:
     def network(self, method: str):
         """The Segmenter that a road certifies, trained first where the deployed one is not it."""
         from pipeline.networks.card import check_fit
-        from pipeline.networks.models import load_model
+        from pipeline.networks.models import read_model
         from pipeline.networks.precision import device
 
         if method not in self.networks:
             cities, folder = [*self.cities.values()], self.folder(method)
             if self.deployed(method):
-                segmenter = load_model(folder, device())
+                segmenter = read_model(folder, device())
                 for city in cities:
                     check_fit(segmenter.card, city, folder)
             else:
@@ -157,9 +149,9 @@ def run(
     if rows is None:
         return
     metrics = {method: _road(certifying, method, rows) for method in settings.methods}
-    write_json(out, metrics)
+    found = write(out, CertifyMetrics, metrics)
     shutil.rmtree(kept, ignore_errors=True)
-    print_table(metrics)
+    print_table(found)
 
 
 def _key(certifying: Certifying) -> str:
@@ -199,7 +191,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
 
     from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
     from pipeline.networks.card import Card
-    from pipeline.networks.models import build_model, kept_model, load_model, save_model
+    from pipeline.networks.models import build_model, kept_model, read_model, save_model
     from pipeline.networks.precision import device
 
     settings, on = getattr(params.certify, method), device()
@@ -237,7 +229,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
         fingerprint=key,
     )  # fmt: skip
     save_model(folder, segmenter, card)
-    return load_model(folder, on)
+    return read_model(folder, on)
 
 
 def _batches(params: Params, cities: list[CityTiles], device, description: str, steps: int):
@@ -253,18 +245,18 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
         yield to_tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
 
 
-def print_table(metrics: dict) -> None:
+def print_table(found: CertifyMetrics) -> None:
     rows = [
-        [method, UNITS[METHODS[method].norm], city, radius, row["certified"], row["attacked"], row["clean"]]
-        for method, result in metrics.items() for city, by_radius in result["city"].items()
+        [method, UNITS[METHODS[method].norm], city, radius, row.certified, row.attacked, row.clean]
+        for method, result in found.methods.items() for city, by_radius in result.city.items()
         for radius, row in by_radius.items()
     ]  # fmt: skip
     table(
         "Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", "certified", "attacked", "clean"], rows
     )
-    for method, result in metrics.items():
-        console.print(f"{method}: of {METHODS[method].whose(result['deployed'])}")
-        if result.get("collapsed"):
+    for method, result in found.methods.items():
+        console.print(f"{method}: of {METHODS[method].whose(result.deployed)}")
+        if result.collapsed:
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
-        elif result.get("lost"):
-            console.print(f"{method}: the small network hardly finds a building in {', '.join(result['lost'])}")
+        elif result.lost:
+            console.print(f"{method}: the small network hardly finds a building in {', '.join(result.lost)}")

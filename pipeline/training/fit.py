@@ -29,7 +29,7 @@ from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
-from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, save_model, weights_file
+from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model, weights_file
 from pipeline.networks.precision import choose, device
 from pipeline.params import Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
@@ -270,7 +270,7 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             "set tile.gsd to match, or expect it to learn the scale anew",
             style="yellow", markup=False,
         )  # fmt: skip
-    return load_model(train.init).requires_grad_(True).train()
+    return read_model(train.init).requires_grad_(True).train()
 
 
 def check_start(train: Train, channels: int) -> Card:

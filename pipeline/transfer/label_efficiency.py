@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cluster import each
-from pipeline.networks.models import load_model
+from pipeline.networks.models import read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params, Train
 from pipeline.scoring.evaluation import evaluate_city
@@ -75,7 +75,7 @@ def frugal(params: Params, cities: Cities, models: Path, reference: Path, ray: s
             name = "-".join(["frugal", start, f"{share:g}", *group[: start == "other_cities"]])
             folder = WORK / "generalize" / name
             fit(params.model_copy(update={"train": train}), smaller, folder, work=WORK, name=name)
-        segmenter = load_model(folder, device())
+        segmenter = read_model(folder, device())
         return {city.city: evaluate_city(segmenter, city, params.evaluate).iou for city in smaller}
 
     ious, found = dict(each(learned, jobs, ray)), {start: {f"{share:g}": {} for share in f} for start in starts}

@@ -30,6 +30,7 @@ HONEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check,change",
     {
@@ -89,6 +90,7 @@ def model() -> nn.Module:
     return tint.train(Adversarial(), 120)
 
 
+@pytest.mark.slow
 def test_an_honest_model_passes(model):
     numbers = measured(model, ["fgsm", "pgd", "apgd", "soft_iou"])
     found = evidence({"tinted": numbers}, "8")

@@ -62,6 +62,7 @@ def test_every_method_is_a_parameter_and_has_a_colour_of_its_own():
     assert len(set(colours.ATTACKS.values())) == len(every) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("norm,epsilon", [("linf", 8 / 255), ("l2", 0.5)])
 def test_every_attack_stays_within_budget_and_beats_noise(norm, epsilon, classes):
@@ -346,6 +347,7 @@ def _worst(model: nn.Module, found: list[torch.Tensor], labels: torch.Tensor) ->
     return worst_case(*map(list, zip(*measured, strict=True)))[0]
 
 
+@pytest.mark.slow
 def test_planted_tint_standard_training_uses_it_and_adversarial_training_does_not():
     planted, removed, flipped = (
         [tint.pooled(model(), *tint.tiles(48, 99, sign)) for model in (standard, adversarial)] for sign in (1, 0, -1)
@@ -363,6 +365,7 @@ def test_planted_tint_the_ensemble_is_no_weaker_than_pgd_of_as_many_gradients(mo
     assert worst(model(), 8) <= tint.pooled(model(), pgd, labels) + 1e-9
 
 
+@pytest.mark.slow
 def test_mixed_precision_finds_no_weaker_attacks():
     """Crafted in bfloat16, measured in float32: at no budget is PGD, or the ensemble's worst case, more than a
     point weaker than crafted in float32."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty import STAGES, Stage, Tree, snapshot, visible
+from faulty import STAGES, Stage, Tree, each, snapshot, visible
 
 PAGE = 4096  # bytes a tmpfs hands out at a time
 
@@ -31,7 +31,7 @@ def same(tree: Tree, stage: Stage) -> None:
     assert [n for n in left.keys() | stage.left.keys() if left.get(n) != stage.left.get(n)] == []
 
 
-@pytest.mark.parametrize("stage", STAGES, indirect=True)
+@each(STAGES)
 def test_a_disk_that_fills_at_a_change_of_a_file(stage, tree, request):
     draw = np.random.default_rng(zlib.crc32(request.node.callspec.id.encode()))
     moment = int(draw.integers(1, sum(c.startswith(("open", "os.mkdir")) for c in stage.changes) + 1))
@@ -66,7 +66,7 @@ def pages(folder: Path) -> int:
     return sum(-(-file.stat().st_size // PAGE) * PAGE for file in folder.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("stage", STAGES, indirect=True)
+@each(STAGES)
 def test_a_small_disk(stage, small_disk):
     tree, leave = small_disk
     need = pages(stage.after) - pages(stage.before.folder)
@@ -80,7 +80,7 @@ def test_a_small_disk(stage, small_disk):
 READING = [name for name in STAGES if name not in {"fetch", "tile"}]  # these write nothing into data/
 
 
-@pytest.mark.parametrize("stage", STAGES, indirect=True)
+@each(STAGES)
 def test_a_read_only_disk(stage, small_disk, request):
     """Refused where a stage must write, no hindrance where it only reads: data/ of a stage behind tiling."""
     tree, _ = small_disk

@@ -4,13 +4,12 @@ import time
 import zlib
 
 import numpy as np
-import pytest
-from faulty import STAGES, snapshot, visible
+from faulty import STAGES, each, snapshot, visible
 
 KILLS = 3  # a stage, at changes of its files drawn with a fixed seed; one more falls at a moment of the clock
 
 
-@pytest.mark.parametrize("stage", STAGES, indirect=True)
+@each(STAGES)
 def test_killed_again_and_again_it_leaves_what_an_undisturbed_run_leaves(stage, tree, request):
     draw = np.random.default_rng(zlib.crc32(request.node.callspec.id.encode()))
     whole = visible(tree.folder) | visible(stage.after)

@@ -28,6 +28,7 @@ def test_the_same_command_twice_at_once(stage, tree):
         assert sorted(saved) == [0, 1], "both trained"
 
 
+@pytest.mark.slow
 def test_two_dvc_repro_at_once(stages, tmp_path):
     """One of them works, the other waits or says in a sentence that it is locked out; a third finds all done."""
     for name in ("pipeline", "data/sources"):

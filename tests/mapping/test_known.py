@@ -120,6 +120,7 @@ def refused(model: Path, folder: Path, known: Path, reason: str, capsys) -> None
     assert not [path for path in (folder / "out").iterdir() if path.name[0] != "."]
 
 
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
 def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, capsys):
     frame = gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632")
     frame.set_crs(None, allow_override=True).to_file(tmp_path / "bare.gpkg")

@@ -120,6 +120,7 @@ def test_every_city_in_the_schema(stage):
     assert not list(paths["work"].iterdir())
 
 
+@pytest.mark.slow
 def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
     settings, paths = stage
     attacked = []

@@ -58,6 +58,7 @@ def train(tiles: Path, folder: Path, params: dict) -> dict:
     return load_file(folder / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
     params = settings(epochs=12, steps_per_epoch=8, augment="flips", ema=0.9, noise=0.05)
     whole = train(toy_tiles, tmp_path / "whole" / "model", params)
@@ -79,6 +80,7 @@ def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
     assert not list((folder.parent / "work").rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
     folder = tmp_path / "run" / "model"
     process = start(toy_tiles, folder, settings(epochs=400))
@@ -105,6 +107,7 @@ def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
     return read_card(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
     """Also where their shares of a batch hold unlike numbers of valid pixels."""
     random = np.random.default_rng(0)
@@ -122,6 +125,7 @@ def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
     assert [e["iou"] for e in two.history] == pytest.approx([e["iou"] for e in one.history], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_holds_batch_norm_and_a_shortened_encoder(toy_tiles, tmp_path):
     model = {"architecture": "pspnet", "encoder": "resnet18"}
     params = settings(model=model, epochs=2, steps_per_epoch=2, crop=32, batch_size=4)
@@ -265,7 +269,7 @@ def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_pat
 
 def test_several_classes_are_learned(tmp_path):
     """Bright rectangles are class 1, dark ones class 2."""
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.scoring.evaluation import city_metrics, evaluate_city
     from pipeline.training.fit import fit
 
@@ -282,7 +286,7 @@ def test_several_classes_are_learned(tmp_path):
     params = parse_params(settings(epochs=4, steps_per_epoch=30, learning_rate=0.02, model=model))
     cities = open_cities(["toyton", "dimham"], tmp_path / "tiles")
     fit(params, cities, tmp_path / "m", work=tmp_path / "w")
-    found = city_metrics(evaluate_city(load_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
+    found = city_metrics(evaluate_city(read_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
     assert min(found["class_iou"].values()) > 0.6 and list(found["class_iou"]) == ["1", "2"]
 
 
