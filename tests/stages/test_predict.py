@@ -838,19 +838,6 @@ def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, wor
             run(model, [str(towns)], tmp_path / "out", shard=shard)
 
 
-def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference, monkeypatch):
-    """Of relative paths too: the workers' folder is another."""
-    monkeypatch.chdir(towns.parent)
-    run(os.path.relpath(model), [towns.name], tmp_path / "out", settings=EVERYTHING, ray="local")
-    assert snapshot(tmp_path / "out") == reference[0]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:0"])
-def test_a_cluster_that_is_not_there_is_a_sentence(model, towns, tmp_path, address):
-    with pytest.raises(InputError, match="nothing answers there"):
-        run(model, [str(towns)], tmp_path / "out", ray=address)
-
-
 # ---------------------------------------------------------------- bad input
 
 
