@@ -73,13 +73,8 @@ def run(
     ]
     _refuse_overwriting(tasks, out)
     if merged:
-<<<<<<< HEAD
         _refuse_merging(settings, shard, out, tasks)
-    tasks = _shard(tasks, shard)
-=======
-        _refuse_merging(settings, shard, out)
     tasks = shard_of(tasks, shard)
->>>>>>> h-ray
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
         method_of_drawn(segmenter, model)
