@@ -37,6 +37,7 @@ BENCHMARKS = {  # name: module and arguments
     "predict_shards": "predict shards",
     "predict_empty": "predict empty",
     "predict_dense": "predict dense",
+    "folds": "folds",
     "window_cnn": "window_cnn",
     "attack_iteration": "attack_iteration",
     "ibp_step": "ibp_step",

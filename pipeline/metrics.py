@@ -724,7 +724,9 @@ class PredictMetrics(Record):
     skipped_below: Number = Field(None, description="the glance's threshold, a logit: windows under it were skipped")
     expected_iou: Number = Field(None, description="estimated without labels")
     validation_iou: Number = Field(None, description="the model's usual one")
-    unlike_training: bool | None = Field(None, description="whether the first is far under the second")
+    unlike_training: bool | None = Field(
+        None, description="whether the first is far under the second and every validation scene's"
+    )
     known: AgainstKnown | None = Field(None, description="against footprints that one has")
     fresh: bool = Field(True, exclude=True)  # or it was there already
 

@@ -651,7 +651,8 @@ def _quoted(value: object) -> str:
     """The remedy where YAML took a name for something else: NO and on for a truth, 2024 for a number."""
     if value is None or isinstance(value, dict | list):
         return ""
-    return f'; quote it, "{("NO", "YES")[value] if isinstance(value, bool) else value}", if it is a name'
+    word = ("NO", "YES")[value] if isinstance(value, bool) else value
+    return f'; quote it, "{word}" or however it is written there, if it is a name'
 
 
 def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
@@ -682,7 +683,8 @@ def parse_section(section: type[Parsed], values: object, path: Path | None = Non
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: of a key written twice the last silently wins, and 1e-3 is a word."""
+    """YAML without its traps: of a key written twice the last silently wins, 1e-3 is a word, and so is 08, which is a
+    number to DVC, a reader of YAML 1.2."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -692,7 +694,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$|0\d*[89]\d*$"), list("-+.0123456789")
 )
 
 

@@ -134,7 +134,7 @@ def check_place(labels: Grid, image: Grid) -> bool:
     apart = pixels_apart(labels, image)
     if apart is not None and not apart <= APART:
         raise InputError(
-            f"lies elsewhere on the ground than its image ({apart:.3g} of the image's pixels beside it); bring the "
+            f"lies elsewhere on the ground than its image ({apart:,.1f} of the image's pixels beside it); bring the "
             "image's own labels, or warp these onto it: rio warp LABELS NEW --like IMAGE"
         )
     return apart is not None

@@ -5,6 +5,7 @@ bilinear; both are one sparse matrix along rows and one along columns, so a wind
 wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata is nodata (0, label 255).
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -137,13 +138,21 @@ def declared_bands(dataset, bands: list[int]) -> list[int]:
 
     PlanetScope's first band is blue. Who asks for another order knows the file, and is given it.
     """
-    declared, count = list(dataset.colorinterp), len(bands)
-    if not 3 <= count <= len(declared) or bands != list(range(1, count + 1)):
+    count = len(bands)
+    if not 3 <= count <= dataset.count or bands != list(range(1, count + 1)):
         return bands
-    if not all(colour in declared for colour in COLOURS):
-        return bands
-    colours = [declared.index(colour) + 1 for colour in COLOURS]
-    return colours + [band for band in dataset.indexes if band not in colours][: count - 3]
+    described = [_colour(text) for text in dataset.descriptions]
+    for declared in (described, list(dataset.colorinterp)):  # the latter red, green, blue unless someone says otherwise
+        if all(colour in declared for colour in COLOURS):
+            colours = [declared.index(colour) + 1 for colour in COLOURS]
+            return colours + [band for band in dataset.indexes if band not in colours][: count - 3]
+    return bands
+
+
+def _colour(description: str | None) -> ColorInterp | None:
+    """The colour that a band's description is: "Red" or "B04 red", and nothing else (no red edge, no coastal blue)."""
+    words = set(re.findall("[a-z]+", (description or "").lower())) - {"b", "band"}
+    return next((colour for colour in COLOURS if words == {colour.name}), None)
 
 
 class Resampler:

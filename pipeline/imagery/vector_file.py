@@ -115,6 +115,8 @@ class OgrLayer:
             return self._half_saved(_words(error))
         if isinstance(error, GeometryError):  # a layer of solids by its declaration
             return InputError(f"{self.path}: holds solids ({_words(error)}); save it anew, as multipolygons")
+        if self.path.suffix.lower() == ".shp" and ".shx" in str(error):
+            return InputError(f"{self.path}: {self.path.stem}.shx is missing beside it; copy all files of that name")
         plain = getattr(self, "plain", self.path.name)  # GDAL's name for it
         return unreadable(self.path, str(error).replace(plain, self.path.name).partition("; It might help")[0])
 

@@ -97,11 +97,9 @@ def file_name(suffix: str) -> str:
 def merge(out: Path, names: list[str], suffix: str) -> dict:
     """Merge the footprints OUT/NAME.SUFFIX of mapped scenes into OUT/merged.SUFFIX, in the first scene's CRS.
 
-    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or is itself called so, or where the
-    layer was edited since; nothing is left then.
+    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or the layer was edited
+    since; nothing is left then.
     """
-    if NAME in names:
-        raise InputError(f"--merge: a scene is called {NAME}, as the layer would be; rename it")
     record, file = out / f"{NAME}.json", file_name(suffix)
     key = fingerprint(FORMAT, suffix, [[name, content(out / f"{name}.{suffix}")] for name in names])
     if before := finished(record, key, [file]):

@@ -40,7 +40,7 @@ from pipeline.networks.precision import device
 from pipeline.storage import WORK, fingerprint, scratch
 
 FORMAT = 5  # raise it when the same inputs give other outputs
-UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is worth a warning
+UNLIKE = 0.75  # share of what is usual under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
 
@@ -227,9 +227,19 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
             "skipped_below": glance and round(float(glance.threshold), 4),
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
-            "unlike_training": expected is not None and usual is not None and expected < UNLIKE * usual,
+            "unlike_training": unlike(expected, usual, card.least_expected_iou),
         }
     return found | {"known": _compared(known, outlines, folder, files, settings.min_area) if known else None}
+
+
+def unlike(expected: float | None, validation: float | None, least: float | None) -> bool:
+    """Whether a scene's expected IoU is far below what is usual in the training cities.
+
+    That is the `least` expected of one of their held-out scenes, or their IoU on `validation` where it is less: a city
+    harder than the others is below the latter in its own scenes too.
+    """
+    known = [iou for iou in (validation, least) if iou is not None]
+    return expected is not None and bool(known) and expected < UNLIKE * min(known)
 
 
 def _compared(known: Known, outlines: Path, folder: Path, files: dict[str, str], least: float) -> dict:

@@ -33,6 +33,7 @@ class Card(BaseModel):
         description="what tells empty ground: its threshold, the shares of area lost and of windows skipped on "
         "validation, the side of those windows in pixels",
     )
+    least_expected_iou: float | None = Field(None, description="label-free, of the validation scenes of its cities")
     params: dict = Field({}, description="the sections of params.yaml that made it")
     metrics: dict = Field({}, description="validation_iou, or what its kind of training measures")
     history: list = Field([], description="what each epoch measured")

@@ -20,16 +20,17 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 import errno
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.bucket import is_object
+from pipeline.cluster import each, shard_of
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
-from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
-from pipeline.mapping.merge import file_name, merge
+from pipeline.mapping.merge import NAME, file_name, merge
 from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
@@ -72,8 +73,8 @@ def run(
     ]
     _refuse_overwriting(tasks, out)
     if merged:
-        _refuse_merging(settings, shard, out)
-    tasks = _shard(tasks, shard)
+        _refuse_merging(settings, shard, out, tasks)
+    tasks = shard_of(tasks, shard)
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
         method_of_drawn(segmenter, model)
@@ -82,8 +83,7 @@ def run(
     if not is_object(str(out)):
         _make_folder(Path(out))
     done, failed = [], []
-    results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
-    for task, record, error in results:
+    for task, (record, error) in each(partial(_attempt, model), tasks, ray, lost=_lost):
         if error:
             failed.append(task)
             remark("failed", "red", f"{task.name}: {error}")
@@ -100,7 +100,9 @@ def run(
         console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
 
 
-def _refuse_merging(settings: Predict, shard: str | None, out: str | Path) -> None:
+def _refuse_merging(settings: Predict, shard: str | None, out: str | Path, tasks: list[Task]) -> None:
+    if any(task.name == NAME for task in tasks):
+        raise InputError(f"--merge: a scene is called {NAME}, as the layer would be; rename it")
     if is_object(str(out)):
         raise InputError(
             f"--merge reads maps on this machine, and --out {out} is none of it; merge where they are copied"
@@ -120,15 +122,6 @@ def _make_folder(out: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out}: is a file or lies under one; name a folder") from None
     sweep(out)  # a scene that is already there sweeps nothing itself
-
-
-def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
-    if shard is None:
-        return tasks
-    index, _, count = shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InputError(f"--shard {shard}: write i/n with 1 ≤ i ≤ n, such as 2/8")
-    return tasks[int(index) - 1 :: int(count)]
 
 
 def _absolute(path: str | Path) -> str:
@@ -162,6 +155,10 @@ def _attempt(model: str, task: Task) -> tuple[PredictMetrics | None, str | None]
         return None, f"{task.scene}: its name is too long to name a map by; rename it"
     except (MemoryError, RuntimeError) as error:  # a GPU's memory among them
         return None, f"{task.scene}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _lost(task: Task, reason: str) -> tuple[None, str]:
+    return None, f"{task.scene}: {reason}"
 
 
 def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 
+from pipeline.cluster import each, shard_of
 from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.imagery.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
@@ -33,14 +34,22 @@ def run(
     city: str | None = None,
     scenes_root: Path = Path("data/scenes"),
     out_root: Path = Path("data/tiles"),
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
-    """Tile one city, or every city of fetch.cities. Raises InputError on scenes that cannot be tiled."""
-    summaries = []
-    for name in [city] if city else params.fetch.cities:
-        about = tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name)
-        summaries.append(_summary(about))
+    """Tile one city, or every city of fetch.cities; ray, shard: where, see pipeline.cluster.
+
+    Raises InputError on scenes that cannot be tiled.
+    """
+
+    def tiled(name: str) -> list:
+        return _summary(tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name))
+
+    cities = shard_of([city] if city else params.fetch.cities, shard)
+    done = dict(each(tiled, cities, ray, gpu=False))
     columns = ["city", "scenes", "train", "val.", "test", "Mpx", "building %", "ignored %", "gsd from", "to"]
-    table("Tiles: regions per split, shares of pixels, metres a pixel", columns, summaries)
+    table("Tiles: regions per split, shares of pixels, metres a pixel", columns, [done[name] for name in cities])
 
 
 def tile_city(params: Params, city: City, folder: Path) -> dict:

@@ -117,6 +117,11 @@ class WindowGrid(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.drawn(index)[1:]
 
+    def scene(self, index: int) -> str:
+        """Of which scene window `index` is, in a word that no scene of another city shares."""
+        city, region, *_ = self.windows[index]
+        return f"{city.city}/{region.parent}"
+
     def drawn(self, index: int) -> tuple[CityTiles, torch.Tensor, torch.Tensor]:
         """Window `index`: as of RandomCrops."""
         image, label = read_crop(*self.windows[index], self.size)

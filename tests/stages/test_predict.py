@@ -839,19 +839,6 @@ def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, wor
             run(model, [str(towns)], tmp_path / "out", shard=shard)
 
 
-def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference, monkeypatch):
-    """Of relative paths too: the workers' folder is another."""
-    monkeypatch.chdir(towns.parent)
-    run(os.path.relpath(model), [towns.name], tmp_path / "out", settings=EVERYTHING, ray="local")
-    assert snapshot(tmp_path / "out") == reference[0]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:0"])
-def test_a_cluster_that_is_not_there_is_a_sentence(model, towns, tmp_path, address):
-    with pytest.raises(InputError, match="nothing answers there"):
-        run(model, [str(towns)], tmp_path / "out", ray=address)
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -995,6 +982,30 @@ def test_the_label_free_iou_is_that_of_true_probabilities():
     }
     assert label_free_iou(totals, thresholds) == pytest.approx(real, abs=0.02)
     assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "a scene is called merged, as the layer would be; rename it"),
+        ({"shard": "1/2"}, "--merge needs every scene"),
+        ({"settings": Predict(polygons="none")}, "--polygons none makes none"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_anything_is_mapped(options, said, model, tmp_path):
+    scenes = [str(write_scene(tmp_path / f"{name}.tif", toy_scene(0)[0])) for name in ("a", "merged")]
+    with pytest.raises(InputError, match=re.escape(said)):
+        run(model, scenes[1:] if not options else scenes[:1], tmp_path / "maps", merged=True, **options)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_hard_training_citys_own_scenes_are_not_unlike_the_training_cities():
+    """Two cities, .9 and .5, make .72 on validation: the second one's scenes are as usual, and a bit harder ones."""
+    assert prediction.unlike(0.5, 0.72, least=None)
+    assert not prediction.unlike(0.5, 0.72, least=0.5) and not prediction.unlike(0.4, 0.72, least=0.5)
+    assert prediction.unlike(0.37, 0.72, least=0.5)
+    assert prediction.unlike(0.5, 0.72, least=0.8)
+    assert not prediction.unlike(None, 0.72, 0.5) and not prediction.unlike(0.1, None, None)
 
 
 def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):
