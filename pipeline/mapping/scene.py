@@ -224,6 +224,7 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
             "certified": proven,
             "skipped": glimpses and round(glimpses.share, 4),
+            "skipped_below": glance and round(float(glance.threshold), 4),
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": unlike(expected, usual, card.least_expected_iou),

@@ -29,7 +29,9 @@ class Card(BaseModel):
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="that calibrates its probabilities")
     confidence: dict[str, float] | None = Field(None, description="ATC's thresholds of building and background")
     glance: dict[str, float] | None = Field(
-        None, description="what tells empty ground: its threshold, the shares of area lost and of windows skipped"
+        None,
+        description="what tells empty ground: its threshold, the shares of area lost and of windows skipped on "
+        "validation, the side of those windows in pixels",
     )
     least_expected_iou: float | None = Field(None, description="label-free, of the validation scenes of its cities")
     params: dict = Field({}, description="the sections of params.yaml that made it")

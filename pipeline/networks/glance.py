@@ -2,7 +2,8 @@
 
 The first stage of a cascade (Viola and Jones, CVPR 2001): cheap, blind to shapes, asked only not to miss. It answers
 for cells of CELL pixels; a window in which no cell reaches the threshold is not looked at. The threshold is the one
-under which windows hold next to nothing of what the full network maps of validation scenes (training/glance.py).
+under which windows hold next to nothing of what the full network maps of validation scenes (training/glance.py). It
+promises nothing of windows smaller than those: fewer cells would have to say no.
 """
 
 from itertools import pairwise
@@ -26,12 +27,15 @@ class Glance(nn.Module):
         around = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, padding=1)
         self.layers = nn.Sequential(*layers, around, nn.ReLU(), nn.Conv2d(WIDTHS[-1], 1, 1))
         self.register_buffer("threshold", torch.tensor(0.0))
+        self.register_buffer("side", torch.tensor(0))  # pixels, of the windows that the threshold was set on
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)[:, 0]
 
     def sees(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,) bool: whether any cell may hold building."""
+        """(N,) bool: whether any cell may hold building. Windows too small for the threshold may."""
+        if min(images.shape[-2:]) < self.side:
+            return torch.ones(len(images), dtype=torch.bool, device=images.device)
         return (self(images) >= self.threshold).flatten(1).any(1)
 
 

@@ -45,9 +45,9 @@ def train_glance(cities: list[CityTiles], train: Train, on: torch.device) -> Gla
 def threshold_glance(glance: Glance, segmenter: Segmenter, cities: list[CityTiles], size: int) -> dict | None:
     """Set the glance's threshold by the map that `segmenter` draws of validation windows of `size` pixels.
 
-    A larger window is skipped only where each of these within it would be. Returns the card's `glance`: threshold, the
-    share of the built area that is lost in windows below it, the share of windows that are; None where the map shows
-    no building, and nothing can be said.
+    A larger window is skipped only where each of these within it would be; a smaller one never is. Returns the card's
+    `glance`: threshold, the share of the built area that is lost in windows below it, the share of windows that are,
+    their side; None where the map shows no building, and nothing can be said.
     """
     windows, on = WindowGrid(cities, "validation", size), next(segmenter.buffers()).device
     scores, areas = [], []
@@ -60,9 +60,11 @@ def threshold_glance(glance: Glance, segmenter: Segmenter, cities: list[CityTile
         scores.append(float(glance(image).max()))
         areas.append(float(drawn.sum()))
     found = skippable(np.array(scores), np.array(areas))
-    if found:
-        glance.threshold.fill_(found["threshold"])
-    return found
+    if not found:
+        return None
+    glance.threshold.fill_(found["threshold"])
+    glance.side.fill_(size)
+    return found | {"side": size}
 
 
 def skippable(scores: np.ndarray, areas: np.ndarray, lost: float = LOST) -> dict | None:

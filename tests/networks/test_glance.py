@@ -26,6 +26,12 @@ def test_a_cell_answers_for_its_pixels_whatever_the_size(bright):
     assert built(labels).tolist() == [[[0, 0, 0], [0, 0, 16], [0, 0, 0]]]
 
 
+def test_windows_smaller_than_the_thresholds_own_are_looked_at(bright):
+    bright.side.fill_(64)
+    for shape, worth in (((64, 96), False), ((64, 32), True), ((48, 64), True)):
+        assert bright.sees(torch.zeros(2, 3, *shape)).tolist() == [worth] * 2
+
+
 def test_windows_in_which_nothing_is_seen_are_not_computed(bright):
     torch.manual_seed(0)
     segmenter = build_model(params.Model(architecture="small_fcn", width=4), 3).eval()

@@ -658,6 +658,7 @@ def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_pat
     records = [json.loads((tmp_path / name / "town.json").read_text()) for name in ("whole", "skipped")]
     assert maps[0].any() and (maps[0] == maps[1]).all()
     assert records[0]["skipped"] is None and records[1]["skipped"] == round(4 / 6, 4)
+    assert records[0]["skipped_below"] is None and records[1]["skipped_below"] == 0
 
 
 def test_a_model_without_a_glance_skips_nothing(model, tmp_path):

@@ -27,6 +27,7 @@ def test_it_learns_where_buildings_are_and_skips_what_the_map_does_not_need(tmp_
     glance = train_glance(cities, train, torch.device("cpu"))
     about = threshold_glance(glance, segmenter, cities, 64)
     assert about["lost"] <= LOST and about["threshold"] == float(glance.threshold)
+    assert about["side"] == int(glance.side) == 64
     images, labels = to_tensors(cities[0].sample("test", 8), "cpu")
     scores, holds = glance(images), built(labels == 1) > 0
     assert scores[holds].mean() > scores[~holds].mean() + 1
