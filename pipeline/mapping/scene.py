@@ -95,7 +95,7 @@ def local_model(model: str) -> str:
     held = {name: bucket.about(url) for name, url in urls.items()}
     if absent := [urls[name] for name, about in held.items() if about is None]:
         raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
-    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()]) / Path(model).name
+    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values() if about]) / Path(model).name
     paths = {name: place / name for name in files}
     for name, path in paths.items():
         if not path.exists():

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -42,7 +43,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["score"] = score
-    environment.globals |= {"colour": colour, "ink": ink, "many": MANY, "down": down}
+    shared: dict[str, Any] = {"colour": colour, "ink": ink, "many": MANY, "down": down}
+    environment.globals.update(shared)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js"))
     shown = pictures(results)
     evaluated = results.of("evaluate")

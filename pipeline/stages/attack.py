@@ -29,7 +29,7 @@ import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def run(
     measured = {city: result.measured for city, result in results.items()}
     _unrefuted(measured)
     numbers = evidence(measured, f"{settings.reference:g}")
-    metrics = {"city": {city: city_metrics(m) for city, m in measured.items()}}
+    metrics: dict[str, Any] = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
         for city, row in _universal(campaign, results, samples).items():
             metrics["city"][city]["universal"] = row
@@ -88,7 +88,8 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
+            shown: dict[str, Any] = {name: result.arrays[name] for name in SHOWN if name in result.arrays}
+            np.savez(partial / f"{city}.npz", **shown)
     write_json(out, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(metrics, f"{settings.reference:g}")
@@ -118,7 +119,7 @@ def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tupl
 def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter=None) -> str:
     """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
     the code that attacks them."""
-    parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
+    parts: list = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
     if segmenter:
         parts += [sha256(w.cpu().contiguous().numpy().tobytes()).hexdigest() for w in segmenter.state_dict().values()]
         parts.append(str(segmenter))
@@ -201,7 +202,8 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
     if city.city in s.physics.sun:
         result.measured["shadow"] = _shadows(campaign, city, s.physics.sun[city.city])
     with atomic_folder(kept) as partial:
-        np.savez(partial / "arrays.npz", **result.arrays)
+        arrays: dict[str, Any] = result.arrays
+        np.savez(partial / "arrays.npz", **arrays)
         write_json(partial / "measured.json", result.measured)
     return result
 

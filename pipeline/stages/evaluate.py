@@ -23,7 +23,7 @@ are footprints, or where labels were rasters their connected components. `ece` i
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
@@ -42,7 +42,7 @@ from pipeline.storage import atomic_folder, write_json
 from pipeline.tiles.store import CityTiles, Region, open_cities
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from pipeline.networks.models import Segmenter
 
 NOTHING = np.empty((0, 4))  # is open below a scene
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
@@ -50,7 +50,7 @@ LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 def run(
     params: Params,
-    model: "Path | Module" = Path("models/all"),
+    model: "Path | Segmenter" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
@@ -66,8 +66,8 @@ def run(
     from pipeline.networks.precision import device
     from pipeline.scoring.evaluation import evaluate_scenes, summarise
 
-    given = not isinstance(model, Path)
-    segmenter, name = (model.to(device()), "the network") if given else (load_network(model, device()), model)
+    name = str(model) if isinstance(model, Path) else "the network"
+    segmenter: Any = load_network(model, device()) if isinstance(model, Path) else model.to(device())
     cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
     results, scores, outlines = [], [], {}
     with atomic_folder(arrays) as folder:
@@ -118,7 +118,7 @@ def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | N
 
     def read(region: Region) -> np.ndarray | None:
         scene = scenes.get(region.parent)
-        labels = scene and scene.labels and Path(scene.labels)
+        labels = Path(scene.labels) if scene and scene.labels else None
         if not labels or labels.suffix.lower() not in SUFFIXES or not labels.exists() or region.crs is None:
             return None
         found = read_footprints(labels, region.crs, region.grid.bounds, where)

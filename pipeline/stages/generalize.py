@@ -72,7 +72,7 @@ def run(
     results = evaluate_all(params, cities, loaded)
     known = [fold.held_out for fold in held_out if results["all"][fold.held_out].iou is not None]
     pairs = {city: pair(params, cities, city, results, of_seed[1:]) for city in known}
-    metrics = {**gap_table(pairs, g.bootstrap, g.seed), "corruption": {}, "adaptation": {}, "frugal": {}}
+    metrics: dict = {**gap_table(pairs, g.bootstrap, g.seed), "corruption": {}, "adaptation": {}, "frugal": {}}
     metrics["seeds"] = list(g.seeds)
     metrics["matrix"] = {model: {city: r.iou for city, r in row.items()} for model, row in results.items()}
     unseen = {fold.held_out: loaded[f"without-{fold.held_out}"] for fold in held_out}

@@ -20,7 +20,9 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 import errno
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +50,7 @@ def run(
     shard: str | None = None,
     gsd: float | None = None,
     bands: list[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Sequence[float] | None = None,
     known: Path | None = None,
     ray: str | None = None,
     merged: bool = False,
@@ -61,7 +63,7 @@ def run(
     """
     settings, begun = settings or Predict(), time.perf_counter()
     model = local_model(_absolute(model))
-    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
+    options: dict[str, Any] = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
                "known": known and _absolute(known)}  # fmt: skip
     if known and settings.polygons == "none":
         raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.console import progress
+from pipeline.labels import Split
 from pipeline.networks.models import load_model
 from pipeline.networks.precision import device
 from pipeline.params import Params, Train
@@ -22,7 +23,7 @@ from pipeline.tiles.store import Cities, CityTiles
 from pipeline.training.fit import fit
 
 
-def nested_scenes(city: CityTiles, split: str, fractions: list[float], seed: int) -> dict[float, list[str]]:
+def nested_scenes(city: CityTiles, split: Split, fractions: list[float], seed: int) -> dict[float, list[str]]:
     """Names of the first ⌈fraction · n⌉ of a split's regions, in one random order a seed; at least one."""
     names = sorted(r.name for r in city.of_split(split))
     order = np.random.default_rng(seed).permutation(len(names))

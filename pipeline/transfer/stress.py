@@ -44,7 +44,7 @@ def corrupted(params: Params, cities: Cities, unseen: dict[str, Segmenter]) -> d
             for s in found[name]
             if found[name][s][city] is not None
         }
-        name, severity = min(shares, key=shares.get)
+        name, severity = min(shares, key=shares.__getitem__)
         worst[city] = {"name": name, "severity": severity, "retained": shares[name, severity]}
         for name in found:
             retained[name][city] = float(np.mean([v for (n, _), v in shares.items() if n == name] or [1.0]))
@@ -64,7 +64,7 @@ def robustness(params: Params, cities: Cities, seen: Segmenter, unseen: dict[str
     if certify:
         check_samples(s.n, c.crop**2, s.tau, s.alpha)
     found: dict = {city: {} for city in sorted(cities)}
-    sides: list[tuple[str, Callable[[str], Segmenter]]] = [("seen", lambda _: seen), ("unseen", unseen.get)]
+    sides: list[tuple[str, Callable[[str], Segmenter | None]]] = [("seen", lambda _: seen), ("unseen", unseen.get)]
     for city, (side, model) in progress([(city, side) for city in found for side in sides], "robustness"):
         images, labels = cities[city].sample("test", g.corruption_tiles, c.crop, g.seed)
         found[city][side], segmenter, on = None, model(city), device()
