@@ -25,6 +25,7 @@ lint: .venv/installed-test
 # Every page and every parameter as a static site: open site/index.html.
 docs: .venv/installed-test
 	python -m pipeline parameters > docs/parameters.md
+	python -m pipeline metrics > docs/metrics.md
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 .venv/bin/python:

@@ -35,7 +35,7 @@ from pipeline.attacks.protocol import Campaign, CityAttack
 from pipeline.attacks.worst_case import worst_case
 from pipeline.console import progress, table
 from pipeline.course import tint
-from pipeline.networks.models import load_model
+from pipeline.networks.models import read_model
 from pipeline.params import Adversarial, Attack
 from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_tensors
@@ -152,7 +152,7 @@ def cases(a):
         for budget in (1, 2, 4):
             yield f"tint {budget}/255", model, images, labels, budget / 255
         return
-    model = load_model(a.model).eval()
+    model = read_model(a.model).eval()
     for name in a.cities or sorted(p.parent.name for p in a.tiles.glob("*/regions.json")):
         sample = CityTiles(a.tiles / name).sample("test", a.count, a.size, seed=0)
         images, labels = to_tensors(sample, torch.device("cpu"))

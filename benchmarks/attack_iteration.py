@@ -19,7 +19,7 @@ from pipeline import params
 from pipeline.attacks import engine
 from pipeline.attacks import losses as attack_losses
 from pipeline.console import table
-from pipeline.networks.models import build_model, load_model
+from pipeline.networks.models import build_model, read_model
 from pipeline.networks.precision import autocast, device
 from pipeline.training.perturb import pixel_gradient
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=Path, help="a tiles folder: compare precisions on its cities")
     a = parser.parse_args()
     on = device()
-    segmenter = load_model(a.model, on) if a.model else build_model(params.Model(architecture="unet"), 3)
+    segmenter = read_model(a.model, on) if a.model else build_model(params.Model(architecture="unet"), 3)
     segmenter = segmenter.eval().requires_grad_(False).to(on, memory_format=torch.channels_last)
     images = torch.rand(a.batch, 3, a.size, a.size).to(on, memory_format=torch.channels_last)
     labels = torch.randint(0, 2, (a.batch, a.size, a.size), device=on)

@@ -22,7 +22,7 @@ from benchmarks.generalize_real import ROOT, table
 from pipeline.attacks.protocol import Campaign, CityAttack
 from pipeline.attacks.worst_case import pooled_iou, worst_case
 from pipeline.console import progress
-from pipeline.networks.models import load_model
+from pipeline.networks.models import read_model
 from pipeline.networks.precision import autocast, device
 from pipeline.params import Adversarial, Attack, load_params
 from pipeline.storage import WORK, read_json
@@ -94,7 +94,7 @@ def main() -> None:
         images, labels = to_tensors(city.sample("test", a.count), device())
         columns = {}
         for folder in a.models:
-            segmenter = load_model(folder, device()).eval()
+            segmenter = read_model(folder, device()).eval()
             candidates, columns[folder] = [], {}
             for budget in progress(sorted(a.linf), f"{name}, {folder.name}"):
                 found = measure(segmenter, images, labels, budget / 255, settings, pixels)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import RASTER_STEPS, Outlines
-from pipeline.networks.models import load_model
+from pipeline.networks.models import read_model
 from pipeline.params import Evaluate
 from pipeline.scoring.evaluation import evaluate_scenes
 from pipeline.scoring.outlines import METRICS, compare, summary
@@ -75,7 +75,7 @@ def measured(draw: Draw, scenes: list[tuple]) -> dict:
 
 
 def city_scenes(root: Path, name: str, split: str) -> list[tuple]:
-    city, segmenter = CityTiles(root / "data/tiles" / name), load_model(root / "models/all", "cpu")
+    city, segmenter = CityTiles(root / "data/tiles" / name), read_model(root / "models/all", "cpu")
     read, scenes = footprint_reader(name, root / "data/scenes"), []
     for scene, _ in evaluate_scenes(segmenter, city, Evaluate(), split):
         polygoniser = Polygoniser(scene.prediction.shape[1])

@@ -121,13 +121,13 @@ def forward_only(model: Path, scene: str) -> float:
     import torch
 
     from pipeline.imagery.raster import open_image
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import autocast, device
     from pipeline.params import Predict
     from pipeline.scoring.inference import window_starts
     from pipeline.tiles.tensors import to_float
 
-    settings, segmenter = Predict(), load_model(model, device())
+    settings, segmenter = Predict(), read_model(model, device())
     with open_image(scene, [1, 2, 3], GSD) as raster:
         image = torch.from_numpy(raster[:])
     rows, columns = (window_starts(n, settings.window, settings.overlap, segmenter.stride) for n in image.shape[:2])

@@ -84,6 +84,17 @@ def parameters() -> None:
 
 
 @app.command()
+def metrics() -> None:
+    """Print every number of every metrics file and its meaning, as the documentation's page has them.
+
+    Example: `python -m pipeline metrics > docs/metrics.md`
+    """
+    from pipeline.reference import numbers
+
+    typer.echo(numbers().encode(), nl=False)
+
+
+@app.command()
 def check(
     params: ParamsFile = PARAMS,
     for_dvc: Annotated[
@@ -482,15 +493,14 @@ def summary() -> None:
 
     Example: `python -m pipeline summary`
     """
-    import json
-
     from pipeline.console import console
+    from pipeline.metrics import EvaluateMetrics, read
     from pipeline.stages.evaluate import print_table
 
     path, page = Path("metrics/evaluate.json"), Path("report/index.html")
     if not path.exists():
         raise InputError(f"{path}: not found; run `dvc repro` or the evaluate stage first")
-    print_table(json.loads(path.read_text(encoding="utf-8")))
+    print_table(read(EvaluateMetrics, path))
     if page.exists():
         console.print(f"report: {page.resolve()}")
 

@@ -36,6 +36,7 @@ ROOMS = {
         "imagery/grid.py",
         "imagery/scene.py",
         "tiles",
+        "networks/card.py",
         "scoring",
         "attacks/audit.py",
         "report",

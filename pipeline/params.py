@@ -386,7 +386,7 @@ class Certificate(Section):
         return model is not None and model.architecture in cls.architectures
 
     @classmethod
-    def whose(cls, deployed: bool) -> str:
+    def whose(cls, deployed: bool | None) -> str:
         """The model that is certified, in words."""
         return cls.delivered if deployed or not cls.own else cls.own
 

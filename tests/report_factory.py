@@ -57,7 +57,8 @@ def train(root: Path, level: dict, random) -> dict:
     history = [{"epoch": e, "loss": 1 / (e + 1), "iou": 0.7 * e / (e + 1)} for e in range(12)]
     training = {"seconds": 61.5, "device": "cpu"}
     model = {"architecture": "unet", "encoder": "resnet18"}
-    write(root / "models/all/model.json", {"model": model, "gsd": 0.5, "history": history, "training": training})
+    card = {"model": model, "channels": 3, "classes": 1, "gsd": 0.5, "history": history, "training": training}
+    write(root / "models/all/model.json", card)
     return {"validation_iou": 0.64, **training}
 
 

@@ -14,7 +14,8 @@ from pipeline.params import Fetch, Params
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "storage", "runs", "code"}, {"params", "presets", "console", "labels", "project", "reference", "bucket"},
+    {"errors", "storage", "runs", "code"},
+    {"params", "metrics", "presets", "console", "labels", "project", "reference", "bucket"},
     {"imagery"}, {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
     {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"assessment"}, {"report"}, {"course"},
     {"stages"}, {"__init__", "__main__"},
@@ -64,6 +65,16 @@ def test_imagery_knows_no_torch_and_nothing_is_called_utils():
             assert "import torch" not in module.read_text()
 
 
+def test_only_the_report_draws():
+    """And the course, whose pictures are its lessons: stages leave numbers and arrays."""
+    for module in MODULES:
+        if module.relative_to(PIPELINE).parts[0] not in {"report", "course"}:
+            assert "matplotlib" not in module.read_text(encoding="utf-8"), module
+        if module.parent.name != "report" and module.parts[-2:] != ("stages", "report.py"):
+            drawn = {file for file in imports(module) if file.parent.name == "report"}
+            assert {file.stem for file in drawn} <= ({"comparison"} if module.name == "__main__.py" else set()), module
+
+
 def test_only_one_module_knows_albumentations():
     def names(module: Path) -> set[str]:
         """Everything imported, by whatever way: `import a.b`, `from a import b`, or another module's name for it."""
@@ -76,7 +87,9 @@ def test_only_one_module_knows_albumentations():
 
 # How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
 PIPELINE = ROOT / "pipeline"
-PLUMBING = {PIPELINE / f"{name}.py" for name in ("bucket", "code", "console", "errors", "params", "runs", "storage")}
+PLUMBING = {
+    PIPELINE / f"{name}.py" for name in ("bucket", "code", "console", "errors", "metrics", "params", "runs", "storage")
+}
 SHARED = {PIPELINE / "sources" / f"{name}.py" for name in ("archive", "download", "survey")}  # by some sources
 UNUSED = dict.fromkeys(get_args(Fetch.model_fields["source"].annotation), SHARED)
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -1,10 +1,11 @@
 """A model that learned from the labelled frames, and what each frame would have been without having been learned from.
 
-Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old
-cities where these are at hand (replay), so that they are not forgotten; batch-norm statistics stay
-those of the old cities. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS
-2024): the labelled frames are dealt into folds, a model a fold is tuned without it, and maps it.
-Counts on these maps are as honest as those of the model that saw no label.
+Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old cities where these
+are at hand (replay), so that they are not forgotten; batch-norm statistics stay those of the old cities. What is
+delivered lies between the weights before and after (WiSE-FT, Wortsman et al. 2022): most of what was learned, and
+little forgotten. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS 2024): the labelled frames
+are dealt into folds, a model a fold is tuned without it, and maps it. Counts on these maps are as honest as those of
+the model that saw no label.
 """
 
 import copy
@@ -38,12 +39,14 @@ LOSS = {"cross_entropy": 1.0, "dice": 1.0}
 
 @dataclass(frozen=True)
 class Tuning:
-    """steps: batches; half of each of `batch` crops is replayed where there is something to replay."""
+    """steps: batches; half of each of `batch` crops is replayed where there is something to replay. share: of the way
+    from the weights before to those after."""
 
     steps: int = 80
     batch: int = 8
     crop: int = 128
     learning_rate: float = 3e-4
+    share: float = 0.7
     seed: int = 0
 
 
@@ -114,7 +117,10 @@ def fine_tune(
         torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return tuned.eval().requires_grad_(False)
+    tuned.requires_grad_(False)
+    for before, after in zip(segmenter.parameters(), tuned.parameters(), strict=True):
+        after.copy_(before.lerp(after, tuning.share))
+    return tuned
 
 
 def map_frame(segmenter: Segmenter, frame: LabelledFrame) -> np.ndarray:

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from pipeline.errors import InputError
 from pipeline.mapping.stac import stac_item
+from pipeline.metrics import EvaluateMetrics, read
 from pipeline.networks.card import read_card
 from pipeline.networks.hub import readme
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.onnx_file import onnxruntime
-from pipeline.storage import atomic_file, read_json, write_json
+from pipeline.storage import atomic_file, write_json
 
 TOLERANCE = 1e-4  # largest difference of a logit between torch and onnxruntime
 SIZES = ((96, 128), (161, 75))  # of images on which an export is held against the model
@@ -71,7 +72,7 @@ def export(folder: str | Path) -> Path:
     InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
     """
     folder, runtime = Path(folder), onnxruntime()
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     with atomic_file(folder / "model.onnx") as partial:
         _write_onnx(segmenter, partial)
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
@@ -90,7 +91,7 @@ def export_program(folder: str | Path) -> Path:
     folder = Path(folder)
     from torch._dynamo.exc import TorchDynamoException
 
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     example = torch.rand(2, segmenter.card.channels, 96, 128)
     try:
         program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
@@ -110,19 +111,11 @@ def export_page(folder: str | Path, measured: str | Path) -> Path:
 
     Raises InputError where that is no file of `evaluate`.
     """
-    folder, measured = Path(folder), Path(measured)
-    page = readme(read_card(folder), _measured(measured) if measured.exists() else None)
+    folder = Path(folder)
+    page = readme(read_card(folder), read(EvaluateMetrics, measured))
     with atomic_file(folder / "README.md") as partial:
         partial.write_text(page, encoding="utf-8")
     return folder / "README.md"
-
-
-def _measured(path: Path) -> dict:
-    try:
-        found = read_json(path)
-        return {"pooled": {"iou": found["pooled"]["iou"]}, "city": dict(found["city"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: holds no metrics of the evaluate stage ({error}); run that for this model") from None
 
 
 def export_deepness(folder: str | Path) -> Path:
@@ -132,7 +125,7 @@ def export_deepness(folder: str | Path) -> Path:
     as `export` does.
     """
     folder, runtime = Path(folder), onnxruntime()
-    segmenter = load_model(folder)
+    segmenter = read_model(folder)
     card, several = segmenter.card, segmenter.card.classes > 1
     names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
     about = {

@@ -32,6 +32,7 @@ from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
 from pipeline.mapping.proven import prove
 from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
+from pipeline.metrics import PredictMetrics, described, parse
 from pipeline.networks.card import Card
 from pipeline.storage import WORK, fingerprint, scratch
 
@@ -40,7 +41,7 @@ UNLIKE = 0.75  # share of the validation IoU under which an expected IoU is wort
 CACHE = 128  # MB of decoded blocks GDAL keeps
 
 
-def predict_scene(model: str, task: Task) -> dict:
+def predict_scene(model: str, task: Task) -> PredictMetrics:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
     Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
@@ -53,27 +54,29 @@ def predict_scene(model: str, task: Task) -> dict:
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := finished(record, key, names):
-        return {**before, "fresh": False}
+        return parse(PredictMetrics, {**before, "fresh": False}, record)
     replaceable(record, names)  # refused before the work
     with scratch(record) as partial:
         found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
+        made = described(PredictMetrics, found)
         publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
     forget(record)
-    return {**found, "fresh": True}
+    return made
 
 
-def _predict_into_bucket(model: str, task: Task) -> dict:
+def _predict_into_bucket(model: str, task: Task) -> PredictMetrics:
     """The same, published into an object store; files are made in this machine's work folder."""
     segmenter, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := in_bucket.finished(task.out, task.name, key, names):
-        return {**before, "fresh": False}
+        return parse(PredictMetrics, {**before, "fresh": False}, bucket.join(task.out, f"{task.name}.json"))
     in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
     with scratch(WORK / "maps" / task.name) as partial:
         found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
+        made = described(PredictMetrics, found)
         in_bucket.publish(partial, task.out, task.name, found)
-    return {**found, "fresh": True}
+    return made
 
 
 def _made(segmenter, task: Task, partial: Path, model: dict, key: str) -> dict:

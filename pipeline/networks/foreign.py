@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline.errors import InputError
 from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.onnx_file import has_card, load_onnx, open_session
 from pipeline.storage import read_json
 
@@ -164,7 +164,7 @@ def load_network(path: str | Path, on: torch.device | None = None) -> nn.Module:
     if path.suffix == ".onnx":
         return load_onnx(path) if has_card(open_session(path)) else foreign_onnx(path)
     refuse_pickle(path)
-    return load_model(path, on or "cpu")
+    return read_model(path, on or "cpu")
 
 
 def load_with_gradients(path: str | Path, on: torch.device | None = None) -> Segmenter:
@@ -175,7 +175,7 @@ def load_with_gradients(path: str | Path, on: torch.device | None = None) -> Seg
             f"or {RECIPE}"
         )
     refuse_pickle(Path(path))
-    return load_model(path, on or "cpu")
+    return read_model(path, on or "cpu")
 
 
 def refuse_pickle(path: Path) -> None:

@@ -5,14 +5,16 @@ Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the keys are those 
 
 import yaml
 
+from pipeline.metrics import CityScores, EvaluateMetrics
 from pipeline.networks.card import Card
 from pipeline.params import BARE
 
 TAGS = ["image-segmentation", "building-segmentation", "remote-sensing", "aerial-imagery", "semantic-segmentation"]
 
 
-def readme(card: Card, measured: dict | None = None) -> str:
-    """The page of a model card (`model.json`); `measured`: of a metrics/evaluate.json, its IoU per city too."""
+def readme(card: Card, measured: EvaluateMetrics | None = None) -> str:
+    """The page of a model card (`model.json`); `measured`: a metrics/evaluate.json, its IoU per city too."""
+    measured = measured or EvaluateMetrics()
     front = yaml.safe_dump(_front_matter(card, measured), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_page(card, measured)}"
 
@@ -21,9 +23,9 @@ def _name(card: Card) -> str:
     return f"Buildings from the air: {card.model.architecture}"
 
 
-def _front_matter(card: Card, measured: dict | None) -> dict:
+def _front_matter(card: Card, measured: EvaluateMetrics) -> dict:
     known = {"validation": card.metrics.get("validation_iou")}
-    known |= {"test, pooled": (measured or {}).get("pooled", {}).get("iou")}
+    known |= {"test, pooled": measured.pooled.iou}
     results = [
         {"task": {"type": "image-segmentation", "name": "Building segmentation"},
          "dataset": {"type": "custom", "name": f"{', '.join(card.cities) or 'unnamed'} ({split})"},
@@ -40,7 +42,7 @@ def _front_matter(card: Card, measured: dict | None) -> dict:
     return front | ({"model-index": [{"name": _name(card), "results": results}]} if results else {})
 
 
-def _page(card: Card, measured: dict | None) -> str:
+def _page(card: Card, measured: EvaluateMetrics) -> str:
     model, iou = card.model, card.metrics.get("validation_iou")
     cities = ", ".join(card.cities) or "cities that the card does not name"
     validation = "no building lay in validation" if iou is None else f"{iou:.3f} on validation scenes of these cities"
@@ -88,11 +90,11 @@ states it here.
 """
 
 
-def _measured(measured: dict | None) -> str:
-    cities = (measured or {}).get("city", {})
+def _measured(measured: EvaluateMetrics) -> str:
+    cities = measured.city
     if not cities:
         return ""
-    rows = "\n".join(f"| {city} | {_number(found.get('iou'))} | {_interval(found)} |" for city, found in cities.items())
+    rows = "\n".join(f"| {city} | {_number(found.iou)} | {_interval(found)} |" for city, found in cities.items())
     return f"""## IoU per city, on test scenes
 
 | city | IoU | 95 % interval |
@@ -106,6 +108,6 @@ def _number(value: float | None) -> str:
     return "none: nothing to measure" if value is None else f"{value:.3f}"
 
 
-def _interval(found: dict) -> str:
-    low, high = found.get("iou_low"), found.get("iou_high")
+def _interval(found: CityScores) -> str:
+    low, high = found.iou_low, found.iou_high
     return "none that is honest" if low is None or high is None else f"{low:.2f}–{high:.2f}"

@@ -301,12 +301,12 @@ def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> N
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
     """The model that an earlier run with the same fingerprint left; None where there is none, or it is damaged."""
     try:
-        return load_model(folder) if read_card(folder).fingerprint == key else None
+        return read_model(folder) if read_card(folder).fingerprint == key else None
     except InputError:
         return None
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+def read_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
     """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent, damaged or mismatched."""
     card = read_card(folder)
     try:

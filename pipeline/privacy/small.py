@@ -9,7 +9,7 @@ import torch
 from pipeline.code import version
 from pipeline.labels import Split
 from pipeline.networks.card import Card
-from pipeline.networks.models import Segmenter, build_model, kept_model, load_model, save_model
+from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model
 from pipeline.params import Model, Privacy
 from pipeline.privacy.judge import Sample, judge, mean_iou
 from pipeline.privacy.membership import rises
@@ -53,7 +53,7 @@ class SmallNetworks:
             cities=[city.city for city in self.cities], fingerprint=key,
         )  # fmt: skip
         save_model(folder, segmenter, card)
-        return load_model(folder, self.on)
+        return read_model(folder, self.on)
 
 
 def private(small: SmallNetworks, samples: dict[str, Sample]) -> dict:

@@ -1,8 +1,10 @@
 """The answer in one look: four IoUs a city, the worst city first, and a few plain sentences made from them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.metrics import Record, Sandwich
 from pipeline.params import METHODS
 from pipeline.report.colours import BOUNDS, SEEN, UNSEEN
 from pipeline.report.results import Results
@@ -58,7 +60,7 @@ def kinds(results: Results) -> list[Kind]:
     p = results.params
     brief = f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two" * results.brief
     road, radius = proof(results)
-    whose = METHODS[road].whose(bool(results.of("certify", road).get("deployed")))
+    whose = METHODS[road].whose(results.metrics.certify.of(road).deployed)
     sure = f", {100 * (1 - p.certify.smoothing.alpha):g} % sure of each tile" if road == "smoothing" else ""
     return [
         Kind("seen", SEEN, "circle", f"{p.evaluate.split} scenes of the cities the model was trained on"),
@@ -71,21 +73,24 @@ def kinds(results: Results) -> list[Kind]:
     ]  # fmt: skip
 
 
-def measures(rows: dict, name: str, of: str | None = None) -> dict[str, Measure]:
+def measures(rows: Mapping[str, Record], name: str, of: str = "") -> dict[str, Measure]:
     """The IoU `name` of each row that has it, and its interval where there is one."""
-    return {
-        city: Measure(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), row.get(of))
-        for city, row in rows.items()
-        if row.get(name) is not None
-    }
+    found = {city: measure(row, name, of) for city, row in rows.items()}
+    return {city: one for city, one in found.items() if one}
+
+
+def measure(row: Record, name: str, of: str = "") -> Measure | None:
+    """A record's number, with what stands as NAME_low, NAME_high and `of` beside it."""
+    value, *rest = (getattr(row, key, None) for key in (name, f"{name}_low", f"{name}_high", of))
+    return None if value is None else Measure(value, *rest)
 
 
 def without_interval(results: Results) -> list[str]:
     """Why no interval of a city's scenes is shown."""
-    measured = results.of("evaluate")
+    measured = results.metrics.evaluate.city
     bare = [city for city, m in seen(results).items() if m.low is None and city in measured]
-    small = [city for city in bare if measured[city].get("units") == 1]
-    extreme = [city for city in bare if city not in small and measured[city]["iou"] in (0, 1)]
+    small = [city for city in bare if measured[city].units == 1]
+    extreme = [city for city in bare if city not in small and measured[city].iou in (0, 1)]
     return [
         *(f"None is shown of {', '.join(few)}: {why}." for few, why in (
             (small, "a single test scene with buildings, of too few blocks, says nothing of others"),
@@ -96,44 +101,53 @@ def without_interval(results: Results) -> list[str]:
 
 def sandwich(results: Results) -> dict[str, dict[str, float]]:
     """Certified, attacked and clean IoU of each city, of one model and radius and on the same crops."""
-    road, radius = proof(results)
-    rows = {city: by_radius.get(radius, {}) for city, by_radius in results.of("certify", road).get("city", {}).items()}
     return {
-        city: {name: row[name] for name in BOUNDS} for city, row in rows.items() if row.get("certified") is not None
+        city: {name: getattr(row, name) for name in BOUNDS}
+        for city, row in at_radius(results).items()
+        if row.certified is not None
+    }
+
+
+def at_radius(results: Results) -> dict[str, Sandwich]:
+    """Each city's row of the page's certificate."""
+    road, radius = proof(results)
+    return {
+        city: by_radius[radius]
+        for city, by_radius in results.metrics.certify.of(road).city.items()
+        if radius in by_radius
     }
 
 
 def seen(results: Results) -> dict[str, Measure]:
     """The delivered model's, else that of the gap's reference."""
-    return measures(results.of("evaluate"), "iou") or measures(results.of("generalize"), "seen")
+    return measures(results.metrics.evaluate.city, "iou") or measures(results.metrics.generalize.city, "seen")
 
 
 def unseen(results: Results) -> dict[str, Measure]:
-    return measures(results.of("generalize"), "unseen", of="seen")
+    return measures(results.metrics.generalize.city, "unseen", of="seen")
 
 
 def attacked(results: Results) -> dict[str, Measure]:
-    rows = {city: row["linf"].get(budget(results), {}) for city, row in results.of("attack").items()}
+    at = budget(results)
+    rows = {city: row.linf[at] for city, row in results.metrics.attack.city.items() if at in row.linf}
     return measures(rows, "worst", of="clean")
 
 
 def certified(results: Results) -> dict[str, Measure]:
-    road, radius = proof(results)
-    rows = {city: by_radius.get(radius, {}) for city, by_radius in results.of("certify", road).get("city", {}).items()}
-    return measures(rows, "certified", of="clean")
+    return measures(at_radius(results), "certified", of="clean")
 
 
 def budget(results: Results) -> str:
     """The budget of the summaries as attack.json names it, or the least it has."""
     wanted = f"{results.params.attack.reference:g}"
-    budgets = next((row["linf"] for row in results.of("attack").values() if row.get("linf")), {})
+    budgets = next((row.linf for row in results.metrics.attack.city.values() if row.linf), {})
     return wanted if wanted in budgets else min(budgets, key=float, default=wanted)
 
 
 def proof(results: Results) -> tuple[str, str]:
     """The first road to a certificate that ran, and its smallest radius; smoothing certifies the delivered model."""
     for road in METHODS:
-        for by_radius in results.of("certify", road).get("city", {}).values():
+        for by_radius in results.metrics.certify.of(road).city.values():
             return road, min(by_radius, key=float)
     return "smoothing", "0"
 

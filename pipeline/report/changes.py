@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.metrics import STAGES, Metrics, Record, parse
 from pipeline.report.answer import Measure, columns
-from pipeline.report.results import STAGES, Results
+from pipeline.report.results import Results
 
 LEAST = 0.0005  # smaller changes are the last digit's
 
@@ -55,18 +56,18 @@ class Revision(Results):
     revision: str = "HEAD"
 
     @cached_property
-    def metrics(self) -> dict[str, dict]:
-        return {stage: self._kept(stage) or {} for stage in STAGES}
+    def metrics(self) -> Metrics:
+        return Metrics.model_validate({stage: self._kept(stage, kind) for stage, kind in STAGES.items()})
 
-    def _kept(self, stage: str) -> dict | None:
+    def _kept(self, stage: str, kind: type[Record]) -> Record:
         text = git(self.root, "show", f"{self.revision}:./metrics/{stage}.json")
+        where = f"metrics/{stage}.json in {'the last commit' if self.revision == 'HEAD' else self.revision}"
         try:
-            return None if text is None else json.loads(text)
+            return kind() if text is None else parse(kind, json.loads(text), where)
+        except InputError:
+            raise
         except ValueError as error:
-            where = "the last commit" if self.revision == "HEAD" else self.revision
-            raise InputError(
-                f"metrics/{stage}.json in {where} is not valid JSON ({error}); commit a sound one"
-            ) from None
+            raise InputError(f"{where} is not valid JSON ({error}); commit a sound one") from None
 
 
 def changes(results: Results) -> Changes | None:

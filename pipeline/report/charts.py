@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
+from pipeline.metrics import Sandwich, SizeBin
 from pipeline.params import METHODS
 from pipeline.report.answer import budget
 from pipeline.report.colours import ATTACKS, BOUNDS, CITIES, GREY, INK
@@ -151,7 +152,7 @@ def city_legend(cities: Iterable[str]) -> dict[str, str]:
 
 
 def learning(results: Results) -> list[Gallery]:
-    history = results.card.get("history") or []
+    history = results.card.history if results.card else []
     if not history:
         return []
     epochs = [h["epoch"] + 1 for h in history]
@@ -173,18 +174,18 @@ def confidence(results: Results) -> list[Gallery]:
     if reliable:
         names = "probability of building", "share building"
         charts.append(panel("Reliability", reliable, *names, prepare=diagonal, xlim=(0, 1)))
-    cities = [c for c in results.cities if c in results.of("evaluate")]
+    evaluated = results.metrics.evaluate.city
+    cities = [c for c in results.cities if c in evaluated]
     points = read(results.array("evaluate", "precision_recall.json"))
     if points:
         legend = city_legend(cities)
         lines = precision_recall(cities, points)
         charts.append(panel("Precision and recall", lines, "recall", "precision", xlim=(0, 1.02)))
-    sizes = {c: results.of("evaluate")[c].get("size") for c in cities}
-    sizes = {c: s for c, s in sizes.items() if s}
+    sizes = {c: evaluated[c].size for c in cities if evaluated[c].size}
     if sizes:
         legend = city_legend(cities)
         bins = list(next(iter(sizes.values())))
-        lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, {}).get("iou") for b in bins])
+        lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, SizeBin()).iou for b in bins])
         names = [b.replace("-", "–\n") for b in bins]
         ticks: dict = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
         charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
@@ -217,15 +218,16 @@ def precision_recall(cities: list[str], points: list[dict]) -> list[Line]:
 
 
 def attack(results: Results) -> list[Gallery]:
-    cities = [c for c in results.cities if results.of("attack").get(c, {}).get("linf")]
+    attacked = results.metrics.attack.city
+    curves = {c: attacked[c].linf for c in results.cities if c in attacked and attacked[c].linf}
+    cities = list(curves)
     if not cities:
         return []
-    curves = {c: results.of("attack")[c]["linf"] for c in cities}
     budgets = sorted({b for by_budget in curves.values() for b in by_budget}, key=float)
 
     def along(city: str, name: str) -> list[float | None]:
-        rows = [curves[city].get(b, {}) for b in budgets]
-        return [next(iter(curves[city].values()))["clean"], *(row.get(name) for row in rows)]
+        rows = [curves[city].get(b) for b in budgets]
+        return [next(iter(curves[city].values())).clean, *(getattr(row, name, None) for row in rows)]
 
     x = [0.0, *map(float, budgets)]
     worst = lines_of(cities, x, lambda c: along(c, "worst"))
@@ -259,23 +261,22 @@ def sandwich(results: Results) -> list[Gallery]:
     """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
     galleries = []
     for road, certificate in METHODS.items():
-        found, label = results.of("certify", road), RADIUS[certificate.norm]
-        rows = found.get("city") or {}
+        found, label = results.metrics.certify.of(road), RADIUS[certificate.norm]
         charts = []
-        for city in [c for c in results.cities if c in rows]:
-            lines = sandwich_lines(rows[city])
+        for city in [c for c in results.cities if c in found.city]:
+            lines = sandwich_lines(found.city[city])
             charts.append(panel(city, lines, label, prepare=between(*lines[1:])))
         if charts:
-            text = f"Of {certificate.whose(bool(found.get('deployed')))}."
+            text = f"Of {certificate.whose(found.deployed)}."
             galleries.append(Gallery(certificate.title, text, charts, BOUNDS, first=5))
     return galleries
 
 
-def sandwich_lines(by_radius: dict[str, dict]) -> list[Line]:
+def sandwich_lines(by_radius: dict[str, Sandwich]) -> list[Line]:
     """Clean, attacked, certified. In steps, since no more is known between the radii: a certificate holds for all
     smaller ones, and what an attack does it can do within all greater ones."""
     radii = sorted(by_radius, key=float)
-    clean, attacked, certified = ([by_radius[r].get(kind) for r in radii] for kind in BOUNDS)
+    clean, attacked, certified = ([getattr(by_radius[r], kind) for r in radii] for kind in BOUNDS)
     x = [0.0, *map(float, radii)]
     return [
         Line("clean", x, [clean[0], *clean], BOUNDS["clean"]),
@@ -293,19 +294,20 @@ def between(upper: Line, lower: Line) -> Callable:
 
 def cues(results: Results) -> list[Gallery]:
     """What each city's IoU loses where a cue is taken."""
-    cities = [c for c in results.cities if c in results.of("explain")]
+    explained = results.metrics.explain.city
+    rows = {c: explained[c].cue for c in results.cities if c in explained}
+    cities = list(rows)
     if not cities:
         return []
-    rows = {city: results.of("explain")[city]["cue"] for city in cities}
     names = list(next(iter(rows.values())))
-    lines = lines_of(cities, list(range(len(names))), lambda c: [(rows[c][n] or {}).get("drop") for n in names])
+    lines = lines_of(cities, list(range(len(names))), lambda c: [cue and cue.drop for cue in map(rows[c].get, names)])
     ticks = {"xticks": range(len(names)), "xticklabels": [n.replace(" ", "\n", 1) for n in names]}
     chart = panel("IoU lost", lines, "cue taken", "IoU lost", size=WIDE, prepare=free, ylim=None, **ticks)
     return [Gallery("IoU lost without a cue", "Zero: the map does without.", [chart], city_legend(cities))]
 
 
 def corruption(results: Results) -> list[Gallery]:
-    table, clean = results.of("generalize", "corruption"), results.of("generalize", "corruption_clean")
+    table, clean = results.metrics.generalize.corruption, results.metrics.generalize.corruption_clean
     cities = [c for c in results.cities if c in clean]
     charts = []
     for name, by_severity in table.items():
@@ -322,8 +324,8 @@ def corruption(results: Results) -> list[Gallery]:
 
 def adaptation(results: Results) -> list[Gallery]:
     """The adaptation ladder and the frugal curve: what helps in a new city."""
-    galleries = []
-    ladder = results.of("generalize", "adaptation")
+    galleries, found = [], results.metrics.generalize
+    ladder = found.adaptation
     cities = [c for c in results.cities if all(c in row for row in ladder.values())]
     if ladder and cities:
         methods = list(ladder)
@@ -332,10 +334,9 @@ def adaptation(results: Results) -> list[Gallery]:
         ticks: dict = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
         chart = panel("Adapting without labels", lines, "", size=WIDE, **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
-        beyond = results.of("generalize", "beyond_adaptation") or []
-        text += f" No method repairs {', '.join(beyond)}." if beyond else ""
+        text += f" No method repairs {', '.join(found.beyond_adaptation)}." if found.beyond_adaptation else ""
         galleries.append(Gallery("Adapting without labels", text, [chart], city_legend(cities)))
-    starts = results.of("generalize", "frugal_by_initialisation") or {"random": results.of("generalize", "frugal")}
+    starts = found.frugal_by_initialisation or {"random": found.frugal}
     starts = {start: table for start, table in starts.items() if table}
     if starts:
         lines, legend = [], {}

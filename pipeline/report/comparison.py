@@ -10,20 +10,21 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 
 from pipeline.console import console, table
 from pipeline.errors import InputError, nearest
+from pipeline.metrics import EvaluateMetrics, Metrics, read
 from pipeline.params import Params, load_params, parse_params
-from pipeline.report.answer import Measure, columns
+from pipeline.report.answer import Measure, columns, measure
 from pipeline.report.changes import Revision, git
-from pipeline.report.results import STAGES, Results, read
+from pipeline.report.results import Results
 from pipeline.storage import atomic_file
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # how DVC keeps them in git
-KINDS = ("seen", "unseen", "attacked", "certified")
-MEANS = {"seen": ("evaluate", "iou"), "unseen": ("generalize", "unseen")}  # that have an interval of their own
+KINDS = {"seen": "evaluate", "unseen": "generalize", "attacked": "attack", "certified": "certify"}  # by their stages
 BEGIN = ["run", "city"]  # of every CSV that is ours
 
 
@@ -34,8 +35,8 @@ class OneFile(Results):
     file: Path = Path("metrics/evaluate.json")
 
     @cached_property
-    def metrics(self) -> dict[str, dict]:
-        return dict.fromkeys(STAGES, {}) | {"evaluate": read(self.file)}
+    def metrics(self) -> Metrics:
+        return Metrics(evaluate=read(EvaluateMetrics, self.file))
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,33 @@ class Run:
 
     def measures(self, kind: str) -> dict[str, Measure]:
         """A kind of the answer, or a number of evaluate.json, of each city and of their mean."""
-        evaluated = {} if "evaluate" in self.stale else self.results.of("evaluate")
+        evaluated = {} if "evaluate" in self.stale else self.results.metrics.evaluate.city
         if kind not in KINDS:
-            cities = {c: Measure(row[kind]) for c, row in evaluated.items() if _is_number(row.get(kind))}
+            known = {city: getattr(row, kind, None) for city, row in evaluated.items()}
+            cities = {city: Measure(value) for city, value in known.items() if _is_number(value)}
             return cities | _mean(cities)
-        if {"seen": "evaluate", "unseen": "generalize", "attacked": "attack", "certified": "certify"}[
-            kind
-        ] in self.stale:
+        if KINDS[kind] in self.stale:
             return {}
         cities = next((found for k, found in columns(self.results) if k.name == kind), {})
         return cities | (self._own_mean(kind) or _mean(cities))
 
     def _own_mean(self, kind: str) -> dict[str, Measure]:
         """The mean over cities with the interval that its stage has given it."""
-        stage, name = MEANS.get(kind, ("", ""))
-        row = self.results.metrics.get(stage, {}).get("mean_city") or {}
-        if row.get(name) is None:
-            return {}
-        return {"mean city": Measure(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))}
+        metrics, found = self.results.metrics, None
+        if kind == "seen":
+            found = measure(metrics.evaluate.mean_city, "iou")
+        elif kind == "unseen":
+            found = measure(metrics.generalize.mean_city, "unseen")
+        return {"mean city": found} if found else {}
 
     @property
     def kinds(self) -> list[str]:
         """Every name that `measures` knows."""
-        rows = self.results.of("evaluate").values()
-        return list(dict.fromkeys([*KINDS, *(k for row in rows for k, v in row.items() if _is_number(v))]))
+        rows = self.results.metrics.evaluate.city.values()
+        return list(dict.fromkeys([*KINDS, *(k for row in rows for k, v in row if _is_number(v))]))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

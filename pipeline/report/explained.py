@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.metrics import CityExplained
 from pipeline.report.results import Results
 from pipeline.report.viewer import Figured, overlay, unreadable, webp
 
@@ -17,9 +18,9 @@ BLAND = 1e-9
 def rests_on(results: Results) -> str:
     """ "The model leans on colour in X (IoU −0.31, at least 0.22) and on shadow in Y": the least that
     is lost for certain, of all cues in all cities at once."""
-    cities = results.of("explain")
-    built = [city for city in results.cities if any(cities.get(city, {}).get("cue", {}).values())]
-    leaning = {city: cities[city]["leans_on"] for city in built}
+    cities = results.metrics.explain.city
+    built = [city for city in results.cities if city in cities and any(cities[city].cue.values())]
+    leaning = {city: cities[city].leans_on for city in built}
     if not leaning:
         return ""
     named = [f"on {cue} in {listed(cities, leaning, cue)}" for cue in found_of(leaning)]
@@ -35,14 +36,12 @@ def found_of(leaning: dict[str, str | None]) -> list[str]:
     return sorted(dict.fromkeys(cues), key=lambda cue: -cues.count(cue))
 
 
-def listed(cities: dict, leaning: dict[str, str | None], cue: str) -> str:
+def listed(cities: dict[str, CityExplained], leaning: dict[str, str | None], cue: str) -> str:
     """Each city that leans on a cue, and the IoU it loses, with its interval."""
-
-    def one(city: str) -> str:
-        row = cities[city]["cue"][cue]
-        return f"{city} (IoU −{row['drop']:.2f}, {row['drop_low']:.2f} to {row['drop_high']:.2f})"
-
-    return joined([one(city) for city, name in leaning.items() if name == cue])
+    rows = ((city, cities[city].cue[cue]) for city, name in leaning.items() if name == cue)
+    return joined(
+        [f"{city} (IoU −{row.drop:.2f}, {row.drop_low:.2f} to {row.drop_high:.2f})" for city, row in rows if row]
+    )
 
 
 def joined(words: list[str]) -> str:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -31,6 +31,7 @@ GUESSES = {
     "mean_gap": "that it loses what other new cities lose",
     "mean_unseen": "that it is mapped like other new cities",
 }
+Row = TypeVar("Row")
 MANY = 12  # rows of a table beyond which they are folded away
 
 
@@ -47,7 +48,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
     environment.globals.update(shared)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js"))
     shown = pictures(results)
-    evaluated = results.of("evaluate")
+    metrics = results.metrics
+    evaluated = in_order(results, metrics.evaluate.city)
     return environment.get_template("page.html.j2").render(
         title=results.params.report.title,
         made=f"{datetime.now():%d %B %Y}",
@@ -64,31 +66,31 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
             "confidence": {"0": colour(0), "½": colour(0.5), "1": colour(1)},
         },
         maps=maps(results, shown),
-        evaluated={c: evaluated[c] for c in results.cities if c in evaluated},
-        outlines={c: r["outlines"] for c in results.cities if (r := evaluated.get(c, {})).get("outlines")},
-        fairness=results.of("evaluate", "fairness"),
-        classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.get("class_iou", {}))),
+        evaluated=evaluated,
+        outlines={c: row.outlines for c, row in evaluated.items() if row.outlines},
+        fairness=metrics.evaluate.fairness,
+        classes=list(dict.fromkeys(k for row in evaluated.values() for k in row.class_iou)),
         learning=[*drawn["learning"], *drawn["confidence"]],
         matrix=heat_map(results),
         unseen=[*drawn["corruption"], *drawn["adaptation"]],
-        robustness=results.of("generalize", "robustness"),
+        robustness=metrics.generalize.robustness,
         estimate=estimate(results),
         few_labels=few_labels(results),
         attack=drawn["attack"],
         budget=budget(results),
         attack_examples=examples(results),
-        attack_city={c: results.of("attack")[c] for c in results.cities if c in results.of("attack")},
-        audit=results.of("attack", "audit"),
-        audit_numbers=results.of("attack", "audit_numbers"),
-        audit_failed=failures(results.of("attack", "audit")),
+        attack_city=in_order(results, metrics.attack.city),
+        audit=metrics.attack.audit,
+        audit_numbers=metrics.attack.audit_numbers,
+        audit_failed=failures(metrics.attack.audit),
         sandwich=drawn["sandwich"],
-        explained={c: results.of("explain")[c] for c in results.cities if c in results.of("explain")},
+        explained=in_order(results, metrics.explain.city),
         rests_on=rests_on(results),
         cues=drawn["cues"],
-        faithful=results.of("explain", "attribution"),
+        faithful=metrics.explain.attribution,
         explained_examples=explained(results),
-        incremental=results.metrics["incremental"],
-        privacy=results.metrics["privacy"],
+        incremental=metrics.incremental,
+        privacy=metrics.privacy,
         changes=changes(results),
         downloads=downloads(results),
         provenance={
@@ -102,6 +104,11 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
     )
 
 
+def in_order(results: Results, rows: dict[str, Row]) -> dict[str, Row]:
+    """As the page's cities come."""
+    return {city: rows[city] for city in results.cities if city in rows}
+
+
 def score(value: float | None, digits: int = 2) -> str:
     """0.58, or a dash where nothing was measured."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -109,41 +116,42 @@ def score(value: float | None, digits: int = 2) -> str:
 
 def estimate(results: Results) -> dict | None:
     """Of the IoU estimated without labels and of naive guesses what erred least, and the mean errors of both."""
-    label_free = results.of("generalize", "label_free")
-    guess, shown = label_free.get("naive"), label_free.get("estimate")
+    label_free = results.metrics.generalize.label_free
+    guess, shown = label_free.naive, label_free.estimate
     if not guess or not shown:
         return None
-    errors = label_free["mean_error"]
-    rows = {city: label_free["city"][city] for city in results.cities if city in label_free["city"]}
+    errors = label_free.mean_error
+    error, usual = errors[shown], errors[guess]
+    rows = in_order(results, label_free.city)
     return {
         "guess": GUESSES[guess],
         "name": ESTIMATES[shown],
-        "error": errors[shown],
-        "guess_error": errors[guess],
-        "beaten": errors[shown] < errors[guess],
-        "rows": [(city, row["iou"], row[shown], row[guess]) for city, row in rows.items()],
+        "error": error,
+        "guess_error": usual,
+        "beaten": error is not None and usual is not None and error < usual,
+        "rows": [(city, row.iou, getattr(row, shown), getattr(row, guess)) for city, row in rows.items()],
     }
 
 
 def few_labels(results: Results) -> dict | None:
     """What labelled frames tell of a city and teach a model: rows of (city, IoU, interval, width, plain width) and of
     (city, strategy, IoU by number of frames, change of the other cities)."""
-    known = {city: entry for city, entry in results.of("few_labels").items() if entry}
-    of = {city: entry["interval"] for city, entry in known.items() if entry["interval"]}
+    found = results.metrics.few_labels
+    known = {city: entry for city, entry in found.city.items() if entry}
+    of = {city: entry.interval for city, entry in known.items() if entry.interval}
     counts = sorted({n for interval in of.values() for n in interval}, key=int)
     shown = "20" if "20" in counts else next(iter(counts), None)
     told = [
-        (city, known[city]["iou"], row["iou"]["assisted"], row["iou"]["plain"], row["built"]["assisted"])
+        (city, known[city].iou, row["iou"]["assisted"], row["iou"]["plain"], row["built"]["assisted"])
         for city, interval in of.items()
         if (row := interval.get(shown))
     ]
-    forgotten = results.of("few_labels", "forgotten")
     taught = [
-        (city, strategy, [entry["iou"], *ious.values()], forgotten[strategy][city])
+        (city, strategy, [entry.iou, *ious.values()], found.forgotten[strategy][city])
         for city, entry in known.items()
-        for strategy, ious in entry["learned"].items()
+        for strategy, ious in entry.learned.items()
     ]
-    budgets = list(next(iter(known[taught[0][0]]["learned"].values()))) if taught else []
+    budgets = list(next(iter(known[taught[0][0]].learned.values()))) if taught else []
     return {"frames": shown, "told": told, "taught": taught, "budgets": budgets} if told or taught else None
 
 
@@ -152,7 +160,7 @@ def heat_map(results: Results) -> list[tuple[str, list[tuple[str, float | None, 
 
     None for a single city, which nothing is held out of.
     """
-    table = results.of("generalize", "matrix")
+    table = results.metrics.generalize.matrix
     order = ["all", *(f"{kind}-{city}" for kind in ("without", "only") for city in results.cities)]
     models = [m for m in order if m in table] + [m for m in table if m not in order]
     cities = [c for c in results.cities if any(c in row for row in table.values())]

@@ -7,8 +7,9 @@ from importlib import metadata
 
 import yaml
 
+from pipeline.metrics import STAGES
 from pipeline.report.changes import git
-from pipeline.report.results import STAGES, Results
+from pipeline.report.results import Results
 from pipeline.runs import last_runs
 
 LIBRARIES = ("torch", "lightning", "segmentation-models-pytorch", "numpy", "scipy", "rasterio", "geopandas", "dvc")
@@ -67,7 +68,7 @@ def runs(results: Results) -> list[dict]:
             fold = run["verb"] == "train" and "--without" in run["arguments"]
             recorded.setdefault("holdout" if fold else run["verb"], []).append(run)
     rows = []
-    for stage in ("fetch", "tile", "train", "holdout", *STAGES[1:]):
+    for stage in ("fetch", "tile", "train", "holdout", *[stage for stage in STAGES if stage != "train"]):
         path = results.root / f"metrics/{stage}.json"
         if stage in recorded:
             last = max(recorded[stage], key=lambda run: run["finished"])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.imagery.scene import City, read_city
+from pipeline.metrics import STAGES, CityScores, Gap, Metrics
+from pipeline.metrics import read as read_metrics
+from pipeline.networks.card import Card, read_card
 from pipeline.params import Params
 from pipeline.storage import read_json
 from pipeline.tiles.store import read_index
-
-STAGES = ("train", "evaluate", "attack", "certify", "explain", "generalize", "few_labels", "incremental", "privacy")
 
 
 def read(path: Path):
@@ -31,16 +32,15 @@ class Results:
     root: Path = field(default_factory=Path)
 
     @cached_property
-    def metrics(self) -> dict[str, dict]:
-        return {stage: read(self.root / f"metrics/{stage}.json") or {} for stage in STAGES}
-
-    def of(self, stage: str, key: str = "city") -> dict:
-        return self.metrics[stage].get(key) or {}
+    def metrics(self) -> Metrics:
+        found = {stage: read_metrics(kind, self.root / f"metrics/{stage}.json") for stage, kind in STAGES.items()}
+        return Metrics.model_validate(found)
 
     @cached_property
-    def card(self) -> dict:
-        """models/all's card; empty before training."""
-        return read(self.root / "models/all/model.json") or {}
+    def card(self) -> Card | None:
+        """models/all's; none before training."""
+        folder = self.root / "models/all"
+        return read_card(folder) if (folder / "model.json").exists() else None
 
     @property
     def brief(self) -> bool:
@@ -50,13 +50,13 @@ class Results:
     @cached_property
     def cities(self) -> list[str]:
         """Every city named by the parameters or a metrics file, the worst mapped one first, unmeasured ones last."""
-        names = dict.fromkeys([*self.params.fetch.cities, *self.of("evaluate"), *self.of("generalize")])
+        names = dict.fromkeys([*self.params.fetch.cities, *self.metrics.evaluate.city, *self.metrics.generalize.city])
         return sorted(names, key=lambda city: (self.score(city), city))
 
     def score(self, city: str) -> float:
         """The IoU a city is ranked by: unseen, unless that is of a short training; else seen."""
-        unseen = self.of("generalize").get(city, {}).get("unseen")
-        seen = self.of("evaluate").get(city, {}).get("iou")
+        unseen = self.metrics.generalize.city.get(city, Gap()).unseen
+        seen = self.metrics.evaluate.city.get(city, CityScores()).iou
         known = (seen, unseen) if self.brief else (unseen, seen)
         return next((iou for iou in known if iou is not None), 2.0)
 

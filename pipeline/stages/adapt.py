@@ -12,7 +12,7 @@ from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.mapping.scene import model_of
 from pipeline.networks.card import Card
-from pipeline.networks.models import load_model, save_model
+from pipeline.networks.models import read_model, save_model
 from pipeline.networks.precision import device
 from pipeline.params import Evaluate
 from pipeline.scoring.evaluation import evaluate_city
@@ -43,7 +43,7 @@ def run(
         raise InputError(
             f"{folder}: {len(labels.done)} frames are done; label at least {max(LEAST, folds)} to learn from"
         )
-    started, segmenter = time.perf_counter(), load_model(model, device())
+    started, segmenter = time.perf_counter(), read_model(model, device())
     old = [CityTiles(tiles / name) for name in segmenter.card.cities if (tiles / name / "regions.json").exists()]
     old = [c for c in old if (c.channels, c.gsd) == (segmenter.card.channels, segmenter.card.gsd)]
     replay = [c for c in old if c.of_split("train")]

@@ -17,7 +17,7 @@ from pipeline.assessment.promise import Promise, promise
 from pipeline.assessment.survey import Survey
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
-from pipeline.storage import write_json
+from pipeline.metrics import AssessMetrics, write
 
 LEAST = 4  # labelled frames under which nothing is said
 PER = ("frame", "area")
@@ -44,7 +44,7 @@ def run(
     found = estimates(city, labels, levels, cut)
     if at_least_recall is not None:
         found["promise"] = promised(city, labels, levels, at_least_recall, confidence, per)
-    write_json(folder / "assessment.json", found)
+    write(folder / "assessment.json", AssessMetrics, found)
     _say(city, labels, found)
     return found
 

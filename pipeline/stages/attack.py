@@ -1,24 +1,8 @@
 """Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their honesty.
 
-Writes metrics/attack.json:
-
-    city CITY linf, l2   {BUDGET: {ATTACK: IoU}} with "clean", "noise" and "worst", the exact worst case over them;
-                         image_clean and image_worst are means over tiles with buildings. Where no tile
-                         has one every IoU is null
-              transfer   IoU under a copy's perturbations, and relative_clean, the copy's own clean IoU
-              halving    the ℓ∞ budget in 1/255 that halves the IoU
-              patch      IoU outside the patch
-              erase, invent   buildings found and invented, clean and attacked, by_size in m²
-              universal  IoU under a perturbation made "from" each city
-              physics    {family: {FAMILY: {"grid", "worst", …}}, all, clean}: what sun, air and camera can do; of gain
-                         also certified, where attack.model can be
-              shadow     of the map's buildings, true and false ones, how many cast no shadow (see attacks.shadows)
-    audit                {CHECK: whether it holds}, see robustness.audit
-    audit_numbers        what the checks judged, IoU pooled over all cities; ten_times: by how much ten times the
-                         gradients of the longest attack lower the worst case, on a tile of each city
-
-A failed check does not stop what comes after: it is in the metrics and red on the page, and the report stage ends with
-its error, so that no run ends well with numbers that must not be believed.
+Writes metrics/attack.json, an AttackMetrics. A failed check of the audit does not stop what comes after: it is in the
+metrics and red on the page, and the report stage ends with its error, so that no run ends well with numbers that must
+not be believed.
 
 Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is. DVC
 watches what attack.model and attack.transfer name, but for folds: after a change of these `dvc repro -f attack`.
@@ -37,6 +21,7 @@ from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE, Split
+from pipeline.metrics import AttackMetrics, write
 from pipeline.params import Attack, AttackMethod, Params
 from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
@@ -90,11 +75,11 @@ def run(
         for city, result in results.items():
             shown: dict[str, Any] = {name: result.arrays[name] for name in SHOWN if name in result.arrays}
             np.savez(partial / f"{city}.npz", **shown)
-    write_json(out, metrics)
+    found = write(out, AttackMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
-    print_table(metrics, f"{settings.reference:g}")
-    failed = failures(metrics["audit"])
-    console.print(f"audit: {len(metrics['audit']) - len(failed)} of {len(metrics['audit'])} checks passed")
+    print_table(found, f"{settings.reference:g}")
+    failed = failures(found.audit)
+    console.print(f"audit: {len(found.audit) - len(failed)} of {len(found.audit)} checks passed")
     for sentence in failed:
         console.print(f"audit failed: {sentence}", style="bold red")
 
@@ -254,9 +239,9 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
     return rows
 
 
-def print_table(metrics: dict, reference: str) -> None:
+def print_table(found: AttackMetrics, reference: str) -> None:
     names = ["clean", "noise", *get_args(AttackMethod), "worst"]
     rows = []
-    for city, row in metrics["city"].items():
-        rows.append([city, *(row["linf"][reference].get(name) for name in names), row.get("halving")])
+    for city, row in found.city.items():
+        rows.append([city, *(getattr(row.linf[reference], name, None) for name in names), row.halving])
     table(f"IoU under attack at ℓ∞ {reference}/255", ["city", *names, "halved at /255"], rows)

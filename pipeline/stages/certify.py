@@ -3,18 +3,9 @@
 Each road certifies the map that certify.model deploys, its threshold included, where its architecture allows: smoothing
 always, convex relaxation small_fcn and small_unet, a Lipschitz certificate lipschitz. Otherwise a small network is
 trained here on the same cities' training tiles and kept in models/certify/. Judged are crops, one window each, not
-turned. Writes metrics/certify.json:
-
-    METHOD city CITY     {RADIUS: {"clean", "attacked", "certified"}}, IoU; smoothing also bonferroni, literature (the
-                         usual formula, no bound), abstained, base_clean; convex also ibp; lipschitz also per_pixel;
-                         null where the crops hold no building
-    METHOD               deployed: whether it is certify.model that is certified; else train_iou, collapsed and
-                         train_budget of the small network, and lost: cities whose clean IoU is under a quarter of
-                         train_iou, where its certificates are worth nothing
-
-RADIUS is in the norm's unit, rounded down. Convex and Lipschitz certificates are proofs; smoothing's holds on each tile
-with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise (train.noise) may lose
-much of its clean IoU to the noise alone.
+turned. Writes metrics/certify.json, a CertifyMetrics. Convex and Lipschitz certificates are proofs; smoothing's holds
+on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise
+(train.noise) may lose much of its clean IoU to the noise alone.
 """
 
 from pathlib import Path
@@ -24,8 +15,9 @@ import numpy as np
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
+from pipeline.metrics import CertifyMetrics, write
 from pipeline.params import METHODS, UNITS, Certify, Model, Params
-from pipeline.storage import fingerprint, write_json
+from pipeline.storage import fingerprint
 from pipeline.tiles.store import CityTiles, open_cities
 
 BATCH = 8  # crops a step of training
@@ -55,8 +47,7 @@ def run(
     cities = open_cities(params.fetch.cities, tiles)
     samples = {city.city: _sample(city, settings) for city in cities}
     metrics = {method: _method(params, method, cities, samples, models) for method in settings.methods}
-    write_json(out, metrics)
-    print_table(metrics)
+    print_table(write(out, CertifyMetrics, metrics))
 
 
 def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +61,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
     from pipeline.certificates import ordering
     from pipeline.networks.card import check_fit, read_card
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device, direct_sums
     from pipeline.tiles.tensors import to_tensors
 
@@ -78,7 +69,7 @@ def _method(params: Params, method: str, cities: list[CityTiles], samples: dict,
     if method != "smoothing":  # which votes, in whatever arithmetic the model has
         direct_sums()
     if METHODS[method].certifies(read_card(settings.model).model):
-        segmenter, result = load_model(settings.model, on), {"deployed": True}
+        segmenter, result = read_model(settings.model, on), {"deployed": True}
         for city in cities:
             check_fit(segmenter.card, city, Path(settings.model))
     else:
@@ -106,7 +97,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
 
     from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
     from pipeline.networks.card import Card
-    from pipeline.networks.models import build_model, kept_model, load_model, save_model
+    from pipeline.networks.models import build_model, kept_model, read_model, save_model
     from pipeline.networks.precision import device
 
     settings, on = getattr(params.certify, method), device()
@@ -144,7 +135,7 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
         fingerprint=key,
     )  # fmt: skip
     save_model(folder, segmenter, card)
-    return load_model(folder, on)
+    return read_model(folder, on)
 
 
 def _batches(params: Params, cities: list[CityTiles], device, description: str, steps: int):
@@ -161,18 +152,18 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
         yield to_tensors((images, labels), device)
 
 
-def print_table(metrics: dict) -> None:
+def print_table(found: CertifyMetrics) -> None:
     rows = [
-        [method, UNITS[METHODS[method].norm], city, radius, row["certified"], row["attacked"], row["clean"]]
-        for method, result in metrics.items() for city, by_radius in result["city"].items()
+        [method, UNITS[METHODS[method].norm], city, radius, row.certified, row.attacked, row.clean]
+        for method, result in found.methods.items() for city, by_radius in result.city.items()
         for radius, row in by_radius.items()
     ]  # fmt: skip
     table(
         "Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", "certified", "attacked", "clean"], rows
     )
-    for method, result in metrics.items():
-        console.print(f"{method}: of {METHODS[method].whose(result['deployed'])}")
-        if result.get("collapsed"):
+    for method, result in found.methods.items():
+        console.print(f"{method}: of {METHODS[method].whose(result.deployed)}")
+        if result.collapsed:
             console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
-        elif result.get("lost"):
-            console.print(f"{method}: the small network hardly finds a building in {', '.join(result['lost'])}")
+        elif result.lost:
+            console.print(f"{method}: the small network hardly finds a building in {', '.join(result.lost)}")

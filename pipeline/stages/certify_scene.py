@@ -20,8 +20,9 @@ import numpy as np
 
 from pipeline.console import console, progress
 from pipeline.errors import InputError
+from pipeline.metrics import CertifySceneMetrics, write
 from pipeline.params import METHODS, UNITS, Certify, Params
-from pipeline.storage import scratch, write_json
+from pipeline.storage import scratch
 
 
 def run(
@@ -42,10 +43,10 @@ def run(
     """
     from pipeline.mapping.inputs import Task, open_scene
     from pipeline.mapping.proven import write_proven
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
 
-    segmenter = load_model(params.certify.model, device())
+    segmenter = read_model(params.certify.model, device())
     method = _method(params.certify, segmenter, method)
     radius = _radius(params.certify, method, radius)
     name, path = _one(scene)
@@ -65,7 +66,7 @@ def run(
             segmenter.card,
         )  # fmt: skip
         about = {"scene": path, **_about(params, method, radius, segmenter), **found}
-        write_json(record, about)
+        write(record, CertifySceneMetrics, about)
         (partial / f"{name}.certified.tif").replace(record.with_suffix(".tif"))
     console.print(
         f"{record.with_suffix('.tif')}: {about['share']:.1%} of the pixels are proven at {about['radius']} "

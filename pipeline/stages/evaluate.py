@@ -1,24 +1,8 @@
 """Stage evaluate: IoU per city over whole test scenes, with intervals, and the maps themselves for the report.
 
-Writes metrics/evaluate.json:
-
-    city CITY            iou with iou_low and iou_high, accuracy, precision, recall, f1, boundary_iou, ece,
-                         ece_calibrated; of buildings one by one, matched above an IoU of 1/2: object_f1 (recognition
-                         quality), ap50, segmentation_quality, panoptic_quality, buildings, buildings_found, merged
-                         (found ones that hold two true ones or more), split (true ones that hold two found ones or
-                         more); size: {M²: number of buildings, their recall and iou}; of several classes also
-                         class_iou: {CLASS: its IoU against all others, background among them};
-                         outlines: of a city whose labels are vectors, how those that `predict` would deliver are drawn
-                         (see scoring/outlines.py), each number with _low and _high; null of other cities
-    pooled, mean_city, worst_city
-    fairness by KIND     city, density, size and fetch.groups' column: group {GROUP: iou, recall, with intervals}; iou,
-                         recall: worst with its interval, worst_group, best_group, gap with a simultaneous interval
-             size_within_city  {CITY: worst bin and gap of the share of buildings found}
-
-All are of the map that `predict` would deploy: windows blended, the calibrated probability cut at the card's
-threshold; buildings one by one told apart (predict.split), those under predict.min_area left out. The true ones
-are footprints, or where labels were rasters their connected components. `ece` is of the probability as trained,
-`ece_calibrated` as deployed. Of a city whose labels know no building every IoU is null.
+Writes metrics/evaluate.json, an EvaluateMetrics. All numbers are of the map that `predict` would deploy: windows
+blended, the calibrated probability cut at the card's threshold; buildings one by one told apart (predict.split), those
+under predict.min_area left out.
 """
 
 from collections.abc import Callable
@@ -35,6 +19,7 @@ from pipeline.imagery.vector import SUFFIXES, read_footprints
 from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import Outlines
+from pipeline.metrics import EvaluateMetrics, write
 from pipeline.params import Params, Predict
 from pipeline.scoring import metrics
 from pipeline.scoring.outlines import METRICS, compare, summary
@@ -91,20 +76,19 @@ def run(
     found = summarise(results, e, params.fetch.groups)
     for name, row in found["city"].items():
         row["outlines"] = outlines[name]
-    write_json(out, found)
-    print_table(found)
+    print_table(write(out, EvaluateMetrics, found))
 
 
-def print_table(summary: dict) -> None:
+def print_table(found: EvaluateMetrics) -> None:
     objects = ["object_f1", "ap50", "panoptic_quality"]
     columns = ["iou", "iou_low", "iou_high", "boundary_iou", *objects, "precision", "recall", "ece"]
-    rows = [[name, *(c[k] for k in columns)] for name, c in summary["city"].items()]
-    rows.append(["pooled", summary["pooled"]["iou"], *[None] * (len(columns) - 1)])
-    rows.append(["mean city", summary["mean_city"]["iou"], *[None] * (len(columns) - 1)])
+    rows = [[name, *(getattr(c, k) for k in columns)] for name, c in found.city.items()]
+    rows.append(["pooled", found.pooled.iou, *[None] * (len(columns) - 1)])
+    rows.append(["mean city", found.mean_city.iou, *[None] * (len(columns) - 1)])
     names = ["city", "IoU", "low", "high", "boundary", "object F1", "AP50", "PQ", "precision", "recall", "ECE"]
     table("IoU per city", names, rows)
     columns = ["pairs", *METRICS]
-    rows = [[name, *(c["outlines"][k] for k in columns)] for name, c in summary["city"].items() if c["outlines"]]
+    rows = [[name, *(getattr(c.outlines, k) for k in columns)] for name, c in found.city.items() if c.outlines]
     if rows:
         names = ["city", "pairs", "IoU", "PoLiS m", "tangent °", "rotation °", "vertices", "C-IoU"]
         table("Outlines against the footprints, of the buildings found", names, rows)

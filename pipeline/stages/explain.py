@@ -1,20 +1,7 @@
 """Stage explain: what the map rests on in each city, and whether its explanations mean something.
 
-Writes metrics/explain.json:
-
-    city CITY  iou, tiles   of the tiles looked at, drawn from the test split
-               cue {CUE: iou without it, and drop with drop_low and drop_high}; null where there is none to take
-               leans_on     the cue, of those that can be missing, whose loss costs most for certain, or null
-               attribution  {METHOD: deletion, insertion}, areas under the curves, mean over buildings
-               bands, inside   shares of the integrated gradients: of each band, and on the building itself
-               randomised   {head | half | all: signed, absolute}, rank correlation with the gradients of a network
-                            whose last layers are shuffled
-               effective_radius, support_radius   metres around a pixel that decide it (see attacks/patch.py)
-    attribution {METHOD: deletion_gain, insertion_gain}, what its order is better than a random one by, over all
-               buildings, with *_low and *_high; `buildings` is their number
-
-Intervals of drops are simultaneous: 95 % for all cues of all cities at once, over other tiles of the test split. Those
-of gains are over other buildings.
+Writes metrics/explain.json, an ExplainMetrics. Intervals of drops are simultaneous: 95 % for all cues of all cities at
+once, over other tiles of the test split. Those of gains are over other buildings.
 
 Killed and started again it goes on with the next city.
 """
@@ -28,6 +15,7 @@ import numpy as np
 from pipeline.code import version
 from pipeline.console import progress, table
 from pipeline.errors import InputError
+from pipeline.metrics import ExplainMetrics, write
 from pipeline.params import Params
 from pipeline.storage import WORK, atomic_folder, digest, fingerprint, write_json
 from pipeline.tiles.store import CityTiles, open_cities
@@ -44,10 +32,10 @@ def run(
     """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
     from pipeline.explanation.summary import summarise
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
 
-    segmenter = load_model(model, device())
+    segmenter = read_model(model, device())
     cities = open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(segmenter.card, city, model)
@@ -58,9 +46,9 @@ def run(
     with atomic_folder(arrays) as partial:
         for city in measured:
             shutil.copyfile(folder / city / "arrays.npz", partial / f"{city}.npz")
-    write_json(out, metrics)
+    found = write(out, ExplainMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
-    print_table(metrics)
+    print_table(found)
 
 
 def _key(params: Params, cities: list[CityTiles], model: Path) -> str:
@@ -91,10 +79,10 @@ def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
     return measured
 
 
-def print_table(metrics: dict) -> None:
-    cues = list(dict.fromkeys(name for row in metrics["city"].values() for name in row["cue"]))
+def print_table(found: ExplainMetrics) -> None:
+    cues = list(dict.fromkeys(name for row in found.city.values() for name in row.cue))
     rows = []
-    for city, row in metrics["city"].items():
-        drops = [(row["cue"].get(name) or {}).get("drop") for name in cues]
-        rows.append([city, row["iou"], *drops, row["leans_on"]])
+    for city, row in found.city.items():
+        drops = [cue and cue.drop for cue in map(row.cue.get, cues)]
+        rows.append([city, row.iou, *drops, row.leans_on])
     table("IoU, and what it loses without a cue", ["city", "IoU", *cues, "leans on"], rows)

@@ -1,16 +1,7 @@
 """Stage few_labels: what an hour of labelling buys in a city never seen.
 
-Each known city is held out in turn: models/without-CITY maps it, and its test scenes' labels play the labeller. Writes
-metrics/few_labels.json:
-
-    city         {CITY: {frames, iou, interval, promise, learned}}; null where its test scenes know no building
-      interval   {N: {MEASURE: {ROAD: {coverage, width}}}} of 95 % intervals from N labelled frames,
-                 over `draws` samples: model-assisted; plain on the same frames; and of a simple random sample
-      promise    {N: {made, kept}} of a frame's recall, at 95 %
-      learned    {STRATEGY: {N: IoU}} of the test scenes after fine-tuning on N frames of the training scenes, which the
-                 model has never seen; where few_labels.budgets is set
-    forgotten    {STRATEGY: {CITY: change of the other cities' mean IoU}} after the largest budget
-    narrower     {N: {MEASURE: share by which the model-assisted interval is narrower than the plain one}}
+Each known city is held out in turn: models/without-CITY maps it, and its test scenes' labels play the labeller; the
+frames it learns from are of its training scenes. Writes metrics/few_labels.json, a FewLabelsMetrics.
 """
 
 from pathlib import Path
@@ -34,11 +25,11 @@ from pipeline.assessment.sampling import active_sample, core_set
 from pipeline.assessment.simulation import KnownCity, coverage, promises
 from pipeline.console import progress, table
 from pipeline.labels import IGNORE, Split
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.metrics import FewLabelsMetrics, write
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params
 from pipeline.scoring.evaluation import evaluate_city, predict_region
-from pipeline.storage import write_json
 from pipeline.tiles.store import Cities, CityTiles, open_cities
 
 MARGIN = 32  # pixels of context around a labelled frame
@@ -58,12 +49,11 @@ def run(
     found: dict = {"city": {}, "forgotten": {}, "narrower": {}}
     held_out = sorted(cities) if len(cities) > 1 and (few.draws or few.budgets) else []
     for name in progress(held_out, "few labels"):
-        model = load_model(models / f"without-{name}", device())
+        model = read_model(models / f"without-{name}", device())
         found["city"][name] = of_city(params, cities, name, model, found["forgotten"])
     if few.draws:
         found["narrower"] = narrower(found["city"])
-    write_json(out, found)
-    print_tables(found)
+    print_tables(write(out, FewLabelsMetrics, found))
 
 
 def surveyed(params: Params, model: Segmenter, city: CityTiles, split: Split) -> tuple[Frames, list[np.ndarray]]:
@@ -168,24 +158,24 @@ def _narrower(rows: list[dict]) -> float | None:
     return fmean(shares) if shares else None
 
 
-def print_tables(found: dict) -> None:
-    known = {city: entry for city, entry in found["city"].items() if entry}
+def print_tables(found: FewLabelsMetrics) -> None:
+    known = {city: entry for city, entry in found.city.items() if entry}
     rows = [
         [
             f"{city}, {n} frames",
-            entry["iou"],
-            *(value for road in ("assisted", "plain") for value in row["iou"][road].values()),
+            entry.iou,
+            *(value for road in ("assisted", "plain") for value in (row["iou"][road].coverage, row["iou"][road].width)),
         ]
         for city, entry in known.items()
-        for n, row in entry["interval"].items()
+        for n, row in entry.interval.items()
     ]
     if rows:
         table("95 % intervals of a city's IoU", ["city", "IoU", "coverage", "width", "plain coverage", "width"], rows)
     rows = [
-        [f"{city}, {strategy}", entry["iou"], *ious.values(), found["forgotten"][strategy][city]]
+        [f"{city}, {strategy}", entry.iou, *ious.values(), found.forgotten[strategy][city]]
         for city, entry in known.items()
-        for strategy, ious in entry["learned"].items()
+        for strategy, ious in entry.learned.items()
     ]
     if rows:
-        budgets = list(next(iter(known.values()))["learned"].values())[0]
+        budgets = list(next(iter(known.values())).learned.values())[0]
         table("IoU of a held-out city after labelling", ["city", "0", *budgets, "the others'"], rows)

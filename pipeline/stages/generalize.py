@@ -1,21 +1,8 @@
 """Stage generalize: how good is the map in a city the model has never seen, and can that be known beforehand?
 
-Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.json:
-
-    city, mean_city, pooled, worst_city    seen, unseen, gap, 95 % intervals, the number of test units they are from,
-                         spread over training seeds
-    matrix               {MODEL: {CITY: IoU}}
-    corruption           {NAME: {SEVERITY: {CITY: IoU}}} of the model that has not seen the city, on a few tiles, with
-                         corruption_clean, corruption_retained and the worst_corruption a city
-    adaptation           {METHOD: {CITY: IoU}}; adaptation_choice: the method chosen on the other cities, and the
-                         "oracle", chosen with the city's own labels; beyond_adaptation: cities none of them repairs
-    label_free           IoU estimated from unlabelled tiles, the mean_error of the estimates over the folds, the
-                         estimate and the naive guess that err least
-    robustness           clean, attacked, certified and corrupted IoU of each city, seen and unseen, on equal pixels
-    frugal               {SHARE: {CITY: IoU}} and frugal_by_initialisation, where generalize.fractions is set
-
-With one city there is nothing to hold out: "city" is empty, and only what needs no fold is measured. A city without a
-building in its test scenes has no IoU: null in the tables, and in no mean.
+Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.json, a GeneralizeMetrics. With one
+city there is nothing to hold out: "city" is empty, and only what needs no fold is measured. A city without a building
+in its test scenes has no IoU: null in the tables, and in no mean.
 
 Held-out labels are read by `evaluate_city` and `tile_iou` alone, after a model is final: training, early
 stopping and adaptation never meet them.
@@ -28,12 +15,13 @@ import numpy as np
 
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
-from pipeline.networks.models import Segmenter, load_model
+from pipeline.metrics import GeneralizeMetrics, write
+from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params
 from pipeline.scoring.evaluation import CityResult, evaluate_city
 from pipeline.scoring.metrics import buildings
-from pipeline.storage import WORK, write_json
+from pipeline.storage import WORK
 from pipeline.tiles.store import Cities, open_cities
 from pipeline.training.fit import fit
 from pipeline.transfer.estimate import ESTIMATES, estimated
@@ -65,7 +53,7 @@ def run(
     if held_out and not any(buildings(city.label(r)) for city in cities.values() for r in city.of_split("test")):
         raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
     of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
-    loaded = {name: load_model(folder, device()) for name, folder in of_seed[0].items()}
+    loaded = {name: read_model(folder, device()) for name, folder in of_seed[0].items()}
     for fold in held_out:
         check_fold(fold, loaded[f"without-{fold.held_out}"].card, loaded["all"].card)
 
@@ -86,8 +74,7 @@ def run(
         metrics["robustness"] = robustness(params, cities, loaded["all"], unseen)
     if g.fractions:
         metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"])
-    write_json(out, metrics)
-    print_tables(metrics)
+    print_tables(write(out, GeneralizeMetrics, metrics))
 
 
 def models_of_seed(params: Params, cities: Cities, held_out: list[Fold], models: Path, seed: int) -> dict[str, Path]:
@@ -132,7 +119,7 @@ def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: 
     as any model's errors are correlated."""
     by_model = []
     for name in ("all", f"without-{city}"):
-        more = [evaluate_city(load_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
+        more = [evaluate_city(read_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
         by_model.append([results[name][city], *more])
     reach = max(result.reach for of_seeds in by_model for result in of_seeds)
     counts = []
@@ -142,32 +129,32 @@ def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: 
     return Pair(*counts, held=units[0].held)
 
 
-def print_tables(metrics: dict) -> None:
-    columns = list(metrics["city"])
+def print_tables(found: GeneralizeMetrics) -> None:
+    columns = list(found.city)
     if not columns:
         console.print("one city: nothing to hold out, so no unseen IoU; name more in fetch.cities", markup=False)
         return
-    rows = [*metrics["city"].items(), ("mean city", metrics["mean_city"]), ("pooled", metrics["pooled"])]
+    rows = [*found.city.items(), ("mean city", found.mean_city), ("pooled", found.pooled)]
     keys = ("seen", "unseen", "gap", "gap_low", "gap_high", "gap_spread")
     table("IoU seen and unseen, from so many test scenes or blocks (no interval: too few, or too small a scene)",
           ["city", "units", "seen", "unseen", "gap", "low", "high", "spread"],
-          [[name, f"{row['units']:g}", *(row[k] for k in keys)] for name, row in rows])  # fmt: skip
-    if metrics["adaptation"]:
+          [[name, f"{row.units:g}", *(getattr(row, k) for k in keys)] for name, row in rows])  # fmt: skip
+    if found.adaptation:
         table("IoU of the held-out city after adaptation without labels", ["method", *columns],
-              [[m, *(row[c] for c in columns)] for m, row in metrics["adaptation"].items()])  # fmt: skip
-        if metrics["beyond_adaptation"]:
-            console.print(f"no method tried repairs {', '.join(metrics['beyond_adaptation'])}", markup=False)
-    if "robustness" in metrics:
-        sides = [(c, s, r) for c, city in metrics["robustness"]["city"].items() for s, r in city.items() if r]
+              [[m, *(row[c] for c in columns)] for m, row in found.adaptation.items()])  # fmt: skip
+        if found.beyond_adaptation:
+            console.print(f"no method tried repairs {', '.join(found.beyond_adaptation)}", markup=False)
+    if withstood := found.robustness.city:
+        sides = [(c, s, r) for c, city in withstood.items() for s, r in city if r]
         kinds = ("clean", "corrupted", "attacked", "certified")
         table("Robustness, seen and unseen", ["city", *kinds],
-              [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides])  # fmt: skip
-    if metrics["frugal"]:
+              [[f"{c}, {s}", *(getattr(r, k) for k in kinds)] for c, s, r in sides])  # fmt: skip
+    if found.frugal:
         table("IoU by share of training scenes", ["share", *columns],
-              [[f"{float(s):.0%}", *(row[c] for c in columns)] for s, row in metrics["frugal"].items()])  # fmt: skip
-    estimates, naive = metrics["label_free"], metrics["label_free"]["naive"]
+              [[f"{float(s):.0%}", *(row[c] for c in columns)] for s, row in found.frugal.items()])  # fmt: skip
+    estimates, naive = found.label_free, found.label_free.naive
     guesses = (*ESTIMATES, *([naive] if naive else []))
-    errors = [estimates["mean_error"][guess] for guess in guesses]
+    errors = [estimates.mean_error[guess] for guess in guesses]
     table("IoU estimated without labels, and the best naive guess", ["city", "true", *guesses, "feature distance"],
-          [[c, r["iou"], *(r[guess] for guess in guesses), r["distance"]] for c, r in estimates["city"].items()]
+          [[c, r.iou, *(getattr(r, guess) for guess in guesses), r.distance] for c, r in estimates.city.items()]
           + [["mean error", None, *errors, None]])  # fmt: skip

@@ -1,14 +1,7 @@
 """Stage incremental: what does a network forget as cities arrive one after another, and a class after the others?
 
-Small networks on the cities' training tiles, measured on tiles of their test scenes. Writes metrics/incremental.json:
-
-    method METHOD   average, backward (with 95 % intervals *_low and *_high over scenes), forgetting, forward: means
-                    over the orders (see incremental/scores.py); forgetting and forward have no interval
-    joint           average, of one network trained on all cities at once for as many steps
-    order           a list: cities in the order they arrive, and of each METHOD the matrix (IoU in each city after each,
-                    null in a city without a building) with its four scores
-    classes         where the tiles hold several classes, else null. METHOD: old and new (IoU of the classes that were
-                    there, and of the last, mean over cities, with intervals), before: old, before the new one came
+Small networks on the cities' training tiles, measured on tiles of their test scenes. Writes metrics/incremental.json,
+an IncrementalMetrics; its scores are those of incremental/scores.py.
 
 Killed and started again it goes on with the next sequence: what is measured stands in .work/incremental until all is.
 """
@@ -19,6 +12,7 @@ from pathlib import Path
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
+from pipeline.metrics import IncrementalMetrics, write
 from pipeline.params import Params
 from pipeline.storage import WORK, fingerprint, read_json, write_json
 from pipeline.tiles.store import CityTiles, open_cities
@@ -56,9 +50,9 @@ def run(
     several = cities[0].classes > 1
     kinds = once(folder / "classes.json", measure_classes, cities, tests, settings, on) if several else None
     metrics["classes"] = kinds and class_table(kinds, settings, tests)
-    write_json(out, metrics)
+    kept = write(out, IncrementalMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
-    print_tables(metrics)
+    print_tables(kept)
 
 
 def check(cities: list[CityTiles]) -> None:
@@ -107,12 +101,12 @@ def measure_classes(cities: list[CityTiles], tests, settings, on) -> dict:
     return found
 
 
-def print_tables(metrics: dict) -> None:
-    rows = [[name, *(row.get(score) for score in SCORES)] for name, row in metrics["method"].items()]
+def print_tables(found: IncrementalMetrics) -> None:
+    rows = [[name, *(getattr(row, score) for score in SCORES)] for name, row in found.method.items()]
     table("Cities one after another: IoU, mean over the orders", ["method", *SCORES],
-          [*rows, ["joint", metrics["joint"]["average"], None, None, None]])  # fmt: skip
-    if classes := metrics["classes"]:
+          [*rows, ["joint", found.joint.average, None, None, None]])  # fmt: skip
+    if found.classes:
         table("A class that arrives later: IoU", ["method", "old, before", "old", "new"],
-              [[name, row["before"], row["old"], row["new"]] for name, row in classes.items()])  # fmt: skip
+              [[name, row.before, row.old, row.new] for name, row in found.classes.items()])  # fmt: skip
     else:
         console.print("incremental: the tiles hold one class, so none arrives later; `preset streets` labels two")

@@ -18,13 +18,12 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
 import errno
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.bucket import is_object
 from pipeline.console import console, remark, table
@@ -35,6 +34,7 @@ from pipeline.mapping.merge import file_name, merge
 from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
+from pipeline.metrics import PredictMetrics
 from pipeline.params import Predict
 from pipeline.storage import sweep
 
@@ -148,7 +148,7 @@ def _refuse_overwriting(tasks: list[Task], out: str | Path) -> None:
             raise InputError(f"{out}/{name}: two scenes would both be mapped to it; rename one of them")
 
 
-def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
+def _attempt(model: str, task: Task) -> tuple[PredictMetrics | None, str | None]:
     """A finished scene's record, or why there is none: one scene's failure is not the others'."""
     try:
         return predict_scene(model, task), None
@@ -162,29 +162,29 @@ def _attempt(model: str, task: Task) -> tuple[dict | None, str | None]:
         return None, f"{task.scene}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _summarise(done: list[dict], failed: list[Task], seconds: float) -> None:
-    fresh, counted = [r for r in done if r["fresh"]], [r for r in done if r["buildings"] is not None]
-    rate = sum(r["pixels"] for r in fresh) / 1e6 / seconds if fresh else None
+def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -> None:
+    fresh, counted = [r for r in done if r.fresh], [r for r in done if r.buildings is not None]
+    rate = sum(r.pixels or 0 for r in fresh) / 1e6 / seconds if fresh else None
     table(
         "Mapped", ["scenes", "already there", "failed", "km²", "buildings", "built m²", "Mpx/s"],
-        [[len(done), len(done) - len(fresh), len(failed), sum(r["area_km2"] for r in done),
-          sum(r["buildings"] for r in counted) if counted else None,
-          round(sum(r["built_area_m2"] for r in counted)) if counted else None, rate]],
+        [[len(done), len(done) - len(fresh), len(failed), sum(r.area_km2 or 0 for r in done),
+          sum(r.buildings or 0 for r in counted) if counted else None,
+          round(sum(r.built_area_m2 or 0 for r in counted)) if counted else None, rate]],
     )  # fmt: skip
-    if compared := [r["known"] for r in done if r["known"]]:
+    if compared := [r.known for r in done if r.known]:
         columns = ["new", "matched", "changed", "missing"]
-        shift, error = (max(np.hypot(*r["shift_m"]) for r in compared), max(r["registration_m"] for r in compared))
+        shift = max((math.hypot(*r.shift_m) for r in compared if r.shift_m), default=None)
+        error = max((r.registration_m for r in compared if r.registration_m is not None), default=None)
         table(
             "Against the known footprints", [*columns, "largest shift m", "registration error m"],
-            [[*(sum(r[name] for r in compared) for name in columns), round(shift, 2), error]],
+            [[*(sum(getattr(r, name) for r in compared) for name in columns), shift and round(shift, 2), error]],
         )  # fmt: skip
-    unlike = sorted((r for r in done if r["unlike_training"]), key=lambda r: r["expected_iou"])
+    unlike = sorted((r for r in done if r.unlike_training), key=lambda r: r.expected_iou or 0)
     for record in unlike[:CAUTIONS]:
-        expected, usual = record["expected_iou"], record["validation_iou"]
         remark(
             "caution", "yellow",
-            f"{record['scene']}: looks unlike the training cities: expected IoU {expected:.2f} (no labels were used), "
-            f"{usual:.2f} on validation; look before you trust it",
+            f"{record.scene}: looks unlike the training cities: expected IoU {record.expected_iou:.2f} (no labels were "
+            f"used), {record.validation_iou:.2f} on validation; look before you trust it",
         )  # fmt: skip
     if len(unlike) > CAUTIONS:
         rest = f"{len(unlike) - CAUTIONS} more look unlike the training cities"

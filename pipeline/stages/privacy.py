@@ -1,20 +1,9 @@
 """Stage privacy: does the model tell which scenes it was trained on, and what does it cost to make sure it cannot?
 
 Tiles of the training scenes of a city (members) against tiles of its test scenes. Reads privacy.model, the folds
-models/without-CITY and the tiles; writes metrics/privacy.json:
-
-    city CITY    members, others (tiles), scenes (of both), and for each attack, loss and likelihood_ratio, its "auc";
-                 null where a side has no tile, and likelihood_ratio where no reference model has not seen the city
-    mean_city    auc of each attack, the mean over cities
-    pooled       tpr of each attack at a share `fpr` of false accusations, over the tiles of all cities; null under 100
-    private      of a small network trained without and with differential privacy: unit, records, rate, steps, clip,
-                 delta, and network {plain | EPSILON: epsilon (spent), noise, iou (mean of the cities), auc by attack,
-                 auc_bound: what no attack on a scene can pass; null where the unit is a tile}
-    planted      a test scene repeated in the training of the small network: scene, city, repeats, rank of its rise in
-                 confidence among `of` test scenes, found: whether it is the first
-
-Intervals (*_low, *_high, 95 %) are over scenes, the models held fixed. An attack finds what leaks at least; only
-auc_bound is a proof, in expectation over which scenes are trained on.
+models/without-CITY and the tiles; writes metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are
+over scenes, the models held fixed. An attack finds what leaks at least; only auc_bound is a proof, in expectation over
+which scenes are trained on.
 
 The small networks are kept in .work/privacy until all is measured: killed and started again it goes on with the next.
 """
@@ -24,8 +13,9 @@ from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
+from pipeline.metrics import Attacks, Auc, PrivacyMetrics, write
 from pipeline.params import Params
-from pipeline.storage import WORK, write_json
+from pipeline.storage import WORK
 from pipeline.tiles.store import CityTiles, open_cities
 
 
@@ -38,13 +28,13 @@ def run(
 ) -> None:
     """Measure everything above. Raises InputError on bad tiles or models, and where there is nothing to compare."""
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
     from pipeline.privacy.judge import judge, sample
     from pipeline.privacy.small import SmallNetworks, planted, private
 
     settings, on = params.privacy, device()
-    target, cities = load_model(settings.model, on), open_cities(params.fetch.cities, tiles)
+    target, cities = read_model(settings.model, on), open_cities(params.fetch.cities, tiles)
     for city in cities:
         check_fit(target.card, city, Path(settings.model))
     cities = [city for city in cities if city.city in target.card.cities]
@@ -73,21 +63,21 @@ def run(
         metrics["private"] = private(small, samples)
     if settings.planted:
         metrics["planted"] = planted(small, samples)
-    write_json(out, metrics)
+    kept = write(out, PrivacyMetrics, metrics)
     shutil.rmtree(work, ignore_errors=True)
-    print_tables(metrics)
+    print_tables(kept)
 
 
 def load_references(params: Params, cities: list[CityTiles], models: Path, on) -> dict[str, list]:
     """For each city the models that have not seen it: of the folds and of privacy.references."""
     from pipeline.networks.card import check_fit
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
 
     names = [city.city for city in cities]
     folds = [fold for name in names if (fold := models / f"without-{name}").joinpath("model.json").exists()]
     found: dict[str, list] = {name: [] for name in names}
     for folder in dict.fromkeys([*folds, *map(Path, params.privacy.references)]):
-        model = load_model(folder, on)
+        model = read_model(folder, on)
         for city in cities:
             check_fit(model.card, city, folder)
             if city.city not in {*model.card.cities, *model.card.inherited}:
@@ -100,19 +90,23 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
     return found
 
 
-def print_tables(metrics: dict) -> None:
-    def cells(row: dict, attack: str) -> list:
-        return [(row[attack] or {}).get(key) for key in ("auc", "auc_low", "auc_high")]
+def print_tables(found: PrivacyMetrics) -> None:
+    def cells(row: Attacks) -> list[float | None]:
+        return [value for of in (row.loss, row.likelihood_ratio) for value in _interval(of)]
 
-    rows = [*metrics["city"].items(), ("mean city", metrics["mean_city"])]
+    rows: list[tuple[str, Attacks]] = [*found.city.items(), ("mean city", found.mean_city)]
     table("Membership inference: AUC of training against test tiles",
           ["city", "by loss", "low", "high", "by likelihood ratio", "low", "high"],
-          [[name, *cells(row, "loss"), *cells(row, "likelihood_ratio")] for name, row in rows])  # fmt: skip
-    if private := metrics.get("private"):
-        table(f"A small network, δ {private['delta']:.2g}, of a {private['unit']}",
+          [[name, *cells(row)] for name, row in rows])  # fmt: skip
+    if private := found.private:
+        table(f"A small network, δ {private.delta:.2g}, of a {private.unit}",
               ["trained", "IoU", "ε", "AUC by loss", "by likelihood ratio", "at most"],
-              [[name, n["iou"], n["epsilon"], cells(n, "loss")[0], cells(n, "likelihood_ratio")[0], n["auc_bound"]]
-               for name, n in private["network"].items()])  # fmt: skip
-    if plant := metrics.get("planted"):
-        where = f"{plant['scene']} of {plant['city']}, {plant['repeats']} times in training"
-        console.print(f"planted: {where}: its confidence rises {plant['rank']}. of {plant['of']} test scenes")
+              [[name, n.iou, n.epsilon, *cells(n)[::3], n.auc_bound]
+               for name, n in private.network.items()])  # fmt: skip
+    if plant := found.planted:
+        where = f"{plant.scene} of {plant.city}, {plant.repeats} times in training"
+        console.print(f"planted: {where}: its confidence rises {plant.rank}. of {plant.of} test scenes")
+
+
+def _interval(of: Auc | None) -> tuple[float | None, ...]:
+    return (of.auc, of.auc_low, of.auc_high) if of else (None, None, None)

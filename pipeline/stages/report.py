@@ -1,14 +1,8 @@
 """Stage report: one self-contained page of all that has run, which opens from a USB stick.
 
-Writes report/index.html, its figures as figures/GALLERY/CHART.svg for `dvc plots`, and the page's first
-table as metrics/report/CITY.json (DVC prints a row a file):
-
-    seen, unseen, attacked         IoU of what the page calls by these names, as far as measured
-    unseen_of, attacked_of         what it would be of the city seen, of the tiles left alone
-    sandwich                       certified ≤ attacked ≤ clean IoU of the page's certificate: of one model and one
-                                   radius, on the same crops, and so not to be held against the others
-
-and their means over the cities that have them as metrics/report/mean_city.json.
+Writes report/index.html, its figures as figures/GALLERY/CHART.svg for `dvc plots`, and the page's first table as
+metrics/report/CITY.json, a ReportMetrics (DVC prints a row a file): IoU of what the page calls by these names, as far
+as measured, and their means over the cities that have them as metrics/report/mean_city.json.
 
 Where a check of the attacks' honesty audit failed, the page says so in red, and the stage ends with that error once all
 is written: the page can be read, but DVC records no run that shows numbers which must not be believed.
@@ -19,8 +13,9 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline.console import console, table
+from pipeline.metrics import ReportMetrics, write
 from pipeline.params import Params
-from pipeline.storage import atomic_file, atomic_folder, write_json
+from pipeline.storage import atomic_file, atomic_folder
 
 
 def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
@@ -47,13 +42,13 @@ def run(params: Params, root: Path = Path(), out: Path | None = None) -> None:
     written = {city: entry(row, proven.get(city)) for city, row in found.rows}
     with atomic_folder(root / "metrics/report") as folder:
         for name, row in {**written, "mean_city": mean_of(list(written.values()))}.items():
-            write_json(folder / f"{name}.json", row)
+            write(folder / f"{name}.json", ReportMetrics, row)
     cities = {city: {kind: measure.iou for kind, measure in row.items()} for city, row in found.rows}
     mean = {kind: fmean(row[kind] for row in cities.values() if kind in row) for kind in kinds}
     rows = [*cities.items(), ("mean_city", mean)]
     table("IoU", ["city", *kinds], [[name, *(row.get(kind) for kind in kinds)] for name, row in rows])
     console.print(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")
-    demand(results.of("attack", "audit"), str(root / "metrics/attack.json"))
+    demand(results.metrics.attack.audit, str(root / "metrics/attack.json"))
 
 
 def entry(measures: dict, sandwich: dict | None) -> dict:

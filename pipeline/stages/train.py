@@ -1,13 +1,13 @@
 """Stage train: one segmenter on the training scenes of every city, or of every city but one.
 
-Writes metrics/train.json: validation_iou, validation_worst_city_iou, temperature, and how it was trained: seconds,
-resumed, device, precision, processes, torch.
+Writes metrics/train.json, a TrainMetrics.
 """
 
 from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
+from pipeline.metrics import TrainMetrics, write
 from pipeline.params import Params
 from pipeline.storage import WORK, digest, write_json
 from pipeline.tiles.store import open_cities
@@ -47,7 +47,8 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     if without is not None:
         write_json(FOLDS / f"{without}.json", {"weights": digest(folder / "weights.safetensors")})
     else:
-        write_json("metrics/train.json", {**card.metrics, "temperature": card.temperature, **card.training})
+        found = {**card.metrics, "temperature": card.temperature, **card.training}
+        write("metrics/train.json", TrainMetrics, found)
         write_history(ARRAYS / "curve.csv", card.history)
     epochs = card.history[-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])

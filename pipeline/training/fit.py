@@ -35,7 +35,7 @@ from pipeline.networks.models import (
     build_model,
     channels_last,
     kept_model,
-    load_model,
+    read_model,
     save_model,
     weights_file,
 )
@@ -283,7 +283,7 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
             "set tile.gsd to match, or expect it to learn the scale anew",
             style="yellow", markup=False,
         )  # fmt: skip
-    return load_model(train.init).requires_grad_(True).train()
+    return read_model(train.init).requires_grad_(True).train()
 
 
 def check_start(init: str, model: Model, channels: int) -> Card:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.console import progress
 from pipeline.labels import Split
-from pipeline.networks.models import load_model
+from pipeline.networks.models import read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params, Train
 from pipeline.scoring.evaluation import evaluate_city
@@ -76,7 +76,7 @@ def frugal(params: Params, cities: Cities, models: Path, reference: Path) -> dic
                 folder = WORK / "generalize" / name
                 changed = params.model_copy(update={"train": train})
                 fit(changed, [smaller[city] for city in group], folder, work=WORK, name=name)
-            segmenter = load_model(folder, device())
+            segmenter = read_model(folder, device())
             for city in group:
                 found[start][f"{share:g}"][city] = evaluate_city(segmenter, smaller[city], params.evaluate).iou
     scenes = {

@@ -113,16 +113,16 @@ def test_a_card_is_checked_before_anything_is_built(model, tmp_path, what, monke
     card = [] if WRONG[what] is None else CARD | WRONG[what]
     folder = damaged(model, tmp_path / "model", "model.json", json.dumps(card).encode())
     with pytest.raises(InputError, match=r"model\.json: not a model card of this pipeline") as error:
-        models.load_model(folder)
+        models.read_model(folder)
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 200_000, b"1" * 10_000, b"null"])
 def test_a_card_that_is_no_card(model, tmp_path, data):
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
 
     with pytest.raises(InputError, match=r"model\.json: .*model card"):
-        load_model(damaged(model, tmp_path / "model", "model.json", data))
+        read_model(damaged(model, tmp_path / "model", "model.json", data))
 
 
 HEADERS = {
@@ -137,7 +137,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("what", HEADERS)
 def test_weights_that_lie_about_their_size(model, tmp_path, what):
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
 
     data = HEADERS[what]
     if data is None:
@@ -146,7 +146,7 @@ def test_weights_that_lie_about_their_size(model, tmp_path, what):
         data = struct.pack("<Q", len(data)) + data.encode() + b"\0" * 4
     folder = damaged(model, tmp_path / "model", "weights.safetensors", data)
     with pytest.raises(InputError, match=r"weights\.safetensors: damaged weights"):
-        load_model(folder)
+        read_model(folder)
 
 
 @pytest.mark.parametrize("name", ["model.json", "weights.safetensors"])

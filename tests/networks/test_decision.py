@@ -9,7 +9,7 @@ import torch
 from pipeline import params
 from pipeline.networks.decision import Decision
 from pipeline.networks.lipschitz import radii
-from pipeline.networks.models import build_model, load_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 
 RULES = [Decision(), Decision(1.93, 0.394), Decision(0.5, 0.8), Decision(4.0, 0.3)]
 
@@ -58,7 +58,7 @@ def test_a_model_folder_brings_its_rule(tmp_path):
     model = params.Model(architecture="linear")
     card = {"model": model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5, "temperature": 2.0, "threshold": 0.3}
     save_model(tmp_path / "m", build_model(model, 3), card)
-    segmenter, images = load_model(tmp_path / "m"), torch.rand(2, 3, 16, 16)
+    segmenter, images = read_model(tmp_path / "m"), torch.rand(2, 3, 16, 16)
     assert segmenter.decision == Decision(2.0, 0.3)
     assert segmenter.decision.shift == pytest.approx(2 * math.log(0.3 / 0.7))
     deployed = segmenter.deployed()(images).argmax(1)

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.networks import imagenet
-from pipeline.networks.models import build_model, load_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Model
 
 LITE0 = "tu-tf_efficientnet_lite0"
@@ -65,7 +65,7 @@ def test_a_saved_model_needs_no_package(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet.Package, "path", lambda self: None)
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(load_model(tmp_path / "m")(image), model(image), atol=1e-4)
+        assert torch.allclose(read_model(tmp_path / "m")(image), model(image), atol=1e-4)
 
 
 def test_a_package_that_is_absent_is_named(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import InputError
-from pipeline.networks.models import SMP, TORCHVISION, WindowCNN, build_model, load_model, save_model
+from pipeline.networks.models import SMP, TORCHVISION, WindowCNN, build_model, read_model, save_model
 from pipeline.params import Model
 
 OWN = ["linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"]
@@ -58,7 +58,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path, architecture):
     save_model(tmp_path / "m", model, card(settings, 3))
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(load_model(tmp_path / "m")(image), model.eval()(image), atol=1e-4, rtol=0)
+        torch.testing.assert_close(read_model(tmp_path / "m")(image), model.eval()(image), atol=1e-4, rtol=0)
     assert {f.name for f in (tmp_path / "m").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
 
 
@@ -105,20 +105,20 @@ def test_an_architecture_without_encoder_takes_no_encoder_weights(tmp_path):
 def test_damaged_models_are_refused_with_a_sentence(tmp_path):
     settings = Model(architecture="linear")
     with pytest.raises(InputError, match="model.json: not found; run the train stage"):
-        load_model(tmp_path / "m")
+        read_model(tmp_path / "m")
     save_model(tmp_path / "m", build_model(settings, 3), card(settings, 3))
     weights = tmp_path / "m" / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-5])
     with pytest.raises(InputError, match="damaged weights"):
-        load_model(tmp_path / "m")
+        read_model(tmp_path / "m")
     weights.write_bytes(whole)
     (tmp_path / "m" / "model.json").write_text(json.dumps(card(settings, 4)))
     with pytest.raises(InputError, match="weights do not fit"):
-        load_model(tmp_path / "m")
+        read_model(tmp_path / "m")
     (tmp_path / "m" / "model.json").write_text('{"model": {"architecture": "unet", "evil": 1}, "channels": 3}')
     with pytest.raises(InputError, match="not a model card"):
-        load_model(tmp_path / "m")
+        read_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "assessment"))
 from city import labelled, map_counts, red_model, town, write_scene  # noqa: E402
 
+from pipeline.assessment.adapting import LabelledFrame, Tuning, fine_tune  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
-from pipeline.networks.models import read_card  # noqa: E402
+from pipeline.networks.models import load_model, read_card  # noqa: E402
 from pipeline.stages import adapt, assess, sample  # noqa: E402
 
 
@@ -44,6 +46,18 @@ def test_the_same_seed_gives_the_same_weights(city):
         adapt.run(city / "model", city / "CITY", city / name, tiles=city / "none", steps=3, folds=1)
     one, other = ((city / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
     assert one == other
+
+
+def test_it_is_delivered_part_of_the_way_from_the_old_weights_to_the_new(city):
+    frame = LabelledFrame(*(part.astype(np.uint8) for part in town(64, 64)), (slice(0, 64), slice(0, 64)))
+    old = load_model(city / "model")
+    whole, part, none = (
+        torch.nn.utils.parameters_to_vector(fine_tune(old, [frame], Tuning(steps=2, share=s)).parameters())
+        for s in (1, 0.75, 0)
+    )
+    start = torch.nn.utils.parameters_to_vector(old.parameters())
+    assert torch.equal(none, start) and not torch.equal(whole, start)
+    assert torch.allclose(part, start + 0.75 * (whole - start), atol=1e-6)
 
 
 def test_what_cannot_be_adapted_is_one_sentence(city, tmp_path):

@@ -13,7 +13,7 @@ from pipeline.certificates.bounds import interval_margins
 from pipeline.certificates.ordering import SandwichBroken
 from pipeline.errors import InputError
 from pipeline.networks.decision import Decision
-from pipeline.networks.models import build_model, load_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import parse_params
 from pipeline.stages import certify
 from pipeline.tiles.store import open_cities
@@ -93,7 +93,7 @@ def test_sandwich_of_every_method_and_city(place):
     assert metrics["convex"]["city"]["toyton"]["0.5"]["certified"] > 0.2
     assert metrics["lipschitz"]["city"]["toyton"]["0.05"]["certified"] > 0.2
     for name in ("convex", "lipschitz"):
-        card = load_model(place / "models" / "certify" / name).card
+        card = read_model(place / "models" / "certify" / name).card
         assert card.cities == CITIES and card.metrics["collapsed"] is False
         clean = {city: next(iter(rows.values()))["clean"] for city, rows in metrics[name]["city"].items()}
         assert metrics[name]["lost"] == [c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]]

@@ -64,11 +64,11 @@ def test_off_costs_nothing_and_asks_for_no_model(folds):
 
 
 def test_the_counts_are_those_of_the_evaluated_map(folds):
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.params import Evaluate
     from pipeline.scoring.evaluation import evaluate_city
 
     found = run(folds)
-    model = load_model(folds / "models/without-dimham")
+    model = read_model(folds / "models/without-dimham")
     expected = evaluate_city(model, CityTiles(folds / "tiles/dimham"), Evaluate()).iou
     assert found["city"]["dimham"]["iou"] == pytest.approx(expected, abs=0.01)  # levels are rounded

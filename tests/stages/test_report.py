@@ -15,6 +15,7 @@ from report_factory import STAGES, commit, make, write
 
 from pipeline.attacks.audit import CHECKS, AuditFailed
 from pipeline.errors import InputError
+from pipeline.metrics import Sandwich
 from pipeline.params import load_params
 from pipeline.report import charts, provenance
 from pipeline.report.answer import answer
@@ -252,8 +253,8 @@ def test_times_are_of_this_pipeline_a_row_a_stage(tmp_path):
 def test_certificates_and_attacks_are_drawn_as_the_steps_they_are():
     """Between two radii the greater's certificate holds, and the less's attack: nothing in between is claimed."""
     rows = {
-        "1": {"clean": 0.9, "attacked": 0.8, "certified": 0.6},
-        "2": {"clean": 0.9, "attacked": 0.7, "certified": 0.3},
+        "1": Sandwich(clean=0.9, attacked=0.8, certified=0.6),
+        "2": Sandwich(clean=0.9, attacked=0.7, certified=0.3),
     }
     drawn = charts.sandwich_lines(rows)
     at = {line.name: dict(zip(line.x, line.y, strict=True)) for line in drawn}

@@ -269,7 +269,7 @@ def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_pat
 
 def test_several_classes_are_learned(tmp_path):
     """Bright rectangles are class 1, dark ones class 2."""
-    from pipeline.networks.models import load_model
+    from pipeline.networks.models import read_model
     from pipeline.scoring.evaluation import city_metrics, evaluate_city
     from pipeline.training.fit import fit
 
@@ -286,7 +286,7 @@ def test_several_classes_are_learned(tmp_path):
     params = parse_params(settings(epochs=4, steps_per_epoch=30, learning_rate=0.02, model=model))
     cities = open_cities(["toyton", "dimham"], tmp_path / "tiles")
     fit(params, cities, tmp_path / "m", work=tmp_path / "w")
-    found = city_metrics(evaluate_city(load_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
+    found = city_metrics(evaluate_city(read_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
     assert min(found["class_iou"].values()) > 0.6 and list(found["class_iou"]) == ["1", "2"]
 
 

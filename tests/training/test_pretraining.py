@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.networks.models import build_model, load_model
+from pipeline.networks.models import build_model, read_model
 from pipeline.params import Model, parse_params
 from pipeline.tiles.store import CityTiles
 from pipeline.training.fit import fit
@@ -37,7 +37,7 @@ def test_hiding_replaces_whole_squares_by_the_mean():
 def test_the_painter_learns_and_training_can_start_from_it(toy_tiles, tmp_path):
     card = pretrain(PARAMS, opened(toy_tiles), tmp_path / "start")
     assert card.metrics["last_loss"] < 0.8 * card.metrics["first_loss"]
-    segmenter = load_model(tmp_path / "start")
+    segmenter = read_model(tmp_path / "start")
     assert segmenter(torch.rand(1, 3, 32, 32)).shape == (1, 2, 32, 32)
     torch.manual_seed(PARAMS.pretrain.seed)
     fresh = build_model(Model(architecture="small_unet", width=8), 3)
