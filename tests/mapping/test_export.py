@@ -70,7 +70,7 @@ def test_a_card_that_names_no_bands_means_the_first(tmp_path):
     folder = write_model(tmp_path / "unet", Model(architecture="linear"))
     about = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({key: value for key, value in about.items() if key != "bands"}))
-    model = stac_item(folder)["properties"]
+    model = stac_item(folder, 9)["properties"]
     assert model["mlm:input"][0]["bands"] == ["B1", "B2", "B3"]
     scene = tmp_path / "scene.tif"
     with rasterio.open(scene, "w", driver="GTiff", width=32, height=32, count=3, dtype="uint8", crs="EPSG:32633",
