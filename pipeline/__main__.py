@@ -573,8 +573,9 @@ def main() -> None:
         print(f"stopped; {str(stop) or f'the same command {goes_on}'}", file=sys.stderr)
         sys.exit(STOPPED)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
-            error.show()  # a usage mistake: unknown option, missing argument
+        show = getattr(error, "show", None)
+        if type(error).__module__.startswith(("click", "typer")) and show:
+            show()  # a usage mistake: unknown option, missing argument
             for name in filter(os.path.exists, (a for a in sys.argv[1:] if a.startswith("-"))):
                 print(f"{name} is a file: write ./{name}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))

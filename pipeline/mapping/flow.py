@@ -13,7 +13,7 @@ from pipeline.networks.glance import Glance
 from pipeline.params import Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
-from pipeline.scoring.inference import infer
+from pipeline.scoring.inference import Image, infer
 
 BAND, LEAST_WINDOW = 24_000_000, 128  # values of a band of windows; rows it never goes below
 
@@ -36,8 +36,8 @@ class Glimpses:
 
 
 def fill(
-    segmenter,
-    image,
+    segmenter: Segmenter,
+    image: Image,
     mapper: Mapper,
     settings: Predict,
     name: str = "",
@@ -48,12 +48,12 @@ def fill(
 
     empty, worth: see `infer`.
     """
-    temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
+    network, temperature, augment = segmenter, Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
-        segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
-    window = window_side(settings.window, image.shape[1] * (segmenter.classes + mapper.contacts))
+        network, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    window = window_side(settings.window, image.shape[1] * (network.classes + mapper.contacts))
     bands = infer(
-        segmenter, image, window=window, overlap=settings.overlap,
+        network, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature,
         contacts=mapper.contacts, empty=empty, worth=worth,
         precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
@@ -65,11 +65,12 @@ def fill(
             buildings = np.ascontiguousarray(probabilities[..., 1:])
             del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
             if settings.uncertainty:
-                buildings[..., : segmenter.classes] = Disagreement.split(buildings[..., : segmenter.classes])
+                buildings[..., : network.classes] = Disagreement.split(buildings[..., : network.classes])
             if mapping:
                 mapping.result()
             mapping = worker.submit(mapper.add, buildings)
-        mapping.result()
+        if mapping:
+            mapping.result()
     return mapper.finish()
 
 

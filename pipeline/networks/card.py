@@ -40,6 +40,11 @@ class Card(BaseModel):
     training: dict = Field({}, description="seconds, device, precision, processes, torch")
     fingerprint: str | None = Field(None, description="of parameters, tiles and code: equal means the same training")
 
+    @property
+    def scene_bands(self) -> list[int]:
+        """The bands of a scene that it reads: those it was trained on, the first where it does not say."""
+        return self.bands or list(range(1, self.channels + 1))
+
     @model_validator(mode="after")
     def agrees(self) -> "Card":
         if self.classes != self.model.classes or self.bands and len(self.bands) != self.channels:
@@ -70,7 +75,7 @@ def read_card(folder: str | Path) -> Card:
         raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
 
 
-def check_fit(card: Card, city: CityTiles, model: Path) -> None:
+def check_fit(card: Card, city: CityTiles, model: str | Path) -> None:
     """Raise InputError where a city's tiles are not what the model was trained to read."""
     for key, mine, theirs in (
         ("channels", card.channels, city.channels),

@@ -4,6 +4,7 @@ A model folder holds weights.safetensors and model.json (the card): data, never 
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ SMP = {  # our name: class of segmentation_models_pytorch
 GLANCE = "glance.safetensors"  # in a model folder
 TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Segmenter(nn.Module):
@@ -36,6 +38,10 @@ class Segmenter(nn.Module):
     `decision` says which class a pixel is drawn as: `decide(logits)`. Where the network has `contacts`, it answers one
     channel more, the logit that a pixel lies close to two buildings; it is given where it is asked for.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    card: Card  # of a model that was read; one that is only built has none
 
     def __init__(
         self,
@@ -51,7 +57,6 @@ class Segmenter(nn.Module):
         self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
-        self.card: Card | None = None  # of a model that was read
         self.decision = Decision()
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
@@ -174,14 +179,14 @@ def _check_encoder(name: str) -> None:
 class _Idle(nn.Identity):
     """In the place of what is called, with whatever arguments, and not used."""
 
-    def forward(self, x, *_):
-        return x
+    def forward(self, input, *_):
+        return input
 
 
 def _without_idle(network: nn.Module, channels: int) -> nn.Module:
     """Replace the encoder's stages that no output depends on: they would be stored, and never trained."""
     network.eval()(torch.zeros(1, channels, 128, 128)).sum().backward()
-    _replace_idle(network.encoder)
+    _replace_idle(network.get_submodule("encoder"))
     network.zero_grad()
     return network.train()
 

@@ -5,11 +5,11 @@ of the network's stride: a pixel meets the same phase of the encoder's halvings 
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.tiles.tensors import to_float
 
@@ -53,9 +53,29 @@ def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[t
         yield turned.flip(3), lambda p, back=-turns: p.flip(3).rot90(back, (2, 3))
 
 
+class Network(Protocol):
+    """A Segmenter, or what answers like one."""
+
+    classes: int
+    stride: int
+
+    def __call__(self, images: torch.Tensor, *, contacts: bool = False) -> torch.Tensor: ...
+
+    def buffers(self) -> Iterator[torch.Tensor]: ...
+
+
+class Image(Protocol):
+    """(H, W, C) uint8: an array, or what can be sliced by rows like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
 @torch.inference_mode()
 def probabilities(
-    segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
+    segmenter: Network, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
 ) -> torch.Tensor:
     """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries.
 
@@ -70,12 +90,12 @@ def probabilities(
 
     if not augment:
         return answer(images)
-    return sum(upright(answer(view)) for view, upright in symmetries(images)) / 8
+    return sum((upright(answer(view)) for view, upright in symmetries(images)), torch.zeros(())) / 8
 
 
 def infer(
-    segmenter: Segmenter,
-    image: np.ndarray,
+    segmenter: Network,
+    image: Image,
     *,
     window: int = 512,
     overlap: float = 0.25,

@@ -100,7 +100,7 @@ def run(
     measured = {city: result.measured for city, result in results.items()}
     _unrefuted(measured)
     numbers = evidence(measured, f"{settings.reference:g}")
-    metrics = {"city": {city: city_metrics(m) for city, m in measured.items()}}
+    metrics: dict[str, Any] = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
         for city, row in _universal(attacking.campaign, results, attacking.samples).items():
             metrics["city"][city]["universal"] = row
@@ -108,7 +108,8 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
+            shown: dict[str, Any] = {name: result.arrays[name] for name in SHOWN if name in result.arrays}
+            np.savez(partial / f"{city}.npz", **shown)
     found = write(out, AttackMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(found, f"{settings.reference:g}")

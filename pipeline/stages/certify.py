@@ -242,7 +242,8 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
     crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
     for step in progress(range(steps), description):
         pairs = [crops[step * BATCH + i] for i in range(BATCH)]
-        yield to_tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
+        images, labels = (torch.stack(side).numpy() for side in zip(*pairs, strict=True))
+        yield to_tensors((images, labels), device)
 
 
 def print_table(found: CertifyMetrics) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
@@ -34,7 +34,7 @@ from pipeline.storage import WORK, atomic_folder, write_json
 from pipeline.tiles.store import CityTiles, Region, open_cities
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from pipeline.networks.models import Segmenter
 
     from pipeline.scoring.evaluation import CityResult
 
@@ -89,7 +89,7 @@ class Evaluating:
 
 def run(
     params: Params,
-    model: "Path | Module" = Path("models/all"),
+    model: "Path | Segmenter" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
@@ -168,7 +168,7 @@ def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | N
 
     def read(region: Region) -> np.ndarray | None:
         scene = scenes.get(region.parent)
-        labels = scene and scene.labels and Path(scene.labels)
+        labels = Path(scene.labels) if scene and scene.labels else None
         if not labels or labels.suffix.lower() not in SUFFIXES or not labels.exists() or region.crs is None:
             return None
         found = read_footprints(labels, region.crs, region.grid.bounds, where)

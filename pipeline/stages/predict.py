@@ -18,12 +18,12 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
 import errno
+import math
 import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from pipeline.bucket import is_object
 from pipeline.cluster import each, shard_of
@@ -51,7 +51,7 @@ def run(
     shard: str | None = None,
     gsd: float | None = None,
     bands: list[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Sequence[float] | None = None,
     known: Path | None = None,
     ray: str | None = None,
     merged: bool = False,
@@ -64,7 +64,7 @@ def run(
     """
     settings, begun = settings or Predict(), time.perf_counter()
     model = local_model(_absolute(model))
-    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
+    options: dict[str, Any] = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
                "known": known and _absolute(known)}  # fmt: skip
     if known and settings.polygons == "none":
         raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")
@@ -163,21 +163,22 @@ def _lost(task: Task, reason: str) -> tuple[None, str]:
 
 def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -> None:
     fresh, counted = [r for r in done if r.fresh], [r for r in done if r.buildings is not None]
-    rate = sum(r.pixels for r in fresh) / 1e6 / seconds if fresh else None
+    rate = sum(r.pixels or 0 for r in fresh) / 1e6 / seconds if fresh else None
     table(
         "Mapped", ["scenes", "already there", "failed", "km²", "buildings", "built m²", "Mpx/s"],
-        [[len(done), len(done) - len(fresh), len(failed), sum(r.area_km2 for r in done),
-          sum(r.buildings for r in counted) if counted else None,
-          round(sum(r.built_area_m2 for r in counted)) if counted else None, rate]],
+        [[len(done), len(done) - len(fresh), len(failed), sum(r.area_km2 or 0 for r in done),
+          sum(r.buildings or 0 for r in counted) if counted else None,
+          round(sum(r.built_area_m2 or 0 for r in counted)) if counted else None, rate]],
     )  # fmt: skip
     if compared := [r.known for r in done if r.known]:
         columns = ["new", "matched", "changed", "missing"]
-        shift, error = (max(np.hypot(*r.shift_m) for r in compared), max(r.registration_m for r in compared))
+        shift = max((math.hypot(*r.shift_m) for r in compared if r.shift_m), default=None)
+        error = max((r.registration_m for r in compared if r.registration_m is not None), default=None)
         table(
             "Against the known footprints", [*columns, "largest shift m", "registration error m"],
-            [[*(sum(getattr(r, name) for r in compared) for name in columns), round(shift, 2), error]],
+            [[*(sum(getattr(r, name) for r in compared) for name in columns), shift and round(shift, 2), error]],
         )  # fmt: skip
-    unlike = sorted((r for r in done if r.unlike_training), key=lambda r: r.expected_iou)
+    unlike = sorted((r for r in done if r.unlike_training), key=lambda r: r.expected_iou or 0)
     for record in unlike[:CAUTIONS]:
         remark(
             "caution", "yellow",

@@ -170,7 +170,7 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
     """
     stated = f"fetch.overrides.{city.city}.range"
     if city.range:
-        _warn_far_from_range(city, names, samples, stated)
+        _warn_far_from_range(city, city.range, names, samples, stated)
         return [city.range] * len(names)
     if not samples:
         return [None] * len(names)
@@ -181,6 +181,8 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
         raise InputError(f"{city.city}: no data to estimate a value range from; state {stated}")
     ranges = dict.fromkeys(members, usual)
     for group, own in zip(groups[1:], others, strict=True):
+        if own is None:
+            continue
         ranges |= {members[i]: own for i in group}
         _warn(
             f"{city.city}: {_some([names[members[i]] for i in group])}: other units than in the other scenes "
@@ -190,9 +192,11 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
     return [ranges.get(i) for i in range(len(names))]
 
 
-def _warn_far_from_range(city: City, names: list[str], samples: dict[int, np.ndarray], stated: str) -> None:
+def _warn_far_from_range(
+    city: City, within: tuple[float, float], names: list[str], samples: dict[int, np.ndarray], stated: str
+) -> None:
     """Warn of scenes that a stated range makes black or white from edge to edge."""
-    low, high = city.range
+    low, high = within
     own = {i: robust_range([sample]) for i, sample in samples.items()}
     far = [names[i] for i, r in own.items() if r and (r[1] < low + (high - low) / UNITS_APART or r[0] > high)]
     if far:
@@ -239,7 +243,7 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
     sharing: dict[tuple, list[int]] = {}
     labelled = list(sources)
     for i, (scene, grid) in enumerate(zip(scenes, grids, strict=True)):
-        if Path(scene.labels).suffix.lower() not in SUFFIXES:
+        if Path(str(scene.labels)).suffix.lower() not in SUFFIXES:
             labelled[i] = replace(sources[i], labels=scene.labels, raster_building=city.raster_building)
         elif grid.crs is None:
             raise InputError(

@@ -47,8 +47,9 @@ def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int =
     for layer in layers:
         mean, square = sums[id(layer)] / len(images)
         deviation = (square - mean**2).clamp_min(0).sqrt()
-        shift = (mean - layer.running_mean) ** 2 + (deviation - layer.running_var.sqrt()) ** 2
-        distances.append((shift / (layer.running_var + layer.eps)).mean())
+        known_mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+        shift = (mean - known_mean) ** 2 + (deviation - variance.sqrt()) ** 2
+        distances.append((shift / (variance + layer.eps)).mean())
     return float(torch.stack(distances).mean().sqrt())
 
 
@@ -97,8 +98,9 @@ def estimate_table(of_city: dict[str, dict], held_out: list[Fold], matrix: dict)
         gap = mean(other["no_gap"] - other["iou"] for other in others)
         row["mean_gap"] = None if None in (gap, row["no_gap"]) else max(0.0, row["no_gap"] - gap)
     errors = {guess: mean_error(rows, guess) for guess in (*ESTIMATES, *NAIVE)}
+    known = {guess: error for guess, error in errors.items() if error is not None}
     estimate, naive = (
-        min((guess for guess in guesses if errors[guess] is not None), key=lambda guess: errors[guess], default=None)
+        min((guess for guess in guesses if guess in known), key=known.__getitem__, default=None)
         for guesses in (ESTIMATES, NAIVE)
     )
     return {"city": rows, "mean_error": errors, "estimate": estimate, "naive": naive}

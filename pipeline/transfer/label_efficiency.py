@@ -22,7 +22,7 @@ from pipeline.tiles.store import Cities, CityTiles
 from pipeline.training.fit import fit
 
 
-def nested_scenes(city: CityTiles, split: str, fractions: list[float], seed: int) -> dict[float, list[str]]:
+def nested_scenes(city: CityTiles, split: Split, fractions: list[float], seed: int) -> dict[float, list[str]]:
     """Names of the first ⌈fraction · n⌉ of a split's regions, in one random order a seed; at least one."""
     names = sorted(r.name for r in city.of_split(split))
     order = np.random.default_rng(seed).permutation(len(names))

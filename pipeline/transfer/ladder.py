@@ -1,5 +1,7 @@
 """The adaptation ladder on every held-out city, and which rung one would have chosen without its labels."""
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.console import progress
@@ -42,7 +44,7 @@ def adapt_to(params: Params, cities: Cities, fold: Fold, method: str, segmenter:
     return adapt(method, segmenter, source, target, steps=g.adaptation_steps, batch_size=batch, seed=g.seed)
 
 
-def choose(ladder: dict[str, dict[str, float | None]], matrix: dict[str, dict[str, float | None]]) -> dict:
+def choose(ladder: dict[str, dict[str, Any]], matrix: dict[str, dict[str, Any]]) -> dict:
     """For each city the method that was best on average on the *other* cities, and beside it the oracle's.
 
     The choice borrows one thing: the other cities' folds, which rank the methods, have trained on this city. It never

@@ -52,7 +52,7 @@ def corruption_table(of_city: dict[str, dict]) -> dict:
             for s in found[name]
             if found[name][s][city] is not None
         }
-        name, severity = min(shares, key=shares.get)
+        name, severity = min(shares, key=shares.__getitem__)
         worst[city] = {"name": name, "severity": severity, "retained": shares[name, severity]}
         for name in found:
             retained[name][city] = float(np.mean([v for (n, _), v in shares.items() if n == name] or [1.0]))
