@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.console import console, progress
@@ -63,7 +63,7 @@ def content(*things: object) -> str:
     return fingerprint([_digest(thing) for thing in things])
 
 
-def _digest(thing: object) -> object:
+def _digest(thing: Any) -> Any:
     if isinstance(thing, Path):
         files = sorted(file for file in [thing, *thing.rglob("*")] if file.is_file())
         return [[str(file.relative_to(thing)), digest(file)] for file in files]
@@ -169,7 +169,7 @@ def _connected(address: str):
     if not ray.is_initialized():
         _check(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+        own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:

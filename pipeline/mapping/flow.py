@@ -10,6 +10,7 @@ from pipeline.console import progress_bar
 from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
 from pipeline.networks.decision import Decision
 from pipeline.networks.glance import Glance
+from pipeline.networks.models import Segmenter
 from pipeline.params import Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou

@@ -101,11 +101,11 @@ def local_model(model: str) -> str:
     files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json", GLANCE]
     urls = {name: bucket.join(model, name) if name else model for name in files}
     held = {name: bucket.about(url) for name, url in urls.items()}
-    held = {name: about for name, about in held.items() if about or name != GLANCE}  # few models have one
-    if absent := [urls[name] for name, about in held.items() if about is None]:
+    if absent := [urls[name] for name, about in held.items() if about is None and name != GLANCE]:  # few have one
         raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
-    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()]) / Path(model).name
-    paths = {name: place / name for name in held}
+    etags = {name: about["etag"] for name, about in held.items() if about}
+    place = WORK / "models" / fingerprint(model, list(etags.values())) / Path(model).name
+    paths = {name: place / name for name in etags}
     for name, path in paths.items():
         if not path.exists():
             bucket.download(urls[name], path)

@@ -26,6 +26,8 @@ class Glance(nn.Module):
             layers += [nn.Conv2d(narrow, wide, 3, 2, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
         around = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, padding=1)
         self.layers = nn.Sequential(*layers, around, nn.ReLU(), nn.Conv2d(WIDTHS[-1], 1, 1))
+        self.threshold: torch.Tensor
+        self.side: torch.Tensor
         self.register_buffer("threshold", torch.tensor(0.0))
         self.register_buffer("side", torch.tensor(0))  # pixels, of the windows that the threshold was set on
 

@@ -11,7 +11,7 @@ Killed and started again it goes on with the next city: what is proven stands in
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,7 +98,7 @@ class Certifying:
 
 
 @contextmanager
-def arithmetic(method: str) -> Iterator[None]:
+def arithmetic(method: str) -> Generator[None]:
     """Direct sums (see networks.precision) for a proof; smoothing votes in whatever arithmetic the model has."""
     import torch
 

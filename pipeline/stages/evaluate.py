@@ -35,7 +35,6 @@ from pipeline.tiles.store import CityTiles, Region, open_cities
 
 if TYPE_CHECKING:
     from pipeline.networks.models import Segmenter
-
     from pipeline.scoring.evaluation import CityResult
 
 NOTHING = np.empty((0, 4))  # is open below a scene
@@ -56,12 +55,13 @@ class Evaluating:
     """What evaluates a city: a part of the stage. The model is loaded once a process."""
 
     params: Params
-    model: "Path | Module"
+    model: "Path | Segmenter"
     tiles: Path
     scenes_root: Path
 
     @cached_property
-    def segmenter(self) -> "Module":
+    def segmenter(self) -> Any:
+        """A Segmenter, or a network of others with its interface."""
         from pipeline.networks.foreign import load_network
         from pipeline.networks.precision import device
 

@@ -164,7 +164,9 @@ def _sum(params: Params, held_out: list[Fold], of_seed: list[dict[str, Path]], f
     if held_out and g.corruptions:
         metrics |= corruption_table(parts["corruption"])
     if held_out and g.adaptation:
-        ladder = {method: {city: row[method] for city, row in parts["adaptation"].items()} for method in g.adaptation}
+        ladder: dict[str, dict] = {
+            method: {city: row[method] for city, row in parts["adaptation"].items()} for method in g.adaptation
+        }
         metrics |= {"adaptation": ladder, **choose(ladder, matrix)}
     if held_out:
         metrics["label_free"] = estimate_table(parts["estimate"], held_out, matrix)

@@ -21,6 +21,7 @@ import errno
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
 from pipeline.training.crops import WindowGrid
 
-UNCALIBRATED = {"temperature": 1.0, "threshold": 0.5, "confidence": None, "least_expected_iou": None}
+UNCALIBRATED: dict = {"temperature": 1.0, "threshold": 0.5, "confidence": None, "least_expected_iou": None}
 
 
 @torch.inference_mode()

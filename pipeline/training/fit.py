@@ -32,7 +32,15 @@ from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
 from pipeline.networks.decision import Decision
 from pipeline.networks.glance import Glance
-from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model, weights_file
+from pipeline.networks.models import (
+    Segmenter,
+    build_model,
+    channels_last,
+    kept_model,
+    read_model,
+    save_model,
+    weights_file,
+)
 from pipeline.networks.precision import choose, device
 from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio

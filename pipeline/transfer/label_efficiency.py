@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cluster import each
+from pipeline.labels import Split
 from pipeline.networks.models import read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params, Train
