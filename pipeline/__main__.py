@@ -340,7 +340,7 @@ def predict(
     model: Annotated[str, typer.Argument(help="A model folder or an exported ONNX file; s3:// too.")],
     scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
     out: Annotated[str, typer.Option(help="Folder to write to; s3:// too.")] = "predictions",
-    polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson or none.")] = None,
+    polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson, pmtiles or none.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
     min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
     split: Annotated[
@@ -352,6 +352,7 @@ def predict(
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
     certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
     radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
+    stac: Annotated[bool, typer.Option("--stac", help="A STAC item a map and an index of them too.")] = False,
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
@@ -372,7 +373,7 @@ def predict(
     given = {
         "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
         "probability": probability or None, "uncertainty": uncertainty or None,
-        "certified": certified or None, "radius": radius,
+        "certified": certified or None, "radius": radius, "stac": stac or None,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}

@@ -604,13 +604,16 @@ class Predict(Section):
     radius: Positive | None = Field(
         None, description="of certified: ℓ∞, 1/255; of lipschitz ℓ2, pixel range; null = certify's least default"
     )
-    polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
+    polygons: Literal["gpkg", "fgb", "parquet", "geojson", "pmtiles", "none"] = Field(
+        "gpkg", description="format of the outlines"
+    )
     skip_empty: bool = Field(False, description="pass over windows in which a glance sees no building (train.glance)")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
     split: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
     )
     outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
+    stac: bool = Field(False, description="also write a STAC item a map, and a stac-geoparquet index of the run")
 
     @model_validator(mode="after")
     def proven_is_looked_at(self):

@@ -24,6 +24,7 @@ from pipeline.imagery.raster import grid_of, open_raster
 from pipeline.imagery.style import mask_colours
 from pipeline.imagery.writer import FIELDS, WriteFootprints, WriteRows, cloud_optimised, footprint_rows, footprints
 from pipeline.mapping import in_bucket
+from pipeline.mapping.catalogue import map_item
 from pipeline.mapping.edits import content
 from pipeline.mapping.flow import Glimpses, fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
@@ -37,7 +38,7 @@ from pipeline.networks.card import Card
 from pipeline.networks.glance import Glance
 from pipeline.networks.models import GLANCE, read_glance
 from pipeline.networks.precision import device
-from pipeline.storage import WORK, fingerprint, scratch
+from pipeline.storage import WORK, fingerprint, scratch, write_json
 
 FORMAT = 5  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of what is usual under which an expected IoU is worth a warning
@@ -122,12 +123,16 @@ def file_names(task: Task) -> dict[str, str]:
         names["polygons"] = f"{task.name}.{asked.polygons}"
         if task.known:
             names["missing"] = f"{task.name}.missing.{asked.polygons}"
+    if asked.stac:
+        names["item"] = f"{task.name}.item.json"
     return names
 
 
 def _choices(task: Task) -> dict:
     nothing = {"batch_size"} if task.settings.certified else {"batch_size", "certified", "radius"}
     settings = task.settings.model_dump(exclude=nothing)  # of what changes nothing but speed
+    if not settings["stac"]:
+        del settings["stac"]  # maps of before there were items stay as they are
     known = task.known and (task.known, _state(task.known))
     return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range, "known": known}
 
@@ -195,13 +200,13 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
     outlines = folder / "outlines.parquet" if task.known else folder / files.get("polygons", "")
     with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
         image, twin = open_scene(stack, task, card)
-        scene = _drawn_down(grid_of(image.dataset))
+        scene, origin = _drawn_down(grid_of(image.dataset)), _origin(task.scene, image.dataset)
         known = Known(Path(task.known), scene, image.native) if task.known else None
         layers = _open_layers(stack, task, folder, scene, card)
         polygons = None
         if settings.polygons != "none":
             rows = stack.enter_context((footprint_rows if known else footprints)(outlines, scene.crs))
-            polygons = _described(rows, class_names(card), model | _origin(task.scene, image.dataset))
+            polygons = _described(rows, class_names(card), model | origin)
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
             layers, polygons, twin.source_validity, task.name, segmenter.contacts,
@@ -229,6 +234,9 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
             "validation_iou": usual and round(usual, 3),
             "unlike_training": unlike(expected, usual, card.least_expected_iou),
         }
+    if settings.stac:
+        item = map_item(task.name, scene, files, {"scene": task.scene, **found}, model | origin)
+        write_json(folder / files["item"], item)
     return found | {"known": _compared(known, outlines, folder, files, settings.min_area) if known else None}
 
 

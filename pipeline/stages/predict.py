@@ -5,10 +5,11 @@ OUT/NAME.probability.tif    calibrated building probability, 0..254 for 0..1 (on
 OUT/NAME.uncertainty.tif    its deviation over eight flips and turns, 0..254 for 0..1/2 (on request)
 OUT/NAME.certified.tif      the class a pixel has whatever a perturbation does, 254 not proven (on request)
 OUT/NAME.gpkg               layer buildings: id, class, label, confidence, area_m2, regularised, source, captured,
-                            model, model_version (.gpkg, .fgb, .parquet, .geojson)
+                            model, model_version (.gpkg, .fgb, .parquet, .geojson, .pmtiles)
 OUT/NAME.missing.gpkg       with --known: footprints on which no building was found; the others have a status then:
                             new, matched or changed, with known_iou and offset_m
 OUT/merged.gpkg             with --merge the buildings of all scenes, each once, and merged.json (see mapping.merge)
+OUT/NAME.item.json          with --stac the map as a STAC item, and the run's index of them, OUT/items.parquet
 OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
 
 A file that was edited since is never overwritten: the scene fails, with a sentence that names the file.
@@ -30,6 +31,8 @@ from pipeline.bucket import is_object
 from pipeline.cluster import each, shard_of
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
+from pipeline.imagery.writer import check_driver
+from pipeline.mapping.catalogue import check_name, index
 from pipeline.mapping.inputs import Task
 from pipeline.mapping.merge import NAME, file_name, merge
 from pipeline.mapping.proven import method_of_drawn
@@ -75,6 +78,11 @@ def run(
     _refuse_overwriting(tasks, out)
     if merged:
         _refuse_merging(settings, shard, out, tasks)
+    if settings.polygons != "none":
+        check_driver(settings.polygons)
+    indexed = settings.stac and not shard and not is_object(str(out))
+    if indexed:
+        check_name([task.name for task in tasks])
     tasks = shard_of(tasks, shard)
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
@@ -96,6 +104,9 @@ def run(
         raise InputError(
             f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the command again"
         )
+    if indexed:
+        found = index(Path(out), [task.name for task in tasks])
+        console.print(f"catalogue: {found['items']} items in {Path(out) / 'items.parquet'}")
     if merged:
         found = merge(Path(out), [task.name for task in tasks], settings.polygons)
         console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
@@ -110,6 +121,8 @@ def _refuse_merging(settings: Predict, shard: str | None, out: str | Path, tasks
         )
     if settings.polygons == "none":
         raise InputError("--merge merges footprints, and --polygons none makes none; choose gpkg or another")
+    if settings.polygons == "pmtiles":
+        raise InputError("--merge unites footprints, and PMTiles hold them cut into tiles; choose gpkg or another")
     if shard:
         raise InputError(
             f"--merge needs every scene, and --shard {shard} maps some; once all shards are done run the command "

@@ -301,6 +301,21 @@ def test_disagreement_is_the_deviation_over_the_eight_symmetries():
     assert split[:, 2].max() > 1e-3
 
 
+def test_maps_come_with_items_and_an_index_where_asked_for(model, tmp_path, capsys):
+    paths = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("one", "two")]
+    settings, out = SETTINGS.model_copy(update={"stac": True}), tmp_path / "out"
+    run(model, paths, out, settings=settings)
+    ends = {f"{name}.{end}" for name in ("one", "two") for end in ("tif", "gpkg", "item.json", "json")}
+    assert {path.name for path in out.iterdir()} == ends | {"items.parquet", "items.json"}
+    item, record = (json.loads((out / f"one.{end}").read_text()) for end in ("item.json", "json"))
+    assert item["properties"]["buildings"] == record["buildings"] > 0 and "one.item.json" in record["files"]
+    assert all((out / asset["href"]).is_file() for asset in item["assets"].values())
+    assert list(gpd.read_parquet(out / "items.parquet").id) == ["one", "two"]
+    capsys.readouterr()
+    run(model, paths, out, settings=settings, shard="1/2")  # is there already; the index stays of both
+    assert len(gpd.read_parquet(out / "items.parquet")) == 2 and "catalogue" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
 def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
     image, truth = town(200, 200)
