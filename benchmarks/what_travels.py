@@ -27,6 +27,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.augment import augment
 from pipeline.training.crops import read_crop
 from pipeline.training.losses import build_loss
+from pipeline.training.style import restyled
 
 PLAIN = {"encoder": "tu-tf_efficientnet_lite0", "augment": "standard", "crop": 128, "batch": 8, "rate": 3e-3}
 VARIANTS = {
@@ -64,16 +65,6 @@ def crop(city: CityTiles, side: int, scale: float, level: str, random: np.random
         image = cv2.resize(image, (side, side), interpolation=how)
         label = cv2.resize(label, (side, side), interpolation=cv2.INTER_NEAREST)
     return augment(level, image, label, int(random.integers(2**31)))
-
-
-def restyled(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """A share of images (N, C, H, W) with the channel means and deviations of another of the batch, half the way."""
-    order = torch.randperm(len(images), generator=generator)
-    mean, std = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True) + 1e-3
-    way = torch.rand(len(images), 1, 1, 1, generator=generator)
-    new_mean, new_std = mean.lerp(mean[order], way), std.lerp(std[order], way)
-    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < share
-    return torch.where(chosen, (images - mean) / std * new_std + new_mean, images)
 
 
 def low_swapped(images: torch.Tensor, share: float, generator: torch.Generator, beta: float = 0.02) -> torch.Tensor:

@@ -268,6 +268,9 @@ class Train(Section):
         "pooled", description="whose validation IoU keeps an epoch and, with patience, stops"
     )
     augment: Literal["none", "flips", "standard", "strong"] = Field("standard", description="how crops are varied")
+    style: Share = Field(
+        0, description="of crops that take on the mean and deviation of another of the batch, for cities never seen"
+    )
     noise: Weight = Field(0, description="σ of Gaussian noise, in units of the pixel range [0,1]")
     adversarial: Adversarial = Field(Adversarial(), description="training on attacked batches")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")

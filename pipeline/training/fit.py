@@ -55,6 +55,7 @@ from pipeline.training.group_dro import GroupWeights
 from pipeline.training.loggers import loggers, tell
 from pipeline.training.losses import build_loss, contact_loss
 from pipeline.training.steps import batches_of_several, one_cycle
+from pipeline.training.style import restyled
 
 CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 SELECTED = {"pooled": "iou", "worst_city": "worst_city_iou"}  # train.select: the column of the curve that is meant
@@ -114,6 +115,8 @@ class SegmentationTraining(lightning.LightningModule):
         # Dropout, noise and attacks draw from a generator that any restart reaches again.
         torch.manual_seed(hash((self.train_params.seed, self.global_step, self.global_rank)) % 2**63)
         t, images, labels = self.train_params, to_float(batch[0]), batch[1].long()
+        if t.style:
+            images = restyled(images, t.style).clamp(0, 1)
         if t.noise:  # of randomised smoothing: unclipped, as the certificate draws it
             images = images + t.noise * torch.randn_like(images)
         of_batch = self.loss
