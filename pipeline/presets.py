@@ -3,6 +3,7 @@ params.yaml is written of it, every parameter with its documentation, units and 
 """
 
 import math
+import re
 import textwrap
 from collections.abc import ItemsView, Iterator
 from itertools import takewhile
@@ -104,7 +105,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _number(dumper: _Dumper, value: float) -> yaml.Node:
-    if value.is_integer():
+    if float(value).is_integer():
         return dumper.represent_int(int(value))
     return dumper.represent_float(value)
 
@@ -113,7 +114,13 @@ def _override(dumper: _Dumper, value: Section) -> yaml.Node:
     return dumper.represent_dict(value.model_dump(exclude_defaults=True))
 
 
+def _word(dumper: _Dumper, value: str) -> yaml.Node:
+    """In quotes what begins as a number does: 1e3 and 08 are words to PyYAML and numbers to DVC."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, "'" if re.match(r"[-+]?\.?\d", value) else None)
+
+
 _Dumper.add_representer(float, _number)
+_Dumper.add_representer(str, _word)
 _Dumper.add_multi_representer(Section, _override)
 
 

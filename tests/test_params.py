@@ -8,11 +8,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from pipeline import __main__ as main
 from pipeline.errors import InputError
 from pipeline.params import CityOverride, Fetch, Model, Params, Section, load_params, parse_params
-from pipeline.presets import find, full
+from pipeline.presets import find, full, one_line
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -128,7 +129,7 @@ def test_every_architecture_is_listed_where_one_is_chosen():
         ({"train": {"init": "models/all"}}, "train.init is 'models/all', but a stage writes there, and DVC deletes it"),
         ({"train": {"init": "./models/x/../without-a/"}}, "start from a copy elsewhere"),
         ({"fetch": {"cities": [False]}}, 'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"'),
-        ({"fetch": {"cities": [2024]}}, 'quote it, "2024", if it is a name'),
+        ({"fetch": {"cities": [2024]}}, 'quote it, "2024" or however it is written there, if it is a name'),
         ({"fetch": {"cities": ["austin@0.3m"]}}, "'austin@0.3m' cannot be a folder's name and a stage's"),
         ({"fetch": {"cities": ["a:b"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["-v"]}}, "cannot be a folder's name"),
@@ -174,6 +175,24 @@ def test_a_mistake_is_a_sentence(wrong, sentence):
 @pytest.mark.parametrize("city", ["tyrol-e", "St. Gallen", "Köln", "मुंबई", "Washington D.C.", "new_york (2)", "3rd"])
 def test_a_city_is_called_as_people_call_it(city):
     assert parse_params(change(fetch={"cities": [city]})).fetch.cities == [city]
+
+
+@pytest.mark.parametrize("city", ["1e3", "08", "0o17", "on", "NO", "2024", "1_000", "2020-01-01", "null"])
+def test_a_word_that_is_written_is_read_as_that_word_by_dvc_too(city, tmp_path):
+    """DVC reads YAML 1.2, where 1e3, 08 and 0o17 are numbers and on is a word."""
+    text = f"[{one_line(city)}]"
+    assert yaml.safe_load(text) == YAML(typ="safe").load(text) == [city]
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"cities: .*", f"cities: {text}", (ROOT / "params.yaml").read_text(), count=1))
+    assert load_params(path).fetch.cities == [city]
+
+
+@pytest.mark.parametrize("city", ["1e3", "08", "on", "2024"])
+def test_a_city_that_is_a_number_to_dvc_is_to_be_quoted(city, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"cities: .*", f"cities: [{city}]", (ROOT / "params.yaml").read_text(), count=1))
+    with pytest.raises(InputError, match="fetch.cities.0 is .* quote it"):
+        load_params(path)
 
 
 def test_a_loss_that_is_not_named_is_off():

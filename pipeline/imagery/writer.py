@@ -10,9 +10,10 @@ import re
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,25 +36,27 @@ from pipeline.labels import IGNORE
 
 BLOCK = 512  # pixels along a tile's side
 LAYER = "buildings"  # the same in every file, whatever the file is called: a style or a query fits them all
-DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON"}  # by extension
+DRIVERS = {"gpkg": "GPKG", "fgb": "FlatGeobuf", "parquet": None, "geojson": "GeoJSON",
+           "pmtiles": "PMTiles"}  # fmt: skip  # by extension
 HERE = LocalFileSystem()  # stated, so that Arrow takes no path for a URI
 REFUSALS = (
     RasterioError, CPLE_BaseError, DataSourceError, DataLayerError, pa.ArrowException, sqlite3.Error, OSError,
 )  # fmt: skip
 BATCH, SORTED = 4096, 65536  # footprints converted at a time; sorted in space at a time
+ZOOMS = {"MINZOOM": 12, "MAXZOOM": 16}  # of PMTiles: from a part of town to a 4096th of a tile, 15 cm at the equator
 FIELDS = {  # of a map's polygons
     "id": pa.string(), "class": pa.string(), "label": pa.int32(), "confidence": pa.float64(), "area_m2": pa.float64(),
     "regularised": pa.bool_(), "source": pa.string(), "captured": pa.string(), "model": pa.string(),
     "model_version": pa.string(),
 }  # fmt: skip
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
-WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
+WriteFootprints = Callable[[dict[str, Any], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
 
 
 @contextmanager
 def cloud_optimised(
     path: Path, grid: Grid, bands: list[str], scale: float = 1, colours: dict[int, tuple] | None = None
-) -> Iterator[WriteRows]:
+) -> Generator[WriteRows]:
     """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
 
     bands: their descriptions; scale: what a stored step is worth; colours: of a mask's values.
@@ -94,7 +97,7 @@ def cloud_optimised(
 
 
 @contextmanager
-def onto_disk(path: Path) -> Iterator[None]:
+def onto_disk(path: Path) -> Generator[None]:
     """What a disk does to GDAL and Arrow, as a sentence: the cause and its own remedy."""
     try:
         yield
@@ -116,8 +119,18 @@ def _refused(folder: Path) -> int | None:
         return cause(error)
 
 
+def check_driver(suffix: str) -> None:
+    """Raise InputError where this GDAL cannot write files of such a suffix."""
+    driver = DRIVERS[suffix]
+    if driver and driver not in pyogrio.list_drivers(write=True):
+        raise InputError(
+            f"--polygons {suffix}: the GDAL of this machine has no driver {driver} that writes; choose gpkg or "
+            "parquet, or install pyogrio's own wheel, whose GDAL has it"
+        )
+
+
 @contextmanager
-def plain_name(path: Path) -> Iterator[Path]:
+def plain_name(path: Path) -> Generator[Path]:
     """Yield another name for `path`, of plain letters: pyogrio takes a path for a URI and cuts it at `!` and `;`."""
     if re.fullmatch(r"[\w/.-]+", str(path), re.ASCII):
         yield path
@@ -152,12 +165,14 @@ def refuse_holes(path: Path) -> None:
 @contextmanager
 def footprints(
     path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, layer: str = LAYER
-) -> Iterator[WriteFootprints]:
+) -> Generator[WriteFootprints]:
     """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
     Columns: `fields`. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None (an image without a
     CRS) leaves coordinates as they are. Raises InputError where the disk does not take it.
     """
+    if crs is None and path.suffix == ".pmtiles":
+        raise InputError(f"{path.name}: a scene without a CRS has no place on a web map; choose --polygons gpkg")
     rows = path.with_suffix(".rows.parquet")
     with footprint_rows(rows, crs, fields, path) as write:
         yield write
@@ -170,7 +185,7 @@ def footprints(
 def footprint_rows(path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, named: Path | None = None):
     """As `footprints`, into GeoParquet, in the order they come; `named`: what an error is about."""
     crs = None if crs is None else CRS.from_user_input(crs)
-    schema = pa.schema([*fields.items(), ("geometry", pa.binary())], metadata=_geo(crs))
+    schema = pa.schema([*fields.items(), ("geometry", pa.binary())], metadata=geo_metadata(crs))
 
     def write(columns: dict[str, np.ndarray], polygons: np.ndarray) -> None:
         with onto_disk(named or path):
@@ -186,7 +201,7 @@ def footprint_rows(path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, nam
             writer.close()
 
 
-def _geo(crs: CRS | None, **column) -> dict[str, str]:
+def geo_metadata(crs: CRS | None, **column) -> dict[str, str]:
     """GeoParquet 1.1's metadata of one column of polygons."""
     about = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs and crs.to_json_dict(), **column}
     return {"geo": json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": about}})}
@@ -217,7 +232,7 @@ def _write_parquet(file: parquet.ParquetFile, path: Path, crs: CRS | None) -> No
     """GeoParquet whose row groups are small places, with the boxes that readers choose them by (`covering`)."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     box = pa.struct([(side, pa.float64()) for side in sides])
-    metadata = _geo(crs, covering={"bbox": {side: ["bbox", side] for side in sides}})
+    metadata = geo_metadata(crs, covering={"bbox": {side: ["bbox", side] for side in sides}})
     schema = pa.schema([*file.schema_arrow, ("bbox", box)], metadata=metadata)
     with parquet.ParquetWriter(path, schema, filesystem=HERE, compression="zstd") as writer:
         for batch in _near_together(file):
@@ -232,6 +247,8 @@ def _write_ogr(file: parquet.ParquetFile, path: Path, driver: str, crs: CRS | No
     options = {}
     if driver == "GeoJSON":
         options = {"RFC7946": crs is not None, "COORDINATE_PRECISION": 8}
+    if driver == "PMTiles":
+        options = {"dataset_options": ZOOMS}
     with warnings.catch_warnings(), plain_name(path) as plain:
         warnings.filterwarnings("ignore", message="'crs' was not provided")
         pieces = (piece for batch in _near_together(file) for piece in pa.Table.from_batches([batch]).to_batches(BATCH))
@@ -239,5 +256,6 @@ def _write_ogr(file: parquet.ParquetFile, path: Path, driver: str, crs: CRS | No
             pa.RecordBatchReader.from_batches(file.schema_arrow, pieces), plain, layer=layer, driver=driver,
             geometry_name="geometry", geometry_type="Polygon", crs=crs and crs.to_wkt(), **options,
         )  # fmt: skip
-        if pyogrio.read_info(plain, force_feature_count=True)["features"] != file.metadata.num_rows:
+        found = pyogrio.read_info(plain, force_feature_count=True)["features"]
+        if driver != "PMTiles" and found != file.metadata.num_rows:
             raise OSError("GDAL closed it before it was whole")

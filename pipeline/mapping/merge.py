@@ -57,7 +57,7 @@ class Found:
     cut: np.ndarray
     rest: np.ndarray  # what else a footprint says, as JSON: a merged one says what its largest piece did
 
-    def where(self, keep: np.ndarray) -> "Found":
+    def where(self, keep: np.ndarray | list) -> "Found":
         return Found(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def write(self, to: WriteFootprints) -> None:
@@ -97,11 +97,9 @@ def file_name(suffix: str) -> str:
 def merge(out: Path, names: list[str], suffix: str) -> dict:
     """Merge the footprints OUT/NAME.SUFFIX of mapped scenes into OUT/merged.SUFFIX, in the first scene's CRS.
 
-    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or is itself called so, or where the
-    layer was edited since; nothing is left then.
+    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or the layer was edited
+    since; nothing is left then.
     """
-    if NAME in names:
-        raise InputError(f"--merge: a scene is called {NAME}, as the layer would be; rename it")
     record, file = out / f"{NAME}.json", file_name(suffix)
     key = fingerprint(FORMAT, suffix, [[name, content(out / f"{name}.{suffix}")] for name in names])
     if before := finished(record, key, [file]):

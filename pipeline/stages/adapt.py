@@ -64,7 +64,7 @@ def run(
     update = {
         "cities": [folder.resolve().name],
         "inherited": sorted({*segmenter.card.cities, *segmenter.card.inherited}),
-        "confidence": None, "metrics": {}, "history": [], "adapted": adapted,
+        "confidence": None, "least_expected_iou": None, "metrics": {}, "history": [], "adapted": adapted,
         "training": {"seconds": round(seconds, 1), "device": str(device().type)},
         "fingerprint": fingerprint(key, city.key, steps, folds, learning_rate, seed),
     }  # fmt: skip

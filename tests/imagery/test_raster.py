@@ -341,6 +341,25 @@ def test_red_green_and_blue_are_where_the_file_says(tmp_path, declared, asked, r
         assert declared_bands(dataset, asked) == read
 
 
+@pytest.mark.parametrize(
+    ("described", "asked", "read"),
+    [
+        (["Blue", "Green", "Red", "NIR"], [1, 2, 3], [3, 2, 1]),
+        (["B02 blue", "B03 green", "B04 red", "B08 nir"], [1, 2, 3, 4], [3, 2, 1, 4]),
+        (["coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir"], [1, 2, 3], [6, 4, 2]),
+        (["blue", "green", "red edge"], [1, 2, 3], [1, 2, 3]),
+        (["red", "green", "blue"], [1, 2, 3], [1, 2, 3]),
+        (["a", None, "blue"], [1, 2, 3], [1, 2, 3]),
+    ],
+)
+def test_red_green_and_blue_are_where_the_bands_descriptions_say(tmp_path, described, asked, read):
+    path = write(tmp_path / "a.tif", noise(len(described), 8, 8))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = described
+    with open_raster(path) as dataset:
+        assert declared_bands(dataset, asked) == read
+
+
 def test_units_are_told_by_their_brightness():
     counts, reflectance, dim = np.arange(4000), np.linspace(0, 1, 99), np.arange(900)
     assert units([counts, reflectance, dim]) == [[1], [2, 0]]

@@ -229,6 +229,13 @@ def test_no_name_means_anything(tmp_path, name):
     assert len(read_footprints(folder / name)) == 1
 
 
+def test_a_shapefile_without_its_index_is_said_to_lack_it(tmp_path):
+    write(tmp_path / "a.shp", [SQUARE])
+    (tmp_path / "a.shx").unlink()
+    with pytest.raises(InputError, match=r"a\.shp: a\.shx is missing beside it; copy all files of that name$"):
+        read_footprints(tmp_path / "a.shp")
+
+
 def test_a_shapefile_in_a_folder_of_a_zip(tmp_path):
     write(tmp_path / "a.shp", [SQUARE])
     for name, places in (("one.zip", ["x/"]), ("mac.zip", ["", "__MACOSX/._"]), ("two.zip", ["", "x/"])):

@@ -130,5 +130,3 @@ def test_it_is_not_made_again_and_an_edited_layer_stays(tmp_path):
     with pytest.raises(InputError, match="merged.gpkg: was changed since"):
         merge(tmp_path, ["a"], "gpkg")
     assert len(geopandas.read_file(tmp_path / "merged.gpkg")) == 1
-    with pytest.raises(InputError, match="a scene is called merged"):
-        merge(tmp_path, ["merged"], "gpkg")

@@ -24,7 +24,7 @@ from pyproj import Geod
 from rasterio.features import rasterize
 from rasterio.windows import Window
 from scipy import ndimage
-from toy import toy_scene
+from toy import bright_glance, toy_scene
 
 from pipeline import load_model
 from pipeline.__main__ import app
@@ -35,7 +35,7 @@ from pipeline.mapping.flow import label_free_iou
 from pipeline.mapping.inputs import load
 from pipeline.mapping.mapper import CONFIDENCE, LOGITS, STEPS, Totals
 from pipeline.mapping.scene_list import list_scenes
-from pipeline.networks.models import build_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Fetch, Model, Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.sources.demo import source as demo
@@ -299,6 +299,21 @@ def test_disagreement_is_the_deviation_over_the_eight_symmetries():
     torch.testing.assert_close(split[:, :2], p.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(split[:, 2], p.sum(2).std(0, correction=0), atol=1e-5, rtol=1e-3)
     assert split[:, 2].max() > 1e-3
+
+
+def test_maps_come_with_items_and_an_index_where_asked_for(model, tmp_path, capsys):
+    paths = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("one", "two")]
+    settings, out = SETTINGS.model_copy(update={"stac": True}), tmp_path / "out"
+    run(model, paths, out, settings=settings)
+    ends = {f"{name}.{end}" for name in ("one", "two") for end in ("tif", "gpkg", "item.json", "json")}
+    assert {path.name for path in out.iterdir()} == ends | {"items.parquet", "items.json"}
+    item, record = (json.loads((out / f"one.{end}").read_text()) for end in ("item.json", "json"))
+    assert item["properties"]["buildings"] == record["buildings"] > 0 and "one.item.json" in record["files"]
+    assert all((out / asset["href"]).is_file() for asset in item["assets"].values())
+    assert list(gpd.read_parquet(out / "items.parquet").id) == ["one", "two"]
+    capsys.readouterr()
+    run(model, paths, out, settings=settings, shard="1/2")  # is there already; the index stays of both
+    assert len(gpd.read_parquet(out / "items.parquet")) == 2 and "catalogue" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
@@ -644,6 +659,29 @@ def test_what_would_be_read_along_with_a_new_map_is_named(model, tmp_path, capsy
     assert name in (said := capsys.readouterr().out) and BESIDE[name] in said and snapshot(out) == before
 
 
+def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_path):
+    """Dark ground holds no red roof: the map is the whole map, and most of the passes are not made."""
+    image, _ = town(256, 384)
+    image[:, 128:] //= 4
+    scene = write_scene(tmp_path / "town.tif", image)
+    settings, seeing = SETTINGS.model_copy(update={"overlap": 0}), tmp_path / "seeing"
+    card = json.loads((model / "model.json").read_text())
+    save_model(seeing, read_model(model), card | {"glance": {"threshold": -0.1}}, bright_glance())
+    for name, skip in (("whole", False), ("skipped", True)):
+        run(seeing, [str(scene)], tmp_path / name, settings=settings.model_copy(update={"skip_empty": skip}))
+    maps = [rasterio.open(tmp_path / name / "town.tif").read() for name in ("whole", "skipped")]
+    records = [json.loads((tmp_path / name / "town.json").read_text()) for name in ("whole", "skipped")]
+    assert maps[0].any() and (maps[0] == maps[1]).all()
+    assert records[0]["skipped"] is None and records[1]["skipped"] == round(4 / 6, 4)
+    assert records[0]["skipped_below"] is None and records[1]["skipped_below"] == 0
+
+
+def test_a_model_without_a_glance_skips_nothing(model, tmp_path):
+    scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
+    with pytest.raises(InputError, match=r"red has no glance to skip by; train with train\.glance: 300"):
+        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"skip_empty": True}))
+
+
 def test_an_editor_s_journal_outlives_its_file_and_is_named(model, tmp_path, capsys):
     scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
     out.mkdir()
@@ -816,19 +854,6 @@ def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, wor
             run(model, [str(towns)], tmp_path / "out", shard=shard)
 
 
-def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference, monkeypatch):
-    """Of relative paths too: the workers' folder is another."""
-    monkeypatch.chdir(towns.parent)
-    run(os.path.relpath(model), [towns.name], tmp_path / "out", settings=EVERYTHING, ray="local")
-    assert snapshot(tmp_path / "out") == reference[0]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:0"])
-def test_a_cluster_that_is_not_there_is_a_sentence(model, towns, tmp_path, address):
-    with pytest.raises(InputError, match="nothing answers there"):
-        run(model, [str(towns)], tmp_path / "out", ray=address)
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -972,6 +997,30 @@ def test_the_label_free_iou_is_that_of_true_probabilities():
     }
     assert label_free_iou(totals, thresholds) == pytest.approx(real, abs=0.02)
     assert label_free_iou(Totals(histogram=(CONFIDENCE < 0.5).astype(int)), None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "a scene is called merged, as the layer would be; rename it"),
+        ({"shard": "1/2"}, "--merge needs every scene"),
+        ({"settings": Predict(polygons="none")}, "--polygons none makes none"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_anything_is_mapped(options, said, model, tmp_path):
+    scenes = [str(write_scene(tmp_path / f"{name}.tif", toy_scene(0)[0])) for name in ("a", "merged")]
+    with pytest.raises(InputError, match=re.escape(said)):
+        run(model, scenes[1:] if not options else scenes[:1], tmp_path / "maps", merged=True, **options)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_hard_training_citys_own_scenes_are_not_unlike_the_training_cities():
+    """Two cities, .9 and .5, make .72 on validation: the second one's scenes are as usual, and a bit harder ones."""
+    assert prediction.unlike(0.5, 0.72, least=None)
+    assert not prediction.unlike(0.5, 0.72, least=0.5) and not prediction.unlike(0.4, 0.72, least=0.5)
+    assert prediction.unlike(0.37, 0.72, least=0.5)
+    assert prediction.unlike(0.5, 0.72, least=0.8)
+    assert not prediction.unlike(None, 0.72, 0.5) and not prediction.unlike(0.1, None, None)
 
 
 def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):

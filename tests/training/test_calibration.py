@@ -1,8 +1,11 @@
 """A temperature is kept where it makes confidence honest on tiles it was not fitted on, and nowhere else."""
 
+import numpy as np
+import pytest
 import torch
 
-from pipeline.training.calibration import fit_temperature, helps
+from pipeline.scoring.expected_iou import Thresholds
+from pipeline.training.calibration import fit_temperature, helps, least_expected_iou
 
 HALF = torch.arange(40_000) % 2 == 0
 
@@ -30,3 +33,13 @@ def test_what_cools_one_half_and_harms_the_other_is_not_kept():
 def test_a_single_window_cannot_tell():
     z, y = drawn(torch.tensor(3.0))
     assert not helps(torch.ones_like(HALF), z, y)
+
+
+def test_the_least_expected_iou_is_that_of_the_hardest_scene():
+    """Of a hundred pixels found, those of 0.8 and more count as right; of the background all are surer than 0.9."""
+    easy, hard = ([0.95] * sure + [0.6] * (100 - sure) + [0.05] * 900 for sure in (90, 40))
+    probability = np.array([*easy, *hard, *[0.05] * 1000])
+    scenes = np.repeat(["town/1", "town/2", "town/3"], 1000)
+    least = least_expected_iou(probability, scenes, Thresholds(building=0.8, background=0.9))
+    assert least == pytest.approx(0.4)
+    assert least_expected_iou(np.array([0.1]), np.array(["town/3"]), Thresholds(0.8, 0.9)) is None
