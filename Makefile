@@ -21,6 +21,7 @@ test-all: .venv/installed-test .dvc/config.local
 lint: .venv/installed-test
 	ruff check pipeline tests benchmarks
 	ruff format --check pipeline tests benchmarks
+	ty check --error-on-warning pipeline
 
 # Every page and every parameter as a static site: open site/index.html.
 docs: .venv/installed-test

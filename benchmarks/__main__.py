@@ -6,7 +6,7 @@
 
 Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
 speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams, outlines.
+certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams, outlines, glance.
 """
 
 import argparse
@@ -35,6 +35,9 @@ BENCHMARKS = {  # name: module and arguments
     "predict_memory": "predict memory",
     "predict_wide": "predict wide",
     "predict_shards": "predict shards",
+    "predict_empty": "predict empty",
+    "predict_dense": "predict dense",
+    "folds": "folds",
     "window_cnn": "window_cnn",
     "attack_iteration": "attack_iteration",
     "ibp_step": "ibp_step",

@@ -1,19 +1,23 @@
 """Predict against its limits, as ratios measured in one run.
 
-    python -m benchmarks.predict throughput | memory | wide | shards
+    python -m benchmarks.predict throughput | memory | wide | shards | empty | dense
 
 throughput   bare forward passes of the same windows / the whole command, U-Net ResNet-18
 memory       peak memory of a cheap model: a scene / one 16 times as high
 wide         2 GB / peak memory of a virtual scene of 100,000 × 20,000 pixels, and of one of 100,000 × 1,000 with every
              layer; minutes
 shards       one process / two, a thread each, where two cores are free
+empty        bare forward passes of all windows / the command that skips what a glance sees nothing in, 5 % of the
+dense        scene built, and all of it; the demo's U-Net on EfficientNet-lite0, a glance that is given
 """
 
+import json
 import multiprocessing
 import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +105,9 @@ def _answer(pipe, function, arguments) -> None:
 
 
 def command(
-    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0, layers: bool = False
-) -> float:
+    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0, layers: bool = False,
+    skip: bool = False,
+) -> float:  # fmt: skip
     """Seconds of the whole command, imports left out; `layers`: with probabilities and uncertainty."""
     import torch
 
@@ -112,7 +117,7 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     begun = time.perf_counter()
-    run(model, scenes, out, shard=shard, settings=Predict(probability=layers, uncertainty=layers))
+    run(model, scenes, out, shard=shard, settings=Predict(probability=layers, uncertainty=layers, skip_empty=skip))
     return time.perf_counter() - begun
 
 
@@ -202,6 +207,51 @@ def shards(folder: Path, scenes: int = 4) -> None:
     report("predict, one process / two shards", one / two, 1.8, measured)
 
 
+def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
+    """`share` of the scene is a bright town, the rest dark ground."""
+    import torch
+
+    from benchmarks.peers import teach, write_scene
+    from pipeline.networks.models import build_model, save_model
+    from pipeline.params import Model
+    from tests.toy import bright_glance
+
+    town, labels = write_scene(folder, "town", side // 4, 0)
+    torch.manual_seed(0)
+    description = Model(architecture="unet", encoder="tu-tf_efficientnet_lite0", decoder_channels=[64, 32, 16, 16])
+    segmenter, glance = build_model(description, 3), bright_glance()
+    teach(segmenter, town, labels)
+    glance.threshold.fill_(-0.3)
+    card = {**CARD, "model": description.model_dump(), "glance": {"threshold": -0.3}}
+    save_model(folder / "lite0", segmenter, card, glance)
+    scene = mostly_dark(folder / "scene.tif", town, side, share)
+    command(folder / "lite0", [str(town)], folder / "warm", skip=True)
+    bare = forward_only(folder / "lite0", str(scene))
+    ours = command(folder / "lite0", [str(scene)], folder / "out", skip=True)
+    skipped = json.loads((folder / "out/scene.json").read_text())["skipped"]
+    measured = f"{side}²: {bare:.1f} and {ours:.1f} s, {skipped:.0%} of the windows skipped"
+    report(f"bare forward passes / predict that skips, {share:.0%} built", bare / ours, goal, measured)
+
+
+def mostly_dark(path: Path, town: Path, side: int, share: float) -> Path:
+    with rasterio.open(town) as file:
+        tile, profile = file.read(), file.profile
+    times = -(-side // tile.shape[1])
+    image = np.maximum(np.tile(tile, (1, times, times))[:, :side, :side], 60)
+    if share < 1:
+        image[:, int(side * share) :] //= 8
+    with rasterio.open(path, "w", **(profile | {"height": side, "width": side})) as file:
+        file.write(image)
+    return path
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        {"throughput": throughput, "memory": memory, "wide": wide, "shards": shards}[sys.argv[1]](Path(folder))
+        {
+            "throughput": throughput,
+            "memory": memory,
+            "wide": wide,
+            "shards": shards,
+            "empty": partial(skipping, share=0.05, goal=4),
+            "dense": partial(skipping, share=1.0, goal=0.9),
+        }[sys.argv[1]](Path(folder))

@@ -24,10 +24,20 @@ app = typer.Typer(
 STOPPED = 130  # the exit code after Ctrl-C
 
 # verbs that keep what they have finished
-GOES_ON = {"fetch", "tile", "train", "attack", "generalize", "explain", "privacy", "incremental", "predict"}
+GOES_ON = {
+    "fetch", "tile", "train", "evaluate", "attack", "certify", "holdout", "generalize", "explain", "privacy",
+    "incremental", "predict",
+}  # fmt: skip
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
+OnRay = Annotated[
+    str | None,
+    typer.Option("--ray", envvar="BUILDINGS_RAY", help="Where its parts run: local, or a Ray cluster's HOST:PORT."),
+]
+Shard = Annotated[
+    str | None, typer.Option("--shard", help="i/n, i from 1: every n-th part from the i-th, as of an array of jobs.")
+]
 PARAMS = Path("params.yaml")
 
 
@@ -128,25 +138,25 @@ def sweep(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def fetch(city: OneCity = None, params: ParamsFile = PARAMS) -> None:
+def fetch(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
     """Bring the scenes of each city to data/scenes: demo, folder, inria or open_buildings.
 
     Example: `python -m pipeline fetch --city brickvale`
     """
     from pipeline.stages import fetch as stage
 
-    stage.run(load(params), city)
+    stage.run(load(params), city, ray=ray, shard=shard)
 
 
 @app.command()
-def tile(city: OneCity = None, params: ParamsFile = PARAMS) -> None:
+def tile(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
     """Resample scenes to one ground sample distance, rasterise labels, split: data/tiles.
 
     Example: `python -m pipeline tile --city brickvale`
     """
     from pipeline.stages import tile as stage
 
-    stage.run(load(params), city)
+    stage.run(load(params), city, ray=ray, shard=shard)
 
 
 @app.command()
@@ -161,6 +171,17 @@ def train(
     from pipeline.stages import train as stage
 
     stage.run(load_watched(params), without)
+
+
+@app.command()
+def holdout(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
+    """Train the leave-one-city-out folds, models/without-CITY of each city; see docs/scaling.md for `dvc commit`.
+
+    Example: `python -m pipeline holdout --ray local`
+    """
+    from pipeline.stages import holdout as stage
+
+    stage.run(load_watched(params), city, ray=ray, shard=shard)
 
 
 @app.command()
@@ -185,6 +206,8 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
     tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
+    ray: OnRay = None,
+    shard: Shard = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """IoU per city over whole test scenes, with 95 % intervals.
@@ -193,18 +216,18 @@ def evaluate(
     """
     from pipeline.stages import evaluate as stage
 
-    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem, ray=ray, shard=shard)
 
 
 @app.command()
-def attack(params: ParamsFile = PARAMS) -> None:
+def attack(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
     """IoU under attack: how far can the pixels be pushed? Audits its own honesty; the report fails where that did.
 
     Example: `python -m pipeline attack`
     """
     from pipeline.stages import attack as stage
 
-    stage.run(load_watched(params))
+    stage.run(load_watched(params), ray=ray, shard=shard)
 
 
 @app.command()
@@ -216,6 +239,8 @@ def certify(
     gsd: Annotated[float | None, typer.Option(help="Of --scene: metres a pixel, without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="Of --scene: 1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Of --scene: become 0 and 255.")] = None,
+    ray: OnRay = None,
+    shard: Shard = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Certified IoU: what no perturbation can do. Smoothing, convex relaxation, Lipschitz network.
@@ -226,7 +251,7 @@ def certify(
     from pipeline.stages import certify_scene
 
     if scene is None:
-        return stage.run(load_watched(params))
+        return stage.run(load_watched(params), ray=ray, shard=shard)
     certify_scene.run(
         load_watched(params), scene, out, method=method, radius=radius, gsd=gsd,
         bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
@@ -234,14 +259,14 @@ def certify(
 
 
 @app.command()
-def generalize(params: ParamsFile = PARAMS) -> None:
+def generalize(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
     """IoU in a city never seen: held-out cities, corruptions, adaptation, an estimate without labels.
 
     Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
     """
     from pipeline.stages import generalize as stage
 
-    stage.run(load(params))
+    stage.run(load(params), ray=ray, shard=shard)
 
 
 @app.command()
@@ -330,9 +355,9 @@ def predict(
     gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
     value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n, i from 1: every n-th scene from the i-th.")] = None,
+    shard: Shard = None,
     merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
-    ray: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local.")] = None,
+    ray: OnRay = None,
     params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
 ) -> None:
     """Map any scene: a mask on its own grid, and polygons; memory grows with a band of rows only.
@@ -548,8 +573,9 @@ def main() -> None:
         print(f"stopped; {str(stop) or f'the same command {goes_on}'}", file=sys.stderr)
         sys.exit(STOPPED)
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
-            error.show()  # a usage mistake: unknown option, missing argument
+        show = getattr(error, "show", None)
+        if type(error).__module__.startswith(("click", "typer")) and show:
+            show()  # a usage mistake: unknown option, missing argument
             for name in filter(os.path.exists, (a for a in sys.argv[1:] if a.startswith("-"))):
                 print(f"{name} is a file: write ./{name}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 2))

@@ -5,7 +5,7 @@ than Amazon's is AWS_ENDPOINT_URL, which GDAL is told of too. An object appears 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
@@ -124,7 +124,7 @@ def _client():
 
 
 @contextmanager
-def _asking(url: str) -> Iterator[None]:
+def _asking(url: str) -> Generator[None]:
     """Nothing there goes by in silence; whatever else the store refuses becomes one InputError."""
     _client()
     from boto3.exceptions import Boto3Error

@@ -91,9 +91,9 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
 def table(title: str, columns: list[str], rows: list[list]) -> None:
     """Print a table; floats with three digits, None as a dash."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        first = {"justify": "left", "style": "bold", "overflow": "fold"}  # a name is never cut
-        grid.add_column(column, **(first if i == 0 else {"justify": "right"}))
+    grid.add_column(columns[0], justify="left", style="bold", overflow="fold")  # a name is never cut
+    for column in columns[1:]:
+        grid.add_column(column, justify="right")
     for row in rows:
         grid.add_row(*(Text("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row))
     console.print(grid)

@@ -720,6 +720,8 @@ class PredictMetrics(Record):
     buildings: Count = Field(None, description="null where no outlines were asked for, as the next")
     built_area_m2: Number = Field(None, description="of the buildings")
     certified: ProvenMap | None = Field(None, description="where it was asked for")
+    skipped: Number = Field(None, description="share of windows that a glance saw nothing in; null = none was asked")
+    skipped_below: Number = Field(None, description="the glance's threshold, a logit: windows under it were skipped")
     expected_iou: Number = Field(None, description="estimated without labels")
     validation_iou: Number = Field(None, description="the model's usual one")
     unlike_training: bool | None = Field(

@@ -11,16 +11,19 @@ import re
 import reprlib
 import unicodedata
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from yaml.constructor import ConstructorError
 
 from pipeline.errors import InputError, nearest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Norm = Literal["linf", "l2"]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=32, multiple_of=32)]  # pixels that every network can halve
@@ -169,7 +172,7 @@ class Tile(Section):
 WRITTEN = re.compile(r"models/(all|certify|folds|without-[^/]*)(/.*)?")  # by stages: DVC deletes it before they run
 
 
-def written_by_a_stage(path: str) -> bool:
+def written_by_a_stage(path: str | Path) -> bool:
     return bool(WRITTEN.fullmatch(Path(os.path.relpath(Path(path).resolve())).as_posix()))
 
 
@@ -218,7 +221,7 @@ class Model(Section):
 
 class Adversarial(Section):
     method: Literal["none", "pgd", "trades", "fast", "free"] = Field("none", description="how a batch is attacked")
-    norm: Literal["linf", "l2"] = Field("linf", description="of the budget")
+    norm: Norm = Field("linf", description="of the budget")
     epsilon: Weight = Field(4, description="linf: budget in 1/255; l2: in units of the pixel range [0,1]")
     steps: Count = Field(5, description="gradient steps a batch")
     beta: Positive = Field(6, description="trades: weight of the KL term")
@@ -270,6 +273,9 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the arithmetic")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster on GPUs")
     workers: Whole = Field(0, description="loader processes; 0 = a thread of the trainer")
+    glance: Whole = Field(
+        0, description="batches that teach a glance which ground is empty, for predict.skip_empty; 0 = none"
+    )
     loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field([], description="who else is told, under logs/")
     seed: Whole = Field(0, description="of weights, crops and noise")
 
@@ -372,7 +378,7 @@ class Certificate(Section):
     """
 
     title: ClassVar[str]
-    norm: ClassVar[Literal["linf", "l2"]]
+    norm: ClassVar[Norm]
     delivered: ClassVar[str] = "the delivered model"
     own: ClassVar[str] = ""  # the network trained for it where certify.model is of another architecture
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -383,14 +389,14 @@ class Certificate(Section):
         return model is not None and model.architecture in cls.architectures
 
     @classmethod
-    def whose(cls, deployed: bool) -> str:
+    def whose(cls, deployed: bool | None) -> str:
         """The model that is certified, in words."""
         return cls.delivered if deployed or not cls.own else cls.own
 
 
 class Smoothing(Certificate):
     title: ClassVar[str] = "Randomised smoothing"
-    norm: ClassVar[str] = "l2"
+    norm: ClassVar[Norm] = "l2"
     delivered: ClassVar[str] = "the smoothed model, a majority vote under noise"
 
     @classmethod
@@ -408,13 +414,14 @@ class Smoothing(Certificate):
 
 class Convex(Certificate):
     title: ClassVar[str] = "Convex relaxation"
-    norm: ClassVar[str] = "linf"
+    norm: ClassVar[Norm] = "linf"
     own: ClassVar[str] = "a small network trained with interval bounds"
     architectures: ClassVar[tuple[str, ...]] = ("small_fcn", "small_unet")
 
     @classmethod
     def certifies(cls, model: "Model | None") -> bool:
-        return super().certifies(model) and model.activation == "relu"  # no bound is known for minmax
+        relu = model is not None and model.activation == "relu"  # no bound is known for minmax
+        return relu and super().certifies(model)
 
     radii: Numbers = Field([0.5, 1, 2], description="ℓ∞, 1/255")
     objective: Literal["ibp", "dual"] = Field(
@@ -429,7 +436,7 @@ class Convex(Certificate):
 
 class LipschitzNet(Certificate):
     title: ClassVar[str] = "Lipschitz network"
-    norm: ClassVar[str] = "l2"
+    norm: ClassVar[Norm] = "l2"
     own: ClassVar[str] = "a small 1-Lipschitz network"
     architectures: ClassVar[tuple[str, ...]] = ("lipschitz",)
 
@@ -448,7 +455,9 @@ class Certify(Section):
     model: str = Field(
         "models/all", description="the model folder certified, by every method that its architecture allows"
     )
-    methods: list[Literal[*METHODS]] = Field([*METHODS], description="roads to a certificate")
+    methods: list[Literal[*METHODS]] = Field(  # ty: ignore[invalid-type-form]  # names that a plugin may add to
+        [*METHODS], description="roads to a certificate"
+    )
     tiles: Count = Field(8, description="tiles a city")
     crop: int = Field(64, ge=16, multiple_of=16, description="pixels along the certified crop's side")
     attack_steps: Count = Field(20, description="PGD gradients of the attacked IoU beside each certificate")
@@ -596,11 +605,18 @@ class Predict(Section):
         None, description="of certified: ℓ∞, 1/255; of lipschitz ℓ2, pixel range; null = certify's least default"
     )
     polygons: Literal["gpkg", "fgb", "parquet", "geojson", "none"] = Field("gpkg", description="format of the outlines")
+    skip_empty: bool = Field(False, description="pass over windows in which a glance sees no building (train.glance)")
     min_area: Weight = Field(10, description="m², smaller polygons are dropped")
     split: Annotated[float, Field(gt=0, le=1)] = Field(
         0.3, description="probability of a contact at which buildings come apart, of models that tell; 1 = off"
     )
     outlines: Outline = Field("regular", description="straight walls (regular), simplified, or the raster's own (raw)")
+
+    @model_validator(mode="after")
+    def proven_is_looked_at(self):
+        if self.certified and self.skip_empty:
+            raise ValueError("predict.certified says nothing of a glance; set it or predict.skip_empty to false")
+        return self
 
 
 class Params(Section):
@@ -628,7 +644,7 @@ class OnlyPredict(Section, extra="ignore"):
 
 def _known_keys(section: type[Section], location: tuple) -> list[str]:
     """The keys of the section inside `section` that `location` (pydantic's path to an error) ends in."""
-    kind = section
+    kind: Any = section
     for key in location[:-1]:
         if isinstance(kind, type) and issubclass(kind, Section):
             kind = kind.model_fields[key].annotation
@@ -645,7 +661,7 @@ def _quoted(value: object) -> str:
     return f'; quote it, "{word}" or however it is written there, if it is a name'
 
 
-def _sentence(error: dict, section: type[Section], path: Path, example: str) -> str:
+def _sentence(error: ErrorDetails, section: type[Section], path: Path, example: str) -> str:
     key = ".".join(short(" ".join(str(part).split())) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = nearest(str(error["loc"][-1]), _known_keys(section, error["loc"]))
@@ -679,7 +695,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is written twice", node.start_mark)
+            raise ConstructorError(None, None, f"{twice[0]} is written twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 

@@ -105,7 +105,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _number(dumper: _Dumper, value: float) -> yaml.Node:
-    if value.is_integer():
+    if float(value).is_integer():
         return dumper.represent_int(int(value))
     return dumper.represent_float(value)
 

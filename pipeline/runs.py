@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ RUNS = WORK / "runs.jsonl"
 
 
 @contextmanager
-def recorded(arguments: list[str]) -> Iterator[None]:
+def recorded(arguments: list[str]) -> Generator[None]:
     """Time what happens within; nothing is written where it fails or there is no pipeline to speak of."""
     started = time.perf_counter()
     yield

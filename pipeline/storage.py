@@ -8,16 +8,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 WORK = Path(".work")  # unfinished runs and caches: gone, they cost time only
 LARGEST_JSON = 2**28  # bytes; metrics, cards and lists of regions are a thousandth of it
 
 
 @contextmanager
-def scratch(path: str | Path) -> Iterator[Path]:
+def scratch(path: str | Path) -> Generator[Path]:
     """Yield an empty temporary folder beside `path`, gone afterwards; those that killed runs left are swept first.
 
     The folder is locked while its process lives, so that two runs side by side never sweep each other's.
@@ -68,7 +69,7 @@ def _lock(folder: Path) -> int:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Generator[Path]:
     """Yield a temporary path of the same suffix; on success it takes the name `path`, on failure it vanishes."""
     path = Path(path)
     with scratch(path) as folder:
@@ -77,7 +78,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Generator[Path]:
     """Yield an empty temporary folder; on success it takes the name `path`, on failure it vanishes."""
     path = Path(path)
     with scratch(path) as folder:
@@ -92,7 +93,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 os.replace(path, old)
 
 
-def read_json(path: str | Path) -> object:
+def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises OSError, and ValueError where it is not JSON or absurdly long or deep."""
     path = Path(path)
     if (size := path.stat().st_size) > LARGEST_JSON:

@@ -15,7 +15,7 @@ from pipeline.params import Fetch, Params
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "storage", "runs", "code"},
-    {"params", "metrics", "presets", "console", "labels", "project", "reference", "bucket"},
+    {"params", "metrics", "presets", "console", "labels", "project", "reference", "bucket", "cluster"},
     {"imagery"}, {"tiles", "sources"}, {"networks"}, {"scoring"}, {"training"}, {"attacks"}, {"certificates"},
     {"transfer", "mapping", "explanation", "privacy", "incremental"}, {"assessment"}, {"report"}, {"course"},
     {"stages"}, {"__init__", "__main__"},
@@ -88,7 +88,8 @@ def test_only_one_module_knows_albumentations():
 # How a stage reads parameters, writes files and speaks, not what it computes: no reason to run it again.
 PIPELINE = ROOT / "pipeline"
 PLUMBING = {
-    PIPELINE / f"{name}.py" for name in ("bucket", "code", "console", "errors", "metrics", "params", "runs", "storage")
+    PIPELINE / f"{name}.py"
+    for name in ("bucket", "cluster", "code", "console", "errors", "metrics", "params", "runs", "storage")
 }
 SHARED = {PIPELINE / "sources" / f"{name}.py" for name in ("archive", "download", "survey")}  # by some sources
 UNUSED = dict.fromkeys(get_args(Fetch.model_fields["source"].annotation), SHARED)

@@ -11,7 +11,7 @@ from pipeline import __main__ as main
     ("verb", "reason", "says"),
     [
         ("tile", "", "stopped; the same command goes on from here"),
-        ("evaluate", "", "stopped; the same command begins anew"),
+        ("compare", "", "stopped; the same command begins anew"),
         ("train", "nothing is kept yet", "stopped; nothing is kept yet"),
     ],
 )

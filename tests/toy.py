@@ -47,3 +47,21 @@ def toy_scene(seed: int, side: int = 128, contrast: int = 90):
         label[top : top + random.integers(8, 20), left : left + random.integers(8, 20)] = 1
     image = random.normal(90, 20, (side, side, 3)) + contrast * label[..., None]
     return np.clip(image, 1, 255).astype(np.uint8), label
+
+
+def bright_glance():
+    """A glance, given and not learned, that answers the first band's brightness less one half."""
+    import torch
+
+    from pipeline.networks.glance import Glance
+
+    glance = Glance(3).eval().requires_grad_(False)
+    for layer in glance.layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.zeros_(layer.weight)
+            middle = layer.kernel_size[0] // 2
+            layer.weight[0, 0, middle, middle] = 1
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
+    glance.layers[-1].bias.fill_(-0.5)
+    return glance

@@ -9,8 +9,10 @@ the model that saw no label.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -87,7 +89,7 @@ def fine_tune(
     segmenter: Segmenter,
     frames: list[LabelledFrame],
     tuning: Tuning,
-    replay: list[CityTiles] = (),
+    replay: Sequence[CityTiles] = (),
     what: str = "adapting",
 ) -> Segmenter:
     """A copy of `segmenter`, in eval mode, that has learned the frames. Deterministic for a seed and a device."""
@@ -129,22 +131,22 @@ def map_frame(segmenter: Segmenter, frame: LabelledFrame) -> np.ndarray:
 
 
 def cross_fit(
-    segmenter: Segmenter, frames: list[LabelledFrame], folds: int, tuning: Tuning, replay: list[CityTiles] = ()
+    segmenter: Segmenter, frames: list[LabelledFrame], folds: int, tuning: Tuning, replay: Sequence[CityTiles] = ()
 ) -> list[np.ndarray]:
     """Levels (h, w) of every frame by a model that was tuned on the other folds' frames."""
     order = np.random.default_rng(tuning.seed).permutation(len(frames))
-    levels: list[np.ndarray | None] = [None] * len(frames)
+    levels: dict[int, np.ndarray] = {}
     for fold in range(folds):
         out = set(order[fold::folds].tolist())
         rest = [frame for i, frame in enumerate(frames) if i not in out]
         tuned = fine_tune(segmenter, rest, tuning, replay, f"cross-fitting, fold {fold + 1} of {folds}")
         for i in out:
             levels[i] = map_frame(tuned, frames[i])
-    return levels
+    return [levels[i] for i in range(len(frames))]
 
 
 def save_cross_fitted(folder: Path, survey: Survey, done: np.ndarray, levels: list[np.ndarray]) -> None:
-    arrays = {f"frame_{survey.number(i)}": at for i, at in zip(done, levels, strict=True)}
+    arrays: dict[str, Any] = {f"frame_{survey.number(i)}": at for i, at in zip(done, levels, strict=True)}
     np.savez_compressed(folder / CROSS_FITTED, sample=np.array(survey.key), **arrays)
 
 

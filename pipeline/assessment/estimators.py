@@ -119,7 +119,7 @@ def totals(
     auxiliary: (…, n, p) of the labelled frames, `known` (p,) their totals over all frames.
     """
     weights, left = design.weights, _left_out(design)
-    if auxiliary is not None:
+    if auxiliary is not None and known is not None:
         weights = calibrated(np.broadcast_to(weights, counts.shape[:-1]), auxiliary, known)
         left = calibrated(np.broadcast_to(left, (*counts.shape[:-2], *left.shape)), auxiliary[..., None, :, :], known)
     return (weights[..., None, :] @ counts)[..., 0, :], left @ counts

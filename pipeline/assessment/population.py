@@ -57,7 +57,7 @@ def frame_windows(height: int, width: int, side: int) -> list[Window]:
     ]
 
 
-def map_scene(segmenter, raster: Raster, twin: Raster, path: Path, window: int, batch_size: int) -> np.ndarray:
+def map_scene(segmenter, raster: Raster, twin: Raster, path: Path, window: int, batch_size: int) -> np.memmap:
     """Write a scene's probability of building, in levels, to PATH (.npy) a band of rows at a time; returns it, mapped.
 
     twin: the same scene opened once more, for where it holds data.

@@ -11,6 +11,7 @@ CITY/draft.parquet      the draft as it was handed out: what differs from it has
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -88,8 +89,8 @@ class Survey:
 
 
 def save(survey: Survey) -> None:
-    arrays = {**asdict(survey.frames), "drawn": survey.drawn, "stratum": survey.stratum, "inclusion": survey.inclusion}
-    np.savez_compressed(survey.folder / FRAMES, **arrays)
+    arrays: dict[str, Any] = {name: getattr(survey, name) for name in ("drawn", "stratum", "inclusion")}
+    np.savez_compressed(survey.folder / FRAMES, **asdict(survey.frames), **arrays)
     scenes = [asdict(scene) for scene in survey.scenes]
     write_json(survey.folder / SURVEY, {"format": FORMAT, **survey.about, "scenes": scenes})
 
@@ -99,7 +100,7 @@ def load(folder: str | Path) -> Survey:
     folder = Path(folder)
     try:
         about = read_json(folder / SURVEY)
-        scenes = [SurveyedScene(**{**scene, "transform": tuple(scene["transform"])}) for scene in about.pop("scenes")]
+        scenes = [SurveyedScene(**scene | {"transform": tuple(scene["transform"])}) for scene in about.pop("scenes")]
         with np.load(folder / FRAMES, allow_pickle=False) as arrays:
             frames = Frames(*(arrays[name] for name in ("scene", "window", "histogram", "colour")))
             survey = Survey(folder, about, scenes, frames, *(arrays[n] for n in ("drawn", "stratum", "inclusion")))

@@ -134,16 +134,17 @@ class Climb:
 
     @classmethod
     def at(cls, start: torch.Tensor, target: Target, step: float) -> "Climb":
-        count, like = len(start), {"device": start.device}
-        every, zero, low = torch.ones(count, 1, 1, 1, **like), torch.zeros_like(start), torch.full((count,), -torch.inf)
-        low = low.to(**like)
+        count, on = len(start), start.device
+        every, zero = torch.ones(count, 1, 1, 1, device=on), torch.zeros_like(start)
+        low = torch.full((count,), -torch.inf, device=on)
         return cls(
-            index=torch.arange(count, **like), images=target.images, labels=target.labels,
+            index=torch.arange(count, device=on), images=target.images, labels=target.labels,
             mask=every if target.mask is None else target.mask,
             point=start, previous=start, gradient=zero, velocity=zero, step=every * step,
-            found=start, score=low, done=torch.zeros(count, dtype=torch.bool, **like),
+            found=start, score=low, done=torch.zeros(count, dtype=torch.bool, device=on),
             top=start, top_loss=low, top_gradient=zero, last_loss=-low,
-            rises=torch.zeros(count, **like), marked_loss=low, halved=torch.ones(count, dtype=torch.bool, **like),
+            rises=torch.zeros(count, device=on), marked_loss=low,
+            halved=torch.ones(count, dtype=torch.bool, device=on),
         )  # fmt: skip
 
     def keep(self, chosen: torch.Tensor) -> None:

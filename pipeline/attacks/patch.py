@@ -16,7 +16,7 @@ def receptive_radius(segmenter, images: torch.Tensor, share: float = 0.99) -> tu
     """
     height, width = images.shape[-2:]
     row, column = height - 1 + height // 2, width - 1 + width // 2
-    mass = 0
+    mass = torch.zeros((), dtype=torch.float64)
     for image in images.detach().split(1):
         leaf = F.pad(image, (width - 1, width - 1, height - 1, height - 1), mode="reflect").requires_grad_()
         with torch.enable_grad():

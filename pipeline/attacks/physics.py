@@ -14,7 +14,7 @@ that no worst case is above the clean IoU. All act on pixels as stored, in [0, 1
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -69,10 +69,10 @@ def families(settings: Physics, channels: int) -> dict[str, Family]:
         "turn": (s.rotation or s.scale) and _family(turns, turn, turn_labels),
         "shadow": s.shadow and _family(where | what, shadow),
     }
-    return {name: every[name] for name in s.families if every[name]}
+    return {name: family for name in s.families if isinstance(family := every[name], Family)}
 
 
-def _family(ranges: dict[str, tuple[float, float, float]], *how: Callable) -> Family:
+def _family(ranges: Mapping[str, Sequence[float]], *how: Callable) -> Family:
     """ranges: low, neutral and high of each number."""
     low, neutral, high = (torch.tensor(ends, dtype=torch.float32) for ends in zip(*ranges.values(), strict=True))
     return Family(tuple(ranges), low, high, neutral, *how)

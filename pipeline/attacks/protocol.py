@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,8 +137,8 @@ class CityAttack:
 
     def pgd(self, target: Target, steps: int | None = None, **options) -> torch.Tensor:
         steps = steps or self.settings.steps
-        options = {"generator": self.generator, "restarts": self.settings.restarts, **options}
-        return self.campaign.run(target, lambda part: engine.pgd(part, steps, **options))
+        usual: dict[str, Any] = {"generator": self.generator, "restarts": self.settings.restarts}
+        return self.campaign.run(target, lambda part: engine.pgd(part, steps, **usual | options))
 
     def by_budget(self) -> Iterator[Record]:
         linf = {*self.settings.linf, self.settings.reference}  # the audit judges every attack at the reference
@@ -173,7 +174,7 @@ class CityAttack:
             "transfer": self.pgd(replace(reference, segmenter=campaign.relative)),
             "longer": self.longer(),
         }
-        measured = {name: self.measure(images, reference) for name, images in found.items()}
+        measured: dict[str, Any] = {name: self.measure(images, reference) for name, images in found.items()}
         # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
         strong = replace(reference, epsilon=STRONG / 255, score=engine.erased)
         vanishing = self.measure(self.pgd(strong, 2 * self.settings.steps, loss=losses.erase), strong)
@@ -211,8 +212,9 @@ class CityAttack:
         return images
 
     def worst_up_to(self, budget: float) -> float:
-        """The exact worst IoU over all that was measured at ℓ∞ budgets (1/255) up to this one."""
-        return worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))[0]
+        """The exact worst IoU, of tiles with buildings, over all that was measured at ℓ∞ budgets (1/255) up to this."""
+        worst, _ = worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))
+        return worst or 0.0
 
     def halving(self) -> Record:
         """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does, or
@@ -266,7 +268,8 @@ class CityAttack:
             return [counter(m[None], label[None], self.gsd, self.campaign.size_bins) for m, label in pairs]
 
         before, after = count(self.clean_map), count(self.campaign.predict(found))
-        return sum(before), sum(max(pair, key=harm) for pair in zip(before, after, strict=True)), found
+        worse = [max(pair, key=harm) for pair in zip(before, after, strict=True)]
+        return np.sum(before, axis=0), np.sum(worse, axis=0), found
 
     def patch(self) -> Record:
         effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
@@ -292,7 +295,7 @@ class CityAttack:
         weight = worst_case(*np.array([before]).swapaxes(0, 1))[0] or engine.SMALL
         for name, family in physics.families(self.settings.physics, images.shape[1]).items():
             proven = self.campaign.proven(images) if self.campaign.proven and name == "gain" else None
-            measured = {"clean": before, "grid": [], "gradient": [], "refuted": 0}
+            measured: dict[str, Any] = {"clean": before, "grid": [], "gradient": [], "refuted": 0}
             for seen in self._seen(family, images, labels, weight):
                 classes = self.campaign.classes(seen.logits)
                 measured[seen.by].append(self.counts(classes, seen.labels))

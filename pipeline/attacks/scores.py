@@ -1,8 +1,9 @@
 """From what a campaign measured to IoU: a city's part of metrics/attack.json, and what the audit judges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipeline.attacks.worst_case import pooled_iou, worst_case
 from pipeline.scoring.bootstrap import tile_interval
@@ -95,7 +96,7 @@ def by_method(results: dict[str, Measurement], worst: Callable[[list[Measurement
     return row
 
 
-def _worst(measurements: list[Measurement]) -> float | None:
+def _worst(measurements: ArrayLike) -> float | None:
     return worst_case(*np.array(measurements).swapaxes(0, 1))[0]
 
 
@@ -119,7 +120,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
     A city without a building in its tiles has no IoU to be judged by, only perturbations to be within the budget.
     """
 
-    def pooled(measurements: list[Measurement]) -> float | None:
+    def pooled(measurements: Sequence[ArrayLike]) -> float | None:
         return pooled_iou(*np.concatenate([np.zeros((2, 0)), *map(np.array, measurements)], axis=1))
 
     cities = [city for city in measured.values() if any(city["clean"]["buildings"])]

@@ -6,10 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.labels import IGNORE
+from pipeline.networks.models import Segmenter
 
 
 def surrogate(
-    segmenter,
+    segmenter: Segmenter,
     images: torch.Tensor,
     labels: torch.Tensor,
     *,
@@ -17,7 +18,7 @@ def surrogate(
     batch_size: int = 4,
     noise: float = 0.05,
     seed: int = 0,
-) -> torch.nn.Module:
+) -> Segmenter:
     """A relative of the model: its weights moved by `noise` of each tensor's own deviation, then fine-tuned.
 
     It is nearer to the model than one trained from another seed, so its attacks transfer better: the harder,

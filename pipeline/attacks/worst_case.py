@@ -1,16 +1,17 @@
 """The exact worst case over attacks: one attack a tile, chosen so that the pooled IoU is least."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipeline.scoring.metrics import ratio
 
 
-def pooled_iou(intersections: np.ndarray, unions: np.ndarray) -> float | None:
+def pooled_iou(intersections: ArrayLike, unions: ArrayLike) -> float | None:
     """ΣI/ΣU; None where nothing was there to be found and nothing was found."""
     return ratio(np.sum(intersections), np.sum(unions))
 
 
-def worst_case(intersections: np.ndarray, unions: np.ndarray) -> tuple[float | None, np.ndarray]:
+def worst_case(intersections: ArrayLike, unions: ArrayLike) -> tuple[float | None, np.ndarray]:
     """The least ΣI/ΣU over every choice of one attack a tile, and that choice.
 
     intersections, unions: (attacks, tiles) pixel counts. Returns the IoU and the attack (tiles,) chosen for each tile.

@@ -14,7 +14,7 @@ Winograd or FFT is no such sum: pipeline.networks.precision.direct_sums turns th
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +23,7 @@ from torch.nn.modules import module as everywhere
 
 from pipeline.errors import InputError
 from pipeline.networks.decision import Decision
+from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import direct_sums
 
 ABSTAIN = -1  # the class of a pixel without a certificate
@@ -44,7 +45,7 @@ class Box(NamedTuple):
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
 
-def image_box(segmenter: nn.Module, images: Tensor, epsilon: float) -> Box:
+def image_box(segmenter: Segmenter, images: Tensor, epsilon: float) -> Box:
     """The ℓ∞ ball of radius ε (pixel range [0,1]) around images (N, C, H, W), cut at [0,1], past the normalisation."""
     lower = (images - epsilon).clamp_min(0) - PIXEL_SLACK
     upper = (images + epsilon).clamp_max(1) + PIXEL_SLACK
@@ -127,7 +128,7 @@ class MaxPool:
 
 def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | MaxPool:
     """The rule of a graph node. Raises InputError, naming the operation, where there is none."""
-    module = modules[node.target] if node.op == "call_module" else None
+    module = modules[str(node.target)] if node.op == "call_module" else None
     if getattr(module, "inplace", False) or node.kwargs.get("inplace"):
         raise InputError(
             f"certify: {node.name} works in place and overwrites what others may read; build it with inplace=False"
@@ -135,42 +136,44 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
     match module:
         case nn.Module() if node.kwargs or len(node.args) != 1:  # as a transposed convolution's output_size
             pass
-        case nn.Conv2d(padding_mode="zeros") as m:
+        case nn.Conv2d(padding_mode="zeros") as conv:
             return Affine(
-                lambda w, x: F.conv2d(x, w, None, m.stride, m.padding, m.dilation, m.groups),
-                m.weight, None if m.bias is None else m.bias[:, None, None],
-                terms=m.weight[0].numel(), back=m.weight[:, 0].numel(), dense=m.groups == 1,
+                lambda w, x: F.conv2d(x, w, None, conv.stride, conv.padding, conv.dilation, conv.groups),
+                conv.weight, None if conv.bias is None else conv.bias[:, None, None],
+                terms=conv.weight[0].numel(), back=conv.weight[:, 0].numel(), dense=conv.groups == 1,
             )  # fmt: skip
-        case nn.ConvTranspose2d(output_padding=extra) as m:
+        case nn.ConvTranspose2d(stride=step, padding=tuple(pad), output_padding=extra) as up:
             return Affine(
-                lambda w, x: F.conv_transpose2d(x, w, None, m.stride, m.padding, extra, m.groups, m.dilation),
-                m.weight, None if m.bias is None else m.bias[:, None, None],
-                terms=m.weight[:, 0].numel(), back=m.weight[0].numel(),
+                lambda w, x: F.conv_transpose2d(x, w, None, step, pad, extra, up.groups, up.dilation),
+                up.weight, None if up.bias is None else up.bias[:, None, None],
+                terms=up.weight[:, 0].numel(), back=up.weight[0].numel(),
             )  # fmt: skip
-        case nn.BatchNorm2d(training=False, track_running_stats=True) as m:
-            scale = (m.running_var + m.eps).rsqrt() * (m.weight if m.affine else 1)
-            mean, bias = m.running_mean * scale, m.bias if m.affine else torch.zeros_like(scale)
+        case nn.BatchNorm2d(training=False, track_running_stats=True) as norm:
+            scale = (norm.get_buffer("running_var") + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)
+            mean = norm.get_buffer("running_mean") * scale
+            bias = norm.bias if norm.affine else torch.zeros_like(scale)
             sizes = (bias - mean)[:, None, None], (bias.abs() + mean.abs())[:, None, None]
             return Affine(lambda s, x: x * s[:, None, None], scale, *sizes)
         case nn.ReLU():
             return ReLU()
-        case nn.MaxPool2d() as m if m.dilation in (1, (1, 1)):
-            return MaxPool(m)
+        case nn.MaxPool2d() as pool if pool.dilation in (1, (1, 1)):
+            return MaxPool(pool)
         case nn.Upsample(mode="nearest" | "bilinear", align_corners=None | False) as m if m.scale_factor in (2, 4, 8):
             return Affine(lambda _, x: m(x), back=int(2 * m.scale_factor) ** 2)  # by powers of 2 its weights are exact
-        case nn.AvgPool2d() as m if m.divisor_override is None or m.divisor_override > 0:  # its weights are ≥ 0
-            side = m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)
-            return Affine(lambda _, x: m(x), terms=side**2, back=side**2)
-        case m if isinstance(m, REARRANGED):
-            return Affine(lambda _, x: m(x))
+        case nn.AvgPool2d(divisor_override=divisor) as pool if divisor is None or divisor > 0:  # its weights are ≥ 0
+            side = pool.kernel_size if isinstance(pool.kernel_size, int) else max(pool.kernel_size)
+            return Affine(lambda _, x: pool(x), terms=side**2, back=side**2)
+        case nn.Module() if isinstance(module, REARRANGED):
+            return Affine(lambda _, x: module(x))
     if node.op == "call_function" and node.target in {F.relu, torch.relu}:
         return ReLU()
     of_nodes = all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs  # not x + 1, not x + 2 · y
-    if node.op == "call_function" and (node.target is torch.cat or node.target in SUMS and of_nodes):
+    function: Any = node.target
+    if node.op == "call_function" and (function is torch.cat or function in SUMS and of_nodes):
 
         def call(_, *inputs):
             known = dict(zip(node.all_input_nodes, inputs, strict=True))
-            return node.target(*fx.map_arg(node.args, known.get), **node.kwargs)
+            return function(*fx.map_arg(node.args, known.get), **node.kwargs)
 
         return Affine(call)
     name = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)

@@ -71,7 +71,7 @@ def linear_lower(
 
 def _substitute(bounds: Bounds, boxes: Boxes, node: fx.Node, seeds: Tensor, relaxation: str, owners) -> Tensor:
     """Σ of each seed's constants, down to the box of the image: (passes, cells down, cells across)."""
-    forms, total = {node: seeds}, 0
+    forms, total = {node: seeds}, torch.zeros((), dtype=seeds.dtype)
     for current in reversed(bounds.nodes[: bounds.nodes.index(node) + 1]):
         if current not in forms:
             continue

@@ -53,10 +53,10 @@ def exposure_classes(segmenter: Segmenter, images: Tensor, gain: float, offset: 
 
 def _of_one(bounds: Bounds, segmenter: Segmenter, image: Tensor, gain: float, offset: float, cells: int) -> Tensor:
     channels = image.shape[1]
-    reach, kept = torch.tensor([gain] * channels + [offset] * channels).to(image), None
+    reach, kept = torch.tensor([gain] * channels + [offset] * channels).to(image), torch.empty(0)
     for lower, upper in _cells(bounds, segmenter, image, -reach, reach, cells):
         classes = certified_classes(_margins(bounds, _network(bounds, _exposed(segmenter, image, lower, upper))))
-        kept = classes if kept is None else torch.where(kept == classes, kept, ABSTAIN)
+        kept = torch.where(kept == classes, kept, ABSTAIN) if kept.numel() else classes
         if (kept == ABSTAIN).all():
             break
     return kept

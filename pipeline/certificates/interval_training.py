@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.certificates.bounds import Bounds, Box, image_box
 from pipeline.certificates.outer_polytope import Cauchy, dual_differences
 from pipeline.labels import IGNORE
+from pipeline.networks.models import Segmenter
 from pipeline.scoring.metrics import counts
 from pipeline.training.losses import Loss, cross_entropy, hinge
 
@@ -128,7 +129,7 @@ OBJECTIVES = {"ibp": interval_bound, "dual": partial(dual_differences, errors=Ca
 
 
 def train_interval(
-    segmenter: nn.Module, batches: Batches, steps: int, epsilon: float, *, bound: Bound = interval_bound,
+    segmenter: Segmenter, batches: Batches, steps: int, epsilon: float, *, bound: Bound = interval_bound,
     rate: float = 1e-2,
 ) -> Trained:  # fmt: skip
     """Training of a Segmenter, of layers that Bounds knows, by a bound at ℓ∞ budget ε (pixel range [0,1])."""

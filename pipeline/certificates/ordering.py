@@ -10,6 +10,7 @@ SandwichBroken names it.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def certified(found: tuple[Tensor, Tensor] | np.ndarray, labels: Tensor) -> dict
     return {"certified": pooled_iou(intersections, unions), "certified_low": low, "certified_high": high}
 
 
-def rising(where: str, row: dict[str, float | None], *names: str) -> None:
+def rising(where: str, row: dict[str, Any], *names: str) -> None:
     """Raise SandwichBroken unless the named entries of a row stand in rising order; all are None, or none."""
     for low, high in zip(names[:-1], names[1:], strict=True):
         if row[low] is not None and row[low] > row[high] + 1e-9:
@@ -92,7 +93,7 @@ def key(radius: float) -> str:
     return f"{math.floor(radius * 1e5) / 1e5:g}"
 
 
-def unrefuted(where: str, broken: Tensor) -> None:
+def unrefuted(where: str, broken: Tensor | np.ndarray) -> None:
     """Raise SandwichBroken if an attack changed any pixels within their certified radius."""
     if broken.any():
         raise SandwichBroken(
@@ -130,7 +131,7 @@ def smoothing_rows(
     (images, labels), deployed = data, segmenter.deployed()
     noise = torch.Generator(images.device).manual_seed(seed)
     start = torch.Generator().manual_seed(seed)
-    options = {"batch_size": settings.batch_size, "generator": noise}
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "generator": noise}
     batch = min(BATCH, settings.batch_size)
     base = certified_iou(logits_of(deployed, images, batch).argmax(1), labels)
     rows = {}

@@ -42,14 +42,14 @@ def votes(
     `batch_size` noisy images are held at once. `precision` as in pipeline.networks.precision: f is what runs
     in that number format, so that the certificate is about it.
     """
-    counts = None
+    counts = torch.zeros(0)
     for i, image in enumerate(images):
         for start in range(0, samples, batch_size):
             size = min(batch_size, samples - start), *image.shape
             noise = torch.randn(size, device=image.device, generator=generator)
             with autocast(image.device, precision):
                 logits = segmenter(torch.add(image, noise, alpha=sigma))
-            if counts is None:
+            if not len(counts):  # the logits tell the number of classes
                 counts = torch.zeros(len(images), *logits.shape[1:], dtype=torch.int32, device=image.device)
             winner = logits.argmax(1, keepdim=True)
             classes = torch.arange(logits.shape[1], device=image.device)[:, None, None]

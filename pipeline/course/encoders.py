@@ -1,6 +1,7 @@
 """Four encoders of one segmenter: LeNet and AlexNet, small and fully convolutional, beside VGG and ResNet."""
 
 import time
+from collections.abc import Sequence
 
 import segmentation_models_pytorch as smp
 import torch
@@ -21,7 +22,7 @@ DECODER = [32, 16, 8]  # the U-Net's, which all four share
 class _Stages(nn.Module, EncoderMixin):
     """Images (N, 3, H, W) to themselves and what each stage makes of the one before, ever coarser."""
 
-    def __init__(self, stages: list[nn.Module], channels: list[int], depth: int):
+    def __init__(self, stages: Sequence[nn.Module], channels: list[int], depth: int):
         super().__init__()
         self._depth, self._in_channels, self._output_stride = depth, 3, 32
         self._out_channels = [3, *channels]
@@ -68,8 +69,9 @@ VGG = {
     "batch_norm": True,
 }
 # As segmentation-models-pytorch's documentation adds an encoder: known by its name from here on.
+_known: dict = smp.encoders.encoders
 for _name, _encoder, _settings in (("lenet", LeNet, {}), ("alexnet", AlexNet, {}), ("vgg", VGGEncoder, VGG)):
-    smp.encoders.encoders[_name] = {"encoder": _encoder, "pretrained_settings": {}, "params": _settings}
+    _known[_name] = {"encoder": _encoder, "pretrained_settings": {}, "params": _settings}
 
 
 def with_encoder(name: str, images: torch.Tensor) -> nn.Module:
@@ -92,7 +94,7 @@ def encoders(steps: int = 40, scenes: int = 4, names: tuple[str, ...] = tuple(YE
         fit(network, images, labels, steps, rate=1e-2, batch=4)
         seconds = time.perf_counter() - start
         found = quality(network, unseen, truth)
-        weights = sum(p.numel() for p in network.network.encoder.parameters())
+        weights = sum(p.numel() for p in network.get_submodule("network.encoder").parameters())
         pictures[f"{name}: IoU {found:.2f}"] = classes(network, unseen)[0]
         numbers[f"{name}, {YEARS[name]}"] = f"IoU {found:.3f}, {weights:,} weights, {seconds:.1f} s"
     grey = {title: {"cmap": "gray"} for title, picture in pictures.items() if picture.ndim == 2}

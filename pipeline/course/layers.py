@@ -88,7 +88,9 @@ def non_expansive(depth: int, width: int, activation: str, ends: int | None = 1)
     for inputs, outputs in zip(sizes, sizes[1:], strict=False):
         layers += [OrthogonalConv(inputs, outputs, 1), nn.ReLU()]
     network = nn.Sequential(*layers[:-1])
-    return replace_relu(network) if activation == "MinMax" else network
+    if activation == "MinMax":
+        replace_relu(network)
+    return network
 
 
 def gradient_norms(activation: str, depth: int, width: int = 32) -> list[float]:

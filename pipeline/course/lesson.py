@@ -2,7 +2,7 @@
 show a lesson, those of the report a result.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 
 class Lesson(NamedTuple):
-    numbers: dict[str, object]  # what was measured: value
+    numbers: Mapping[str, object]  # what was measured: value
     picture: Figure
 
 

@@ -34,7 +34,7 @@ def svm(steps: int = 400, scenes: int = 4) -> Lesson:
     network = build_model(params.Model(architecture="linear"), 3)
     network.set_normalisation(images.mean((0, 2, 3)), images.std((0, 2, 3)))
     fit(network, images, labels, steps, loss=hinge, rate=0.3, optimiser=torch.optim.SGD, weight_decay=1e-3)
-    weight, bias = network.network.weight.detach(), network.network.bias.detach()
+    weight, bias = (network.network.get_parameter(name).detach() for name in ("weight", "bias"))
     w, b = (weight[1] - weight[0]).flatten(), bias[1] - bias[0]  # two logits say as much as their difference
     return _lesson(network, {"w (red, green, blue)": " ".join(f"{v:+.2f}" for v in w), "b": float(b)})
 

@@ -66,8 +66,9 @@ def polytope(width: int = 20, epsilon: float = 0.15, count: int = 4000, cuts: in
     """Two logits of a small network of ReLUs: sampled, boxed by intervals, and cut by the dual in many directions."""
     torch.manual_seed(3)
     network = perceptron(width).double().eval().requires_grad_(False)
-    for layer in network[::2]:
-        nn.init.kaiming_normal_(layer.weight)
+    for weight in network.parameters():
+        if weight.dim() > 1:
+            nn.init.kaiming_normal_(weight)
     x = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
     image, bounds = Box(x - epsilon, x + epsilon), Bounds(network)
     points, c = reached(network, image, count), directions(cuts)

@@ -143,7 +143,8 @@ def explain(segmenter: nn.Module, building: Building, steps: int, side: int, see
     `segmenter` answers with the deployed logits; `steps` of the integral, `side` of a square.
     """
     image, flat, mask = building.image, building.flat, building.mask
-    square = cells(mask.shape, side)
+    height, width = mask.shape
+    square = cells((height, width), side)
     of = evidence(segmenter, mask)
     gradients = integrated_gradients(of, image, flat, steps)
     orders = {"integrated gradients": by_cell(gradients, square), "occlusion": occlusion(of, image, flat, square)}

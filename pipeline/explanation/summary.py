@@ -61,7 +61,7 @@ def leans_on(cue: dict[str, dict | None]) -> str | None:
     """The cue whose loss costs most for certain: of the low ends above LEAST the highest."""
     sure = {name: row["drop_low"] for name, row in cue.items() if row and row["drop_low"] is not None}
     sure = {name: low for name, low in sure.items() if name != KEPT and low > LEAST}
-    return max(sure, key=sure.get, default=None)
+    return max(sure, key=sure.__getitem__, default=None)
 
 
 def of_buildings(row: dict) -> list[dict]:
@@ -70,7 +70,7 @@ def of_buildings(row: dict) -> list[dict]:
 
 def mean_of(found: list[dict], *keys: str) -> list[float]:
     """The mean over buildings of a list of numbers that lies under these keys."""
-    values = found
+    values: list = found
     for key in keys:
         values = [value[key] for value in values]
     return np.mean(values, 0).tolist()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import shapely
@@ -46,7 +46,7 @@ class Grid:
     height: int
     width: int
     transform: Affine  # pixel (column, row), whole numbers at the pixels' corners, to CRS units
-    crs: object | None = None  # anything pyproj reads; None where the image carries none
+    crs: Any = None  # anything pyproj reads; None where the image carries none
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -202,7 +202,7 @@ def draw_splits(given: list[Split | None], validation: float, test: float, seed:
     shares = {"validation": validation, "test": test}
     counts = {name: max(1, round(shares[name] * len(given))) for name in shares if name in missing}
     while sum(counts.values()) > len(free) - ("train" in missing):
-        counts[max(counts, key=counts.get)] -= 1
+        counts[max(counts, key=counts.__getitem__)] -= 1
     splits: list[Split | None] = [split or "train" for split in given]
     drawn = iter(np.random.default_rng(seed).permutation(free))
     for name, count in counts.items():

@@ -7,7 +7,7 @@ wherever it is cut. Nodata pixels weigh 0; a target pixel half covered by nodata
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -72,7 +72,7 @@ def resampling_matrix(source: int, target: int, enlarge: str = "bilinear") -> sp
 
 
 @contextmanager
-def open_raster(path: str | Path) -> Iterator[rasterio.DatasetReader]:
+def open_raster(path: str | Path) -> Generator[rasterio.DatasetReader]:
     """Open a file, or a URL of SCHEMES, with rasterio.
 
     Whatever it finds wrong, on opening or in mid-read, becomes one InputError.
@@ -106,7 +106,7 @@ def _blocks_end(dataset) -> int:
 
 
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
+def _reading(path: str | Path) -> Generator[None]:
     """Blame `path`: where two files are open at once, each names its own damage."""
     try:
         yield
@@ -208,11 +208,14 @@ class Raster:
         self.dataset, self.bands, self.range = dataset, list(bands), value_range
         self.source_dtype = np.dtype(dataset.dtypes[bands[0] - 1])
         source = grid_of(dataset)
-        if source.crs is None and not native:
+        if source.crs is not None:
+            self.native = ground_sample_distance(source)
+        elif native:
+            self.native = native, native
+        else:
             raise InputError(
                 f"{dataset.name}: {unplaced(dataset)}; state its metres a pixel in fetch.overrides.CITY.gsd"
             )
-        self.native = ground_sample_distance(source) if source.crs is not None else (native, native)
         if max(self.native) > LARGEST * gsd:  # weights for a continent would be drawn up before anything is read
             raise InputError(
                 f"{dataset.name}: its pixels are {max(self.native):g} m on the ground, more than {LARGEST} times the "
@@ -283,8 +286,8 @@ class Raster:
         `raw` is looked at only where it holds floats.
         """
         valid = self._unmasked(window)
-        if self.source_dtype.kind == "f":
-            finite = np.isfinite(raw).all(axis=0)
+        if raw is not None and self.source_dtype.kind == "f":
+            finite = np.asarray(np.isfinite(raw).all(axis=0))
             valid = finite if valid is None else valid & finite
         return None if valid is None or valid.all() else valid
 

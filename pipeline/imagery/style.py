@@ -17,8 +17,11 @@ NOW = "1970-01-01T00:00:00.000Z"  # the same run, the same bytes
 
 def mask_colours(classes: int) -> dict[int, tuple[int, int, int, int]]:
     """The colour of each value of a mask; 0 and 255 (no data) are not drawn where a program knows transparency."""
-    drawn = {k: (*map(int, CLASSES[(k - 1) % len(CLASSES)].split(",")), 255) for k in range(1, classes + 1)}
-    return {0: (255, 255, 255, 0), **drawn, 255: (0, 0, 0, 0)}
+    colours = {0: (255, 255, 255, 0)}
+    for k in range(1, classes + 1):
+        red, green, blue = map(int, CLASSES[(k - 1) % len(CLASSES)].split(","))
+        colours[k] = red, green, blue, 255
+    return colours | {255: (0, 0, 0, 0)}
 
 
 def write_style(path: Path, layer: str, columns: list[str]) -> None:

@@ -6,7 +6,7 @@ ignore), 1 where it says nothing. Of an OpenStreetMap extract only what is tagge
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -45,7 +45,8 @@ class Footprints:
 
     @property
     def bounds(self) -> Bounds:
-        return tuple(float(v) for v in shapely.total_bounds(self.polygons))
+        left, bottom, right, top = shapely.total_bounds(self.polygons).tolist()
+        return left, bottom, right, top
 
     @property
     def digest(self) -> str:
@@ -111,7 +112,7 @@ def read_footprints(
         if column and column not in opened.fields:
             meant = f"; did you mean {nearest(column, opened.fields)}?" if len(opened.fields) else ", nor any other"
             raise InputError(f"{path}: fetch.groups: no column {column!r} in it{meant}")
-        geometries, columns = opened.read({"label", tag, column}, box, where)
+        geometries, columns = opened.read({name for name in ("label", tag, column) if name}, box, where)
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())
     labels = _labels(path, columns["label"][building] if "label" in columns else None, len(geometries))
@@ -142,15 +143,15 @@ def _words(column: np.ndarray) -> np.ndarray:
 def footprint_bounds(path: str | Path, crs) -> Bounds | None:
     """The box in `crs` around all that a file holds; None where that is nothing. Raises InputError."""
     with open_layer(Path(path)) as layer:
-        bounds, source = layer.bounds, layer.crs
-    if not np.isfinite(bounds).all():
+        (left, bottom, right, top), source = layer.bounds.tolist(), layer.crs
+    if not np.isfinite([left, bottom, right, top]).all():
         return None
     with _leading(Path(path), source, _crs(crs)):
-        return transform_bounds(tuple(map(float, bounds)), source, crs)
+        return transform_bounds((left, bottom, right, top), source, crs)
 
 
 @contextmanager
-def _leading(path: Path, source: CRS, target: CRS) -> Iterator[None]:
+def _leading(path: Path, source: CRS, target: CRS) -> Generator[None]:
     try:
         yield
     except ProjError:
@@ -187,8 +188,9 @@ def rough_shift(source, target, bounds: Bounds) -> str | None:
     )
 
 
-def _figure(crs: CRS) -> tuple[float, float]:
-    return crs.ellipsoid.semi_major_metre, crs.ellipsoid.inverse_flattening
+def _figure(crs: CRS) -> tuple[float, float] | None:
+    figure = crs.ellipsoid
+    return (figure.semi_major_metre, figure.inverse_flattening) if figure else None
 
 
 def _metres(accuracy: float) -> str:

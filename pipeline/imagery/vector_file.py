@@ -9,7 +9,7 @@ import os
 import sqlite3
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ LIKE = {15: 6, 16: 6, 17: 3}  # polyhedral surface, TIN, triangle → the kind o
 
 
 @contextmanager
-def open_layer(path: Path, name: str | None = None) -> Iterator["OgrLayer | ParquetLayer"]:
+def open_layer(path: Path, name: str | None = None) -> Generator["OgrLayer | ParquetLayer"]:
     """The one layer of footprints in a file, or the layer of a name. Raises InputError: unreadable, no CRS, no such
     layer, or several."""
     if path.suffix.lower() in PARQUET:
@@ -198,7 +198,7 @@ def _linked(path: Path, folder: Path) -> str:
     if suffix != ".zip":
         return plain
     with zipfile.ZipFile(path) as archive:
-        held = {_held(PurePosixPath(name)) for name in archive.namelist()} - {None}
+        held = set(filter(None, (_held(PurePosixPath(name)) for name in archive.namelist())))
     if len(held) != 1:
         names = ", ".join(sorted(held)[:3]) or "of any format known"
         raise InputError(f"{path}: holds {len(held)} files of footprints, {names}; pack exactly one")

@@ -10,9 +10,10 @@ import re
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,13 +48,13 @@ FIELDS = {  # of a map's polygons
     "model_version": pa.string(),
 }  # fmt: skip
 WriteRows = Callable[[int, np.ndarray], None]  # (first row, pixels (bands, rows, W) uint8)
-WriteFootprints = Callable[[dict[str, np.ndarray], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
+WriteFootprints = Callable[[dict[str, Any], np.ndarray], None]  # (columns (n,), polygons (n,) in the CRS)
 
 
 @contextmanager
 def cloud_optimised(
     path: Path, grid: Grid, bands: list[str], scale: float = 1, colours: dict[int, tuple] | None = None
-) -> Iterator[WriteRows]:
+) -> Generator[WriteRows]:
     """Yield a function that writes rows of uint8; afterwards PATH is a COG with overviews, 255 being no data.
 
     bands: their descriptions; scale: what a stored step is worth; colours: of a mask's values.
@@ -94,7 +95,7 @@ def cloud_optimised(
 
 
 @contextmanager
-def onto_disk(path: Path) -> Iterator[None]:
+def onto_disk(path: Path) -> Generator[None]:
     """What a disk does to GDAL and Arrow, as a sentence: the cause and its own remedy."""
     try:
         yield
@@ -117,7 +118,7 @@ def _refused(folder: Path) -> int | None:
 
 
 @contextmanager
-def plain_name(path: Path) -> Iterator[Path]:
+def plain_name(path: Path) -> Generator[Path]:
     """Yield another name for `path`, of plain letters: pyogrio takes a path for a URI and cuts it at `!` and `;`."""
     if re.fullmatch(r"[\w/.-]+", str(path), re.ASCII):
         yield path
@@ -152,7 +153,7 @@ def refuse_holes(path: Path) -> None:
 @contextmanager
 def footprints(
     path: Path, crs, fields: dict[str, pa.DataType] = FIELDS, layer: str = LAYER
-) -> Iterator[WriteFootprints]:
+) -> Generator[WriteFootprints]:
     """Yield a function that writes batches of footprints; afterwards PATH holds them, in its suffix's format.
 
     Columns: `fields`. GeoJSON is in longitude and latitude (RFC 7946), the others in `crs`; None (an image without a

@@ -59,6 +59,7 @@ def class_loss(method: str, logits: Tensor, labels: Tensor, taught: Tensor, weig
         case "mib":
             seen = unbiased_distillation(logits, taught, labels)
             return unbiased_cross_entropy(logits, labels, old) + weight * seen
+    raise AssertionError(method)
 
 
 def trained(

@@ -1,6 +1,7 @@
 """What keeps a network from forgetting, each as its paper has it. Logits (N, K, H, W), labels (N, H, W), 255 none."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def fisher(network: nn.Module, batches: Iterable[Tensor]) -> Weights:
         network.zero_grad()
         F.nll_loss(log_p, classes).backward()
         for name, weight in network.named_parameters():
-            found[name] += weight.grad**2
+            if weight.grad is not None:
+                found[name] += weight.grad**2
         count += 1
     network.zero_grad()
     return {name: total / max(count, 1) for name, total in found.items()}
@@ -50,11 +52,12 @@ def fisher(network: nn.Module, batches: Iterable[Tensor]) -> Weights:
 def ewc(network: nn.Module, kept: list[tuple[Weights, Weights]]) -> Tensor:
     """½ Σ F (θ − θ*)² over each task's (F, θ*) (Kirkpatrick et al. 2017, equation 3, without its λ)."""
     now = dict(network.named_parameters())
-    return sum(
+    terms = (
         0.5 * (information[name] * (now[name] - value) ** 2).sum()
         for information, then in kept
         for name, value in then.items()
     )
+    return sum(terms, torch.zeros(()))
 
 
 def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
@@ -86,11 +89,10 @@ def grow(layer: nn.Conv2d, classes: int) -> nn.Conv2d:
 
     The answer over the old classes, the new ones counted as background, is the one before.
     """
-    grown = nn.Conv2d(
-        layer.in_channels, layer.out_channels + classes, layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    ).to(layer.weight)
+    shape: Any = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    grown = nn.Conv2d(layer.in_channels, layer.out_channels + classes, *shape).to(layer.weight)
     grown.weight.copy_(torch.cat([layer.weight, layer.weight[:1].expand(classes, -1, -1, -1)]))
-    bias = layer.bias.clone()
+    bias = layer.get_parameter("bias").clone()
     bias[0] -= torch.log(torch.tensor(classes + 1.0))
-    grown.bias.copy_(torch.cat([bias, bias[:1].expand(classes)]))
+    grown.get_parameter("bias").copy_(torch.cat([bias, bias[:1].expand(classes)]))
     return grown

@@ -1,6 +1,6 @@
 """From counts by scene to what the metrics say: scores of each sequence, means over orders, intervals over scenes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ Pairs = list[tuple[np.ndarray, np.ndarray]]  # intersection and union (S,) of a 
 
 
 def pairs(of: list[Counts], city: str) -> Pairs:
-    return [tuple(np.array(part) for part in counts[city]) for counts in of]
+    return [(np.array(counts[city][0]), np.array(counts[city][1])) for counts in of]
 
 
 def estimate(after: Pairs, before: Pairs, draws: int, seed: int) -> Estimate:
@@ -23,7 +23,7 @@ def estimate(after: Pairs, before: Pairs, draws: int, seed: int) -> Estimate:
     after, before = ([(i[some], u[some]) for i, u in side] for side in (after, before))
 
     def of(weights: np.ndarray) -> np.ndarray:
-        lost = [iou_of(weights, *pair) for pair in before] or [0.0]
+        lost = [iou_of(weights, *pair) for pair in before] or [np.zeros(len(weights))]
         return np.mean([iou_of(weights, *pair) for pair in after], axis=0) - np.mean(lost, axis=0)
 
     value, units = float(of(np.ones((1, some.sum())))[0]), int(some.sum())
@@ -53,7 +53,7 @@ def matrix(of: list[Counts], order: list[str], built: Callable[[str], bool]) -> 
 def sequence_table(found: dict, untrained: list[Counts], orders: list[list[str]], s: Incremental, tests: Tests) -> dict:
     """The sections method, joint and order; `found` holds counts by (method, *order)."""
     known = [city for city in orders[0] if tests.built(city)]
-    of_order = []
+    of_order: list[dict] = []
     for order in orders:
         nothing, rows = matrix(untrained, order, tests.built)[0], {}
         for method in s.methods:
@@ -88,7 +88,7 @@ def class_table(found: dict[str, list[Counts]], s: Incremental, tests: Tests) ->
     """{METHOD: old and new, with intervals, and before}; classes are counted each alone, and averaged."""
     kinds = range(1, len(found["before"]) + 1)
 
-    def of(name: str, method: str, some: list[int]) -> dict:
+    def of(name: str, method: str, some: Sequence[int]) -> dict:
         each = [
             estimate(pairs([found[method][kind - 1]], city), [], s.bootstrap, s.seed)
             for city in tests.tiles for kind in some if tests.built(city, kind)

@@ -89,11 +89,13 @@ def export_program(folder: str | Path) -> Path:
     Read back and compared like `export`'s. Raises InputError likewise.
     """
     folder = Path(folder)
+    from torch._dynamo.exc import TorchDynamoException
+
     segmenter = read_model(folder)
     example = torch.rand(2, segmenter.card.channels, 96, 128)
     try:
         program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
-    except (torch._dynamo.exc.TorchDynamoException, torch.export.exported_program.ExportError, RuntimeError) as error:
+    except (TorchDynamoException, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: this architecture cannot be exported by torch.export ({reason})") from None
     with atomic_file(folder / "model.pt2") as partial:
@@ -177,6 +179,7 @@ def _write_graph(
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"this architecture cannot be exported to ONNX ({reason})") from None
+    assert program is not None  # as of dynamo=True
     model = program.model_proto
     onnx.helper.set_model_props(model, props)
     onnx.save(model, path)

@@ -4,38 +4,59 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from pipeline.console import progress_bar
 from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
 from pipeline.networks.decision import Decision
+from pipeline.networks.glance import Glance
+from pipeline.networks.models import Segmenter
 from pipeline.params import Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
-from pipeline.scoring.inference import infer
+from pipeline.scoring.inference import Image, infer
 
 BAND, LEAST_WINDOW = 24_000_000, 128  # values of a band of windows; rows it never goes below
 
 
+class Glimpses:
+    """Which windows a glance finds worth a pass, and what share it did not."""
+
+    def __init__(self, glance: Glance):
+        self.glance, self.windows, self.skipped = glance, 0, 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        worth = self.glance.sees(images)
+        self.windows += len(worth)
+        self.skipped += len(worth) - int(worth.sum())
+        return worth
+
+    @property
+    def share(self) -> float:
+        return self.skipped / max(1, self.windows)
+
+
 def fill(
-    segmenter,
-    image,
+    segmenter: Segmenter,
+    image: Image,
     mapper: Mapper,
     settings: Predict,
     name: str = "",
     empty: Callable[[slice, slice], bool] | None = None,
+    worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Totals:
     """Run `image` through the segmenter and push its bands into `mapper`, which works in a thread.
 
-    empty: see `infer`.
+    empty, worth: see `infer`.
     """
-    temperature, augment = Decision.of(segmenter.card).temperature, settings.augment
+    network, temperature, augment = segmenter, Decision.of(segmenter.card).temperature, settings.augment
     if settings.uncertainty:
-        segmenter, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
-    window = window_side(settings.window, image.shape[1] * (segmenter.classes + mapper.contacts))
+        network, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    window = window_side(settings.window, image.shape[1] * (network.classes + mapper.contacts))
     bands = infer(
-        segmenter, image, window=window, overlap=settings.overlap,
+        network, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature,
-        contacts=mapper.contacts, empty=empty,
+        contacts=mapper.contacts, empty=empty, worth=worth,
         precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
@@ -45,11 +66,12 @@ def fill(
             buildings = np.ascontiguousarray(probabilities[..., 1:])
             del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
             if settings.uncertainty:
-                buildings[..., : segmenter.classes] = Disagreement.split(buildings[..., : segmenter.classes])
+                buildings[..., : network.classes] = Disagreement.split(buildings[..., : network.classes])
             if mapping:
                 mapping.result()
             mapping = worker.submit(mapper.add, buildings)
-        mapping.result()
+        if mapping:
+            mapping.result()
     return mapper.finish()
 
 

@@ -29,7 +29,7 @@ class Task:
     settings: Predict = Predict()
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
-    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    range: tuple[float, ...] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
     known: str | None = None  # a file of the footprints that one has
 
     def __post_init__(self):
@@ -57,7 +57,7 @@ def open_scene(stack: ExitStack, task: Task, card: Card) -> tuple[Raster, Raster
 
 def _open(stack: ExitStack, task: Task, card: Card) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
-    bands = list(task.bands or declared_bands(dataset, card.bands))
+    bands = list(task.bands or declared_bands(dataset, card.scene_bands))
     if len(bands) != card.channels:
         raise InputError(f"--bands names {len(bands)} bands; the model reads {card.channels}")
     if max(bands) > dataset.count:

@@ -152,7 +152,7 @@ class Mapper:
 
     def _emit(self, buildings: Buildings) -> None:
         """Drop what is too small, give the rest its shape, area and id, and write it in the scene's CRS."""
-        if not len(buildings):
+        if self.footprints is None or not len(buildings):
             return
         ground = pixel_areas(self.scene, shapely.get_coordinates(shapely.centroid(buildings.geometry)), self.native)
         kept = buildings.pixels * ground >= self.settings.min_area

@@ -57,7 +57,7 @@ class Found:
     cut: np.ndarray
     rest: np.ndarray  # what else a footprint says, as JSON: a merged one says what its largest piece did
 
-    def where(self, keep: np.ndarray) -> "Found":
+    def where(self, keep: np.ndarray | list) -> "Found":
         return Found(*(getattr(self, f.name)[keep] for f in fields(self)))
 
     def write(self, to: WriteFootprints) -> None:

@@ -90,18 +90,18 @@ class Polygoniser:
         edges = coo_array((np.ones(same.sum()), (above[same], below[same])), shape=(len(nodes), len(nodes)))
         groups, group = connected_components(edges, directed=False) if nodes else (0, np.zeros(0, int))
 
-        merged: list[_Component | None] = [None] * groups
+        merged: dict[int, _Component] = {}
         for node, g in zip(nodes, group, strict=True):
-            if merged[g] is None:
-                merged[g] = node
-            else:
+            if g in merged:
                 merged[g].absorb(node)
+            else:
+                merged[g] = node
         still_open = np.zeros(groups, np.int32)
         present = np.unique(group[last[last > 0] - 1 + count])
         still_open[present] = np.arange(1, len(present) + 1)
         self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
         self.open = [merged[g] for g in present]
-        done = [c for c, stays in zip(merged, still_open, strict=True) if not stays and c.pixels >= self.least]
+        done = [merged[g] for g in np.flatnonzero(still_open == 0) if merged[g].pixels >= self.least]
         return _buildings(done)
 
 

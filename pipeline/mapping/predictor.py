@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -18,6 +19,7 @@ from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.networks.card import Card
 from pipeline.params import Predict, parse_section
+from pipeline.scoring.inference import Image
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Map:
 class Predictor:
     """A model, ready to map: what `pipeline.load_model` answers."""
 
-    segmenter: object  # a Segmenter or an OnnxSegmenter
+    segmenter: Any  # a Segmenter or an OnnxSegmenter
 
     @property
     def card(self) -> Card:
@@ -67,16 +69,17 @@ class Predictor:
         chosen = parse_section(Predict, settings)
         with ExitStack() as stack:
             if isinstance(image, np.ndarray):
+                pixels: Image = image
                 scene = model = _check_array(image, self.card)
                 native, validity, empty = (self.card.gsd, self.card.gsd), lambda window: None, None
                 if not gsd is bands is value_range is None:
                     raise InputError("gsd, bands and value_range tell how to read a raster; an array is the model's")
             else:
-                task = Task(_one_scene(str(image)), "", "", chosen, gsd, bands and tuple(bands), value_range)
+                task = Task(_one_scene(str(image)), "", "", chosen, gsd, tuple(bands) if bands else None, value_range)
                 raster, twin = open_scene(stack, task, self.card)
                 scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
-                image = stack.enter_context(ReadAhead(raster))
-                validity, empty = twin.source_validity, image.empty
+                pixels = rows = stack.enter_context(ReadAhead(raster))
+                validity, empty = twin.source_validity, rows.empty
             mask = np.zeros((1, *scene.shape), np.uint8)
             probability = np.zeros((self.card.classes, *scene.shape), np.uint8)
             batches: list[tuple[dict, np.ndarray]] = []
@@ -89,7 +92,7 @@ class Predictor:
                 {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
                 validity, contacts=self.segmenter.contacts,
             )  # fmt: skip
-            fill(self.segmenter, image, mapper, chosen, empty=empty)
+            fill(self.segmenter, pixels, mapper, chosen, empty=empty)
         columns = {
             name: np.concatenate([c[name] for c, _ in batches] or [[]])
             for name in ("id", "label", "area_m2", "confidence", "regularised")

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def prove(segmenter, image, scene: Grid, settings: Predict, path: Path, validity
     Raster.source_validity. Returns what is certified, and how much of the scene.
     """
     method = method_of_drawn(segmenter, "the model")
-    radius = settings.radius or min(METHODS[method]().radii)
+    section: Any = METHODS[method]()
+    radius = settings.radius or min(section.radii)
     drawn = copy.copy(segmenter)  # whose decision is the settings'
     drawn.decision = decision(settings, segmenter.card)
     window = window_of(drawn, method, radius)

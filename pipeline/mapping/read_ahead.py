@@ -36,7 +36,7 @@ class ReadAhead:
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(self.shape[0])
         self._keep_from(first)
-        while self.end < last:
+        while self.end < last and self.next:
             strip, valid = self.next.result()
             self.strips.append((self.end, self.end + len(strip), valid))
             self.next = self._submit(self.end + len(strip))

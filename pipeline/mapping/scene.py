@@ -25,7 +25,7 @@ from pipeline.imagery.style import mask_colours
 from pipeline.imagery.writer import FIELDS, WriteFootprints, WriteRows, cloud_optimised, footprint_rows, footprints
 from pipeline.mapping import in_bucket
 from pipeline.mapping.edits import content
-from pipeline.mapping.flow import fill, label_free_iou
+from pipeline.mapping.flow import Glimpses, fill, label_free_iou
 from pipeline.mapping.inputs import Task, class_names, decision, load, open_scene
 from pipeline.mapping.known import MISSING, STATUS, Known, conflate
 from pipeline.mapping.mapper import LAYERS, STEPS, Mapper
@@ -34,6 +34,9 @@ from pipeline.mapping.publishing import finished, forget, publish, replaceable
 from pipeline.mapping.read_ahead import ReadAhead
 from pipeline.metrics import PredictMetrics, described, parse
 from pipeline.networks.card import Card
+from pipeline.networks.glance import Glance
+from pipeline.networks.models import GLANCE, read_glance
+from pipeline.networks.precision import device
 from pipeline.storage import WORK, fingerprint, scratch
 
 FORMAT = 5  # raise it when the same inputs give other outputs
@@ -50,14 +53,14 @@ def predict_scene(model: str, task: Task) -> PredictMetrics:
     if is_object(task.out):
         return _predict_into_bucket(model, task)
     record = Path(task.out) / f"{task.name}.json"
-    segmenter, model_key = model_of(model)
+    _, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := finished(record, key, names):
         return parse(PredictMetrics, {**before, "fresh": False}, record)
     replaceable(record, names)  # refused before the work
     with scratch(record) as partial:
-        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
+        found = _made(model, task, partial, key)
         made = described(PredictMetrics, found)
         publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
     forget(record)
@@ -66,22 +69,24 @@ def predict_scene(model: str, task: Task) -> PredictMetrics:
 
 def _predict_into_bucket(model: str, task: Task) -> PredictMetrics:
     """The same, published into an object store; files are made in this machine's work folder."""
-    segmenter, model_key = model_of(model)
+    _, model_key = model_of(model)
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := in_bucket.finished(task.out, task.name, key, names):
         return parse(PredictMetrics, {**before, "fresh": False}, bucket.join(task.out, f"{task.name}.json"))
     in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
     with scratch(WORK / "maps" / task.name) as partial:
-        found = _made(segmenter, task, partial, {"model": Path(model).stem, "model_version": model_key}, key)
+        found = _made(model, task, partial, key)
         made = described(PredictMetrics, found)
         in_bucket.publish(partial, task.out, task.name, found)
     return made
 
 
-def _made(segmenter, task: Task, partial: Path, model: dict, key: str) -> dict:
+def _made(model: str, task: Task, partial: Path, key: str) -> dict:
     """Map a scene into the folder `partial`; returns the record to be, with the contents of its files."""
-    found = _map_scene(segmenter, task, partial, model)
+    segmenter, version = model_of(model)
+    glance = read_glance(model, device()) if task.settings.skip_empty else None
+    found = _map_scene(segmenter, glance, task, partial, {"model": Path(model).stem, "model_version": version})
     files = {name: content(partial / name) for name in sorted(file_names(task).values())}
     return {"scene": task.scene, "key": key, "files": files, **found}
 
@@ -93,13 +98,14 @@ def local_model(model: str) -> str:
     """
     if not is_object(model):
         return model
-    files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json"]
+    files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json", GLANCE]
     urls = {name: bucket.join(model, name) if name else model for name in files}
     held = {name: bucket.about(url) for name, url in urls.items()}
-    if absent := [urls[name] for name, about in held.items() if about is None]:
+    if absent := [urls[name] for name, about in held.items() if about is None and name != GLANCE]:  # few have one
         raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
-    place = WORK / "models" / fingerprint(model, [about["etag"] for about in held.values()]) / Path(model).name
-    paths = {name: place / name for name in files}
+    etags = {name: about["etag"] for name, about in held.items() if about}
+    place = WORK / "models" / fingerprint(model, list(etags.values())) / Path(model).name
+    paths = {name: place / name for name in etags}
     for name, path in paths.items():
         if not path.exists():
             bucket.download(urls[name], path)
@@ -183,8 +189,8 @@ def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: 
     return layers
 
 
-def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
-    """Read, infer, write; returns what was found."""
+def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model: dict) -> dict:
+    """Read, infer, write; returns what was found. `glance`: skip what it sees nothing in."""
     settings, card, files = task.settings, segmenter.card, file_names(task)
     outlines = folder / "outlines.parquet" if task.known else folder / files.get("polygons", "")
     with rasterio.Env(GDAL_CACHEMAX=CACHE), ExitStack() as stack:
@@ -201,7 +207,8 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
             layers, polygons, twin.source_validity, task.name, segmenter.contacts,
         )  # fmt: skip
         pixels = stack.enter_context(ReadAhead(image))
-        totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty)
+        glimpses = Glimpses(glance) if glance else None
+        totals = fill(segmenter, pixels, mapper, settings, task.name, pixels.empty, glimpses)
         proven = None
         if settings.certified:
             path = folder / file_names(task)["certified"]
@@ -216,6 +223,8 @@ def _map_scene(segmenter, task: Task, folder: Path, model: dict) -> dict:
             "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
             "certified": proven,
+            "skipped": glimpses and round(glimpses.share, 4),
+            "skipped_below": glance and round(float(glance.threshold), 4),
             "expected_iou": expected and round(expected, 3),
             "validation_iou": usual and round(usual, 3),
             "unlike_training": unlike(expected, usual, card.least_expected_iou),

@@ -25,7 +25,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
     folder = Path(folder)
     card = read_card(folder)
     weights = folder / "weights.safetensors"
-    names = [f"B{band}" for band in card.bands]
+    names = [f"B{band}" for band in card.scene_bands]
     bands = [{"name": name, "gsd": card.gsd} for name in names]
     classes = [{"value": 0, "name": "background"}] + [
         {"value": k, "name": "building" if card.classes == 1 else f"class-{k}"} for k in range(1, card.classes + 1)

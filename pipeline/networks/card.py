@@ -28,12 +28,22 @@ class Card(BaseModel):
     threshold: params.Share = Field(0.5, description="building probability above which a pixel is one, from validation")
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = Field(1.0, description="that calibrates its probabilities")
     confidence: dict[str, float] | None = Field(None, description="ATC's thresholds of building and background")
+    glance: dict[str, float] | None = Field(
+        None,
+        description="what tells empty ground: its threshold, the shares of area lost and of windows skipped on "
+        "validation, the side of those windows in pixels",
+    )
     least_expected_iou: float | None = Field(None, description="label-free, of the validation scenes of its cities")
     params: dict = Field({}, description="the sections of params.yaml that made it")
     metrics: dict = Field({}, description="validation_iou, or what its kind of training measures")
     history: list = Field([], description="what each epoch measured")
     training: dict = Field({}, description="seconds, device, precision, processes, torch")
     fingerprint: str | None = Field(None, description="of parameters, tiles and code: equal means the same training")
+
+    @property
+    def scene_bands(self) -> list[int]:
+        """The bands of a scene that it reads: those it was trained on, the first where it does not say."""
+        return self.bands or list(range(1, self.channels + 1))
 
     @model_validator(mode="after")
     def agrees(self) -> "Card":
@@ -65,7 +75,7 @@ def read_card(folder: str | Path) -> Card:
         raise InputError(f"{path}: damaged model card ({error}); train the model again") from None
 
 
-def check_fit(card: Card, city: CityTiles, model: Path) -> None:
+def check_fit(card: Card, city: CityTiles, model: str | Path) -> None:
     """Raise InputError where a city's tiles are not what the model was trained to read."""
     for key, mine, theirs in (
         ("channels", card.channels, city.channels),

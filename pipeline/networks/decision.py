@@ -56,7 +56,10 @@ class Decision:
 class Deployed(nn.Module):
     """A segmenter that answers with its decision's logits (N, K, H, W): what is attacked and voted on."""
 
-    def __init__(self, segmenter: nn.Module):
+    decision: Decision
+    segmenter: nn.Module
+
+    def __init__(self, segmenter):
         super().__init__()
         self.segmenter, self.decision = segmenter, segmenter.decision
         self.classes, self.stride = segmenter.classes, segmenter.stride

@@ -28,7 +28,8 @@ class Package:
 
     def path(self) -> Path | None:
         spec = find_spec(self.name.replace("-", "_"))  # nothing of the package is run
-        return Path(spec.submodule_search_locations[0], self.file) if spec else None
+        places = spec.submodule_search_locations if spec else None
+        return Path(places[0], self.file) if places else None
 
 
 _LITE = {

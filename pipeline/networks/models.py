@@ -4,6 +4,7 @@ A model folder holds weights.safetensors and model.json (the card): data, never 
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from pipeline import params
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
 from pipeline.networks.decision import Decision, Deployed
+from pipeline.networks.glance import Glance
 from pipeline.networks.hub import readme
 from pipeline.networks.imagenet import normalisation, packaged_weights, start_from
 from pipeline.storage import atomic_folder, write_json
@@ -23,8 +25,10 @@ SMP = {  # our name: class of segmentation_models_pytorch
     "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
     "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
 }  # fmt: skip
+GLANCE = "glance.safetensors"  # in a model folder
 TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Segmenter(nn.Module):
@@ -34,6 +38,10 @@ class Segmenter(nn.Module):
     `decision` says which class a pixel is drawn as: `decide(logits)`. Where the network has `contacts`, it answers one
     channel more, the logit that a pixel lies close to two buildings; it is given where it is asked for.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    card: Card  # of a model that was read; one that is only built has none
 
     def __init__(
         self,
@@ -49,7 +57,6 @@ class Segmenter(nn.Module):
         self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
-        self.card: Card | None = None  # of a model that was read
         self.decision = Decision()
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
@@ -172,14 +179,14 @@ def _check_encoder(name: str) -> None:
 class _Idle(nn.Identity):
     """In the place of what is called, with whatever arguments, and not used."""
 
-    def forward(self, x, *_):
-        return x
+    def forward(self, input, *_):
+        return input
 
 
 def _without_idle(network: nn.Module, channels: int) -> nn.Module:
     """Replace the encoder's stages that no output depends on: they would be stored, and never trained."""
     network.eval()(torch.zeros(1, channels, 128, 128)).sum().backward()
-    _replace_idle(network.encoder)
+    _replace_idle(network.get_submodule("encoder"))
     network.zero_grad()
     return network.train()
 
@@ -280,15 +287,19 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{file}: damaged weights ({error}); train the model again or fetch a fresh copy") from None
 
 
-def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict) -> None:
-    """Write FOLDER/weights.safetensors, model.json and its page README.md, atomically. `card`: a Card, or its keys."""
+def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict, glance: Glance | None = None) -> None:
+    """Write FOLDER/weights.safetensors, model.json and its page README.md, and the glance's weights where there is one,
+    atomically. `card`: a Card, or its keys."""
     card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
-        weights = {key: w.detach().cpu().contiguous().clone() for key, w in segmenter.state_dict().items()}
-        try:
-            save_file(weights, partial / "weights.safetensors")
-        except SafetensorError as error:
-            raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
+        for module, name in ((segmenter, "weights.safetensors"), (glance, GLANCE)):
+            if module is None:
+                continue
+            weights = {key: w.detach().cpu().contiguous().clone() for key, w in module.state_dict().items()}
+            try:
+                save_file(weights, partial / name)
+            except SafetensorError as error:
+                raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
         write_json(partial / "model.json", card.model_dump(mode="json"))
         (partial / "README.md").write_text(readme(card), encoding="utf-8")
 
@@ -316,4 +327,23 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmen
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{folder}: weights do not fit model.json ({reason}); train the model again") from None
     segmenter.card, segmenter.decision = card, Decision.of(card)
-    return segmenter.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return channels_last(segmenter.eval().requires_grad_(False).to(device))
+
+
+def channels_last(network: Network) -> Network:
+    """The same network, its weights laid out as convolutions are fastest."""
+    return network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # PyTorch's omission
+
+
+def read_glance(folder: str | Path, device: str | torch.device = "cpu") -> Glance:
+    """A model folder's glance. Raises InputError where it has none, or a damaged one."""
+    if not Path(folder).is_dir() or not (card := read_card(folder)).glance:
+        raise InputError(
+            f"predict.skip_empty: {folder} has no glance to skip by; train with train.glance: 300, or set it to false"
+        )
+    glance = Glance(card.channels)
+    try:
+        glance.load_state_dict(read_weights(Path(folder) / GLANCE))
+    except RuntimeError:
+        raise InputError(f"{folder}/{GLANCE}: does not fit model.json; train the model again") from None
+    return glance.eval().requires_grad_(False).to(device)

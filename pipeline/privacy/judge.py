@@ -41,7 +41,8 @@ class Sample:
 
     def split(self, scores: np.ndarray) -> tuple[Side, Side]:
         """Members and others, with scores (N,)."""
-        return tuple(Side(scores[rows], self.scenes[rows]) for rows in self.rows.values())
+        members, others = (Side(scores[rows], self.scenes[rows]) for rows in self.rows.values())
+        return members, others
 
 
 def sample(city: CityTiles, count: int, seed: int, references: list[nn.Module], on: torch.device) -> Sample | None:
@@ -65,7 +66,8 @@ def scores(model: nn.Module, of: Sample) -> dict[str, np.ndarray]:
 def judge(model: nn.Module, samples: dict[str, Sample], draws: int, seed: int) -> dict:
     """What the attacks find of a model: their AUC, a city and on average, and true positives over all tiles."""
     found = {city: scores(model, of) for city, of in progress(samples.items(), "privacy: membership", len(samples))}
-    result: dict = {"city": {city: {} for city in samples}, "mean_city": {}, "pooled": {"fpr": FPR}}
+    pooled_row: dict = {"fpr": FPR}
+    result: dict = {"city": {city: {} for city in samples}, "mean_city": {}, "pooled": pooled_row}
     for attack in ATTACKS:
         sides = {city: samples[city].split(given[attack]) for city, given in found.items() if attack in given}
         estimates = {city: auc(*pair, draws, seed) for city, pair in sides.items()}

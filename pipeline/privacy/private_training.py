@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.console import progress
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, Split
 from pipeline.tiles.store import CityTiles, Region
 from pipeline.tiles.tensors import to_tensors
 from pipeline.training.augment import augment
@@ -52,7 +53,7 @@ class Record:
         return augment("flips", *read_crop(self.city, self.region, top, left, size), int(random.integers(2**31)))
 
 
-def records(cities: Sequence[CityTiles], split: str, unit: str) -> list[Record]:
+def records(cities: Sequence[CityTiles], split: Split, unit: str) -> list[Record]:
     """The records of a split, of whole scenes or of tiles, those without a labelled pixel left out."""
     found = []
     for city in cities:
@@ -138,7 +139,7 @@ def train(
 
     private = mechanism.noise > 0
     torch.manual_seed(seed)
-    expected = mechanism.rate * len(of)
+    expected: Any = mechanism.rate * len(of)  # a mean, where Opacus declares a whole number
     network, optimizer = model, torch.optim.Adam(model.parameters(), learning_rate)
     if private:
         network = GradSampleModule(model, loss_reduction="sum")
@@ -152,7 +153,8 @@ def train(
         optimizer.zero_grad()
         if drawn:
             crops = [record.crop(crop, random) for record in drawn]
-            images, labels = to_tensors(tuple(np.stack(side) for side in zip(*crops, strict=True)), on)
+            images, labels = (np.stack(side) for side in zip(*crops, strict=True))
+            images, labels = to_tensors((images, labels), on)
             # Opacus misreads channels last: its gradients of one record would be parts of others'
             loss = crop_loss(network(images.contiguous()), labels).sum()
             with warnings.catch_warnings():
@@ -160,8 +162,8 @@ def train(
                 (loss if private else loss / expected).backward()
         elif private:  # the noise must not tell that nobody was drawn
             for weight in model.parameters():
-                weight.grad_sample = weight.new_zeros(0, *weight.shape)
+                weight.grad_sample = weight.new_zeros(0, *weight.shape)  # ty: ignore[missing-attribute]  # Opacus's
         optimizer.step()
-    if private:
+    if isinstance(network, GradSampleModule):
         network.remove_hooks()
     return model.eval().requires_grad_(False)

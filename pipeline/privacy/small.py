@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.code import version
+from pipeline.labels import Split
 from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model
 from pipeline.params import Model, Privacy
@@ -26,7 +27,7 @@ class SmallNetworks:
     work: Path
     on: torch.device
 
-    def records(self, split: str = "train") -> list[Record]:
+    def records(self, split: Split = "train") -> list[Record]:
         return records(self.cities, split, self.settings.private.unit)
 
     @property

@@ -180,11 +180,11 @@ def where_trained(results: Results) -> list[str]:
 
 def elsewhere(results: Results) -> list[str]:
     """The IoU of a short training says little of a full one; what it loses in a city not seen says more."""
-    known = {city: m for city, m in unseen(results).items() if m.of is not None}
+    known = {city: (m.iou, m.of) for city, m in unseen(results).items() if m.of is not None}
     if not known:
         return []
-    city = min(known, key=lambda c: known[c].iou - known[c].of if results.brief else known[c].iou)
-    iou, of = known[city].iou, known[city].of
+    city = min(known, key=lambda c: known[c][0] - known[c][1] if results.brief else known[c][0])
+    iou, of = known[city]
     if of - iou < 0.005:
         other = "an equally short training that saw it" if results.brief else "where it was trained"
         return [f"A city like {city}, never seen: {iou:.2f}, no less than {other}."]

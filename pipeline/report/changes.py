@@ -26,7 +26,8 @@ class Change:
     @property
     def beyond(self) -> bool:
         """Whether the new number lies outside the old one's interval."""
-        return self.before.low is not None and not self.before.low <= self.after.iou <= self.before.high
+        low, high = self.before.low, self.before.high
+        return low is not None and high is not None and not low <= self.after.iou <= high
 
 
 @dataclass(frozen=True)

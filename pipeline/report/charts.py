@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.backends.backend_svg  # savefig must find its backend within the style
@@ -77,12 +78,13 @@ def panel(
     title: str, lines: list[Line], x: str, y: str = "IoU", *, size=SMALL, prepare: Callable | None = None, **limits
 ) -> Chart:
     """One chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+    style: Any = {**STYLE, "svg.hashsalt": title}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:
-            mark = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
+            mark: dict = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
             values = [np.nan if v is None else v for v in line.y]
             if line.steps == "steps-pre":  # nothing was measured at its first x, it only says how far back y holds
                 mark |= {"markevery": slice(1, None)}
@@ -185,7 +187,7 @@ def confidence(results: Results) -> list[Gallery]:
         bins = list(next(iter(sizes.values())))
         lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, SizeBin()).iou for b in bins])
         names = [b.replace("-", "–\n") for b in bins]
-        ticks = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
+        ticks: dict = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
         charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
     text = (
         "A reliable model (all cities; grey as trained, black with the temperature that predict applies) stays on "
@@ -212,7 +214,7 @@ def precision_recall(cities: list[str], points: list[dict]) -> list[Line]:
         if own:
             x, y = np.array(own).T
             curves[city] = np.where(recall < x[0], np.nan, np.interp(recall, x, y)).tolist()
-    return [line for line in lines_of(curves, recall.tolist(), curves.get)] if curves else []
+    return [line for line in lines_of(curves, recall.tolist(), curves.__getitem__)] if curves else []
 
 
 def attack(results: Results) -> list[Gallery]:
@@ -311,7 +313,7 @@ def corruption(results: Results) -> list[Gallery]:
     for name, by_severity in table.items():
         severities = sorted(by_severity, key=int)
         values = {c: [clean[c], *(by_severity[s].get(c) for s in severities)] for c in cities}
-        lines = lines_of(cities, [0, *map(int, severities)], values.get)
+        lines = lines_of(cities, [0, *map(int, severities)], values.__getitem__)
         charts.append(panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1)))
     text = (
         "Each city by the model that has not seen it. Severity 0 is the clean image, of the same "
@@ -329,7 +331,7 @@ def adaptation(results: Results) -> list[Gallery]:
         methods = list(ladder)
         lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
         names = [method.replace("_", "-\n") for method in methods]
-        ticks = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
+        ticks: dict = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
         chart = panel("Adapting without labels", lines, "", size=WIDE, **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
         text += f" No method repairs {', '.join(found.beyond_adaptation)}." if found.beyond_adaptation else ""

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 
@@ -75,7 +76,7 @@ class Run:
         return list(dict.fromkeys([*KINDS, *(k for row in rows for k, v in row if _is_number(v))]))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -38,12 +38,10 @@ def found_of(leaning: dict[str, str | None]) -> list[str]:
 
 def listed(cities: dict[str, CityExplained], leaning: dict[str, str | None], cue: str) -> str:
     """Each city that leans on a cue, and the IoU it loses, with its interval."""
-
-    def one(city: str) -> str:
-        row = cities[city].cue[cue]
-        return f"{city} (IoU −{row.drop:.2f}, {row.drop_low:.2f} to {row.drop_high:.2f})"
-
-    return joined([one(city) for city, name in leaning.items() if name == cue])
+    rows = ((city, cities[city].cue[cue]) for city, name in leaning.items() if name == cue)
+    return joined(
+        [f"{city} (IoU −{row.drop:.2f}, {row.drop_low:.2f} to {row.drop_high:.2f})" for city, row in rows if row]
+    )
 
 
 def joined(words: list[str]) -> str:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -44,7 +44,8 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["score"] = score
-    environment.globals |= {"colour": colour, "ink": ink, "many": MANY, "down": down}
+    shared: dict[str, Any] = {"colour": colour, "ink": ink, "many": MANY, "down": down}
+    environment.globals.update(shared)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js"))
     shown = pictures(results)
     metrics = results.metrics
@@ -120,13 +121,14 @@ def estimate(results: Results) -> dict | None:
     if not guess or not shown:
         return None
     errors = label_free.mean_error
+    error, usual = errors[shown], errors[guess]
     rows = in_order(results, label_free.city)
     return {
         "guess": GUESSES[guess],
         "name": ESTIMATES[shown],
-        "error": errors[shown],
-        "guess_error": errors[guess],
-        "beaten": errors[shown] < errors[guess],
+        "error": error,
+        "guess_error": usual,
+        "beaten": error is not None and usual is not None and error < usual,
         "rows": [(city, row.iou, getattr(row, shown), getattr(row, guess)) for city, row in rows.items()],
     }
 

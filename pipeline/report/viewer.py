@@ -60,7 +60,7 @@ def pictures(results: Results) -> list[Picture]:
             continue
         drawn = [r for r in about["regions"] if files(results, city, r)["prediction"].exists()]
         known = [r for r in drawn if results.scenes.get((city, r.name)) is not None]
-        known.sort(key=lambda r: results.scenes[city, r.name])
+        known.sort(key=lambda r: results.scenes[city, r.name] or 0)
         ordered = [*known[:1], *known[:0:-1][:1], *known[1:-1], *(r for r in drawn if r not in known)]
         found += [picture(results, city, r, about["size"]) for r in ordered[: results.params.report.scenes]]
     return found
@@ -80,7 +80,8 @@ def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
     truth, ignored, found = judged(shown["label"], shown["prediction"])
     where = spots(truth, found, ignored, tile, region)
     scale = min(1, results.params.report.image_side / max(shown["image"].size))
-    size = tuple(max(1, round(side * scale)) for side in shown["image"].size)
+    width, height = (max(1, round(side * scale)) for side in shown["image"].size)
+    size = width, height
     photo = shown["image"].convert("RGB").resize(size, Image.Resampling.LANCZOS)
     label, prediction = (shown[n].resize(size, Image.Resampling.NEAREST) for n in ("label", "prediction"))
     confidence = np.asarray(shown["confidence"].resize(size, Image.Resampling.BOX))

@@ -38,7 +38,8 @@ def units(cells: dict[str, list[np.ndarray]], least: int, reach: float | None = 
     if len(cells) == 1:
         return blocks(next(iter(cells.values())), least, reach)
     sums = [np.sum([region[:2].sum((1, 2)) for region in scene], axis=0) for scene in cells.values()]
-    return Units(*np.array(sums, np.int64).reshape(-1, 2).T)
+    intersection, union = np.array(sums, np.int64).reshape(-1, 2).T
+    return Units(intersection, union)
 
 
 def blocks(regions: list[np.ndarray], least: int, reach: float | None = None) -> Units:
@@ -58,6 +59,11 @@ def merged(region: np.ndarray, side: int) -> np.ndarray:
     return np.add.reduceat(np.add.reduceat(region, rows, 1), columns, 2).reshape(len(region), -1)
 
 
+def _correlated(part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Σ of products of cells by how far apart they lie, of a region padded to `shape` (Wiener-Khinchin)."""
+    return np.fft.irfft2(np.abs(np.fft.rfft2(part, shape)) ** 2, shape)
+
+
 def correlated_over(regions: list[np.ndarray]) -> float:
     """Pixels from which on errors are not alike: the correlogram is under 5 % of its first value, or lost in noise.
 
@@ -69,7 +75,7 @@ def correlated_over(regions: list[np.ndarray]) -> float:
     if max(np.abs(part).max() for part in errors) < 0.5:  # pixels
         return float(CELL)
     products, pairs = (
-        sum(np.fft.irfft2(np.abs(np.fft.rfft2(part, (height, width))) ** 2, (height, width)) for part in parts)
+        sum((_correlated(part, (height, width)) for part in parts), np.zeros((height, width)))
         for parts in (errors, [region[2] > 0 for region in regions])
     )
     rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in (height, width))

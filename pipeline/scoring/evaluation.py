@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, Split
 from pipeline.networks.models import Segmenter
 from pipeline.params import Evaluate, Predict
 from pipeline.scoring import blocks, metrics
@@ -137,7 +137,7 @@ def delivered(apart: np.ndarray, label: np.ndarray, gsd: float, least: float) ->
 
 
 def evaluate_scenes(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: Split = "test", predict: Predict = DEFAULTS
 ) -> Iterator[tuple[SceneResult, CityResult]]:
     """Yield each region's map and the city's counts so far; after the last one the counts are the city's.
 
@@ -170,7 +170,7 @@ def evaluate_scenes(
 
 
 def evaluate_city(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: str = "test", predict: Predict = DEFAULTS
+    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: Split = "test", predict: Predict = DEFAULTS
 ) -> CityResult:
     """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
     result = CityResult(city.city, city.gsd)
@@ -236,10 +236,10 @@ def summarise(results: list[CityResult], e: Evaluate, column: str | None = None)
 
     A city without buildings is in the pool, where what is invented there counts, and in no mean.
     """
-    whole = CityResult("", 0, sum(r.pixels for r in results))
+    whole = CityResult("", 0, sum((r.pixels for r in results), np.zeros(4, np.int64)))
     cities = {r.city: city_metrics(r, e) for r in results}
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
-    worst = min(known, key=known.get, default=None)
+    worst = min(known, key=known.__getitem__, default=None)
     estimates = [r.estimate(e) for r in results if r.iou is not None and r.cells]
     mean, least = (mean_of(estimates).shown(), shown(worst_of(estimates))) if estimates else ((None, None),) * 2
     return {

@@ -98,7 +98,7 @@ def by_column(scenes: Iterable[SceneCounts]) -> Groups:
     return groups
 
 
-def buildings(objects: Objects, which: np.ndarray) -> np.ndarray:
+def buildings(objects: Objects, which: np.ndarray | bool) -> np.ndarray:
     """[Σ best IoU, number, found, number] of some of a scene's buildings."""
     best = objects.best_iou[which]
     return np.array([best.sum(), len(best), np.count_nonzero(best > 0.5), len(best)])

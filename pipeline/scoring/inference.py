@@ -5,11 +5,11 @@ of the network's stride: a pixel meets the same phase of the encoder's halvings 
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.tiles.tensors import to_float
 
@@ -53,9 +53,29 @@ def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[t
         yield turned.flip(3), lambda p, back=-turns: p.flip(3).rot90(back, (2, 3))
 
 
+class Network(Protocol):
+    """A Segmenter, or what answers like one."""
+
+    classes: int
+    stride: int
+
+    def __call__(self, images: torch.Tensor, *, contacts: bool = False) -> torch.Tensor: ...
+
+    def buffers(self) -> Iterator[torch.Tensor]: ...
+
+
+class Image(Protocol):
+    """(H, W, C) uint8: an array, or what can be sliced by rows like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
 @torch.inference_mode()
 def probabilities(
-    segmenter: Segmenter, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
+    segmenter: Network, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
 ) -> torch.Tensor:
     """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries.
 
@@ -70,12 +90,12 @@ def probabilities(
 
     if not augment:
         return answer(images)
-    return sum(upright(answer(view)) for view, upright in symmetries(images)) / 8
+    return sum((upright(answer(view)) for view, upright in symmetries(images)), torch.zeros(())) / 8
 
 
 def infer(
-    segmenter: Segmenter,
-    image: np.ndarray,
+    segmenter: Network,
+    image: Image,
     *,
     window: int = 512,
     overlap: float = 0.25,
@@ -85,13 +105,14 @@ def infer(
     precision: str = "auto",
     contacts: bool = False,
     empty: Callable[[slice, slice], bool] | None = None,
+    worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` one more,
     that of a contact, last.
 
     `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
-    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed: they are
-    background with probability 1. Black is data.
+    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed, nor those of
+    a batch (N, C, H, W) in [0, 1] that are not `worth` it (N,): they are background with probability 1. Black is data.
     """
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
@@ -110,9 +131,14 @@ def infer(
             norm[:, left : left + wide] += weight
         for start in range(0, len(busy), batch_size):
             lefts = busy[start : start + batch_size]
-            batch = torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True)
+            batch = to_float(torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True))
+            if worth is not None:
+                kept = worth(batch)
+                batch, lefts = batch[kept], [lefts[i] for i in kept.nonzero()[:, 0].tolist()]
+                if not lefts:
+                    continue
             with autocast(on, precision):
-                p = probabilities(segmenter, to_float(batch), temperature, augment, contacts)[:, 1:]
+                p = probabilities(segmenter, batch, temperature, augment, contacts)[:, 1:]
             for left, one in zip(lefts, p, strict=True):
                 total[:, :, left : left + wide] += weight * one
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top

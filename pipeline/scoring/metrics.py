@@ -6,7 +6,7 @@ and an IoU, which asks how much of it was found, is None.
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, SupportsFloat
 
 import cv2
 import numpy as np
@@ -15,10 +15,10 @@ from scipy import ndimage
 from pipeline.labels import IGNORE
 from pipeline.scoring.blocks import CELL, blocks
 
-Array = TypeVar("Array")  # a NumPy array or a torch tensor
+Array = Any  # of NumPy or of torch: what comes out is of the kind that went in
 
 
-def ratio(part: float, whole: float) -> float | None:
+def ratio(part: SupportsFloat, whole: SupportsFloat) -> float | None:
     """part / whole, or None where nothing was there to be counted (never 0 and never 1)."""
     return float(part) / float(whole) if whole else None
 
@@ -120,13 +120,13 @@ class Objects:
 
     @classmethod
     def none(cls) -> "Objects":
-        return cls(*(np.zeros(0) for _ in range(4)))
+        return cls(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
 
     def __add__(self, other: "Objects") -> "Objects":
         """Without their groups."""
         arrays = ("area", "best_iou", "confidence", "match")
-        both = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
-        return Objects(*both, self.merged + other.merged, self.split + other.split)
+        both = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        return Objects(**both, merged=self.merged + other.merged, split=self.split + other.split)
 
     @property
     def quality(self) -> tuple[float | None, float | None, float | None]:

@@ -13,10 +13,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -99,11 +100,12 @@ def ensure_free(folder: str | Path, size: int, purpose: str) -> None:
 
 
 @contextmanager
-def byte_bar(name: str, total: int | None, done: int = 0, show: bool = True) -> Iterator[Callable]:
+def byte_bar(name: str, total: int | None, done: int = 0, show: bool = True) -> Generator[Callable]:
     """A progress bar in megabytes; yields the function to call with each number of bytes done."""
     with progress_bar() as bar:
         bar.disable = bar.disable or not show
-        task = bar.add_task(f"{name} (MB)", total=total and total / 1e6, completed=done / 1e6)
+        megabytes: Any = done / 1e6  # Rich declares whole numbers and takes any
+        task = bar.add_task(f"{name} (MB)", total=total and total / 1e6, completed=megabytes)
         yield lambda count: bar.advance(task, count / 1e6)
 
 

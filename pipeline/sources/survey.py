@@ -1,7 +1,7 @@
 """What the files of scenes say of themselves, found before anything is computed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def survey(path: str, gsd: float | None = None, name: str | None = None, *, over
 
 
 @contextmanager
-def named(path: str | Path) -> Iterator[None]:
+def named(path: str | Path) -> Generator[None]:
     """Begin the sentence of an InputError with the file it is about."""
     try:
         yield

@@ -121,7 +121,7 @@ def _say(city: Survey, labels: Labels, found: dict) -> None:
                f"{labels.outside} lie outside of every frame and were left out")  # fmt: skip
     waiting = len(city.drawn) - len(labels.done) - len(labels.unusable)
     if waiting:
-        first = waiting and {city.number(i) for i in labels.done} | {city.number(i) for i in labels.unusable}
+        first = {city.number(i) for i in labels.done} | {city.number(i) for i in labels.unusable}
         in_order = first == set(range(1, len(first) + 1))
         why = "" if in_order else "; they were not labelled in order, so they count only if nobody chose which"
         remark("note", "yellow", f"{waiting} frames are still to do{why}")

@@ -8,23 +8,26 @@ Killed and started again it goes on with the next city: what is measured stands 
 watches what attack.model and attack.transfer name, but for folds: after a change of these `dvc repro -f attack`.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from pipeline.cluster import content, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE, Split
 from pipeline.metrics import AttackMetrics, write
 from pipeline.params import Attack, AttackMethod, Params
-from pipeline.storage import WORK, atomic_folder, fingerprint, write_json
+from pipeline.storage import WORK, atomic_folder
 from pipeline.tiles.store import CityTiles, open_cities
+
+if TYPE_CHECKING:
+    from pipeline.networks.models import Segmenter
 
 SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
 CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
@@ -40,6 +43,35 @@ class Attacked:
     arrays: dict[str, np.ndarray]
 
 
+@dataclass
+class Attacking:
+    """What attacks a city: a part of the stage. The model and its surrogate are made once a process."""
+
+    params: Params
+    tiles: Path
+    segmenter: "Segmenter | None" = None
+
+    @cached_property
+    def cities(self) -> dict[str, CityTiles]:
+        return {city.city: city for city in open_cities(self.params.fetch.cities, self.tiles)}
+
+    @cached_property
+    def samples(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        settings = self.params.attack
+        return {name: _sample(city, "test", settings.tiles, settings) for name, city in self.cities.items()}
+
+    @cached_property
+    def campaign(self):
+        return _campaign(self.params, [*self.cities.values()], self.segmenter)
+
+    def __call__(self, city: str, _: Path) -> Attacked:
+        return _one_city(self.campaign, self.cities[city], self.samples[city])
+
+    def __getstate__(self) -> dict:
+        """What it is made from: a worker opens and loads it again."""
+        return {name: self.__dict__[name] for name in ("params", "tiles", "segmenter")}
+
+
 def run(
     params: Params,
     tiles: Path = Path("data/tiles"),
@@ -47,33 +79,37 @@ def run(
     arrays: Path = Path("arrays/attack"),
     work: Path = WORK / "attack",
     segmenter=None,
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
     """Attack attack.model, or the Segmenter that is given, on tiles of each city's test split.
 
-    Raises InputError on bad tiles or models. Failed checks of the audit are told, not raised: see `report`.
+    ray, shard: where its cities are attacked, see pipeline.cluster. Raises InputError on bad tiles or models. Failed
+    checks of the audit are told, not raised: see `report`.
     """
     from pipeline.attacks.audit import audit, failures
     from pipeline.attacks.scores import city_metrics, evidence
 
-    settings = params.attack
-    cities = open_cities(params.fetch.cities, tiles)
-    samples = {city.city: _sample(city, "test", settings.tiles, settings) for city in cities}
-    folder = work / _key(params, cities, samples, segmenter)
-    campaign = _campaign(params, cities, segmenter)
-    results = {city.city: _one_city(campaign, city, samples[city.city], folder / city.city) for city in cities}
+    settings, attacking = params.attack, Attacking(params, tiles, segmenter)
+    folder = work / _key(params, [*attacking.cities.values()], attacking.samples, segmenter)
+    results = summands(attacking, [*attacking.cities], folder, ray=ray, shard=shard)
+    if results is None:
+        return
 
     measured = {city: result.measured for city, result in results.items()}
     _unrefuted(measured)
     numbers = evidence(measured, f"{settings.reference:g}")
-    metrics = {"city": {city: city_metrics(m) for city, m in measured.items()}}
+    metrics: dict[str, Any] = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
-        for city, row in _universal(campaign, results, samples).items():
+        for city, row in _universal(attacking.campaign, results, attacking.samples).items():
             metrics["city"][city]["universal"] = row
     metrics |= {"audit": audit(**numbers), "audit_numbers": numbers}
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            np.savez(partial / f"{city}.npz", **{name: result.arrays[name] for name in SHOWN if name in result.arrays})
+            shown: dict[str, Any] = {name: result.arrays[name] for name in SHOWN if name in result.arrays}
+            np.savez(partial / f"{city}.npz", **shown)
     found = write(out, AttackMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     print_table(found, f"{settings.reference:g}")
@@ -103,15 +139,11 @@ def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tupl
 def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter=None) -> str:
     """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
     the code that attacks them."""
-    parts = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
-    if segmenter:
-        parts += [sha256(w.cpu().contiguous().numpy().tobytes()).hexdigest() for w in segmenter.state_dict().values()]
-        parts.append(str(segmenter))
-    for model in filter(None, (None if segmenter else params.attack.model, params.attack.transfer)):
-        files = (Path(model) / name for name in ("weights.safetensors", "model.json"))
-        parts += [sha256(file.read_bytes()).hexdigest() if file.exists() else None for file in files]
-    parts += [sha256(array.tobytes()).hexdigest() for pair in samples.values() for array in pair]
-    return fingerprint(version("attack"), *parts)
+    of_models = [*([] if segmenter else [params.attack.model]), *filter(None, [params.attack.transfer])]
+    files = [Path(model) / name for model in of_models for name in ("weights.safetensors", "model.json")]
+    arrays = [array for pair in samples.values() for array in pair]
+    settings = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
+    return content(version("attack"), settings, segmenter, *files, *arrays)
 
 
 def _campaign(params: Params, cities: list[CityTiles], segmenter):
@@ -165,14 +197,10 @@ def _exposures(segmenter, settings: Attack):
     return lambda images: exposure_classes(segmenter, images, s.gain, s.offset, s.cells)
 
 
-def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
-    """Measured now, or read back from a run that was interrupted."""
+def _one_city(campaign, city: CityTiles, sample: tuple) -> Attacked:
     from pipeline.attacks.protocol import attack_city
     from pipeline.tiles.tensors import to_tensors
 
-    if (kept / "measured.json").exists():
-        with np.load(kept / "arrays.npz", allow_pickle=False) as file:
-            return Attacked(json.loads((kept / "measured.json").read_text(encoding="utf-8")), dict(file))
     result = Attacked({}, {})
     device = next(campaign.segmenter.parameters()).device
     crafting = to_tensors(_sample(city, "train", CRAFTING_TILES, campaign.settings), device)
@@ -185,9 +213,6 @@ def _one_city(campaign, city: CityTiles, sample: tuple, kept: Path) -> Attacked:
         result.arrays |= arrays
     if city.city in s.physics.sun:
         result.measured["shadow"] = _shadows(campaign, city, s.physics.sun[city.city])
-    with atomic_folder(kept) as partial:
-        np.savez(partial / "arrays.npz", **result.arrays)
-        write_json(partial / "measured.json", result.measured)
     return result
 
 

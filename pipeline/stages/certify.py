@@ -6,18 +6,26 @@ trained here on the same cities' training tiles and kept in models/certify/. Jud
 turned. Writes metrics/certify.json, a CertifyMetrics. Convex and Lipschitz certificates are proofs; smoothing's holds
 on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise
 (train.noise) may lose much of its clean IoU to the noise alone.
+
+Killed and started again it goes on with the next city: what is proven stands in .work/certify until all is.
 """
 
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster import content, each, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.metrics import CertifyMetrics, write
 from pipeline.params import METHODS, UNITS, Certify, Model, Params
-from pipeline.storage import fingerprint
+from pipeline.storage import WORK, fingerprint
 from pipeline.tiles.store import CityTiles, open_cities
 
 BATCH = 8  # crops a step of training
@@ -25,16 +33,104 @@ HALVINGS = 2  # of the training budget, after a collapse
 LOST = 0.25  # of the training IoU: a city below it was given up
 
 
+@dataclass
+class Certifying:
+    """What certifies METHOD/CITY: a part of the stage. A road's network is loaded once a process."""
+
+    params: Params
+    tiles: Path
+    models: Path
+
+    def __post_init__(self):
+        self.networks: dict = {}
+
+    @cached_property
+    def cities(self) -> dict[str, CityTiles]:
+        return {city.city: city for city in open_cities(self.params.fetch.cities, self.tiles)}
+
+    @cached_property
+    def samples(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {name: _sample(city, self.params.certify) for name, city in self.cities.items()}
+
+    def deployed(self, method: str) -> bool:
+        from pipeline.networks.card import read_card
+
+        return METHODS[method].certifies(read_card(self.params.certify.model).model)
+
+    def folder(self, method: str) -> Path:
+        return Path(self.params.certify.model) if self.deployed(method) else self.models / "certify" / method
+
+    def network(self, method: str):
+        """The Segmenter that a road certifies, trained first where the deployed one is not it."""
+        from pipeline.networks.card import check_fit
+        from pipeline.networks.models import read_model
+        from pipeline.networks.precision import device
+
+        if method not in self.networks:
+            cities, folder = [*self.cities.values()], self.folder(method)
+            if self.deployed(method):
+                segmenter = read_model(folder, device())
+                for city in cities:
+                    check_fit(segmenter.card, city, folder)
+            else:
+                with arithmetic(method):
+                    segmenter = certifiable(self.params, method, cities, folder)
+            self.networks[method] = segmenter
+        return self.networks[method]
+
+    def train(self, method: str) -> None:
+        self.network(method)
+
+    def __call__(self, part: str, _: Path) -> dict[str, dict]:
+        """{RADIUS: row}."""
+        from pipeline.certificates import ordering
+        from pipeline.networks.precision import device
+        from pipeline.tiles.tensors import to_tensors
+
+        (method, city), settings = part.split("/"), self.params.certify
+        segmenter, data = self.network(method), to_tensors(self.samples[city], device())
+        options = getattr(settings, method), settings.attack_steps, settings.seed, f"{method}, {city}"
+        with arithmetic(method):
+            return ordering.ROWS[method](segmenter, data, *options)
+
+    def __getstate__(self) -> dict:
+        return {name: self.__dict__[name] for name in ("params", "tiles", "models")} | {"networks": {}}
+
+
+@contextmanager
+def arithmetic(method: str) -> Generator[None]:
+    """Direct sums (see networks.precision) for a proof; smoothing votes in whatever arithmetic the model has."""
+    import torch
+
+    from pipeline.networks.precision import direct_sums
+
+    if method == "smoothing":
+        yield
+        return
+    cudnn, matmul, nnpack = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.nnpack
+    before = cudnn.allow_tf32, matmul.allow_tf32, nnpack.set_flags(False)
+    try:
+        direct_sums()
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before[:2]
+        nnpack.set_flags(*before[2])
+
+
 def run(
     params: Params,
     tiles: Path = Path("data/tiles"),
     models: Path = Path("models"),
     out: Path = Path("metrics/certify.json"),
+    work: Path = WORK / "certify",
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
     """Certify test crops of each city by certify.methods.
 
-    Raises InputError on bad tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind,
-    where an attack or an ordering refutes a certificate.
+    ray, shard: where its cities are certified, see pipeline.cluster. Raises InputError on bad tiles, models or sample
+    sizes, and SandwichBroken, leaving no metrics behind, where an attack or an ordering refutes a certificate.
     """
     from pipeline.certificates.samples import check_samples
 
@@ -44,10 +140,27 @@ def run(
     if "smoothing" in settings.methods:
         s = settings.smoothing
         check_samples(s.n, settings.crop**2, s.tau, s.alpha)
-    cities = open_cities(params.fetch.cities, tiles)
-    samples = {city.city: _sample(city, settings) for city in cities}
-    metrics = {method: _method(params, method, cities, samples, models) for method in settings.methods}
-    print_table(write(out, CertifyMetrics, metrics))
+    certifying = Certifying(params, tiles, Path(models))
+    for _ in each(certifying.train, [m for m in settings.methods if not certifying.deployed(m)], ray):
+        pass
+    names = [f"{method}/{city}" for method in settings.methods for city in certifying.cities]
+    kept = work / _key(certifying)
+    rows = summands(certifying, names, kept, ray=ray, shard=shard)
+    if rows is None:
+        return
+    metrics = {method: _road(certifying, method, rows) for method in settings.methods}
+    found = write(out, CertifyMetrics, metrics)
+    shutil.rmtree(kept, ignore_errors=True)
+    print_table(found)
+
+
+def _key(certifying: Certifying) -> str:
+    """What a kept certificate depends on: the settings, the networks, the pixels and labels, and the code."""
+    settings = certifying.params.certify
+    networks = [certifying.folder(method) for method in settings.methods]
+    ground = [city.about for city in certifying.cities.values()]
+    arrays = [array for pair in certifying.samples.values() for array in pair]
+    return content(version("certify"), settings.model_dump(), ground, *networks, *arrays)
 
 
 def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]:
@@ -57,35 +170,16 @@ def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]
     return images, labels
 
 
-def _method(params: Params, method: str, cities: list[CityTiles], samples: dict, models: Path) -> dict:
+def _road(certifying: Certifying, method: str, rows: dict[str, dict]) -> dict:
     """{"city": {CITY: {RADIUS: row}}} of one road, and what its training said."""
-    from pipeline.certificates import ordering
-    from pipeline.networks.card import check_fit, read_card
-    from pipeline.networks.models import read_model
-    from pipeline.networks.precision import device, direct_sums
-    from pipeline.tiles.tensors import to_tensors
-
-    settings, on = params.certify, device()
-    if method != "smoothing":  # which votes, in whatever arithmetic the model has
-        direct_sums()
-    if METHODS[method].certifies(read_card(settings.model).model):
-        segmenter, result = read_model(settings.model, on), {"deployed": True}
-        for city in cities:
-            check_fit(segmenter.card, city, Path(settings.model))
-    else:
-        segmenter = certifiable(params, method, cities, Path(models) / "certify" / method)
-        result = {"deployed": False, **segmenter.card.metrics}
-    rows, answer = ordering.ROWS[method], {}
-    for city in progress(cities, f"certify: {method}"):
-        data, where = to_tensors(samples[city.city], on), f"{method}, {city.city}"
-        answer[city.city] = rows(
-            segmenter, data, getattr(settings, method), settings.attack_steps, settings.seed, where
-        )
-    if not result["deployed"]:
-        clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
-        least = LOST * result["train_iou"]
-        result = {**result, "lost": [city for city, iou in clean.items() if iou is not None and iou < least]}
-    return {**result, "city": answer}
+    answer = {city: rows[f"{method}/{city}"] for city in certifying.cities}
+    if certifying.deployed(method):
+        return {"deployed": True, "city": answer}
+    result = {"deployed": False, **certifying.network(method).card.metrics}
+    clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
+    least = LOST * result["train_iou"]
+    lost = [city for city, iou in clean.items() if iou is not None and iou < least]
+    return {**result, "lost": lost, "city": answer}
 
 
 def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Path):
@@ -148,7 +242,8 @@ def _batches(params: Params, cities: list[CityTiles], device, description: str, 
     crops = RandomCrops(cities, params.certify.crop, params.certify.seed, "flips")
     for step in progress(range(steps), description):
         pairs = [crops[step * BATCH + i] for i in range(BATCH)]
-        yield to_tensors([torch.stack(side).numpy() for side in zip(*pairs, strict=True)], device)
+        images, labels = (torch.stack(side).numpy() for side in zip(*pairs, strict=True))
+        yield to_tensors((images, labels), device)
 
 
 def print_table(found: CertifyMetrics) -> None:

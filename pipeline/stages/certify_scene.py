@@ -12,6 +12,7 @@ convex or Lipschitz model as a layer of its map, on the scene's own grid.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def run(
     method: str | None = None,
     radius: float | None = None,
     gsd: float | None = None,
-    bands: list[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    bands: Sequence[int] | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> None:
     """Certify the map of one scene by certify.model, with the settings of certify and predict.
 
@@ -49,7 +50,8 @@ def run(
     method = _method(params.certify, segmenter, method)
     radius = _radius(params.certify, method, radius)
     name, path = _one(scene)
-    task = Task(path, name, str(out), params.predict, gsd, bands and tuple(bands), value_range)
+    bands, value_range = tuple(bands) if bands else None, tuple(value_range) if value_range else None
+    task = Task(path, name, str(out), params.predict, gsd, bands, value_range)
     record = Path(out) / f"{name}.certified.json"
     if record.with_suffix(".tif").exists() and not record.exists():
         raise InputError(

@@ -79,7 +79,7 @@ def check_starts(params: Params) -> None:
     elif init:
         from pipeline.training.fit import check_start, inherited
 
-        check_start(params.train, len(params.tile.bands))
+        check_start(init, params.train.model, len(params.tile.bands))
         if barred := sorted({*inherited(params.train)} & {*params.fetch.cities}):
             _warn(
                 f"train.init: {init} has been trained on {', '.join(barred)}: train starts from it, but "

@@ -3,15 +3,22 @@
 Writes metrics/evaluate.json, an EvaluateMetrics. All numbers are of the map that `predict` would deploy: windows
 blended, the calibrated probability cut at the card's threshold; buildings one by one told apart (predict.split), those
 under predict.min_area left out.
+
+Killed and started again it goes on with the next city: what is measured stands in .work/evaluate until all is.
 """
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 
+from pipeline.cluster import content, summands
+from pipeline.code import version
 from pipeline.console import progress, table
 from pipeline.errors import InputError
 from pipeline.imagery.scene import read_city
@@ -20,63 +27,122 @@ from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import Outlines
 from pipeline.metrics import EvaluateMetrics, write
-from pipeline.params import Params, Predict
+from pipeline.params import Evaluate, Params, Predict
 from pipeline.scoring import metrics
 from pipeline.scoring.outlines import METRICS, compare, summary
-from pipeline.storage import atomic_folder, write_json
+from pipeline.storage import WORK, atomic_folder, write_json
 from pipeline.tiles.store import CityTiles, Region, open_cities
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from pipeline.networks.models import Segmenter
+    from pipeline.scoring.evaluation import CityResult
 
 NOTHING = np.empty((0, 4))  # is open below a scene
 LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 
+@dataclass
+class Evaluated:
+    """A city: its counts, the IoU of its scenes one by one, and its outlines' scores; its maps lie beside."""
+
+    result: "CityResult"
+    scenes: list[dict]
+    outlines: dict | None
+
+
+@dataclass
+class Evaluating:
+    """What evaluates a city: a part of the stage. The model is loaded once a process."""
+
+    params: Params
+    model: "Path | Segmenter"
+    tiles: Path
+    scenes_root: Path
+
+    @cached_property
+    def segmenter(self) -> Any:
+        """A Segmenter, or a network of others with its interface."""
+        from pipeline.networks.foreign import load_network
+        from pipeline.networks.precision import device
+
+        return load_network(self.model, device()) if isinstance(self.model, Path) else self.model.to(device())
+
+    def __call__(self, name: str, folder: Path) -> Evaluated:
+        from pipeline.networks.card import check_fit
+        from pipeline.scoring.evaluation import evaluate_scenes
+
+        (city,), e, predict = open_cities([name], self.tiles), self.params.evaluate, self.params.predict
+        check_fit(self.segmenter.card, city, self.model if isinstance(self.model, Path) else "the network")
+        scenes = evaluate_scenes(self.segmenter, city, e, e.split, predict)
+        read, scores, drawn = footprint_reader(name, self.scenes_root), [], []
+        for scene, result in progress(scenes, f"evaluating {name}", len(_regions(city, e))):  # noqa: B007
+            write_maps(folder / "maps", city, scene)
+            tp, fp, fn, _ = map(int, scene.pixels)
+            scores.append({"city": name, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
+            if (footprints := read(scene.region)) is not None:
+                drawn.append(score_outlines(scene, footprints, city.gsd, predict))
+        return Evaluated(result, scores, summary(drawn, e.bootstrap) if drawn else None)
+
+    def __getstate__(self) -> dict:
+        return {name: self.__dict__[name] for name in ("params", "model", "tiles", "scenes_root")}
+
+
 def run(
     params: Params,
-    model: "Path | Module" = Path("models/all"),
+    model: "Path | Segmenter" = Path("models/all"),
     tiles: Path = Path("data/tiles"),
     out: Path = Path("metrics/evaluate.json"),
     arrays: Path = Path("arrays/evaluate"),
     scenes_root: Path = Path("data/scenes"),
+    work: Path = WORK / "evaluate",
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
     """Evaluate a model on a tile set of its ground sample distance and bands.
 
     model: a folder, an ONNX file of ours or another's, or a Segmenter; scenes_root: where `fetch` left the footprints
-    that outlines are held against.
+    that outlines are held against; ray, shard: where its cities are evaluated, see pipeline.cluster.
     """
-    from pipeline.networks.card import check_fit
-    from pipeline.networks.foreign import load_network
-    from pipeline.networks.precision import device
-    from pipeline.scoring.evaluation import evaluate_scenes, summarise
+    from pipeline.scoring.evaluation import summarise
 
-    given = not isinstance(model, Path)
-    segmenter, name = (model.to(device()), "the network") if given else (load_network(model, device()), model)
-    cities, e = open_cities(params.fetch.cities, tiles), params.evaluate
-    results, scores, outlines = [], [], {}
+    e, evaluating = params.evaluate, Evaluating(params, model, tiles, scenes_root)
+    names = [city.city for city in open_cities(params.fetch.cities, tiles) if _regions(city, e)]
+    kept = work / _key(evaluating)
+    found = summands(evaluating, names, kept, ray=ray, shard=shard)
+    if found is None:
+        return
+    results = [city.result for city in found.values()]
     with atomic_folder(arrays) as folder:
-        for city in cities:
-            check_fit(segmenter.card, city, name)
-            regions = city.of_split(e.split)
-            if not regions:
-                raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
-            scenes = evaluate_scenes(segmenter, city, e, e.split, params.predict)
-            read, drawn = footprint_reader(city.city, scenes_root), []
-            for scene, result in progress(scenes, f"evaluating {city.city}", len(regions)):  # noqa: B007
-                write_maps(folder / "maps" / city.city, city, scene)
-                tp, fp, fn, _ = map(int, scene.pixels)
-                scores.append({"city": city.city, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
-                if (footprints := read(scene.region)) is not None:
-                    drawn.append(score_outlines(scene, footprints, city.gsd, params.predict))
-            results.append(result)
-            outlines[city.city] = summary(drawn, e.bootstrap) if drawn else None
+        for name in names:
+            shutil.copytree(kept / name / "maps", folder / "maps" / name)
         write_curves(folder, results)
-        write_json(folder / "scenes.json", scores)
-    found = summarise(results, e, params.fetch.groups)
-    for name, row in found["city"].items():
-        row["outlines"] = outlines[name]
-    print_table(write(out, EvaluateMetrics, found))
+        write_json(folder / "scenes.json", [score for city in found.values() for score in city.scenes])
+    measured = summarise(results, e, params.fetch.groups)
+    for name, row in measured["city"].items():
+        row["outlines"] = found[name].outlines
+    record = write(out, EvaluateMetrics, measured)
+    shutil.rmtree(kept, ignore_errors=True)
+    print_table(record)
+
+
+def _regions(city: CityTiles, e: Evaluate) -> list[Region]:
+    """Of the split to be evaluated. Raises InputError where a city has none."""
+    if regions := city.of_split(e.split):
+        return regions
+    raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
+
+
+def _key(evaluating: Evaluating) -> str:
+    """What a kept city depends on: the settings, the model, the pixels and labels it is held against, and the code."""
+    params, ground = evaluating.params, []
+    for city in open_cities(params.fetch.cities, evaluating.tiles):
+        described = evaluating.scenes_root / city.city / "city.json"  # of its footprints too
+        ground += [city.about, described]
+        for region in city.of_split(params.evaluate.split):
+            ground += [city.image(region), city.label(region), city.numbers(region), city.groups(region)]
+    settings = [params.evaluate.model_dump(), params.predict.model_dump()]
+    return content(version("evaluate"), settings, evaluating.model, *ground)
 
 
 def print_table(found: EvaluateMetrics) -> None:
@@ -102,7 +168,7 @@ def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | N
 
     def read(region: Region) -> np.ndarray | None:
         scene = scenes.get(region.parent)
-        labels = scene and scene.labels and Path(scene.labels)
+        labels = Path(scene.labels) if scene and scene.labels else None
         if not labels or labels.suffix.lower() not in SUFFIXES or not labels.exists() or region.crs is None:
             return None
         found = read_footprints(labels, region.crs, region.grid.bounds, where)

@@ -24,7 +24,7 @@ from pipeline.assessment.population import (
 from pipeline.assessment.sampling import active_sample, core_set
 from pipeline.assessment.simulation import KnownCity, coverage, promises
 from pipeline.console import progress, table
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, Split
 from pipeline.metrics import FewLabelsMetrics, write
 from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
@@ -56,7 +56,7 @@ def run(
     print_tables(write(out, FewLabelsMetrics, found))
 
 
-def surveyed(params: Params, model: Segmenter, city: CityTiles, split: str) -> tuple[Frames, list[np.ndarray]]:
+def surveyed(params: Params, model: Segmenter, city: CityTiles, split: Split) -> tuple[Frames, list[np.ndarray]]:
     """The frames of a split, and the map of each of its regions in levels, 255 where nothing is known."""
     parts, maps = [], []
     for number, region in enumerate(city.of_split(split)):

@@ -6,29 +6,95 @@ in its test scenes has no IoU: null in the tables, and in no mean.
 
 Held-out labels are read by `evaluate_city` and `tile_iou` alone, after a model is final: training, early
 stopping and adaptation never meet them.
+
+Killed and started again it goes on with the next city: what is measured stands in .work/generalize until all is.
 """
 
-from collections.abc import Iterable
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster import content, each, summands
+from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.metrics import GeneralizeMetrics, write
+from pipeline.networks.card import read_card
 from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params
 from pipeline.scoring.evaluation import CityResult, evaluate_city
 from pipeline.scoring.metrics import buildings
 from pipeline.storage import WORK
-from pipeline.tiles.store import Cities, open_cities
+from pipeline.tiles.store import Cities, CityTiles, open_cities
 from pipeline.training.fit import fit
-from pipeline.transfer.estimate import ESTIMATES, estimated
+from pipeline.transfer.estimate import ESTIMATES, estimate_table, estimated
 from pipeline.transfer.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.transfer.label_efficiency import frugal
-from pipeline.transfer.ladder import adapted
-from pipeline.transfer.stress import corrupted, robustness
+from pipeline.transfer.ladder import adapted, choose
+from pipeline.transfer.stress import certifies, corrupted, corruption_table, robust, robustness_table
+
+
+@dataclass
+class Measured:
+    """A city under every model of the first seed, and under the two to compare of each other one.
+
+    None where there is no model that has not seen it, it has no IoU, or nothing was asked for.
+    """
+
+    results: dict[str, CityResult]
+    other_seeds: dict[str, list[CityResult]] = field(default_factory=dict)
+    corruption: dict | None = None
+    adaptation: dict | None = None
+    estimate: dict | None = None
+    robustness: dict | None = None
+
+
+@dataclass
+class Generalizing:
+    """What measures a city: a part of the stage. A model of the first seed is loaded once a process."""
+
+    params: Params
+    tiles: Path
+    of_seed: list[dict[str, Path]]
+
+    @cached_property
+    def cities(self) -> Cities:
+        return {city.city: city for city in open_cities(self.params.fetch.cities, self.tiles)}
+
+    @cached_property
+    def models(self) -> dict[str, Segmenter]:
+        return {name: read_model(folder, device()) for name, folder in self.of_seed[0].items()}
+
+    def __call__(self, name: str, _: Path) -> Measured:
+        params, g, city, unseen = self.params, self.params.generalize, self.cities[name], f"without-{name}"
+        scored = progress(self.models.items(), f"{name}: every model")
+        found = Measured({model: evaluate_city(segmenter, city, params.evaluate) for model, segmenter in scored})
+        if unseen in self.models:
+            segmenter, iou = self.models[unseen], found.results[unseen].iou
+            fold = next(fold for fold in folds(self.cities) if fold.held_out == name)
+            if found.results["all"].iou is not None:
+                found.other_seeds = {model: self.with_other_seeds(model, city) for model in ("all", unseen)}
+            if g.corruptions:
+                found.corruption = corrupted(params, city, segmenter)
+            if g.adaptation:
+                found.adaptation = adapted(params, self.cities, fold, segmenter, iou)
+            if iou is not None:
+                found.estimate = estimated(params, self.cities, fold, segmenter)
+        if g.attack_steps:
+            sides = {"seen": self.models["all"], "unseen": self.models.get(unseen)}
+            found.robustness = {side: robust(params, city, segmenter) for side, segmenter in sides.items()}
+        return found
+
+    def with_other_seeds(self, model: str, city: CityTiles) -> list[CityResult]:
+        folders = [of_seed[model] for of_seed in self.of_seed[1:]]
+        return [evaluate_city(read_model(folder, device()), city, self.params.evaluate) for folder in folders]
+
+    def __getstate__(self) -> dict:
+        return {name: self.__dict__[name] for name in ("params", "tiles", "of_seed")}
 
 
 def run(
@@ -36,8 +102,11 @@ def run(
     tiles: Path = Path("data/tiles"),
     models: Path = Path("models"),
     out: Path = Path("metrics/generalize.json"),
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
-    """Measure everything above.
+    """Measure everything above; ray, shard: where models are trained and cities measured, see pipeline.cluster.
 
     Raises InputError where a fold's model or a city's test scenes are missing, a model has seen what it must not have,
     or was trained otherwise than the model it is compared with.
@@ -52,52 +121,86 @@ def run(
     check_ground(cities)
     if held_out and not any(buildings(city.label(r)) for city in cities.values() for r in city.of_split("test")):
         raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
-    of_seed = [models_of_seed(params, cities, held_out, models, seed) for seed in g.seeds]
-    loaded = {name: read_model(folder, device()) for name, folder in of_seed[0].items()}
+    if g.attack_steps:
+        certifies(params)
+    of_seed = [models_of_seed(params, cities, held_out, models, seed, ray) for seed in g.seeds]
+    reference = read_card(of_seed[0]["all"])
     for fold in held_out:
-        check_fold(fold, loaded[f"without-{fold.held_out}"].card, loaded["all"].card)
+        check_fold(fold, read_card(of_seed[0][f"without-{fold.held_out}"]), reference)
 
-    results = evaluate_all(params, cities, loaded)
-    known = [fold.held_out for fold in held_out if results["all"][fold.held_out].iou is not None]
-    pairs = {city: pair(params, cities, city, results, of_seed[1:]) for city in known}
+    kept = WORK / "generalize" / f"cities-{_key(params, cities, of_seed)}"
+    found = summands(Generalizing(params, tiles, of_seed), sorted(cities), kept, ray=ray, shard=shard)
+    if found is None:
+        return
+    metrics = _sum(params, held_out, of_seed, found)
+    if g.fractions:
+        metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"], ray)
+    record = write(out, GeneralizeMetrics, metrics)
+    shutil.rmtree(kept, ignore_errors=True)
+    print_tables(record)
+
+
+def _key(params: Params, cities: Cities, of_seed: list[dict[str, Path]]) -> str:
+    """What a kept city depends on: the settings, the models, all tiles, and the code."""
+    sections = params.generalize, params.train, params.evaluate, params.certify
+    settings = [*(section.model_dump() for section in sections), params.tile.size, params.attack.reference]
+    folders = [folder for models in of_seed for folder in models.values()]
+    return content(version("generalize"), settings, *folders, *(city.folder for city in cities.values()))
+
+
+def _sum(params: Params, held_out: list[Fold], of_seed: list[dict[str, Path]], found: dict[str, Measured]) -> dict:
+    """metrics/generalize.json, but for frugal learning."""
+    g = params.generalize
+    known = [fold.held_out for fold in held_out if found[fold.held_out].results["all"].iou is not None]
+    pairs = {city: pair(params, city, found[city]) for city in known}
     metrics = {**gap_table(pairs, g.bootstrap, g.seed), "corruption": {}, "adaptation": {}, "frugal": {}}
     metrics["seeds"] = list(g.seeds)
-    metrics["matrix"] = {model: {city: r.iou for city, r in row.items()} for model, row in results.items()}
-    unseen = {fold.held_out: loaded[f"without-{fold.held_out}"] for fold in held_out}
+    matrix = {model: {city: of_city.results[model].iou for city, of_city in found.items()} for model in of_seed[0]}
+    metrics["matrix"] = matrix
+    parts = {
+        kind: {city: part for city, of_city in found.items() if (part := getattr(of_city, kind)) is not None}
+        for kind in ("corruption", "adaptation", "estimate", "robustness")
+    }
     if held_out and g.corruptions:
-        metrics |= corrupted(params, cities, unseen)
+        metrics |= corruption_table(parts["corruption"])
     if held_out and g.adaptation:
-        metrics |= adapted(params, cities, held_out, unseen, metrics["matrix"])
+        ladder: dict[str, dict] = {
+            method: {city: row[method] for city, row in parts["adaptation"].items()} for method in g.adaptation
+        }
+        metrics |= {"adaptation": ladder, **choose(ladder, matrix)}
     if held_out:
-        metrics["label_free"] = estimated(params, cities, held_out, unseen, metrics["matrix"])
+        metrics["label_free"] = estimate_table(parts["estimate"], held_out, matrix)
     if g.attack_steps:
-        metrics["robustness"] = robustness(params, cities, loaded["all"], unseen)
-    if g.fractions:
-        metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"])
-    print_tables(write(out, GeneralizeMetrics, metrics))
+        metrics["robustness"] = robustness_table(params, parts["robustness"])
+    return metrics
 
 
-def models_of_seed(params: Params, cities: Cities, held_out: list[Fold], models: Path, seed: int) -> dict[str, Path]:
+def models_of_seed(
+    params: Params, cities: Cities, held_out: list[Fold], models: Path, seed: int, ray: str | None = None
+) -> dict[str, Path]:
     """Folders of the models to compare: "all", "without-CITY", and "only-CITY" where asked for.
 
     The training seed's own folds are those of the train stage. Other seeds, one-city models, and a reference
     on all cities when folds are trained for fewer epochs than models/all (a gap must not pay for shorter
     training), are trained here, once.
     """
-    same, own = fair(params, seed), seed == params.train.seed
-
-    def trained(name: str, on: Iterable[str]) -> Path:
-        folder = WORK / "generalize" / f"seed-{seed}" / name
-        fit(same, [cities[city] for city in on], folder, work=WORK, name=f"{name}-seed-{seed}")
-        return folder
-
-    found = {"all": models / "all" if same == params else trained("all", sorted(cities))}
-    for fold in held_out:
-        name = f"without-{fold.held_out}"
-        found[name] = models / name if own else trained(name, fold.training)
+    same, own, folders = fair(params, seed), seed == params.train.seed, {c: cities[c].folder for c in cities}
+    teachers: dict[str, list[str]] = {"all": sorted(cities)}
+    teachers |= {f"without-{fold.held_out}": [*fold.training] for fold in held_out}
     if params.generalize.single_city:
-        found |= {f"only-{city}": trained(f"only-{city}", [city]) for city in sorted(cities)}
-    return found
+        teachers |= {f"only-{city}": [city] for city in sorted(cities)}
+    there = {"all"} if same == params else set()
+    if own:
+        there |= {f"without-{fold.held_out}" for fold in held_out}
+    here = WORK / "generalize" / f"seed-{seed}"
+
+    def train(name: str) -> None:
+        taught = [CityTiles(folders[city]) for city in teachers[name]]
+        fit(same, taught, here / name, work=WORK, name=f"{name}-seed-{seed}")
+
+    for _ in each(train, [name for name in teachers if name not in there], ray):
+        pass
+    return {name: (models if name in there else here) / name for name in teachers}
 
 
 def fair(params: Params, seed: int) -> Params:
@@ -106,21 +209,10 @@ def fair(params: Params, seed: int) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update={"seed": seed, "epochs": epochs})})
 
 
-def evaluate_all(params: Params, cities: Cities, loaded: dict[str, Segmenter]) -> dict[str, dict[str, CityResult]]:
-    jobs = [(model, city) for model in loaded for city in sorted(cities)]
-    results: dict[str, dict[str, CityResult]] = {model: {} for model in loaded}
-    for model, city in progress(jobs, "city × city"):
-        results[model][city] = evaluate_city(loaded[model], cities[city], params.evaluate)
-    return results
-
-
-def pair(params: Params, cities: Cities, city: str, results: dict, other_seeds: list[dict[str, Path]]) -> Pair:
+def pair(params: Params, city: str, found: Measured) -> Pair:
     """The test units of a city under the seen and the unseen model, one row a seed: blocks are the same ones, as long
     as any model's errors are correlated."""
-    by_model = []
-    for name in ("all", f"without-{city}"):
-        more = [evaluate_city(read_model(m[name], device()), cities[city], params.evaluate) for m in other_seeds]
-        by_model.append([results[name][city], *more])
+    by_model = [[found.results[name], *found.other_seeds[name]] for name in ("all", f"without-{city}")]
     reach = max(result.reach for of_seeds in by_model for result in of_seeds)
     counts = []
     for of_seeds in by_model:

@@ -18,22 +18,25 @@ is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
 import errno
+import math
 import time
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from pipeline.bucket import is_object
+from pipeline.cluster import each, shard_of
 from pipeline.console import console, remark, table
 from pipeline.errors import InputError
-from pipeline.mapping.cluster import on_ray
 from pipeline.mapping.inputs import Task
 from pipeline.mapping.merge import NAME, file_name, merge
 from pipeline.mapping.proven import method_of_drawn
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.metrics import PredictMetrics
+from pipeline.networks.models import read_glance
 from pipeline.params import Predict
 from pipeline.storage import sweep
 
@@ -49,7 +52,7 @@ def run(
     shard: str | None = None,
     gsd: float | None = None,
     bands: list[int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Sequence[float] | None = None,
     known: Path | None = None,
     ray: str | None = None,
     merged: bool = False,
@@ -62,7 +65,7 @@ def run(
     """
     settings, begun = settings or Predict(), time.perf_counter()
     model = local_model(_absolute(model))
-    options = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
+    options: dict[str, Any] = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
                "known": known and _absolute(known)}  # fmt: skip
     if known and settings.polygons == "none":
         raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")
@@ -72,15 +75,16 @@ def run(
     _refuse_overwriting(tasks, out)
     if merged:
         _refuse_merging(settings, shard, out, tasks)
-    tasks = _shard(tasks, shard)
+    tasks = shard_of(tasks, shard)
     segmenter, _ = model_of(model)  # fails before any scene is read
     if settings.certified:
         method_of_drawn(segmenter, model)
+    if settings.skip_empty:
+        read_glance(model)
     if not is_object(str(out)):
         _make_folder(Path(out))
     done, failed = [], []
-    results = on_ray(_attempt, model, tasks, ray) if ray else ((task, *_attempt(model, task)) for task in tasks)
-    for task, record, error in results:
+    for task, (record, error) in each(partial(_attempt, model), tasks, ray, lost=_lost):
         if error:
             failed.append(task)
             remark("failed", "red", f"{task.name}: {error}")
@@ -121,15 +125,6 @@ def _make_folder(out: Path) -> None:
     sweep(out)  # a scene that is already there sweeps nothing itself
 
 
-def _shard(tasks: list[Task], shard: str | None) -> list[Task]:
-    if shard is None:
-        return tasks
-    index, _, count = shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InputError(f"--shard {shard}: write i/n with 1 ≤ i ≤ n, such as 2/8")
-    return tasks[int(index) - 1 :: int(count)]
-
-
 def _absolute(path: str | Path) -> str:
     """The same path for every working folder, so that a record is the same wherever its scene was mapped."""
     return str(path) if "://" in str(path) else str(Path(path).absolute())
@@ -163,23 +158,28 @@ def _attempt(model: str, task: Task) -> tuple[PredictMetrics | None, str | None]
         return None, f"{task.scene}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def _lost(task: Task, reason: str) -> tuple[None, str]:
+    return None, f"{task.scene}: {reason}"
+
+
 def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -> None:
     fresh, counted = [r for r in done if r.fresh], [r for r in done if r.buildings is not None]
-    rate = sum(r.pixels for r in fresh) / 1e6 / seconds if fresh else None
+    rate = sum(r.pixels or 0 for r in fresh) / 1e6 / seconds if fresh else None
     table(
         "Mapped", ["scenes", "already there", "failed", "km²", "buildings", "built m²", "Mpx/s"],
-        [[len(done), len(done) - len(fresh), len(failed), sum(r.area_km2 for r in done),
-          sum(r.buildings for r in counted) if counted else None,
-          round(sum(r.built_area_m2 for r in counted)) if counted else None, rate]],
+        [[len(done), len(done) - len(fresh), len(failed), sum(r.area_km2 or 0 for r in done),
+          sum(r.buildings or 0 for r in counted) if counted else None,
+          round(sum(r.built_area_m2 or 0 for r in counted)) if counted else None, rate]],
     )  # fmt: skip
     if compared := [r.known for r in done if r.known]:
         columns = ["new", "matched", "changed", "missing"]
-        shift, error = (max(np.hypot(*r.shift_m) for r in compared), max(r.registration_m for r in compared))
+        shift = max((math.hypot(*r.shift_m) for r in compared if r.shift_m), default=None)
+        error = max((r.registration_m for r in compared if r.registration_m is not None), default=None)
         table(
             "Against the known footprints", [*columns, "largest shift m", "registration error m"],
-            [[*(sum(getattr(r, name) for r in compared) for name in columns), round(shift, 2), error]],
+            [[*(sum(getattr(r, name) for r in compared) for name in columns), shift and round(shift, 2), error]],
         )  # fmt: skip
-    unlike = sorted((r for r in done if r.unlike_training), key=lambda r: r.expected_iou)
+    unlike = sorted((r for r in done if r.unlike_training), key=lambda r: r.expected_iou or 0)
     for record in unlike[:CAUTIONS]:
         remark(
             "caution", "yellow",

@@ -53,9 +53,12 @@ def run(
     segmenter, model_key = model_of(str(model))
     named = list_scenes(scenes)
     tasks = {
-        name: Task(path, name, "", gsd=gsd, bands=bands and tuple(bands), range=value_range and tuple(value_range))
+        name: Task(
+            path, name, "", gsd=gsd, bands=tuple(bands) if bands else None,
+            range=tuple(value_range) if value_range else None,
+        )
         for name, path in named.items()
-    }
+    }  # fmt: skip
     with atomic_folder(out) as folder:
         (folder / "probability").mkdir()
         (folder / "images").mkdir()

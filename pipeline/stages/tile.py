@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import shapely
 
+from pipeline.cluster import each, shard_of
 from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.imagery.grid import SPLITS, Grid, Window, draw_splits, missing_splits, strips
@@ -33,14 +34,22 @@ def run(
     city: str | None = None,
     scenes_root: Path = Path("data/scenes"),
     out_root: Path = Path("data/tiles"),
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
-    """Tile one city, or every city of fetch.cities. Raises InputError on scenes that cannot be tiled."""
-    summaries = []
-    for name in [city] if city else params.fetch.cities:
-        about = tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name)
-        summaries.append(_summary(about))
+    """Tile one city, or every city of fetch.cities; ray, shard: where, see pipeline.cluster.
+
+    Raises InputError on scenes that cannot be tiled.
+    """
+
+    def tiled(name: str) -> list:
+        return _summary(tile_city(params, read_city(Path(scenes_root) / name), Path(out_root) / name))
+
+    cities = shard_of([city] if city else params.fetch.cities, shard)
+    done = dict(each(tiled, cities, ray, gpu=False))
     columns = ["city", "scenes", "train", "val.", "test", "Mpx", "building %", "ignored %", "gsd from", "to"]
-    table("Tiles: regions per split, shares of pixels, metres a pixel", columns, summaries)
+    table("Tiles: regions per split, shares of pixels, metres a pixel", columns, [done[name] for name in cities])
 
 
 def tile_city(params: Params, city: City, folder: Path) -> dict:
@@ -161,7 +170,7 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
     """
     stated = f"fetch.overrides.{city.city}.range"
     if city.range:
-        _warn_far_from_range(city, names, samples, stated)
+        _warn_far_from_range(city, city.range, names, samples, stated)
         return [city.range] * len(names)
     if not samples:
         return [None] * len(names)
@@ -172,6 +181,8 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
         raise InputError(f"{city.city}: no data to estimate a value range from; state {stated}")
     ranges = dict.fromkeys(members, usual)
     for group, own in zip(groups[1:], others, strict=True):
+        if own is None:
+            continue
         ranges |= {members[i]: own for i in group}
         _warn(
             f"{city.city}: {_some([names[members[i]] for i in group])}: other units than in the other scenes "
@@ -181,9 +192,11 @@ def _ranges(city: City, names: list[str], samples: dict[int, np.ndarray]) -> lis
     return [ranges.get(i) for i in range(len(names))]
 
 
-def _warn_far_from_range(city: City, names: list[str], samples: dict[int, np.ndarray], stated: str) -> None:
+def _warn_far_from_range(
+    city: City, within: tuple[float, float], names: list[str], samples: dict[int, np.ndarray], stated: str
+) -> None:
     """Warn of scenes that a stated range makes black or white from edge to edge."""
-    low, high = city.range
+    low, high = within
     own = {i: robust_range([sample]) for i, sample in samples.items()}
     far = [names[i] for i, r in own.items() if r and (r[1] < low + (high - low) / UNITS_APART or r[0] > high)]
     if far:
@@ -230,7 +243,7 @@ def _with_labels(city: City, scenes: list[Scene], sources: list[Source], grids: 
     sharing: dict[tuple, list[int]] = {}
     labelled = list(sources)
     for i, (scene, grid) in enumerate(zip(scenes, grids, strict=True)):
-        if Path(scene.labels).suffix.lower() not in SUFFIXES:
+        if Path(str(scene.labels)).suffix.lower() not in SUFFIXES:
             labelled[i] = replace(sources[i], labels=scene.labels, raster_building=city.raster_building)
         elif grid.crs is None:
             raise InputError(

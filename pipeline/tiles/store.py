@@ -221,7 +221,7 @@ class CityTiles:
         if size == self.size:
             return float(self.table["valid"][row]) * size**2
         region, place = self._place(row, size)
-        return np.count_nonzero(self.label(region)[place] != IGNORE)
+        return float(np.count_nonzero(self.label(region)[place] != IGNORE))
 
     def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
         """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and given without any label.
@@ -291,7 +291,7 @@ def write_window(
                 for row, line in enumerate([pixels] if whole_rows else pixels):
                     start = region.offset + (window.top + row) * region.width + window.left
                     file.seek(header + start * depth)
-                    file.write(np.ascontiguousarray(line))
+                    file.write(np.ascontiguousarray(line).data)
         except OSError as error:
             detail = f"{folder.parent}: tiles cannot be written ({error.strerror})"
             raise InputError(f"{detail}; make room, or raise tile.gsd") from None
@@ -315,7 +315,7 @@ def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
     valid = label != IGNORE
 
     def count(mask: np.ndarray) -> list[list[int]]:
-        return [[np.count_nonzero(mask[r : r + size, c : c + size]) for c in columns] for r in rows]
+        return [[int(np.count_nonzero(mask[r : r + size, c : c + size])) for c in columns] for r in rows]
 
     return np.array([count(valid & (label > 0)), count(valid)], np.int64)
 

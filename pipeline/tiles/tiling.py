@@ -6,7 +6,7 @@ their place in the arrays, so that memory is bounded whatever the size of a scen
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -48,8 +48,8 @@ class Source:
     all_touched: bool
     labels: str | None = None  # a label raster, or else
     raster_building: int = 1
-    polygons: np.ndarray | None = None  # footprints in the image's CRS
-    values: np.ndarray | None = None  # and their labels
+    polygons: np.ndarray = field(default_factory=lambda: np.empty(0, object))  # footprints in the image's CRS
+    values: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))  # and their labels
     numbers: np.ndarray | None = None  # and which building is which (see tiles/instances.py)
     groups: np.ndarray | None = None  # and the codes of their groups from 1, 0 for none; None where there are none
     group_names: list[str] = field(default_factory=list)  # by code from 1
@@ -128,7 +128,7 @@ def _workers(tile: Tile, plans: list[Planned]) -> int:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _uninterrupted() -> Generator[None]:
     """Ctrl-C waits, and what is started meanwhile never hears of it: it is the parent's to answer."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -139,7 +139,8 @@ def _uninterrupted() -> Iterator[None]:
 
 def _leave_with_parent() -> None:
     """A worker whose parent is killed would wait for its next shard for ever."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    if parent := parent_process():
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
@@ -152,7 +153,7 @@ def _fill_shard(shard: Shard) -> tuple[np.ndarray, int]:
         open_image(source.image, source.bands, source.gsd, source.native, source.range) as image,
         _open_labels(source, image) as labels,
     ):
-        groups = None if source.groups is None else _groups(source, image)
+        groups = None if source.groups is None else _groups(source, source.groups, image)
         budget = min(int(0.75e6 * shard.memory / image.bytes_per_pixel), max(WINDOW, BLOCK * region.width))
         for window in windows(bottom - top, region.width, budget):
             window = window.shifted(top, 0)
@@ -181,10 +182,10 @@ def _open_labels(source: Source, image):
             yield RasterLabels(dataset, image, source.classes, source.raster_building)
 
 
-def _groups(source: Source, image) -> VectorLabels:
+def _groups(source: Source, codes: np.ndarray, image) -> VectorLabels:
     """The footprints again, as what their groups' codes draw."""
-    some = source.groups > 0
-    return VectorLabels(source.polygons[some], source.groups[some], image.grid, MOST_GROUPS, source.all_touched)
+    some = codes > 0
+    return VectorLabels(source.polygons[some], codes[some], image.grid, MOST_GROUPS, source.all_touched)
 
 
 @contextmanager

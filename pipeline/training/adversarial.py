@@ -13,6 +13,7 @@ Images are moved in evaluation mode: batch statistics see only the batch the wei
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -111,25 +112,23 @@ def adversarial_loss(
     logs = {"epsilon": 255 * epsilon if config.norm == "linf" else epsilon}
     if config.method == "none" or epsilon == 0:
         return loss(segmenter(images).float(), labels), logs
-    ball = {"norm": config.norm, "epsilon": epsilon}
+    attack = partial(move, segmenter, images, labels, norm=config.norm, epsilon=epsilon)
     match config.method:
         case "pgd":
-            moved = move(segmenter, images, labels, steps=config.steps, **ball)
-            return loss(segmenter(moved).float(), labels), logs
+            return loss(segmenter(attack(steps=config.steps)).float(), labels), logs
         case "fast":
-            moved = move(segmenter, images, labels, steps=1, step=1.25 * epsilon, **ball)
-            return loss(segmenter(moved).float(), labels), logs
+            return loss(segmenter(attack(steps=1, step=1.25 * epsilon)).float(), labels), logs
         case "trades":
-            return _trades(segmenter, images, labels, loss, config, ball, logs)
+            return _trades(segmenter, images, labels, loss, config, attack, logs)
         case "free":
             return _free(segmenter, images, labels, loss, config, epsilon), logs
     raise AssertionError(config.method)
 
 
-def _trades(segmenter, images, labels, loss, config, ball, logs):
+def _trades(segmenter, images, labels, loss, config, attack, logs):
     with _evaluating(segmenter), torch.no_grad():
         still = segmenter(images).float()
-    moved = move(segmenter, images, labels, steps=config.steps, pixel_loss=lambda u, y: _divergence(still, u), **ball)
+    moved = attack(steps=config.steps, pixel_loss=lambda u, y: _divergence(still, u))
     clean, hurt = segmenter(torch.cat([images, moved])).float().chunk(2)
     divergence = valid_mean(_divergence(clean, hurt), labels).mean()
     natural = loss(clean, labels)
@@ -162,7 +161,8 @@ def overfitting_gap(
 ) -> dict[str, float]:
     """IoU of the buildings under FGSM, under PGD of `steps` steps, and the difference: a large one means that
     training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
-    ball = {"norm": config.norm, "epsilon": epsilon_at(config, 1)}
+    epsilon = epsilon_at(config, 1)
+    attack = partial(move, segmenter, images, labels, norm=config.norm, epsilon=epsilon)
 
     def iou(moved: torch.Tensor) -> float:
         with _evaluating(segmenter):
@@ -170,6 +170,5 @@ def overfitting_gap(
         intersection, union = counts(found, labels)
         return float(intersection.sum() / union.sum().clamp_min(1))
 
-    fgsm = iou(move(segmenter, images, labels, steps=1, step=ball["epsilon"], random_start=False, **ball))
-    pgd = iou(move(segmenter, images, labels, steps=steps, **ball))
+    fgsm, pgd = iou(attack(steps=1, step=epsilon, random_start=False)), iou(attack(steps=steps))
     return {"fgsm_iou": fgsm, "pgd_iou": pgd, "overfitting_gap": fgsm - pgd}

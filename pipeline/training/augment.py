@@ -25,13 +25,13 @@ def compression(quality: int) -> albumentations.BasicTransform:
     return albumentations.ImageCompression(quality_range=(quality, quality), p=1)
 
 
-class _Visible:
+class _Visible(albumentations.ImageOnlyTransform):
     """A change of colours: of the first three bands, which are the ones shown. Other bands have none to be changed."""
 
-    def apply(self, img: np.ndarray, **parameters) -> np.ndarray:
+    def apply(self, img: np.ndarray, *args, **parameters) -> np.ndarray:
         if img.shape[-1] < 3:
             return img
-        seen = super().apply(np.ascontiguousarray(img[..., :3]), **parameters)
+        seen = super().apply(np.ascontiguousarray(img[..., :3]), *args, **parameters)
         return np.concatenate([seen, img[..., 3:]], axis=-1)
 
 
@@ -47,7 +47,7 @@ class _Grey(_Visible, albumentations.ToGray): ...
 @cache
 def _pipeline(level: str) -> albumentations.Compose:
     a = albumentations
-    turns = [a.D4(p=1)]  # the eight symmetries of a square: from above, no direction is special
+    turns: list = [a.D4(p=1)]  # the eight symmetries of a square: from above, no direction is special
     colour = [
         a.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.25, p=0.7),
         _Hue(hue_shift_limit=12, sat_shift_limit=30, val_shift_limit=0, p=0.5),

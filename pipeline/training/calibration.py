@@ -16,7 +16,7 @@ from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
 from pipeline.training.crops import WindowGrid
 
-UNCALIBRATED = {"temperature": 1.0, "threshold": 0.5, "confidence": None, "least_expected_iou": None}
+UNCALIBRATED: dict = {"temperature": 1.0, "threshold": 0.5, "confidence": None, "least_expected_iou": None}
 
 
 @torch.inference_mode()
@@ -81,7 +81,7 @@ def helps(fitted: torch.Tensor, z: torch.Tensor, y: torch.Tensor) -> bool:
         calibration_error(confidence_counts(in_255(building_probability(held, t)), truth))
         for t in (1.0, fit_temperature(z[fitted], y[fitted]))
     )
-    return after < before
+    return before is not None and after is not None and after < before
 
 
 def building_probability(z: torch.Tensor, temperature: float) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Training crops from memory-mapped tiles: crop i is a function of (seed, i), so any run can be resumed exactly."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.labels import IGNORE
+from pipeline.labels import IGNORE, Split
 from pipeline.tiles.instances import contacts, instances
 from pipeline.tiles.store import CityTiles, Region
 
@@ -63,8 +65,8 @@ class RandomCrops(Dataset):
         random = np.random.default_rng((self.seed, index))
         for _ in range(10):  # another place where nothing is labelled
             city, region = self.regions[random.choice(len(self.regions), p=self.probability)]
-            top = random.integers(0, max(1, region.height - self.size + 1))
-            left = random.integers(0, max(1, region.width - self.size + 1))
+            top = int(random.integers(0, max(1, region.height - self.size + 1)))
+            left = int(random.integers(0, max(1, region.width - self.size + 1)))
             image, label = read_crop(city, region, top, left, self.size)
             if (label != IGNORE).any():
                 break
@@ -101,7 +103,7 @@ class StepSampler(Sampler):
 class WindowGrid(Dataset):
     """Windows that cover the regions of a split once, without overlap: a fast look at validation IoU."""
 
-    def __init__(self, cities: list[CityTiles], split: str, size: int):
+    def __init__(self, cities: list[CityTiles], split: Split, size: int):
         self.size = size
         self.windows = [
             (city, region, top, left)
@@ -134,18 +136,15 @@ class WithCity(Dataset):
     def __init__(self, crops: RandomCrops | WindowGrid, cities: list[CityTiles]):
         self.crops, self.number = crops, {city.city: i for i, city in enumerate(cities)}
 
-    def __len__(self) -> int:
-        return len(self.crops)
-
     def __getitem__(self, index: int) -> tuple:
         city, *layers = self.crops.drawn(index)
         return *layers, self.number[city.city]
 
 
-def loader(dataset: Dataset, sampler: Sampler, workers: int, cuda: bool) -> DataLoader:
+def loader(dataset: Dataset, batches: Iterable[list[int]], workers: int, cuda: bool) -> DataLoader:
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=cuda,
         persistent_workers=workers > 0,

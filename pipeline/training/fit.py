@@ -16,6 +16,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import numpy as np
@@ -29,9 +30,19 @@ from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
-from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model, weights_file
+from pipeline.networks.decision import Decision
+from pipeline.networks.glance import Glance
+from pipeline.networks.models import (
+    Segmenter,
+    build_model,
+    channels_last,
+    kept_model,
+    read_model,
+    save_model,
+    weights_file,
+)
 from pipeline.networks.precision import choose, device
-from pipeline.params import Params, Train
+from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint
 from pipeline.tiles.store import CityTiles
@@ -39,6 +50,7 @@ from pipeline.tiles.tensors import to_float
 from pipeline.training.adversarial import adversarial_loss, overfitting_gap, replay, resume_replay
 from pipeline.training.calibration import UNCALIBRATED, calibrate
 from pipeline.training.crops import RandomCrops, StepSampler, WindowGrid, WithCity, channel_statistics, loader
+from pipeline.training.glance import threshold_glance, train_glance
 from pipeline.training.group_dro import GroupWeights
 from pipeline.training.loggers import loggers, tell
 from pipeline.training.losses import build_loss, contact_loss
@@ -46,7 +58,9 @@ from pipeline.training.steps import batches_of_several, one_cycle
 
 CONTACTS = 0.5  # weight of what is learned of contacts beside what is learned of buildings
 SELECTED = {"pooled": "iou", "worst_city": "worst_city_iou"}  # train.select: the column of the curve that is meant
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed",
+}  # fmt: skip
 
 
 class SegmentationTraining(lightning.LightningModule):
@@ -112,8 +126,9 @@ class SegmentationTraining(lightning.LightningModule):
             done = self.global_step / (t.epochs * t.steps_per_epoch)
             loss, logs = adversarial_loss(self.segmenter, images, labels, of_batch, t.adversarial, done)
             self.log_dict({key: float(value) for key, value in logs.items()})
-            logits = self.segmenter(images, contacts=True) if t.model.contact else None
         if t.model.contact:
+            if t.adversarial.method != "none":
+                logits = self.segmenter(images, contacts=True)
             loss = loss + CONTACTS * contact_loss(self.loss, logits[:, -1:], batch[2].long())
         self.losses.append(loss.detach())
         return loss
@@ -206,16 +221,17 @@ class Bar(Callback):
 
     WARM, TIMED = 5, 15  # steps that are slower than the rest, and steps whose time is taken
 
-    def on_train_start(self, trainer, module) -> None:
-        self.first, self.total = trainer.global_step, module.train_params.epochs * module.train_params.steps_per_epoch
+    def on_train_start(self, trainer, pl_module) -> None:
+        train = pl_module.train_params
+        self.first, self.total = trainer.global_step, train.epochs * train.steps_per_epoch
         self.bar = progress_bar()
         if trainer.is_global_zero:
             self.bar.start()
         self.task = self.bar.add_task("training", total=self.total, completed=self.first)
 
-    def on_train_batch_end(self, trainer, module, *_) -> None:
-        known = module.history and module.history[-1]["iou"] is not None
-        iou = f", validation IoU {module.history[-1]['iou']:.3f}" if known else ""
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        known = pl_module.history and pl_module.history[-1]["iou"] is not None
+        iou = f", validation IoU {pl_module.history[-1]['iou']:.3f}" if known else ""
         self.bar.update(self.task, completed=trainer.global_step, description=f"training{iou}")
         done, left = trainer.global_step - self.first, self.total - trainer.global_step
         if done == self.WARM:
@@ -224,16 +240,16 @@ class Bar(Callback):
             seconds = left * (time.perf_counter() - self.since) / self.TIMED
             console.print(f"training: {left} steps to go, about {duration(seconds)} and the validations between")
 
-    def on_validation_end(self, trainer, module) -> None:
+    def on_validation_end(self, trainer, pl_module) -> None:
         if trainer.is_global_zero and not console.is_terminal:
-            last = module.history[-1]
+            last = pl_module.history[-1]
             known = "none, no building there" if last["iou"] is None else f"{last['iou']:.3f}"
             console.print(
-                f"epoch {last['epoch'] + 1} of {module.train_params.epochs}: loss {last['loss']:.3f}, "
+                f"epoch {last['epoch'] + 1} of {pl_module.train_params.epochs}: loss {last['loss']:.3f}, "
                 f"validation IoU {known}"
             )
 
-    def teardown(self, trainer, module, stage) -> None:
+    def teardown(self, trainer, pl_module, stage) -> None:
         if hasattr(self, "bar"):
             self.bar.stop()
 
@@ -263,7 +279,7 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
         if train.model.architecture == "lipschitz":  # dividing by a deviation would multiply its constant
             segmenter.set_normalisation(torch.full((channels,), 0.5), torch.ones(channels))
         return segmenter
-    card = check_start(train, channels)
+    card = check_start(train.init, train.model, channels)
     if not math.isclose(card.gsd, cities[0].gsd, rel_tol=0.01):
         console.print(
             f"warning: train.init: {train.init} knows pixels of {card.gsd:g} m, the tiles' are {cities[0].gsd:g} m; "
@@ -273,14 +289,14 @@ def _segmenter(params: Params, cities: list[CityTiles]) -> Segmenter:
     return read_model(train.init).requires_grad_(True).train()
 
 
-def check_start(train: Train, channels: int) -> Card:
+def check_start(init: str, model: Model, channels: int) -> Card:
     """The card of the model to start from. Raises InputError where it is another network than train.model."""
-    card = read_card(train.init)
-    wanted = train.model.model_dump(exclude={"encoder_weights"})
+    card = read_card(init)
+    wanted = model.model_dump(exclude={"encoder_weights"})
     different = [k for k, v in wanted.items() if getattr(card.model, k) != v]
     if different or card.channels != channels:
         what = ", ".join(f"{k} {getattr(card.model, k)!r}" for k in different) or f"{card.channels} channels"
-        raise InputError(f"train.init: {train.init} has {what}; set train.model to match, or start from another model")
+        raise InputError(f"train.init: {init} has {what}; set train.model to match, or start from another model")
     return card
 
 
@@ -343,7 +359,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
     warnings.filterwarnings("ignore", module="lightning")
     lightning.seed_everything(train.seed, verbose=False)
     segmenter = _segmenter(params, cities)
-    module = SegmentationTraining(segmenter.to(memory_format=torch.channels_last), train, len(cities))
+    module = SegmentationTraining(channels_last(segmenter), train, len(cities))
     checkpoint = ModelCheckpoint(work, filename="best", monitor="iou", mode="max", save_last=True)
     trainer = _trainer(train, on, work, world, checkpoint, loggers(train.loggers, folder.name))
     last = work / "last.ckpt"
@@ -362,8 +378,10 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         segmenter.load_state_dict({k.removeprefix("segmenter."): w for k, w in best.items()})
         calibration = calibrate(segmenter.eval().to(on), cities, train.crop)
+        segmenter.decision = Decision(calibration["temperature"], calibration["threshold"])
+        glance, known = _glance(segmenter, cities, train)
     else:
-        calibration = UNCALIBRATED
+        calibration, glance, known = UNCALIBRATED, None, None
     card = Card(
         model=train.model,
         channels=cities[0].channels,
@@ -374,6 +392,7 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         inherited=inherited(train),
         normalisation={"mean": segmenter.mean.flatten().tolist(), "std": segmenter.std.flatten().tolist()},
         **calibration,
+        glance=known,
         params=params.model_dump(mode="json", include={"tile", "train"}),
         metrics=kept_epoch(module.history, SELECTED[train.select]),
         history=module.history,
@@ -382,9 +401,18 @@ def _fit(params: Params, cities: list[CityTiles], folder: Path, work: Path, rank
         fingerprint=key,
     )  # fmt: skip
     if rank == 0:
-        save_model(folder, segmenter, card)
+        save_model(folder, segmenter, card, glance)
     trainer.strategy.barrier()
     return card
+
+
+def _glance(segmenter: Segmenter, cities: list[CityTiles], train: Train) -> tuple[Glance | None, dict | None]:
+    """The glance that train.glance asks for, and what the card says of it; none where it cannot say what it loses."""
+    if not train.glance:
+        return None, None
+    glance = train_glance(cities, train, next(segmenter.buffers()).device)
+    known = threshold_glance(glance, segmenter, cities, train.crop)
+    return (glance, known) if known else (None, None)
 
 
 def kept_epoch(history: list[dict], selected: str) -> dict:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from pipeline.networks.models import build_model
+from pipeline.networks.models import build_model, channels_last
 from pipeline.networks.precision import autocast, device
 from pipeline.params import Params
 from pipeline.training.adversarial import adversarial_loss
@@ -20,7 +20,7 @@ def seconds_a_step(params: Params) -> float:
     side = min(train.crop, 128)
     batch = max(2, min(train.batch_size, PIXELS[on.type] // side**2))
     model = train.model.model_copy(update={"encoder_weights": None})
-    segmenter = build_model(model, len(params.tile.bands)).to(on, memory_format=torch.channels_last)
+    segmenter = channels_last(build_model(model, len(params.tile.bands)).to(on))
     images = torch.rand(batch, len(params.tile.bands), side, side, device=on)
     labels = (images[:, 0] > 0.5).long()
     loss = build_loss(train.loss.model_dump())

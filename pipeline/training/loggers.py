@@ -1,5 +1,6 @@
 """Who else is told of a training: Lightning's own loggers, each imported only where `train.loggers` names it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -7,7 +8,7 @@ from pipeline.errors import InputError
 LOGS = Path("logs")
 
 
-def loggers(names: list[str], run: str) -> list:
+def loggers(names: Sequence[str], run: str) -> list:
     """Lightning's loggers of these names, in folders of their own under LOGS.
 
     Raises InputError where one is not installed.

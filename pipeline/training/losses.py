@@ -87,6 +87,6 @@ def build_loss(weights: dict[str, float]) -> Loss:
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits, labels = logits.float(), labels.long()
-        return sum(weight * LOSSES[name](logits, labels) for name, weight in weights.items())
+        return sum((weight * LOSSES[name](logits, labels) for name, weight in weights.items()), torch.zeros(()))
 
     return loss

@@ -45,11 +45,11 @@ def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
 def random_direction(images: torch.Tensor, norm: str, generator: torch.Generator | None = None) -> torch.Tensor:
     """Uniform in the ℓ∞ ball of radius 1, or uniform on the ℓ2 sphere of radius 1. The draw is made where the
     generator lives: one on the CPU means the same perturbation whatever device the images are on."""
-    where = {"generator": generator, "device": generator.device if generator else images.device}
+    place = generator.device if generator else images.device
     if norm == "linf":
-        draw = torch.rand(images.shape, **where) * 2 - 1
+        draw = torch.rand(images.shape, generator=generator, device=place) * 2 - 1
     else:
-        draw = steepest(torch.randn(images.shape, **where), "l2")
+        draw = steepest(torch.randn(images.shape, generator=generator, device=place), "l2")
     return draw.to(images)
 
 

@@ -18,7 +18,7 @@ from pipeline.code import version
 from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
-from pipeline.networks.models import Segmenter, build_model, save_model
+from pipeline.networks.models import Segmenter, build_model, channels_last, save_model
 from pipeline.networks.precision import autocast, device
 from pipeline.storage import fingerprint
 from pipeline.tiles.store import CityTiles
@@ -55,7 +55,7 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> Card:
         pixels = pool.reshape(-1, channels) / 255
         painter.set_normalisation(pixels.mean(0), pixels.std(0))
     on = device()
-    painter.to(on, memory_format=torch.channels_last).train()
+    channels_last(painter.to(on)).train()
     with batches_of_several("pretrain.batch_size", f"{model.architecture} of {len(pool)} crops in all"):
         losses = _paint(painter, pool, options, on)
     segmenter = _with_new_head(painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels))

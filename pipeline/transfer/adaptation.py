@@ -147,7 +147,7 @@ def adabn(segmenter: Segmenter, target: np.ndarray, batch_size: int = 8) -> Segm
     layers, on = batch_norms(adapted), next(adapted.buffers()).device
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.num_batches_tracked.zero_()  # the first batch replaces what was known
+        layer.get_buffer("num_batches_tracked").zero_()  # the first batch replaces what was known
         layer.momentum = None  # a cumulative mean instead of an exponential one
     with normalising_by_batch(layers):
         for part in np.array_split(target, -(-len(target) // batch_size)):

@@ -7,7 +7,6 @@ where they err less than guesses that look at no image of the new city.
 import numpy as np
 import torch
 
-from pipeline.console import progress
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.params import Params
@@ -48,8 +47,9 @@ def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int =
     for layer in layers:
         mean, square = sums[id(layer)] / len(images)
         deviation = (square - mean**2).clamp_min(0).sqrt()
-        shift = (mean - layer.running_mean) ** 2 + (deviation - layer.running_var.sqrt()) ** 2
-        distances.append((shift / (layer.running_var + layer.eps)).mean())
+        known_mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+        shift = (mean - known_mean) ** 2 + (deviation - variance.sqrt()) ** 2
+        distances.append((shift / (variance + layer.eps)).mean())
     return float(torch.stack(distances).mean().sqrt())
 
 
@@ -58,45 +58,49 @@ def mean_error(rows: dict[str, dict], guess: str) -> float | None:
     return mean(abs(row[guess] - row["iou"]) for row in rows.values() if row[guess] is not None)
 
 
-def estimated(params: Params, cities: Cities, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict) -> dict:
-    """Label-free estimates of each held-out city's IoU, and their mean absolute error over the folds.
+def estimated(params: Params, cities: Cities, fold: Fold, segmenter: Segmenter) -> dict[str, float | None]:
+    """Label-free estimates of a held-out city's IoU, by a model that has met none of its labels.
 
     "thresholded" is average thresholded confidence once a class, "atc" the published one, "expected" Soft Dice
-    Confidence as an IoU, of calibrated probabilities. "estimate" is the one that erred least, in hindsight too.
+    Confidence as an IoU, of calibrated probabilities.
+    """
+    g = params.generalize
+    validation = [cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training]
+    images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
+    classes, probability = maps(segmenter, images)
+    thresholds, one = (fit(probability, labels, classes > 0) for fit in (fit_thresholds, fit_threshold))
+    target = unlabelled(cities[fold.held_out], 2 * g.adaptation_tiles, params.tile.size, g.seed, "test")
+    classes, probability = maps(segmenter, target)
+    return {
+        "thresholded": thresholded_iou(probability, thresholds, found=classes > 0),
+        "atc": thresholded_iou(probability, one, found=classes > 0),
+        "expected": expected_iou(cooled(probability, segmenter.decision.temperature), found=classes > 0),
+        "distance": feature_distance(segmenter, target),
+    }
+
+
+def estimate_table(of_city: dict[str, dict], held_out: list[Fold], matrix: dict) -> dict:
+    """What each city's `estimated` says beside its IoU, and the mean absolute errors over the folds.
+
+    "estimate" is the one that erred least, in hindsight too.
     Three naive guesses stand beside them: the model's IoU on its own cities' test scenes ("no_gap"), that guess less
     the other folds' mean gap ("mean_gap"), and the other folds' mean unseen IoU ("mean_unseen"). The last two are
     flattered, as the other folds' models have trained on this city; the estimates have met none of its labels.
     "naive" is the guess that erred least, in hindsight: what the estimates must beat.
     """
-    g, size = params.generalize, params.tile.size
     rows: dict[str, dict] = {}
-    for fold in progress(held_out, "label-free estimates"):
-        city, segmenter = fold.held_out, unseen[fold.held_out]
-        iou = matrix[f"without-{city}"][city]
-        if iou is None:
-            continue
-        validation = [cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training]
-        images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
-        classes, probability = maps(segmenter, images)
-        thresholds, one = (fit(probability, labels, classes > 0) for fit in (fit_thresholds, fit_threshold))
-        target = unlabelled(cities[city], 2 * g.adaptation_tiles, size, g.seed, "test")
-        classes, probability = maps(segmenter, target)
-        rows[city] = {
-            "iou": iou,
-            "thresholded": thresholded_iou(probability, thresholds, found=classes > 0),
-            "atc": thresholded_iou(probability, one, found=classes > 0),
-            "expected": expected_iou(cooled(probability, segmenter.decision.temperature), found=classes > 0),
-            "distance": feature_distance(segmenter, target),
-            "no_gap": mean(matrix[f"without-{city}"][c] for c in fold.training),
-        }
+    for fold in [fold for fold in held_out if fold.held_out in of_city]:
+        city, known = fold.held_out, matrix[f"without-{fold.held_out}"]
+        rows[city] = {"iou": known[city], **of_city[city], "no_gap": mean(known[c] for c in fold.training)}
     for city, row in rows.items():
         others = [other for c, other in rows.items() if c != city and other["no_gap"] is not None]
         row["mean_unseen"] = mean(other["iou"] for other in others)
         gap = mean(other["no_gap"] - other["iou"] for other in others)
         row["mean_gap"] = None if None in (gap, row["no_gap"]) else max(0.0, row["no_gap"] - gap)
     errors = {guess: mean_error(rows, guess) for guess in (*ESTIMATES, *NAIVE)}
+    known = {guess: error for guess, error in errors.items() if error is not None}
     estimate, naive = (
-        min((guess for guess in guesses if errors[guess] is not None), key=lambda guess: errors[guess], default=None)
+        min((guess for guess in guesses if guess in known), key=known.__getitem__, default=None)
         for guesses in (ESTIMATES, NAIVE)
     )
     return {"city": rows, "mean_error": errors, "estimate": estimate, "naive": naive}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.console import progress
+from pipeline.cluster import each
+from pipeline.labels import Split
 from pipeline.networks.models import read_model
 from pipeline.networks.precision import device
 from pipeline.params import Params, Train
@@ -22,7 +23,7 @@ from pipeline.tiles.store import Cities, CityTiles
 from pipeline.training.fit import fit
 
 
-def nested_scenes(city: CityTiles, split: str, fractions: list[float], seed: int) -> dict[float, list[str]]:
+def nested_scenes(city: CityTiles, split: Split, fractions: list[float], seed: int) -> dict[float, list[str]]:
     """Names of the first ⌈fraction · n⌉ of a split's regions, in one random order a seed; at least one."""
     names = sorted(r.name for r in city.of_split(split))
     order = np.random.default_rng(seed).permutation(len(names))
@@ -53,34 +54,36 @@ def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
     return smaller
 
 
-def frugal(params: Params, cities: Cities, models: Path, reference: Path) -> dict:
+def frugal(params: Params, cities: Cities, models: Path, reference: Path, ray: str | None = None) -> dict:
     """IoU of each city after training on a nested share of scenes, from each initialisation.
 
     A share limits validation scenes too: early stopping must not see more labels than training. `params.train` is that
     of the model on all cities in the folder `reference`, which is the whole share from its own start; `models` holds
-    the folds, where "other_cities" begins.
+    the folds, where "other_cities" begins. ray: where the trainings run, see pipeline.cluster.
     """
-    g, f = params.generalize, sorted(params.generalize.fractions)
+    g, f, names = params.generalize, sorted(params.generalize.fractions), sorted(cities)
     starts = [start for start in g.initialisations if start != "other_cities" or len(cities) > 1]
-    found: dict = {start: {f"{share:g}": {} for share in f} for start in starts}
-    for start, share in progress([(start, share) for start in found for share in f], "frugal learning"):
-        smaller = {city: share_of(cities[city], share, g.seed) for city in sorted(cities)}
-        groups = [[city] for city in smaller] if start == "other_cities" else [list(smaller)]
-        for group in groups:
-            train = start_of(params, cities, models, start, group[0])
-            if share == 1 and train == params.train:
-                folder = reference
-            else:
-                name = "-".join(["frugal", start, f"{share:g}", *group[: len(groups) > 1]])
-                folder = WORK / "generalize" / name
-                changed = params.model_copy(update={"train": train})
-                fit(changed, [smaller[city] for city in group], folder, work=WORK, name=name)
-            segmenter = read_model(folder, device())
-            for city in group:
-                found[start][f"{share:g}"][city] = evaluate_city(segmenter, smaller[city], params.evaluate).iou
+    groups = {start: [(city,) for city in names] if start == "other_cities" else [(*names,)] for start in starts}
+    jobs = [(start, share, group) for start in starts for share in f for group in groups[start]]
+    trains = {(s, group): start_of(params, cities, models, s, group[0]) for s in starts for group in groups[s]}
+    folders = {city: cities[city].folder for city in names}
+
+    def learned(job: tuple) -> dict[str, float | None]:
+        start, share, group = job
+        smaller = [share_of(CityTiles(folders[city]), share, g.seed) for city in group]
+        train, folder = trains[start, group], reference
+        if share != 1 or train != params.train:
+            name = "-".join(["frugal", start, f"{share:g}", *group[: start == "other_cities"]])
+            folder = WORK / "generalize" / name
+            fit(params.model_copy(update={"train": train}), smaller, folder, work=WORK, name=name)
+        segmenter = read_model(folder, device())
+        return {city.city: evaluate_city(segmenter, city, params.evaluate).iou for city in smaller}
+
+    ious, found = dict(each(learned, jobs, ray)), {start: {f"{share:g}": {} for share in f} for start in starts}
+    for start, share, group in jobs:
+        found[start][f"{share:g}"] |= ious[start, share, group]
     scenes = {
-        f"{share:g}": {c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in sorted(cities)}
-        for share in f
+        f"{share:g}": {c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in names} for share in f
     }
     return {"frugal": next(iter(found.values()), {}), "frugal_by_initialisation": found, "frugal_scenes": scenes}
 

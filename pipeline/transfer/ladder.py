@@ -1,5 +1,7 @@
 """The adaptation ladder on every held-out city, and which rung one would have chosen without its labels."""
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.console import progress
@@ -15,19 +17,19 @@ CLEAR = 0.05  # IoU by which a model that has seen the city must be better, for 
 REPAIRED = 0.25  # share of that difference that an adaptation must make good to count as a repair
 
 
-def adapted(params: Params, cities: Cities, held_out: list[Fold], unseen: dict[str, Segmenter], matrix: dict) -> dict:
-    """The adaptation ladder on each held-out city: fitted on its unlabelled training scenes, tested on its
-    test ones."""
-    g = params.generalize
-    ladder: dict[str, dict[str, float | None]] = {method: {} for method in g.adaptation}
-    for fold, method in progress([(f, m) for f in held_out for m in g.adaptation], "adaptation"):
-        city = fold.held_out
+def adapted(
+    params: Params, cities: Cities, fold: Fold, segmenter: Segmenter, unadapted: float | None
+) -> dict[str, float | None]:
+    """{METHOD: IoU} of a held-out city: fitted on its unlabelled training scenes, tested on its test ones."""
+    ladder, city = {}, fold.held_out
+    for method in progress(params.generalize.adaptation, f"{city}: adaptation"):
         if method == "none":
-            ladder[method][city] = matrix[f"without-{city}"][city]
-            continue
-        segmenter = adapt_to(params, cities, fold, method, unseen[city])
-        ladder[method][city] = evaluate_city(segmenter, cities[city], params.evaluate).iou
-    return {"adaptation": ladder, **choose(ladder, matrix)}
+            ladder[method] = unadapted
+        else:
+            ladder[method] = evaluate_city(
+                adapt_to(params, cities, fold, method, segmenter), cities[city], params.evaluate
+            ).iou
+    return ladder
 
 
 def adapt_to(params: Params, cities: Cities, fold: Fold, method: str, segmenter: Segmenter) -> Segmenter:
@@ -42,7 +44,7 @@ def adapt_to(params: Params, cities: Cities, fold: Fold, method: str, segmenter:
     return adapt(method, segmenter, source, target, steps=g.adaptation_steps, batch_size=batch, seed=g.seed)
 
 
-def choose(ladder: dict[str, dict[str, float | None]], matrix: dict[str, dict[str, float | None]]) -> dict:
+def choose(ladder: dict[str, dict[str, Any]], matrix: dict[str, dict[str, Any]]) -> dict:
     """For each city the method that was best on average on the *other* cities, and beside it the oracle's.
 
     The choice borrows one thing: the other cities' folds, which rank the methods, have trained on this city. It never

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
+from pipeline.imagery.grid import SPLITS
+from pipeline.labels import Split
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.scoring.metrics import iou
@@ -52,9 +54,9 @@ def mean(ious: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def unlabelled(city: CityTiles, count: float, side: int, seed: int, split: str = "train") -> np.ndarray:
+def unlabelled(city: CityTiles, count: float, side: int, seed: int, split: Split = "train") -> np.ndarray:
     """Image crops of a city, from another split where this one has none; labels and their table stay unopened."""
-    for name in (split, "train", "validation", "test"):
+    for name in (split, *SPLITS):
         if city.of_split(name):
             return city.unlabelled(name, math.ceil(count), side, seed)
     raise InputError(f"{city.folder}: no scenes; run the tile stage again")

@@ -5,11 +5,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
 
 from pipeline import load_model
 from pipeline.errors import InputError
-from pipeline.networks.models import SMP, build_model, save_model
+from pipeline.networks.card import Card
+from pipeline.networks.models import SMP, Segmenter, build_model, save_model
 from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -48,6 +51,32 @@ def test_onnx_agrees_with_torch_at_any_size(exported, size):
     logits = load_onnx(exported / "model.onnx")(images)
     assert logits.shape == expected.shape == (batch, 2, height, width)
     assert (logits - expected).abs().max() < TOLERANCE
+
+
+def test_a_network_that_torch_cannot_export_is_one_sentence(tmp_path, monkeypatch):
+    class Undecided(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :2] if x.sum() > 0 else -x[:, :2]  # a branch on the values of an image
+
+    segmenter = Segmenter(Undecided(), channels=3, classes=1)
+    segmenter.card = Card.model_construct(channels=3)
+    monkeypatch.setattr("pipeline.mapping.export.read_model", lambda folder: segmenter)
+    with pytest.raises(InputError, match="cannot be exported by torch.export"):
+        export_program(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_that_names_no_bands_means_the_first(tmp_path):
+    folder = write_model(tmp_path / "unet", Model(architecture="linear"))
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({key: value for key, value in about.items() if key != "bands"}))
+    model = stac_item(folder, 9)["properties"]
+    assert model["mlm:input"][0]["bands"] == ["B1", "B2", "B3"]
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(scene, "w", driver="GTiff", width=32, height=32, count=3, dtype="uint8", crs="EPSG:32633",
+                       transform=Affine(0.5, 0, 4e5, 0, -0.5, 5e6)) as dataset:  # fmt: skip
+        dataset.write(np.full((3, 32, 32), 100, np.uint8))
+    assert load_model(folder).predict(scene).mask.shape == (32, 32)
 
 
 def test_the_card_travels_inside_the_file_and_the_map_is_the_same(exported):

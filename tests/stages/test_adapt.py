@@ -12,7 +12,7 @@ from city import labelled, map_counts, red_model, town, write_scene  # noqa: E40
 
 from pipeline.assessment.adapting import LabelledFrame, Tuning, fine_tune  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
-from pipeline.networks.models import load_model, read_card  # noqa: E402
+from pipeline.networks.models import read_card, read_model  # noqa: E402
 from pipeline.stages import adapt, assess, sample  # noqa: E402
 
 
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_weights(city):
 
 def test_it_is_delivered_part_of_the_way_from_the_old_weights_to_the_new(city):
     frame = LabelledFrame(*(part.astype(np.uint8) for part in town(64, 64)), (slice(0, 64), slice(0, 64)))
-    old = load_model(city / "model")
+    old = read_model(city / "model")
     whole, part, none = (
         torch.nn.utils.parameters_to_vector(fine_tune(old, [frame], Tuning(steps=2, share=s)).parameters())
         for s in (1, 0.75, 0)

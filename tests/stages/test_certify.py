@@ -75,7 +75,7 @@ def save_known(place, name, **model):
 def run(place, **changes):
     out = place / "metrics.json"
     parameters = settings(**{"model": place / "model", **changes})
-    certify.run(parameters, place / "tiles", place / "models", out)
+    certify.run(parameters, place / "tiles", place / "models", out, place / "work")
     return json.loads(out.read_text())
 
 

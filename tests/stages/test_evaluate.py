@@ -55,7 +55,7 @@ def test_outlines_are_scored_where_footprints_are_vectors_and_null_elsewhere(hou
     found = {}
     for style in ("regular", "raw"):
         asked = params.model_copy(update={"predict": params.predict.model_copy(update={"outlines": style})})
-        run(asked, folder / "model", folder / "tiles", folder / "out.json", folder / "arrays", folder / "scenes")
+        run(asked, *(folder / name for name in ("model", "tiles", "out.json", "arrays", "scenes", "work")))
         found[style] = read_json(folder / "out.json")["city"]
     assert found["raw"]["rasterville"]["outlines"] is None
     regular, raw = (found[style]["toyton"]["outlines"] for style in ("regular", "raw"))

@@ -24,7 +24,7 @@ from pyproj import Geod
 from rasterio.features import rasterize
 from rasterio.windows import Window
 from scipy import ndimage
-from toy import toy_scene
+from toy import bright_glance, toy_scene
 
 from pipeline import load_model
 from pipeline.__main__ import app
@@ -35,7 +35,7 @@ from pipeline.mapping.flow import label_free_iou
 from pipeline.mapping.inputs import load
 from pipeline.mapping.mapper import CONFIDENCE, LOGITS, STEPS, Totals
 from pipeline.mapping.scene_list import list_scenes
-from pipeline.networks.models import build_model, save_model
+from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Fetch, Model, Predict
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.sources.demo import source as demo
@@ -644,6 +644,29 @@ def test_what_would_be_read_along_with_a_new_map_is_named(model, tmp_path, capsy
     assert name in (said := capsys.readouterr().out) and BESIDE[name] in said and snapshot(out) == before
 
 
+def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_path):
+    """Dark ground holds no red roof: the map is the whole map, and most of the passes are not made."""
+    image, _ = town(256, 384)
+    image[:, 128:] //= 4
+    scene = write_scene(tmp_path / "town.tif", image)
+    settings, seeing = SETTINGS.model_copy(update={"overlap": 0}), tmp_path / "seeing"
+    card = json.loads((model / "model.json").read_text())
+    save_model(seeing, read_model(model), card | {"glance": {"threshold": -0.1}}, bright_glance())
+    for name, skip in (("whole", False), ("skipped", True)):
+        run(seeing, [str(scene)], tmp_path / name, settings=settings.model_copy(update={"skip_empty": skip}))
+    maps = [rasterio.open(tmp_path / name / "town.tif").read() for name in ("whole", "skipped")]
+    records = [json.loads((tmp_path / name / "town.json").read_text()) for name in ("whole", "skipped")]
+    assert maps[0].any() and (maps[0] == maps[1]).all()
+    assert records[0]["skipped"] is None and records[1]["skipped"] == round(4 / 6, 4)
+    assert records[0]["skipped_below"] is None and records[1]["skipped_below"] == 0
+
+
+def test_a_model_without_a_glance_skips_nothing(model, tmp_path):
+    scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
+    with pytest.raises(InputError, match=r"red has no glance to skip by; train with train\.glance: 300"):
+        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"skip_empty": True}))
+
+
 def test_an_editor_s_journal_outlives_its_file_and_is_named(model, tmp_path, capsys):
     scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
     out.mkdir()
@@ -814,19 +837,6 @@ def test_shards_of_two_processes_give_what_one_gives(model, towns, tmp_path, wor
     for shard in ("0/2", "3/2", "x", "1"):
         with pytest.raises(InputError, match="write i/n"):
             run(model, [str(towns)], tmp_path / "out", shard=shard)
-
-
-def test_ray_gives_what_one_process_gives(model, towns, tmp_path, reference, monkeypatch):
-    """Of relative paths too: the workers' folder is another."""
-    monkeypatch.chdir(towns.parent)
-    run(os.path.relpath(model), [towns.name], tmp_path / "out", settings=EVERYTHING, ray="local")
-    assert snapshot(tmp_path / "out") == reference[0]
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense", "127.0.0.1:0"])
-def test_a_cluster_that_is_not_there_is_a_sentence(model, towns, tmp_path, address):
-    with pytest.raises(InputError, match="nothing answers there"):
-        run(model, [str(towns)], tmp_path / "out", ray=address)
 
 
 # ---------------------------------------------------------------- bad input

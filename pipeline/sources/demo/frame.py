@@ -132,8 +132,8 @@ class Street:
     def heading(self) -> float:
         return math.pi / 2 if self.upright else 0.0
 
-    def at(self, along: float, across: float) -> tuple[float, float]:
-        """A place counted along the street's own coordinate, and in metres from its axis."""
+    def at(self, along, across):
+        """A place, or arrays of them, counted along the street's own coordinate, and in metres from its axis."""
         return (self.where + across, along) if self.upright else (along, self.where + across)
 
     def rect(self, along: tuple[float, float], across: tuple[float, float]) -> Rect:

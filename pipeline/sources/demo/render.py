@@ -36,7 +36,7 @@ def shadow_height(height: np.ndarray, toward: tuple[float, float], drop: float) 
         step = 1.0 if shadow is None else reach
         shift = np.array([[1, 0, step * toward[0]], [0, 1, step * toward[1]]])
         moved = cv2.warpAffine(source, shift, source.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        moved -= step * drop
+        moved = moved - step * drop
         shadow, reach = (moved, 1.0) if shadow is None else (np.maximum(shadow, moved), 2 * reach)
     return shadow
 

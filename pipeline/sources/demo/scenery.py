@@ -16,7 +16,7 @@ LAYERS = 3  # of solids
 SHADES = 32  # steps between a material's colour and its alternative
 
 
-def linear(colour: np.ndarray) -> np.ndarray:
+def linear(colour: np.ndarray | float) -> np.ndarray:
     return np.square(np.clip(colour, 0, 1)).astype(np.float32)  # gamma 2
 
 

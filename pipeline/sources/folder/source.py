@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import shapely
-from pyproj import Geod
+from pyproj import CRS, Geod
 from pyproj.exceptions import ProjError
 
 from pipeline import params
@@ -86,7 +86,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         city=city,
         source="folder",
         scenes=[
-            Scene(image.name, image.path, path and str(path), stamp=stamped)
+            Scene(image.name, image.path, str(path) if path else None, stamp=stamped)
             for image, path, stamped in zip(images, paths, stamps, strict=True)
         ],
         gsd=override.gsd,
@@ -201,7 +201,7 @@ def _why_empty(place: Path, paths: list[Path], city: str, where: str | None) -> 
 
 def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
     """How far the footprints are from the images, or the CRS in which they would fit."""
-    declared, there = footprints.source, images[0].grid.crs
+    declared, there = CRS.from_user_input(footprints.source), images[0].grid.crs
     left, bottom, right, top = footprints.bounds
     tries = {crs: (crs, footprints.bounds) for crs in ("EPSG:4326", "EPSG:3857", there.to_string())}
     tries[f"{declared.to_string()} with x and y exchanged"] = declared, (bottom, left, top, right)
@@ -209,10 +209,10 @@ def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
         box = _moved(bounds, crs, there)
         if box and shapely.intersects(shapely.box(*box), _boxes(images)).any():
             return f"they declare {declared.to_string()} but would fit as {name}; correct the file"
-    boxes = (_moved(footprints.bounds, declared, "OGC:CRS84"), _moved(images[0].grid.bounds, there, "OGC:CRS84"))
-    if not all(boxes):
+    box, image = _moved(footprints.bounds, declared, "OGC:CRS84"), _moved(images[0].grid.bounds, there, "OGC:CRS84")
+    if not box or not image:
         return f"as {declared.to_string()} they lie nowhere on the ground; correct their CRS"
-    (x, y), (to_x, to_y) = (((west + east) / 2, (south + north) / 2) for west, south, east, north in boxes)
+    (x, y), (to_x, to_y) = (((west + east) / 2, (south + north) / 2) for west, south, east, north in (box, image))
     metres = Geod(ellps="WGS84").inv(x, y, to_x, to_y)[2]
     return f"they lie {metres / 1000:.1f} km away; correct their CRS or bring the file of this place"
 

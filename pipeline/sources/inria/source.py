@@ -71,7 +71,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     manifest = load_section(Manifest, fetch.path, MANIFEST)
     names = _scene_names(fetch, city, manifest)
     members = {name: _members(name, labelled=city in manifest.training) for name in names}
-    given = fetch.archive and Path(fetch.archive)
+    given = Path(fetch.archive) if fetch.archive else None
     if given and given.is_dir():
         archive, scenes = given, _in_place(given, members)
     else:
@@ -80,7 +80,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
             archive = _zip(given, manifest, work)
             scenes = _unpack(archive, members, folder, manifest)
     for scene in progress(scenes, f"checking {city}"):
-        check_scene(folder / scene.image, scene.labels and folder / scene.labels, manifest.side)
+        check_scene(folder / scene.image, folder / scene.labels if scene.labels else None, manifest.side)
     if archive != given and not fetch.keep_archive and _others_done(fetch, city, folder, manifest):
         shutil.rmtree(archive.parent)
     if fetch.official_split and city in manifest.training:
@@ -190,12 +190,12 @@ def _in_place(root: Path, members: dict[str, tuple[str, str | None]]) -> list[Sc
         raise InputError(f"{root}: is no unpacked AerialImageDataset, no train/ in it; correct fetch.archive")
     scenes = []
     for name, pair in members.items():
-        image, label = (member and roots[0].absolute() / member for member in pair)
-        files = [path for path in (image, label) if path]
+        files = [roots[0].absolute() / member for member in pair if member]
         if missing := [path for path in files if not path.is_file()]:
             raise InputError(f"{missing[0]}: missing; unpack it again or leave {name} out of fetch.scenes")
         stamp = " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
-        scenes.append(Scene(name, str(image), label and str(label), stamp=stamp))
+        image, label = str(files[0]), str(files[1]) if len(files) > 1 else None
+        scenes.append(Scene(name, image, label, stamp=stamp))
     return scenes
 
 

@@ -1,0 +1,190 @@
+"""The parts of a sum (cities, folds, scenes): in this process, on Ray (an optional extra), or in an array of jobs.
+
+A part is a function of its name, wherever it is computed: bytes are those of one process of as many threads on the
+same kind of processor. Workers see the paths that this process sees.
+"""
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pipeline.console import console, progress
+from pipeline.errors import InputError
+from pipeline.runs import cores
+from pipeline.storage import atomic_folder, digest, fingerprint
+
+PATIENCE = 10  # seconds for a cluster to answer
+RETRIES = 3  # of a part whose worker or machine is lost
+RESULT = "result.pickle"  # our own, of this project's working folder
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def shard_of(parts: list[Part], shard: str | None) -> list[Part]:
+    """Of "i/n" every n-th part from the i-th, i from 1; all of them without."""
+    if shard is None:
+        return parts
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise InputError(f"--shard {shard}: write i/n with 1 ≤ i ≤ n, such as 2/8")
+    return parts[int(index) - 1 :: int(count)]
+
+
+def summands(
+    work: Callable[[str, Path], Result], names: list[str], kept: Path, *, ray: str | None, shard: str | None
+) -> dict[str, Result] | None:
+    """`work(name, folder)` of every name, in their order; None of a shard, whose parts wait for the whole.
+
+    A part is kept in `kept`/name as it ends, with the files that it has written to its folder: interrupted, the rest
+    is done. `kept` bears what a part depends on in its name, and is the caller's to remove.
+    """
+    todo = [name for name in shard_of(names, shard) if not (kept / name / RESULT).exists()]
+    for _ in each(partial(_keep, work, kept), todo, ray):
+        pass
+    if shard:
+        console.print(f"shard {shard}: {', '.join(shard_of(names, shard)) or 'nothing'} done; after the others' the "
+                      "same command without --shard sums up")  # fmt: skip
+        return None
+    try:
+        return {name: pickle.loads((kept / name / RESULT).read_bytes()) for name in names}
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: not here; Ray's workers must see this folder, under this path") from None
+
+
+def content(*things: object) -> str:
+    """16 hexadecimal digits of what files and folders (paths), arrays and networks hold, and of plain values."""
+    return fingerprint([_digest(thing) for thing in things])
+
+
+def _digest(thing: Any) -> Any:
+    if isinstance(thing, Path):
+        files = sorted(file for file in [thing, *thing.rglob("*")] if file.is_file())
+        return [[str(file.relative_to(thing)), digest(file)] for file in files]
+    if hasattr(thing, "state_dict"):
+        return [str(thing), str(getattr(thing, "card", None)), *map(_digest, thing.state_dict().values())]
+    if hasattr(thing, "cpu"):
+        return _digest(thing.cpu().contiguous().numpy())
+    return sha256(thing.tobytes()).hexdigest() if hasattr(thing, "tobytes") else thing
+
+
+def _keep(work: Callable[[str, Path], object], kept: Path, name: str) -> None:
+    with atomic_folder(kept / name) as folder:
+        result = work(name, folder)
+        (folder / RESULT).write_bytes(pickle.dumps(result))
+
+
+def each(
+    work: Callable[[Part], Result],
+    parts: Iterable[Part],
+    ray: str | None = None,
+    *,
+    gpu: bool = True,
+    lost: Callable[[Part, str], Result] | None = None,
+) -> Iterator[tuple[Part, Result]]:
+    """Yield (part, work(part)) one after another; with `ray`, "local" or the address of a cluster, as they end.
+
+    There `work` is sent once a worker, so that what it caches serves all parts of a worker. A part has a GPU where
+    there are some (unless `gpu` is false) and its share of the cores. One whose worker is lost is done again, RETRIES
+    times; then `lost(part, reason)` stands for its result, or ends it all. What a worker says is said here.
+
+    Raises what `work` raises, and InputError where Ray is not installed or there is no cluster. A cluster stays
+    connected while this process lives.
+    """
+    parts = list(parts)
+    if not parts or ray is None or (ray == "local" and len(parts) == 1):
+        yield from ((part, work(part)) for part in parts)
+    else:
+        yield from progress(_on_ray(work, parts, ray, gpu, lost), f"parts on Ray ({ray})", len(parts))
+
+
+def _on_ray(work, parts: list, address: str, gpu: bool, lost) -> Iterator[tuple]:
+    ray = _connected(address)
+    from ray.exceptions import RayError, RayTaskError
+
+    here = Path.cwd()
+
+    @ray.remote(max_retries=RETRIES, **_resources(ray, len(parts), gpu))
+    def there(part):
+        return _said(work, here, part)
+
+    pending = {there.remote(part): part for part in parts}
+    try:
+        while pending:
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            part = pending.pop(ready)
+            try:
+                said, result = ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause or error from None
+            except RayError as error:  # its worker died, its machine was lost, each time
+                reason = " ".join(str(error).split())
+                if lost is None:
+                    raise InputError(f"--ray {address}: {part}: {reason}; run the same command again") from None
+                said, result = "", lost(part, reason)
+            console.print(said, end="")
+            yield part, result
+    finally:
+        for left in pending:
+            ray.cancel(left, force=True)
+
+
+def _said(work, here: Path, part) -> tuple[str, object]:
+    """In a worker: its result, and what it has to say."""
+    if here.is_dir():
+        os.chdir(here)
+    with console.capture() as said:
+        result = work(part)
+    return said.get(), result
+
+
+def _resources(ray, parts: int, gpu: bool) -> dict:
+    """What each of so many parts asks of the cluster: a GPU, and as many threads as leave room for all at once.
+
+    OMP_NUM_THREADS, where it is less than this machine's cores, is the most: who states it wants its bytes.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes) if gpu else 0
+    room = [(int(n.get("CPU", 0)), int(n.get("GPU", 0)) if gpus else parts) for n in nodes]
+    at_once, most = min(parts, gpus or parts), max((cpus for cpus, _ in room), default=1)
+    fitting = (t for t in range(most, 0, -1) if sum(min(c // t, g) for c, g in room) >= at_once)
+    threads, stated = next(fitting, 1), os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdecimal() and 0 < int(stated) < cores():
+        threads = min(threads, int(stated))
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+    return {"num_cpus": threads, "num_gpus": int(gpus > 0), "runtime_env": environment}
+
+
+def _connected(address: str):
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray needs Ray; install the extra: pip install -e '.[ray]'") from None
+    if not ray.is_initialized():
+        _check(address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"--ray {address}: no cluster to be had ({' '.join(str(error).split())})") from None
+    return ray
+
+
+def _check(address: str) -> None:
+    """Ray itself tries for minutes."""
+    if address in {"local", "auto"}:
+        return
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        socket.create_connection((place.hostname, place.port), PATIENCE).close()
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"--ray {address}: nothing answers there ({error}); give HOST:PORT of a cluster's head, or local"
+        ) from None
