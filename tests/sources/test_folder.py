@@ -1,6 +1,7 @@
 """The user's own folder: what is right is taken as it stands, what is wrong is one sentence, said early."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pyogrio
@@ -154,6 +155,26 @@ def test_missing_label(town):
     (town / "raster/labels/s2.tif").unlink()
     with pytest.raises(InputError, match=r"labels: no label for 1 of 2 images: s2; add s2.tif"):
         taken(town, "raster")
+
+
+def test_a_missing_label_names_what_lies_there_instead(town):
+    (town / "raster/labels/s2.tif").rename(town / "raster/labels/s2_mask.tif")
+    with pytest.raises(InputError, match=r"images: s2; add s2.tif \(here is s2_mask.tif\), take the image away"):
+        taken(town, "raster")
+
+
+@pytest.mark.parametrize("labels", ["raster", "vector"])
+def test_an_accent_is_the_same_however_a_system_writes_it(labels, tmp_path):
+    """macOS takes it apart (NFD): a folder, an image and its label that look alike are one city's."""
+    composed, apart = "Köln", unicodedata.normalize("NFD", "Köln")
+    tif(tmp_path / apart / "images" / f"{composed}.tif", NOISE)
+    if labels == "raster":
+        tif(tmp_path / apart / "labels" / f"{apart}.tif", (NOISE[:1] > 200).astype(np.uint8))
+    else:
+        (tmp_path / apart / "labels").mkdir()
+        footprints(tmp_path / apart / "labels" / f"{apart}.gpkg", [BUILDING])
+    (scene,) = taken(tmp_path, composed).scenes
+    assert scene.name == composed and scene.labels.endswith((f"{apart}.tif", f"{apart}.gpkg"))
 
 
 def test_label_of_another_size(town):

@@ -9,6 +9,7 @@ Whatever a later stage would stumble over is found here, before anything is comp
 """
 
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -227,6 +228,9 @@ def _moved(bounds: Bounds, source, target) -> Bounds | None:
 def _city_folder(root: Path, city: str) -> Path:
     root = root.resolve()
     if not (root / city).is_dir():
+        for folder in root.glob("*"):
+            if folder.is_dir() and _composed(folder.name) == _composed(city):
+                return folder
         there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
         if not there:
             raise InputError(f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities")
@@ -243,7 +247,7 @@ def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
     files = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     for path in sorted(files, key=lambda path: (path.suffix.lower() not in TIFF, _natural(path.relative_to(folder)))):
         suffix, inside = path.suffix.lower(), path.relative_to(folder)
-        name = "-".join(inside.with_suffix("").parts)
+        name = _name(inside)
         if path.is_dir():  # one behind a link is not walked into
             passed += [str(inside)] if path.is_symlink() else []
         elif suffix in UNREAD or suffix in REMOTE and name in found:
@@ -253,6 +257,16 @@ def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
         elif suffix in TIFF or suffix in REMOTE:
             found[name] = path
     return dict(sorted(found.items(), key=lambda item: _natural(item[1].relative_to(folder)))), passed
+
+
+def _name(inside: Path) -> str:
+    """What a file within its folder is called."""
+    return _composed("-".join(inside.with_suffix("").parts))
+
+
+def _composed(name: str) -> str:
+    """A name with each accent in its letter (NFC): macOS takes them apart (NFD), and both look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _natural(path: Path) -> list:
@@ -294,7 +308,7 @@ def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Imag
         raise InputError(f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind")
     by_name: dict[str, Path] = {}
     for path in _vectors(folder, BELOW):  # sub-folders as the images'
-        name = "-".join(path.relative_to(folder).with_suffix("").parts)
+        name = _name(path.relative_to(folder))
         if (twice := by_name.setdefault(name, path)) != path:
             raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
     missing = [image.name for image in images if image.name not in by_name]
@@ -318,9 +332,11 @@ def _rasters(
     by_name, _ = _scenes_in(folder)
     missing = [image.name for image in images if image.name not in by_name]
     if missing and override.unlabelled != "ignore":
+        others = [by_name[name].name for name in by_name.keys() - {image.name for image in images}]
+        here = f" (here is {min(others)})" if others else ""
         raise InputError(
             f"{folder}: no label for {len(missing)} of {len(images)} images: {listed(missing)}; add "
-            f"{missing[0]}.tif, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
+            f"{missing[0]}.tif{here}, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
         )
     if len(missing) == len(images):
         raise InputError(f"{folder}: no label for any image of {city}; labels bear the names of their images")
