@@ -7,6 +7,7 @@ same kind of processor. Workers see the paths that this process sees.
 import logging
 import os
 import pickle
+import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -53,7 +54,7 @@ def summands(
                       "same command without --shard sums up")  # fmt: skip
         return None
     try:
-        return {name: pickle.loads((kept / name / RESULT).read_bytes()) for name in names}
+        return {name: _Own.read(kept / name / RESULT) for name in names}
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: not here; Ray's workers must see this folder, under this path") from None
 
@@ -72,6 +73,33 @@ def _digest(thing: Any) -> Any:
     if hasattr(thing, "cpu"):
         return _digest(thing.cpu().contiguous().numpy())
     return sha256(thing.tobytes()).hexdigest() if hasattr(thing, "tobytes") else thing
+
+
+def forget(kept: Path) -> None:
+    """Remove what is kept, results first: after a kill in between a part is done again, never half of it taken."""
+    for result in kept.rglob(RESULT):
+        result.unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+class _Own(pickle.Unpickler):
+    """Reads results of this project's classes and arrays, and calls nothing else, whatever the file holds."""
+
+    ARRAYS = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
+
+    @classmethod
+    def read(cls, path: Path) -> Any:
+        with open(path, "rb") as file:
+            return cls(file).load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in self.ARRAYS:
+            return super().find_class(module, name)
+        if module.split(".")[0] == "pipeline" and "." not in name:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise InputError(f"{module}.{name} in a kept result: not ours; delete .work and run the command again")
 
 
 def _keep(work: Callable[[str, Path], object], kept: Path, name: str) -> None:

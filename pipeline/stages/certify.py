@@ -10,7 +10,6 @@ on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed mod
 Killed and started again it goes on with the next city: what is proven stands in .work/certify until all is.
 """
 
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import content, each, summands
+from pipeline.cluster import content, each, forget, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
@@ -150,7 +149,7 @@ def run(
         return
     metrics = {method: _road(certifying, method, rows) for method in settings.methods}
     found = write(out, CertifyMetrics, metrics)
-    shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     print_table(found)
 
 

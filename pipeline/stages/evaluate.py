@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
-from pipeline.cluster import content, summands
+from pipeline.cluster import content, forget, summands
 from pipeline.code import version
 from pipeline.console import progress, table
 from pipeline.errors import InputError
@@ -122,7 +122,7 @@ def run(
     for name, row in measured["city"].items():
         row["outlines"] = found[name].outlines
     record = write(out, EvaluateMetrics, measured)
-    shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     print_table(record)
 
 

@@ -10,14 +10,13 @@ stopping and adaptation never meet them.
 Killed and started again it goes on with the next city: what is measured stands in .work/generalize until all is.
 """
 
-import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import content, each, summands
+from pipeline.cluster import content, each, forget, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
@@ -136,7 +135,7 @@ def run(
     if g.fractions:
         metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"], ray)
     record = write(out, GeneralizeMetrics, metrics)
-    shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     print_tables(record)
 
 

@@ -198,7 +198,7 @@ def test_any_raster_is_mapped_or_refused_in_words(about):
         except InputError as error:
             assert sentence(error) and not list((root / "maps").glob("*"))
         else:
-            assert sorted(p.name for p in (root / "maps").iterdir()) == sorted([*found["files"], "a.json"])
+            assert sorted(p.name for p in (root / "maps").iterdir()) == sorted([*found.files, "a.json"])
 
 
 # ------------------------------------------------------------------ footprints
