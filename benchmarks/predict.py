@@ -11,6 +11,7 @@ empty        bare forward passes of all windows / the command that skips what a 
 dense        scene built, and all of it; the demo's U-Net on EfficientNet-lite0, a glance that is given
 """
 
+import argparse
 import json
 import multiprocessing
 import resource
@@ -245,13 +246,18 @@ def mostly_dark(path: Path, town: Path, side: int, share: float) -> Path:
     return path
 
 
+WAYS = {
+    "throughput": throughput,
+    "memory": memory,
+    "wide": wide,
+    "shards": shards,
+    "empty": partial(skipping, share=0.05, goal=4),
+    "dense": partial(skipping, share=1.0, goal=0.9),
+}
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=WAYS)
+    way = WAYS[parser.parse_args().way]
     with tempfile.TemporaryDirectory() as folder:
-        {
-            "throughput": throughput,
-            "memory": memory,
-            "wide": wide,
-            "shards": shards,
-            "empty": partial(skipping, share=0.05, goal=4),
-            "dense": partial(skipping, share=1.0, goal=0.9),
-        }[sys.argv[1]](Path(folder))
+        way(Path(folder))
