@@ -1,8 +1,13 @@
 from pathlib import Path
 
+import hypothesis
 import pytest
 from http_server import server  # noqa: F401  a fixture
 from toy import toy_scene, write_city
+
+# A slow machine is no fault of the code: no example has a time limit.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
