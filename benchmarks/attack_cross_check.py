@@ -20,7 +20,6 @@ IoU under PGD-20, mean of 3 seeds, against torchattacks 3.5.1 on a CPU:
     8/255         0.066       0.066       0.066                0.000         0.002
 """
 
-import argparse
 import math
 import sys
 from dataclasses import replace
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.generalize_real import table as markdown
+from benchmarks.ratio import arguments_of
 from pipeline.attacks import engine
 from pipeline.attacks.protocol import Campaign, CityAttack
 from pipeline.attacks.worst_case import worst_case
@@ -161,7 +161,7 @@ def cases(a):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("model", nargs="?", type=Path, help="a model folder; default: a network of the planted tint")
     parser.add_argument("--tiles", type=Path, default=Path("data/tiles"))
     parser.add_argument("--cities", nargs="*", help="default: every city of the tiles folder")

@@ -7,14 +7,13 @@ PGD, whose goal of at most 1.1 passes an iteration was set on a GPU. Also the Io
 float32, both measured in float32, where a model folder and tiles are given.
 """
 
-import argparse
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline import params
 from pipeline.attacks import engine
 from pipeline.attacks import losses as attack_losses
@@ -35,7 +34,7 @@ def seconds(run) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)

@@ -10,7 +10,6 @@ exact worst case over all methods of stage `attack`, clean and all smaller budge
 each training took.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.generalize_real import ROOT, table
+from benchmarks.ratio import arguments_of
 from pipeline.attacks.protocol import Campaign, CityAttack
 from pipeline.attacks.worst_case import pooled_iou, worst_case
 from pipeline.console import progress
@@ -58,7 +58,7 @@ def pair(a, folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("models", nargs="*", type=Path, help="model folders")
     parser.add_argument("--pair", type=Path, metavar="FOLDER", help="train a clean and a robust model into it")
     parser.add_argument("--encoder", default="tu-tf_efficientnet_lite0")

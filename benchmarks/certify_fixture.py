@@ -10,7 +10,6 @@ of the pixels, IBP on the others: Zhang et al. 2020 mix the two by a weight) and
 projections. All are certified by the same bounds.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -18,6 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from benchmarks.ratio import arguments_of
 from pipeline.attacks.engine import Target, pgd
 from pipeline.certificates.bounds import Bounds, Box, certified_classes, image_box, interval_margins
 from pipeline.certificates.crown import crown_ibp_margins, linear_lower
@@ -148,7 +148,7 @@ def lipschitz(steps: int, convolution: str, group: int) -> list[list]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments_of(__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", choices=["fcn", "unet", "lipschitz", "objectives"])
     parser.add_argument("--seconds", type=float, default=60, help="of a processor, that each objective trains for")

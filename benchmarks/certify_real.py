@@ -6,7 +6,6 @@ Reads ../shared/cities through the folder source, trains one small U-Net with no
 runs the stage and writes benchmarks/certify_real.md. Everything else stays in a temporary folder, or in --keep.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.generalize_real import table
+from benchmarks.ratio import arguments_of
 from pipeline.params import Params, parse_params
 from pipeline.stages import certify, fetch, tile, train
 
@@ -77,7 +77,7 @@ def word(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments_of(__doc__)
     parser.add_argument("--cities", nargs="+", default=["austin", "montenegro"])
     parser.add_argument("--steps", type=int, default=300, help="of training the smoothed U-Net; few for a trial")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/certify_real.md")

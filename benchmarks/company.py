@@ -7,7 +7,6 @@ long; the package therefore asks OpenMP's threads to sleep (pipeline/__init__.py
 process that never rests are measured in turns, each in a process of its own.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 
 STEPS, WARM, ROUNDS, GOAL = 25, 5, 3, 0.45
 
@@ -49,8 +48,7 @@ def measure(busy: bool) -> float:
 
 
 if __name__ == "__main__":
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = arguments_of(__doc__)
     parser.add_argument("--once", action="store_true", help="print the seconds of one run, and no ratio")
     if parser.parse_args().once:
         print(seconds())

@@ -6,7 +6,6 @@ Same crops, same code, no augmentation; the arrays are mapped files on one side 
 files lie in the system's cache by then, as they do from an epoch's second half on.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from benchmarks.tiling import PROFILES, city, parameters
 from pipeline.stages.tile import tile_city
 from pipeline.tiles.store import CityTiles
@@ -31,7 +30,7 @@ def rate(crops: RandomCrops) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--side", type=int, default=5000, help="pixels along a scene's side")
     parser.add_argument("--crop", type=int, default=256)
     options = parser.parse_args()

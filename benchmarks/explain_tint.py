@@ -6,12 +6,12 @@ Writes benchmarks/explain_tint.md: of the standard and the adversarially trained
 its simultaneous interval, and each band's share of the integrated gradients. The tint lies between green and blue.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.generalize_real import ROOT, table
+from benchmarks.ratio import arguments_of
 from pipeline.course import tint
 from pipeline.explanation.city import explain_city
 from pipeline.explanation.summary import summarise
@@ -22,7 +22,7 @@ NETWORKS = {"standard": Adversarial(), "pgd-3, 8/255": Adversarial(method="pgd",
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     parser.add_argument("--tiles", type=int, default=48, help="test tiles")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/explain_tint.md")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
 from benchmarks.predict import apart
-from benchmarks.ratio import cannot, report
+from benchmarks.ratio import arguments_of, cannot, report
 from pipeline.runs import cores
 
 SEED, STEPS, GOAL = 1, 80, 1.7
@@ -44,6 +44,7 @@ def trainings(folder: Path, workers: int) -> tuple[float, dict[str, str]]:
 
 
 def main() -> None:
+    arguments_of(__doc__).parse_args()
     if cores() < 2:
         cannot(WHAT, GOAL, "one core")
     demo_tiles(demo_params(cities=FIVE))

@@ -8,12 +8,12 @@ benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the 
 ladder and the label-free estimates. Killed and started again, it goes on from the last finished epoch.
 """
 
-import argparse
 import json
 import math
 import os
 from pathlib import Path
 
+from benchmarks.ratio import arguments_of
 from pipeline.params import Params, load_params
 from pipeline.stages import fetch, generalize, tile, train
 
@@ -93,7 +93,7 @@ def report(m: dict, params: Params, command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("--epochs", type=int, help="of every model; default as real_cities.yaml")
     parser.add_argument("--work", type=Path, default=ROOT / ".work/generalize_real", help="tiles and models")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/generalize_real.md")

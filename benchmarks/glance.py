@@ -7,11 +7,11 @@ scenes of every city that lies in `--tiles`, in windows of 512 and of 256 pixels
 and of others, whose threshold promises nothing.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ratio import arguments_of
 from pipeline.labels import IGNORE
 from pipeline.mapping.flow import Glimpses
 from pipeline.networks.models import read_model
@@ -48,7 +48,7 @@ def row(segmenter, glance, city: CityTiles, window: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tiles", type=Path, default=Path("data/tiles"))

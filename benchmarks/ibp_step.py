@@ -7,13 +7,12 @@ logits of the mixed loss a third: 1/3 is the limit, and the worst logits and bal
 those of a whole schedule, of which the first fifth carries no interval.
 """
 
-import argparse
 import statistics
 import time
 
 import torch
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.certificates.interval_training import train_interval
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import device
@@ -24,7 +23,7 @@ STEPS, ROUNDS, EPSILON = 20, 5, 2 / 255
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()

@@ -5,7 +5,6 @@
 --gpu: a U-Net ResNet-34 and a scene of 8192², where there is a GPU.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.ratio import cannot, report
+from benchmarks.ratio import arguments_of, cannot, report
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, device
 from pipeline.params import Model
@@ -60,7 +59,7 @@ def scene(model, city: CityTiles) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--side", type=int, help="pixels along the scene's side")
     parser.add_argument("--encoder")

@@ -8,12 +8,11 @@ mapped better; of `one_in_eight_fails` one scene in eight is hardly mapped at al
 are correlated over so many pixels (σ of a Gaussian), and it is so many pixels wide; a dash: hardly any scene has one.
 """
 
-import argparse
-
 import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
+from benchmarks.ratio import arguments_of
 from pipeline.scoring import blocks
 from pipeline.scoring.blocks import CELL
 from pipeline.scoring.bootstrap import IOU, iou_interval
@@ -80,7 +79,7 @@ def coverage_of_blocks(side: int, correlated: float, trials: int) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("--trials", type=int, default=2000, help="intervals a cell of the table")
     trials = parser.parse_args().trials
     print("| scenes |", " | ".join(map(str, SCENES)), "|\n|---|" + "---|" * len(SCENES))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.presets import full
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ def dvc(folder: Path, *arguments: str) -> float:
 
 
 if __name__ == "__main__":
-    command = sys.argv[1]
+    arguments = arguments_of(__doc__)
+    arguments.add_argument("command", choices=["status", "repro"])
+    command = arguments.parse_args().command
     with tempfile.TemporaryDirectory() as work:
         empty, full = project(Path(work) / "empty", 0), project(Path(work) / "full", BYTES)
         dvc(empty, command), dvc(full, command)

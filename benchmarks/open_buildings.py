@@ -8,14 +8,13 @@ alone takes to that of `keep_near`, which also parses every centroid and the pol
 
 import gzip
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.console import table
 from pipeline.sources.open_buildings.source import CHUNK, COLUMNS, keep_near
 
@@ -45,7 +44,7 @@ def decompress(path: Path) -> int:
         return sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))
 
 
-def main(rows: int = 1_000_000) -> None:
+def main(rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cell.csv.gz"
         write_cell(path, rows)
@@ -67,4 +66,6 @@ def main(rows: int = 1_000_000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    arguments = arguments_of(__doc__)
+    arguments.add_argument("rows", type=int, nargs="?", default=1_000_000)
+    main(arguments.parse_args().rows)

@@ -11,6 +11,7 @@ import time
 import torch
 from torch import nn
 
+from benchmarks.ratio import arguments_of
 from pipeline.certificates.bounds import Bounds, Box
 from pipeline.certificates.outer_polytope import outer_polytope_boxes
 from pipeline.networks.small_nets import SmallFCN
@@ -28,6 +29,7 @@ def theirs(net: nn.Module, image: torch.Tensor, epsilon: float) -> torch.Tensor 
 
 
 def main() -> None:
+    arguments_of(__doc__).parse_args()
     torch.manual_seed(0)
     side, epsilon = 8, 0.05
     net, image = SmallFCN(3, 2, 4).eval().requires_grad_(False), torch.rand(1, 3, side, side)

@@ -8,7 +8,6 @@ imported (pip install buildingregulariser==0.2.5, in an environment of its own: 
 its defaults, tolerances in the units of the polygons: metres, its own `simplify_tolerance` as wide as ours.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import shapely
 from PIL import Image, ImageDraw
 
+from benchmarks.ratio import arguments_of
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import RASTER_STEPS, Outlines
 from pipeline.networks.models import read_model
@@ -114,7 +114,7 @@ def drawn(image: np.ndarray, corner: tuple[int, int], outlines: np.ndarray) -> I
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("cities", nargs="+", metavar="CITY")
     parser.add_argument("--root", type=Path, default=Path())
     parser.add_argument("--split", default="test")

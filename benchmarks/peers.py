@@ -19,7 +19,6 @@ All run one after another with the same number of threads and no loader processe
 benchmarks/peers/, written as its documentation does; ours may use what it does by itself (bf16, channels-last).
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -33,7 +32,7 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from benchmarks.ratio import cannot, report
+from benchmarks.ratio import arguments_of, cannot, report
 
 PEERS = {"TorchGeo": ("TORCHGEO", "with_torchgeo.py"), "Raster Vision": ("RASTERVISION", "with_rastervision.py")}
 SETTINGS = {"crop": 256, "batch": 8, "count": 400, "window": 512, "stride": 384, "west": 32.595, "north": 0.315,
@@ -191,7 +190,7 @@ def labels(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("row", choices=["crops", "scene", "labels"])
     parser.add_argument("--side", type=int, default=5000, help="pixels along a scene's side")
     parser.add_argument("--rows", type=int, default=1_000_000, help="buildings in the cell")

@@ -8,7 +8,6 @@ take as long again. The memory printed is the peak of Python's allocations: of b
 """
 
 import statistics
-import sys
 import time
 import tracemalloc
 
@@ -16,7 +15,7 @@ import numpy as np
 import shapely
 from rasterio.features import shapes
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import Outlines
 
@@ -76,9 +75,12 @@ def compare(ours, limit, mask: np.ndarray, what: str) -> None:
 
 
 if __name__ == "__main__":
-    sides = [int(argument) for argument in sys.argv[1:] if argument.isdecimal()]
-    mask = draw(sides[0] if sides else 4096)
-    if "--regular" in sys.argv:
+    arguments = arguments_of(__doc__)
+    arguments.add_argument("side", type=int, nargs="?", default=4096)
+    arguments.add_argument("--regular", action="store_true")
+    options = arguments.parse_args()
+    mask = draw(options.side)
+    if options.regular:
         compare(regular, banded, mask, "polygons as traced / with regular outlines")
     else:
         compare(banded, whole, mask, "GDAL's polygons at once / in bands")

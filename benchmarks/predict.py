@@ -11,7 +11,6 @@ empty        bare forward passes of all windows / the command that skips what a 
 dense        scene built, and all of it; the demo's U-Net on EfficientNet-lite0, a glance that is given
 """
 
-import argparse
 import json
 import multiprocessing
 import resource
@@ -24,7 +23,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 
 GSD = 0.5
 LIMIT = 2048  # MB
@@ -255,7 +254,7 @@ WAYS = {
 }
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("way", choices=WAYS)
     way = WAYS[parser.parse_args().way]
     with tempfile.TemporaryDirectory() as folder:

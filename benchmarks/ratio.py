@@ -3,10 +3,16 @@
 A ratio is the limit's time over ours (or our rate over the limit's): 1 is the limit itself, and more is better.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, by NVIDIA's data sheets
+
+
+def arguments_of(documentation: str) -> argparse.ArgumentParser:
+    """`--help` shows the first lines of the file as they stand."""
+    return argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def report(what: str, ratio: float | None, goal: float, measured: str) -> None:

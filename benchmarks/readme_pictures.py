@@ -1,12 +1,13 @@
 """The README's two pictures, taken of report/index.html: `python -m benchmarks.readme_pictures`, after `make`."""
 
 import shutil
-import sys
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from benchmarks.ratio import arguments_of
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -40,4 +41,6 @@ def save(png: bytes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1] if len(sys.argv) > 1 else "report/index.html"), Path("docs"))
+    arguments = arguments_of(__doc__)
+    arguments.add_argument("page", type=Path, nargs="?", default=Path("report/index.html"))
+    take(arguments.parse_args().page, Path("docs"))

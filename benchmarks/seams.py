@@ -6,16 +6,20 @@ Windows of 256, 512 and 1024 pixels, compared two by two over all scenes, in the
 """
 
 import itertools
-import sys
 
 import numpy as np
 
+from benchmarks.ratio import arguments_of
 from pipeline import load_model
 
 WINDOWS = (256, 512, 1024)
 
 if __name__ == "__main__":
-    model, scenes = load_model(sys.argv[1]), sys.argv[2:]
+    arguments = arguments_of(__doc__)
+    arguments.add_argument("model")
+    arguments.add_argument("scenes", nargs="+", metavar="SCENE")
+    options = arguments.parse_args()
+    model, scenes = load_model(options.model), options.scenes
     differ, pixels = dict.fromkeys(itertools.combinations(WINDOWS, 2), 0), 0
     for scene in scenes:
         masks = {window: model.predict(scene, window=window, polygons="none").mask for window in WINDOWS}

@@ -5,13 +5,12 @@
 The ratio is what drawing noise and counting votes leave of the network's own speed.
 """
 
-import argparse
 import statistics
 import time
 
 import torch
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.certificates.smoothing import votes
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, choose, device
@@ -32,7 +31,7 @@ def seconds(work, on: torch.device) -> float:
 
 def main() -> None:
     on = device()
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments_of(__doc__)
     parser.add_argument("--size", type=int, default=512 if on.type == "cuda" else 128)
     parser.add_argument("--samples", type=int, default=300 if on.type == "cuda" else 32)
     parser.add_argument("--batch", type=int, default=16)

@@ -11,7 +11,6 @@ Milliseconds of CPU for an uncompressed scene of 3000², of which the limit take
 to read and write. Measured: read 12, written 6, counted 5, drawn 6.
 """
 
-import argparse
 import contextlib
 import io
 import multiprocessing
@@ -27,7 +26,7 @@ import rasterio
 import shapely
 from rasterio.enums import Resampling
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.console import table
 from pipeline.imagery.scene import City, Scene
 from pipeline.params import Params, load_params
@@ -145,7 +144,7 @@ def large() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--side", type=int, default=5000, help="pixels along a scene's side; 5000 is Inria's")
     parser.add_argument("--repeats", type=int, default=3)

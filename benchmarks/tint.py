@@ -7,7 +7,6 @@ under the APGD ensemble at equal numbers of gradients, the FGSM − PGD gap, and
 one.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.generalize_real import ROOT, table
+from benchmarks.ratio import arguments_of
 from pipeline.attacks import engine
 from pipeline.attacks.worst_case import worst_case
 from pipeline.course import tint
@@ -58,7 +58,7 @@ def step_costs(rounds: int = 15) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__)
     parser.add_argument("--steps", type=int, default=200, help="training steps")
     parser.add_argument("--tiles", type=int, default=64, help="test tiles")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/tint.md")

@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
-from benchmarks.ratio import arithmetic, cannot, report
+from benchmarks.ratio import arguments_of, arithmetic, cannot, report
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, device
 from pipeline.tiles.tensors import to_float
@@ -94,7 +94,7 @@ def main(options: argparse.Namespace, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--gpu", action="store_true")
     options = parser.parse_args()

@@ -8,7 +8,6 @@ unseen once; IoU is over all of a city's pixels. A row compares a variant with `
 difference and its 95 % interval over cities (t), the least city's IoU. Rows in the file are not trained again.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from benchmarks.ratio import arguments_of
 from pipeline import params
 from pipeline.networks.models import build_model
 from pipeline.scoring.metrics import counts, ratio
@@ -158,7 +158,7 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments_of(__doc__)
     parser.add_argument("variants", nargs="*", default=[], metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=1)

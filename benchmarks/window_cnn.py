@@ -7,10 +7,11 @@ import time
 
 import torch
 
-from benchmarks.ratio import report
+from benchmarks.ratio import arguments_of, report
 from pipeline.networks.models import WindowCNN
 
 if __name__ == "__main__":
+    arguments_of(__doc__).parse_args()
     torch.manual_seed(0)
     net, side = WindowCNN(3, 2, 32).eval(), 128
     image = torch.rand(1, 3, side, side)

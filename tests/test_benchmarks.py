@@ -1,7 +1,11 @@
 """The one command of the benchmarks: its table names files that are there, and renews only the rows it measured."""
 
 import importlib
+import runpy
+import sys
 from pathlib import Path
+
+import pytest
 
 runner = importlib.import_module("benchmarks.__main__")
 FOLDER = Path(runner.__file__).parent
@@ -52,3 +56,15 @@ def test_arithmetic_is_counted_and_held_against_a_known_card():
 
     assert arithmetic(step, 98_900, "NVIDIA H100 80GB HBM3") == "9.89 Tflop/s, 1% of the card's bf16 peak"
     assert arithmetic(step, 98_900, "CPU") == "9.89 Tflop/s"
+
+
+RUNS = [path.stem for path in sorted(FOLDER.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("module", RUNS)
+def test_help_says_what_it_measures_and_measures_nothing(module, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(f"benchmarks.{module}", run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) > 4 and not list(tmp_path.iterdir())
