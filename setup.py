@@ -6,7 +6,14 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-CARRIED = ("presets/*.yaml", "dvc.yaml", ".dvcignore", ".gitignore", "data/sources/*.yaml", "data/watched/*/README.md")
+CARRIED = (
+    "presets/*.yaml",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+    "data/sources/*.yaml",
+    "data/watched/*/README.md",
+)
 
 
 class WithProject(build_py):

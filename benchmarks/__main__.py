@@ -4,9 +4,10 @@
     python -m benchmarks NAME …      some of them; their rows of the file are renewed, the others stay
     python -m benchmarks.MODULE -h   one module by itself, with its options
 
-Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows quality instead of
-speed is an experiment with a command of its own, in the first lines of its file: real_baseline, generalize_real,
-certify_fixture, certify_real, attack_real, attack_cross_check, tint, outer_polytope, seams, outlines, glance.
+Each ends with one line: its ratio, the goal, and what it is a ratio of. What needs hours or shows
+quality instead of speed is an experiment with a command of its own, in the first lines of its file:
+real_baseline, generalize_real, certify_fixture, certify_real, attack_real, attack_cross_check,
+tint, outer_polytope, seams, outlines, glance.
 """
 
 import argparse
@@ -82,14 +83,24 @@ def run(name: str) -> str:
 
 def revision() -> str:
     """The commit the code is at, marked where the code differs from it."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
     others = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/RESULTS.md"]
     changed = commit.stdout and subprocess.run(others, cwd=ROOT).returncode
     return commit.stdout.strip() + "-dirty" * bool(changed)
 
 
 def machine() -> str:
-    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else None
+    cpu = (
+        re.search(
+            r"model name\s*: "
+            r"(.+)",
+            Path("/proc/cpuinfo").read_text(),
+        )
+        if platform.system() == "Linux"
+        else None
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = "no GPU"
     if shutil.which("nvidia-smi"):
@@ -107,18 +118,24 @@ def versions() -> str:
 
 
 def renew(text: str, machine: str, versions: str, row: str) -> str:
-    """RESULTS.md with `row` in the machine's section, in the order of BENCHMARKS; other machines' stay untouched."""
+    """RESULTS.md with `row` in the machine's section, in the order of BENCHMARKS; other
+    machines' stay untouched.
+    """
     title = f"\n## {machine}\n"
     introduction, *sections = re.split(r"(?=\n## )", text or INTRODUCTION)
     mine = next((section for section in sections if section.startswith(title)), "")
     rows = {line.split(" ")[1]: line for line in [*mine.splitlines(), row] if line.startswith("| ")}
     table = HEADER + "".join(rows[name] + "\n" for name in BENCHMARKS if name in rows)
     new = f"{title}\n{versions}\n\n{table}"
-    return introduction + "".join([new if s == mine else s for s in sections] if mine else [*sections, new])
+    return introduction + "".join(
+        [new if s == mine else s for s in sections] if mine else [*sections, new]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     names = parser.parse_args().names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:

@@ -50,7 +50,9 @@ OURS = Attack()
 GRADIENTS = 1 + 3 * OURS.steps + 4 * OURS.apgd_steps + OURS.soft_iou_steps
 
 
-def outsider(model, images, labels, epsilon: float, steps: int, weight: float = 0.35) -> torch.Tensor:
+def outsider(
+    model, images, labels, epsilon: float, steps: int, weight: float = 0.35
+) -> torch.Tensor:
     """A soft-IoU attack in its own words: heavy-ball sign steps on sigmoids of the margins, whose
     absolute temperature falls from 4 to ½; the iterate that misses and invents most counts."""
     start = torch.rand(images.shape, generator=torch.Generator().manual_seed(1)).to(images)
@@ -122,7 +124,9 @@ def last(target: engine.Target, generator: torch.Generator) -> torch.Tensor:
         number = torch.full((len(labels),), float(next(turn)))
         return number, torch.zeros(len(labels), dtype=torch.bool)
 
-    return engine.pgd(replace(target, score=later), STEPS, step=target.epsilon / 4, generator=generator)
+    return engine.pgd(
+        replace(target, score=later), STEPS, step=target.epsilon / 4, generator=generator
+    )
 
 
 def equal_settings(model, images, labels) -> None:
@@ -134,19 +138,32 @@ def equal_settings(model, images, labels) -> None:
             torch.manual_seed(seed)
             generator = torch.Generator().manual_seed(seed)
             target = engine.Target(model, images, labels, "linf", epsilon)
-            pgd = torchattacks.PGD(model, eps=epsilon, alpha=epsilon / 4, steps=STEPS, random_start=True)
-            best = engine.pgd(target, STEPS, step=epsilon / 4, early_stop=False, generator=generator)
+            pgd = torchattacks.PGD(
+                model, eps=epsilon, alpha=epsilon / 4, steps=STEPS, random_start=True
+            )
+            best = engine.pgd(
+                target, STEPS, step=epsilon / 4, early_stop=False, generator=generator
+            )
             found = pgd(images, labels), last(target, generator), best
             row.append([tint.pooled(model, x, labels) for x in found])
         mean = torch.tensor(row).mean(0)
         spread = torch.tensor(row).std(0).max()
         rows.append([f"{budget}/255", *mean.tolist(), float(mean[1] - mean[0]), float(spread)])
-    columns = ["ε", "torchattacks", "ours, last", "ours, best", "last − torchattacks", "σ over seeds"]
+    columns = [
+        "ε",
+        "torchattacks",
+        "ours, last",
+        "ours, best",
+        "last − torchattacks",
+        "σ over seeds",
+    ]
     table(f"IoU under PGD-{STEPS}, 3 seeds", columns, rows)
 
 
 def cases(a):
-    """(name, model, images, labels, ε): of the model folder each city's test crops, or of the tint."""
+    """(name, model, images, labels, ε): of the model folder each city's test
+    crops, or of the tint.
+    """
     if a.model is None:
         model, (images, labels) = tint.train(Adversarial(), 200), tint.tiles(a.count, 99)
         for budget in (1, 2, 4):
@@ -162,7 +179,9 @@ def cases(a):
 
 def main() -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("model", nargs="?", type=Path, help="a model folder; default: a network of the planted tint")
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="a model folder; default: a network of the planted tint"
+    )
     parser.add_argument("--tiles", type=Path, default=Path("data/tiles"))
     parser.add_argument("--cities", nargs="*", help="default: every city of the tiles folder")
     parser.add_argument("--count", type=int, default=4, help="test crops a city")

@@ -1,10 +1,12 @@
-"""The time of an attack iteration relative to one forward and backward pass: what the engine costs by itself.
+"""The time of an attack iteration relative to one forward and backward pass: what
+the engine costs by itself.
 
     python -m benchmarks.attack_iteration [--size 256] [--batch 16] [--model models/all]
 
-Measured in one run, interleaved; the table shows medians of `--rounds` as attack / passes, the ratio is its inverse for
-PGD, whose goal of at most 1.1 passes an iteration was set on a GPU. Also the IoU that PGD reaches in bfloat16 and in
-float32, both measured in float32, where a model folder and tiles are given.
+Measured in one run, interleaved; the table shows medians of `--rounds` as attack / passes, the
+ratio is its inverse for PGD, whose goal of at most 1.1 passes an iteration was set on a GPU. Also
+the IoU that PGD reaches in bfloat16 and in float32, both measured in float32, where a model folder
+and tiles are given.
 """
 
 import statistics
@@ -39,11 +41,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model", type=Path, help="a model folder; default: an untrained U-Net ResNet-18")
-    parser.add_argument("--tiles", type=Path, help="a tiles folder: compare precisions on its cities")
+    parser.add_argument(
+        "--model", type=Path, help="a model folder; default: an untrained U-Net ResNet-18"
+    )
+    parser.add_argument(
+        "--tiles", type=Path, help="a tiles folder: compare precisions on its cities"
+    )
     a = parser.parse_args()
     on = device()
-    segmenter = read_model(a.model, on) if a.model else build_model(params.Model(architecture="unet"), 3)
+    segmenter = (
+        read_model(a.model, on) if a.model else build_model(params.Model(architecture="unet"), 3)
+    )
     segmenter = segmenter.eval().requires_grad_(False).to(on, memory_format=torch.channels_last)
     images = torch.rand(a.batch, 3, a.size, a.size).to(on, memory_format=torch.channels_last)
     labels = torch.randint(0, 2, (a.batch, a.size, a.size), device=on)
@@ -70,7 +78,9 @@ def main() -> None:
                 for name, run in runs.items():
                     ratios[name].append(seconds(run) / base)
         rows.append([precision, *(statistics.median(r) for r in ratios.values())])
-    title = f"{a.steps} iterations (and the last look) / {a.steps} forward + backward passes, {on.type}"
+    title = (
+        f"{a.steps} iterations (and the last look) / {a.steps} forward + backward passes, {on.type}"
+    )
     table(f"{title}, {a.batch} × {a.size}²", ["precision", *runs], rows)
     slowest = max(row[1] for row in rows)
     measured = f"{a.steps} iterations, the slower of fp32 and bf16, {a.batch} × {a.size}²"
@@ -96,7 +106,11 @@ def compare_precisions(segmenter, folder: Path, steps: int) -> None:
                     counts = engine.counts(segmenter(found).argmax(1), labels)
                 row.append(pooled_iou(*(c.cpu().numpy() for c in counts)))
             rows.append([f"{path.parent.name} {budget:g}/255", *row, row[1] - row[0]])
-    table(f"IoU under PGD-{steps}, measured in float32", ["city, ε", "fp32", "bf16", "difference"], rows)
+    table(
+        f"IoU under PGD-{steps}, measured in float32",
+        ["city, ε", "fp32", "bf16", "difference"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

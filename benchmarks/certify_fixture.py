@@ -1,13 +1,13 @@
 """Certified IoU on a fixture with a known answer.
 
-Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter by the contrast of
-the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for the small FCN and U-Net trained by IBP
-at 2/255 and for Lipschitz networks of MinMax (GroupSort 2) and of larger groups, the certified, attacked and clean IoU
-at each radius.
+Each 32² tile holds grey noise, equal in all channels, and rectangles of class 1 that are brighter
+by the contrast of the tile. Run: python -m benchmarks.certify_fixture [--steps N]. It prints, for
+the small FCN and U-Net trained by IBP at 2/255 and for Lipschitz networks of MinMax (GroupSort 2)
+and of larger groups, the certified, attacked and clean IoU at each radius.
 
-With --only objectives it trains one small FCN three times, each for --seconds: by IBP, by CROWN-IBP (on a random share
-of the pixels, IBP on the others: Zhang et al. 2020 mix the two by a weight) and by Wong and Kolter's dual with Cauchy
-projections. All are certified by the same bounds.
+With --only objectives it trains one small FCN three times, each for --seconds: by IBP, by CROWN-IBP
+(on a random share of the pixels, IBP on the others: Zhang et al. 2020 mix the two by a weight) and
+by Wong and Kolter's dual with Cauchy projections. All are certified by the same bounds.
 """
 
 import time
@@ -22,7 +22,12 @@ from pipeline.attacks.engine import Target, pgd
 from pipeline.certificates.bounds import Bounds, Box, certified_classes, image_box, interval_margins
 from pipeline.certificates.crown import crown_ibp_margins, linear_lower
 from pipeline.certificates.interval_training import OBJECTIVES, train_interval, train_margin
-from pipeline.certificates.lipschitz import at_radius, certified_iou, collective_iou, lipschitz_radii
+from pipeline.certificates.lipschitz import (
+    at_radius,
+    certified_iou,
+    collective_iou,
+    lipschitz_radii,
+)
 from pipeline.console import table
 from pipeline.networks.lipschitz import LipschitzNet
 from pipeline.networks.models import Segmenter
@@ -31,8 +36,12 @@ from pipeline.networks.small_nets import SmallFCN, SmallUNet
 PROBE = 10  # steps that say how long one takes
 
 
-def rectangles(count: int, size: int = 32, contrast: float = 0.3, noise: float = 0.02, seed: int = 0):
-    """Images (N, 3, S, S) in [0,1] and labels (N, S, S): one to three bright rectangles on grey noise."""
+def rectangles(
+    count: int, size: int = 32, contrast: float = 0.3, noise: float = 0.02, seed: int = 0
+):
+    """Images (N, 3, S, S) in [0,1] and labels (N, S, S): one to three bright
+    rectangles on grey noise.
+    """
     random = torch.Generator().manual_seed(seed)
     labels = torch.zeros(count, size, size, dtype=torch.long)
     for label in labels:
@@ -70,15 +79,23 @@ def convex(name: str, network, steps: int, linear: bool) -> list[list]:
     for radius in (0.5, 1, 2, 4):
         box = image_box(segmenter, images, radius / 255)
         ibp = certified_iou(certified_classes(interval_margins(bounds, box)), labels)
-        crown = certified_iou(certified_classes(crown_ibp_margins(bounds, box)), labels) if linear else None
+        crown = (
+            certified_iou(certified_classes(crown_ibp_margins(bounds, box)), labels)
+            if linear
+            else None
+        )
         attacked = attacked_iou(segmenter, images, labels, "linf", radius / 255)
         at = f"ℓ∞ {radius:g}/255"
-        rows.append([f"{name} ({seconds:.0f} s)", at, ibp, crown, attacked, clean, trained.collapsed])
+        rows.append(
+            [f"{name} ({seconds:.0f} s)", at, ibp, crown, attacked, clean, trained.collapsed]
+        )
     return rows
 
 
 def crown_bound(bounds: Bounds, box: Box, *, side: int = 27) -> Tensor:
-    """IBP's differences (N, K, K, H, W), and CROWN-IBP's at one pixel in side², all that one backward pass bounds."""
+    """IBP's differences (N, K, K, H, W), and CROWN-IBP's at one pixel in side², all that one
+    backward pass bounds.
+    """
     start = torch.randint(0, side, (2,)).tolist()
     found = []
     for image in zip(*(ends.split(1) for ends in box), strict=True):
@@ -91,7 +108,11 @@ def crown_bound(bounds: Bounds, box: Box, *, side: int = 27) -> Tensor:
         for k in range(kinds):
             for j in range(kinds):
                 spec = (torch.eye(kinds)[k] - torch.eye(kinds)[j])[:, None, None].expand(-1, *shape)
-                better = linear_lower(bounds, boxes, bounds.logits, spec, where=asked) if k != j else differences[k, j]
+                better = (
+                    linear_lower(bounds, boxes, bounds.logits, spec, where=asked)
+                    if k != j
+                    else differences[k, j]
+                )
                 rows.append(torch.where(asked, better, differences[k, j]))
         found.append(torch.stack(rows).unflatten(0, (kinds, kinds)))
     return torch.stack(found)
@@ -113,13 +134,22 @@ def timed(bound: Callable, seconds: float) -> tuple[Segmenter, int]:
 
 
 def objectives(seconds: float) -> list[list]:
-    """Rows by training bound and radius: steps, IoU certified by IBP, by CROWN-IBP, attacked, clean."""
+    """Rows by training bound and radius: steps, IoU certified by IBP, by
+    CROWN-IBP, attacked, clean.
+    """
     images, labels = rectangles(32, seed=9)
-    bounds_by = {"IBP": OBJECTIVES["ibp"], "CROWN-IBP": crown_bound, "dual, Cauchy": OBJECTIVES["dual"]}
+    bounds_by = {
+        "IBP": OBJECTIVES["ibp"],
+        "CROWN-IBP": crown_bound,
+        "dual, Cauchy": OBJECTIVES["dual"],
+    }
     rows = []
     for name, bound in bounds_by.items():
         segmenter, steps = timed(bound, seconds)
-        bounds, clean = Bounds(segmenter.network), certified_iou(segmenter(images).argmax(1), labels)
+        bounds, clean = (
+            Bounds(segmenter.network),
+            certified_iou(segmenter(images).argmax(1), labels),
+        )
         for radius in (0.5, 1, 2, 4):
             box = image_box(segmenter, images, radius / 255)
             ibp = certified_iou(certified_classes(interval_margins(bounds, box)), labels)
@@ -151,11 +181,25 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", choices=["fcn", "unet", "lipschitz", "objectives"])
-    parser.add_argument("--seconds", type=float, default=60, help="of a processor, that each objective trains for")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of a processor, that each objective trains for"
+    )
     options = parser.parse_args()
     if options.only == "objectives":
-        columns = ["trained by", "steps", "radius", "certified, IBP", "certified, CROWN-IBP", "attacked", "clean"]
-        return table(f"IoU after {options.seconds:g} s of training each", columns, objectives(options.seconds))
+        columns = [
+            "trained by",
+            "steps",
+            "radius",
+            "certified, IBP",
+            "certified, CROWN-IBP",
+            "attacked",
+            "clean",
+        ]
+        return table(
+            f"IoU after {options.seconds:g} s of training each",
+            columns,
+            objectives(options.seconds),
+        )
     torch.manual_seed(0)
     rows = []
     if options.only in (None, "fcn"):
@@ -163,10 +207,19 @@ def main() -> None:
     if options.only in (None, "unet"):
         rows += convex("small U-Net", SmallUNet(3, 2, 16), options.steps, False)
     if options.only in (None, "lipschitz"):
-        for convolution, group in (("orthogonal", 2), ("orthogonal", 4), ("orthogonal", 8), ("aol", 2)):
+        for convolution, group in (
+            ("orthogonal", 2),
+            ("orthogonal", 4),
+            ("orthogonal", 8),
+            ("aol", 2),
+        ):
             rows += lipschitz(options.steps, convolution, group)
     certified = ["IBP / per pixel", "CROWN-IBP / collective"]
-    table("IoU on the fixture", ["model", "radius", *certified, "attacked", "clean", "collapsed"], rows)
+    table(
+        "IoU on the fixture",
+        ["model", "radius", *certified, "attacked", "clean", "collapsed"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""The sandwich for real cities: certified ≤ attacked ≤ clean IoU on three roads, within ten minutes on two cores.
+"""The sandwich for real cities: certified ≤ attacked ≤ clean IoU on three roads,
+within ten minutes on two cores.
 
     python -m benchmarks.certify_real [--cities austin montenegro]
 
-Reads ../shared/cities through the folder source, trains one small U-Net with noise (what smoothing certifies), then
-runs the stage and writes benchmarks/certify_real.md. Everything else stays in a temporary folder, or in --keep.
+Reads ../shared/cities through the folder source, trains one small U-Net with noise (what smoothing
+certifies), then runs the stage and writes benchmarks/certify_real.md. Everything else stays in a
+temporary folder, or in --keep.
 """
 
 import json
@@ -25,23 +27,31 @@ UNIT = {"smoothing": "ℓ2", "convex": "ℓ∞ /255", "lipschitz": "ℓ2"}
 
 
 def settings(cities: list[str], steps: int = 300) -> dict:
-    """`steps` of training the smoothed U-Net; the small networks of the other roads get twice and 8/3 as many."""
+    """`steps` of training the smoothed U-Net; the small networks of the other roads get twice
+    and 8/3 as many.
+    """
     return {
         "fetch": {"source": "folder", "path": str(IMAGERY), "cities": cities},
         "tile": {"gsd": 0.5, "size": 128, "bands": [1, 2, 3]},
         "train": {
             "model": {"architecture": "small_unet", "width": 16},
             "loss": {"cross_entropy": 1.0, "dice": 1.0},
-            "learning_rate": 5e-3, "epochs": 6, "steps_per_epoch": max(1, steps // 6), "batch_size": 8, "crop": 128,
+            "learning_rate": 5e-3,
+            "epochs": 6,
+            "steps_per_epoch": max(1, steps // 6),
+            "batch_size": 8,
+            "crop": 128,
             "noise": 0.1,
         },
         "certify": {
-            "tiles": 4, "crop": 64, "attack_steps": 20,
+            "tiles": 4,
+            "crop": 64,
+            "attack_steps": 20,
             "smoothing": {"sigma": [0.05, 0.1, 0.25], "n0": 16, "n": 100},
             "convex": {"radii": [0.25, 0.5, 1, 2], "train_epsilon": 1, "steps": 2 * steps},
             "lipschitz": {"radii": [0.02, 0.05, 0.1, 0.3], "steps": 8 * steps // 3},
         },
-    }  # fmt: skip
+    }
 
 
 def report(metrics: dict, params: Params, seconds: float, command: str) -> str:
@@ -49,10 +59,14 @@ def report(metrics: dict, params: Params, seconds: float, command: str) -> str:
     parts = [
         "# The sandwich of real cities",
         f"`{command}`",
-        f"{params.certify.tiles} crops of {params.certify.crop}² a city at {params.tile.gsd} m, test scenes; fetch, "
-        f"tile, train and certify took {seconds:.0f} s. Each road certifies a small network of its own, and radii are "
-        "of its own norm (pixel range [0,1]): compare rows of one road. Smoothing's certificates hold on a tile with "
-        f"confidence {1 - params.certify.smoothing.alpha:g}; its clean IoU is the smoothed model's.",
+        f"{params.certify.tiles} crops of {params.certify.crop}² a city at {params.tile.gsd} m, "
+        f"test scenes; fetch, "
+        f"tile, train and certify took {seconds:.0f} s. Each road certifies a small network of its "
+        f"own, and radii are "
+        "of its own norm (pixel range [0,1]): compare rows of one road. Smoothing's certificates "
+        "hold on a tile with "
+        f"confidence {1 - params.certify.smoothing.alpha:g}; its clean IoU is the smoothed "
+        f"model's.",
     ]
     for method, result in metrics.items():
         rows = [
@@ -72,14 +86,23 @@ def word(result: dict) -> str:
         if row["clean"] < NEAR_ZERO:
             weak.append(f"{city}: the network itself finds next to nothing ({row['clean']:.3f})")
         elif row["certified"] < NEAR_ZERO:
-            weak.append(f"{city}: next to nothing is certified even at {radius}, of {row['clean']:.3f} clean")
-    return f"Near zero: {'; '.join(weak)}." if weak else "Not near zero in any city at the smallest radius."
+            weak.append(
+                f"{city}: next to nothing is certified even at {radius}, of "
+                f"{row['clean']:.3f} clean"
+            )
+    return (
+        f"Near zero: {'; '.join(weak)}."
+        if weak
+        else "Not near zero in any city at the smallest radius."
+    )
 
 
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--cities", nargs="+", default=["austin", "montenegro"])
-    parser.add_argument("--steps", type=int, default=300, help="of training the smoothed U-Net; few for a trial")
+    parser.add_argument(
+        "--steps", type=int, default=300, help="of training the smoothed U-Net; few for a trial"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/certify_real.md")
     parser.add_argument("--keep", type=Path, help="work here and keep everything")
     options = parser.parse_args()

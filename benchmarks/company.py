@@ -2,9 +2,9 @@
 
     python -m benchmarks.company
 
-A thread that spins while it waits for another that has lost its core makes a step last many times as
-long; the package therefore asks OpenMP's threads to sleep (pipeline/__init__.py). Alone and beside a
-process that never rests are measured in turns, each in a process of its own.
+A thread that spins while it waits for another that has lost its core makes a step last many times
+as long; the package therefore asks OpenMP's threads to sleep (pipeline/__init__.py). Alone and
+beside a process that never rests are measured in turns, each in a process of its own.
 """
 
 import statistics
@@ -49,7 +49,9 @@ def measure(busy: bool) -> float:
 
 if __name__ == "__main__":
     parser = arguments_of(__doc__)
-    parser.add_argument("--once", action="store_true", help="print the seconds of one run, and no ratio")
+    parser.add_argument(
+        "--once", action="store_true", help="print the seconds of one run, and no ratio"
+    )
     if parser.parse_args().once:
         print(seconds())
         sys.exit()

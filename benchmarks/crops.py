@@ -1,9 +1,11 @@
-"""Random training crops a second from tiles on disk / from the same pixels in memory: what memory mapping costs.
+"""Random training crops a second from tiles on disk / from the same pixels in
+memory: what memory mapping costs.
 
     python -m benchmarks.crops [--side 5000] [--crop 256]
 
-Same crops, same code, no augmentation; the arrays are mapped files on one side and copies in memory on the other. The
-files lie in the system's cache by then, as they do from an epoch's second half on.
+Same crops, same code, no augmentation; the arrays are mapped files on one side and
+copies in memory on the other. The files lie in the system's cache by then, as they
+do from an epoch's second half on.
 """
 
 import statistics
@@ -39,12 +41,19 @@ def main() -> None:
         tile_city(parameters(), town, Path(work) / town.city)
         mapped, resident = (CityTiles(Path(work) / town.city) for _ in range(2))
         resident._images, resident._labels = np.array(mapped._images), np.array(mapped._labels)
-        disk, memory = (RandomCrops([tiles], options.crop, 0, "none") for tiles in (mapped, resident))
+        disk, memory = (
+            RandomCrops([tiles], options.crop, 0, "none") for tiles in (mapped, resident)
+        )
         rate(disk), rate(memory)
         pairs = [(rate(disk), rate(memory)) for _ in range(ROUNDS)]
     ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     measured = f"{ours:.0f} and {limit:.0f} pairs of {options.crop}²/s in one process"
-    report("training crops from tiles / from memory", statistics.median(a / b for a, b in pairs), 0.9, measured)
+    report(
+        "training crops from tiles / from memory",
+        statistics.median(a / b for a, b in pairs),
+        0.9,
+        measured,
+    )
 
 
 if __name__ == "__main__":

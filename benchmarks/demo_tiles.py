@@ -13,13 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 def demo_params(**fetch_values) -> Params:
     params = load_params(ROOT / "presets/demo.yaml")
-    values = {"path": str(ROOT / params.fetch.path), "cities": params.fetch.cities[:2], **fetch_values}
+    values = {
+        "path": str(ROOT / params.fetch.path),
+        "cities": params.fetch.cities[:2],
+        **fetch_values,
+    }
     return params.model_copy(update={"fetch": params.fetch.model_copy(update=values)})
 
 
 def demo_tiles(params: Params) -> list[CityTiles]:
     """Tiles of params.fetch.cities, in a folder of this run and these parameters."""
-    folder = Path(tempfile.gettempdir()) / f"demo-{params.fetch.scene_size}-{'-'.join(params.fetch.cities)}"
+    folder = (
+        Path(tempfile.gettempdir())
+        / f"demo-{params.fetch.scene_size}-{'-'.join(params.fetch.cities)}"
+    )
     folder.mkdir(exist_ok=True)
     here = Path.cwd()
     os.chdir(folder)  # stages write below the folder they are started in

@@ -1,9 +1,11 @@
-"""Does the explanation find the planted tint (pipeline/course/tint.py) where it is used, and only there?
+"""Does the explanation find the planted tint (pipeline/course/tint.py) where it is
+used, and only there?
 
     python -m benchmarks.explain_tint [--steps 200] [--tiles 48]
 
-Writes benchmarks/explain_tint.md: of the standard and the adversarially trained network, the IoU lost without colour,
-its simultaneous interval, and each band's share of the integrated gradients. The tint lies between green and blue.
+Writes benchmarks/explain_tint.md: of the standard and the adversarially trained network, the IoU
+lost without colour, its simultaneous interval, and each band's share of the integrated gradients.
+The tint lies between green and blue.
 """
 
 from pathlib import Path
@@ -18,7 +20,10 @@ from pipeline.explanation.summary import summarise
 from pipeline.networks.models import Segmenter
 from pipeline.params import Adversarial, Explain
 
-NETWORKS = {"standard": Adversarial(), "pgd-3, 8/255": Adversarial(method="pgd", epsilon=8, steps=3)}
+NETWORKS = {
+    "standard": Adversarial(),
+    "pgd-3, 8/255": Adversarial(method="pgd", epsilon=8, steps=3),
+}
 
 
 def main() -> None:
@@ -32,22 +37,49 @@ def main() -> None:
     measured = {}
     for name, config in NETWORKS.items():
         network = tint.train(config, arguments.steps).requires_grad_(False)
-        steps = explain_city(Segmenter(network, 3, 1).deployed(), *tiles, Explain(buildings=8, square=4))
+        steps = explain_city(
+            Segmenter(network, 3, 1).deployed(), *tiles, Explain(buildings=8, square=4)
+        )
         measured[name] = {what: numbers for what, numbers, _ in steps}
     found = summarise(measured, dict.fromkeys(NETWORKS, 1.0))["city"]
-    columns = ["training", "IoU", "without colour", "lost", "at least", "at most", "leans on", "red", "green", "blue"]
+    columns = [
+        "training",
+        "IoU",
+        "without colour",
+        "lost",
+        "at least",
+        "at most",
+        "leans on",
+        "red",
+        "green",
+        "blue",
+    ]
     keys = ("iou", "drop", "drop_low", "drop_high")
     rows = [
-        [name, row["iou"], *(row["cue"]["colour"][key] for key in keys), row["leans_on"] or "none", *row["bands"]]
+        [
+            name,
+            row["iou"],
+            *(row["cue"]["colour"][key] for key in keys),
+            row["leans_on"] or "none",
+            *row["bands"],
+        ]
         for name, row in found.items()
     ]
-    text = "\n\n".join([
-        "# The explanation of networks on the planted tint",
-        f"`python -m benchmarks.explain_tint --steps {arguments.steps} --tiles {arguments.tiles}`",
-        "IoU lost without colour, its interval simultaneous over all cues of both networks; shares of the integrated "
-        "gradients by band.",
-        table(columns, rows),
-    ]) + "\n"  # fmt: skip
+    text = (
+        "\n\n".join(
+            [
+                "# The explanation of networks on the planted tint",
+                f"`python -m benchmarks.explain_tint --steps {arguments.steps} --tiles "
+                f"{arguments.tiles}`",
+                "IoU lost without colour, its interval simultaneous over all cues of both "
+                "networks; shares "
+                "of the integrated "
+                "gradients by band.",
+                table(columns, rows),
+            ]
+        )
+        + "\n"
+    )
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

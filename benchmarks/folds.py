@@ -2,9 +2,9 @@
 
     python -m benchmarks.folds
 
-Six trainings, the five folds and their reference on all cities, as `generalize` asks them of each seed. (The folds
-alone are five equal parts: on two workers 5/3 at most.) Both sides include the start of Ray's workers; weights must be
-the same bytes.
+Six trainings, the five folds and their reference on all cities, as `generalize` asks them of each
+seed. (The folds alone are five equal parts: on two workers 5/3 at most.) Both sides include the
+start of Ray's workers; weights must be the same bytes.
 """
 
 import os
@@ -40,7 +40,9 @@ def trainings(folder: Path, workers: int) -> tuple[float, dict[str, str]]:
     ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
     begun = time.perf_counter()
     models = models_of_seed(params, cities, folds(cities), folder, SEED, "local")
-    return time.perf_counter() - begun, {n: digest(model / "weights.safetensors") for n, model in models.items()}
+    return time.perf_counter() - begun, {
+        n: digest(model / "weights.safetensors") for n, model in models.items()
+    }
 
 
 def main() -> None:
@@ -49,8 +51,12 @@ def main() -> None:
         cannot(WHAT, GOAL, "one core")
     demo_tiles(demo_params(cities=FIVE))
     with tempfile.TemporaryDirectory() as folder:
-        (one, alone), (two, together) = (apart(trainings, Path(folder, str(n)), n)["value"] for n in (1, 2))
-    measured = f"{one:.0f} and {two:.0f} s, {'the same' if alone == together else 'DIFFERENT'} weights"
+        (one, alone), (two, together) = (
+            apart(trainings, Path(folder, str(n)), n)["value"] for n in (1, 2)
+        )
+    measured = (
+        f"{one:.0f} and {two:.0f} s, {'the same' if alone == together else 'DIFFERENT'} weights"
+    )
     report(WHAT, one / two, GOAL, measured)
 
 

@@ -3,9 +3,10 @@
     python -m benchmarks.generalize_real        (an hour or two on 2 cores; --epochs 3 for a first look; --measure to
                                                  measure the models of an earlier run again)
 
-Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but each, and writes
-benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the city × city matrix, the adaptation
-ladder and the label-free estimates. Killed and started again, it goes on from the last finished epoch.
+Reads benchmarks/real_cities.yaml (../shared/cities at 0.3 m), trains on all cities and on all but
+each, and writes benchmarks/generalize_real.md: the leave-one-city-out table with intervals, the
+city × city matrix, the adaptation ladder and the label-free estimates. Killed and started again, it
+goes on from the last finished epoch.
 """
 
 import json
@@ -23,7 +24,9 @@ LADDER = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 
 def real_params(epochs: int | None) -> Params:
     params = load_params(ROOT / "benchmarks/real_cities.yaml")
-    generalize = params.generalize.model_copy(update={"adaptation": LADDER, "epochs": None, "corruption_tiles": 16})
+    generalize = params.generalize.model_copy(
+        update={"adaptation": LADDER, "epochs": None, "corruption_tiles": 16}
+    )
     training = params.train.model_copy(update={"epochs": epochs or params.train.epochs})
     source = params.fetch.model_copy(update={"path": str((ROOT / params.fetch.path).resolve())})
     return params.model_copy(update={"generalize": generalize, "train": training, "fetch": source})
@@ -52,9 +55,12 @@ def report(m: dict, params: Params, command: str) -> str:
     parts = [
         "# A real city never seen",
         f"`{command}`",
-        f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} steps a "
-        f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 % "
-        "intervals over scenes (units) in pairs, or over blocks where a city has one test scene; the models "
+        f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} "
+        f"steps a "
+        f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 "
+        f"% "
+        "intervals over scenes (units) in pairs, or over blocks where a city has one test scene; "
+        "the models "
         "are held fixed.",
         table(
             ["city", "units", *(key.replace("_", " ") for key in keys)],
@@ -62,9 +68,15 @@ def report(m: dict, params: Params, command: str) -> str:
         ),
         f"Worst city: {m['worst_city']['city']}.",
         "## City × city",
-        table(["trained on", *cities], [[name, *(r[c] for c in cities)] for name, r in m["matrix"].items()]),
+        table(
+            ["trained on", *cities],
+            [[name, *(r[c] for c in cities)] for name, r in m["matrix"].items()],
+        ),
         "## Adaptation without labels",
-        table(["method", *cities], [[name, *(r[c] for c in cities)] for name, r in m["adaptation"].items()]),
+        table(
+            ["method", *cities],
+            [[name, *(r[c] for c in cities)] for name, r in m["adaptation"].items()],
+        ),
         "\n".join(
             f"- {c}: {r['method']}, chosen on the other cities, {r['iou']:.3f}; "
             f"oracle {r['oracle']['method']} {r['oracle']['iou']:.3f}"
@@ -73,19 +85,23 @@ def report(m: dict, params: Params, command: str) -> str:
         "Repaired by no method tried, though a model that has seen it maps it clearly better: "
         f"{', '.join(m['beyond_adaptation']) or 'none'}.",
         "## IoU estimated without labels",
-        "thresholded, atc and expected look at the new city's images. no_gap (the IoU of the model's own cities), "
-        "mean_gap (that less the other folds' mean gap) and mean_unseen (the other folds' unseen IoU) are naive "
+        "thresholded, atc and expected look at the new city's images. no_gap (the IoU of the "
+        "model's own cities), "
+        "mean_gap (that less the other folds' mean gap) and mean_unseen (the other folds' unseen "
+        "IoU) are naive "
         f"guesses: they do not. The best of these, in hindsight, is {m['label_free']['naive']}.",
         table(
             ["city", "IoU", *scores, "feature distance"],
             [*guesses, ["mean error", None, *(errors[s] for s in scores), None]],
         ),
         "## Robustness, seen and unseen",
-        f"On a few crops a city: the mean over all corruptions at severity 3, PGD at ℓ∞ {attack['epsilon']:g}/255, and "
+        f"On a few crops a city: the mean over all corruptions at severity 3, PGD at ℓ∞ "
+        f"{attack['epsilon']:g}/255, and "
         f"what is certified of the smoothed model at ℓ2 {radius:g}, which is another ball.",
         table(["city", *kinds], [[f"{c}, {s}", *(r[k] for k in kinds)] for c, s, r in sides]),
         "\n".join(
-            f"- {c}: worst corruption {w['name']} at severity {w['severity']}, keeps {w['retained']:.2f}"
+            f"- {c}: worst corruption {w['name']} at severity {w['severity']}, keeps "
+            f"{w['retained']:.2f}"
             for c, w in m["worst_corruption"].items()
         ),
     ]
@@ -95,20 +111,30 @@ def report(m: dict, params: Params, command: str) -> str:
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--epochs", type=int, help="of every model; default as real_cities.yaml")
-    parser.add_argument("--work", type=Path, default=ROOT / ".work/generalize_real", help="tiles and models")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".work/generalize_real", help="tiles and models"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/generalize_real.md")
-    parser.add_argument("--measure", action="store_true", help="train nothing: the models of an earlier run are there")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train nothing: the models of an earlier run are there",
+    )
     options = parser.parse_args()
     params, out = real_params(options.epochs), options.out.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     os.chdir(options.work)
-    if not all((Path("data/tiles") / city / "regions.json").exists() for city in params.fetch.cities):
+    if not all(
+        (Path("data/tiles") / city / "regions.json").exists() for city in params.fetch.cities
+    ):
         fetch.run(params)
         tile.run(params)
     for city in () if options.measure else (None, *params.fetch.cities):
         train.run(params, city)
     generalize.run(params)
-    command = "python -m benchmarks.generalize_real" + (f" --epochs {options.epochs}" if options.epochs else "")
+    command = "python -m benchmarks.generalize_real" + (
+        f" --epochs {options.epochs}" if options.epochs else ""
+    )
     text = report(json.loads(Path("metrics/generalize.json").read_text()), params, command)
     out.write_text(text, encoding="utf-8")
     print(text)

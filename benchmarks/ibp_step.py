@@ -2,9 +2,10 @@
 
     python -m benchmarks.ibp_step [--size 64] [--batch 8]
 
-An interval is a centre and a radius, each sent through every layer, so its step costs two plain ones, and the plain
-logits of the mixed loss a third: 1/3 is the limit, and the worst logits and balanced losses come on top. Steps are
-those of a whole schedule, of which the first fifth carries no interval.
+An interval is a centre and a radius, each sent through every layer, so its step
+costs two plain ones, and the plain logits of the mixed loss a third: 1/3 is the
+limit, and the worst logits and balanced losses come on top. Steps are those of a
+whole schedule, of which the first fifth carries no interval.
 """
 
 import statistics
@@ -54,9 +55,13 @@ def main() -> None:
 
     plain(), interval()
     pairs = [(plain(), interval()) for _ in range(ROUNDS)]
-    bare, whole = (1000 / STEPS * statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    bare, whole = (
+        1000 / STEPS * statistics.median(seconds) for seconds in zip(*pairs, strict=True)
+    )
     measured = f"{bare:.0f} and {whole:.0f} ms, {options.batch} × {options.size}², a small U-Net"
-    report("forward + backward / IBP step", statistics.median(a / b for a, b in pairs), 0.2, measured)
+    report(
+        "forward + backward / IBP step", statistics.median(a / b for a, b in pairs), 0.2, measured
+    )
 
 
 if __name__ == "__main__":

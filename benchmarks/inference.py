@@ -1,4 +1,5 @@
-"""Scene inference / bare forward passes over the same windows: what reading mapped tiles and blending cost.
+"""Scene inference / bare forward passes over the same windows: what reading mapped
+tiles and blending cost.
 
     python -m benchmarks.inference [--side 2048] [--encoder resnet18] [--gpu]
 
@@ -31,7 +32,9 @@ def write_scene(folder: Path, side: int) -> CityTiles:
     about = {"city": folder.name, "gsd": 0.5, "size": WINDOW, "channels": 3, "classes": 1}
     region = Region("noise", "noise", "test", side, side, 0, (0.5, 0, 0, 0, -0.5, 0), None)
     folder.mkdir()
-    np.save(folder / "images.npy", np.random.default_rng(0).integers(1, 256, side * side * 3, np.uint8))
+    np.save(
+        folder / "images.npy", np.random.default_rng(0).integers(1, 256, side * side * 3, np.uint8)
+    )
     np.save(folder / "labels.npy", np.zeros(side * side, np.uint8))
     write_json(folder / "regions.json", {**about, "regions": [asdict(region)]})
     return CityTiles(folder)
@@ -39,8 +42,12 @@ def write_scene(folder: Path, side: int) -> CityTiles:
 
 @torch.inference_mode()
 def forward_passes(model, side: int) -> float:
-    """Seconds of the scene's windows, in its batches, through the network and its softmax, from memory."""
-    images = to_float(torch.randint(0, 256, (BATCH, WINDOW, WINDOW, 3), dtype=torch.uint8)).to(device())
+    """Seconds of the scene's windows, in its batches, through the network and
+    its softmax, from memory.
+    """
+    images = to_float(torch.randint(0, 256, (BATCH, WINDOW, WINDOW, 3), dtype=torch.uint8)).to(
+        device()
+    )
     columns = len(window_starts(side, WINDOW, OVERLAP, model.stride))
     start = time.perf_counter()
     for _ in range(columns):  # as many rows
@@ -53,7 +60,9 @@ def forward_passes(model, side: int) -> float:
 
 def scene(model, city: CityTiles) -> float:
     start = time.perf_counter()
-    for _, p in infer(model, city.image(city.regions[0]), window=WINDOW, overlap=OVERLAP, batch_size=BATCH):
+    for _, p in infer(
+        model, city.image(city.regions[0]), window=WINDOW, overlap=OVERLAP, batch_size=BATCH
+    ):
         p.argmax(-1)
     return time.perf_counter() - start
 

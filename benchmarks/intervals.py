@@ -3,9 +3,10 @@
     python -m benchmarks.intervals              a table, two minutes on one core
     python -m benchmarks.intervals --trials 200 a rougher one
 
-Over scenes: `alike` and `uneven` scatter by 0.5 and 0.8 on the logit scale; of `built_up_better` the large scenes are
-mapped better; of `one_in_eight_fails` one scene in eight is hardly mapped at all. Over blocks of one scene: its errors
-are correlated over so many pixels (σ of a Gaussian), and it is so many pixels wide; a dash: hardly any scene has one.
+Over scenes: `alike` and `uneven` scatter by 0.5 and 0.8 on the logit scale; of `built_up_better`
+the large scenes are mapped better; of `one_in_eight_fails` one scene in eight is hardly mapped at
+all. Over blocks of one scene: its errors are correlated over so many pixels (σ of a Gaussian), and
+it is so many pixels wide; a dash: hardly any scene has one.
 """
 
 import numpy as np
@@ -56,7 +57,9 @@ def coverage(city, count: int, trials: int) -> float:
 
 
 def scene(rng: np.random.Generator, side: int, correlated: float) -> np.ndarray:
-    """(3, side, side) cells of a scene whose buildings are found well or badly over `correlated` pixels (σ)."""
+    """(3, side, side) cells of a scene whose buildings are found well or badly over
+    `correlated` pixels (σ).
+    """
     field = rng.normal(size=(side, side))
     if correlated:
         field = ndimage.gaussian_filter(field, correlated / CELL, mode="wrap")
@@ -66,7 +69,9 @@ def scene(rng: np.random.Generator, side: int, correlated: float) -> np.ndarray:
 
 
 def coverage_of_blocks(side: int, correlated: float, trials: int) -> tuple[float | None, float]:
-    """The share of intervals over blocks that hold the truth, and the share of scenes that have one."""
+    """The share of intervals over blocks that hold the truth, and the share of
+    scenes that have one.
+    """
     rng = np.random.default_rng(int(correlated) + side)
     counts = np.sum([scene(rng, side, correlated)[:2].sum((1, 2)) for _ in range(300)], axis=0)
     truth, hits = counts[0] / counts[1], []
@@ -87,10 +92,16 @@ def main() -> None:
         row = " | ".join(f"{coverage(city, count, trials):.3f}" for count in SCENES)
         print(f"| {city.__name__.replace('_', ' ')} | {row} |", flush=True)
     reaches = (0, 64, 128, 256)
-    print("\n| pixels wide |", " | ".join(f"over {reach} px" for reach in reaches), "|\n|---|" + "---|" * len(reaches))
+    print(
+        "\n| pixels wide |",
+        " | ".join(f"over {reach} px" for reach in reaches),
+        "|\n|---|" + "---|" * len(reaches),
+    )
     for width in (768, 2048, 4096, 8192):
         found = [coverage_of_blocks(width // CELL, reach, max(1, trials // 4)) for reach in reaches]
-        row = " | ".join(f"{hit:.3f} ({share:.0%} have one)" if share >= RARE else "–" for hit, share in found)
+        row = " | ".join(
+            f"{hit:.3f} ({share:.0%} have one)" if share >= RARE else "–" for hit, share in found
+        )
         print(f"| {width} | {row} |", flush=True)
 
 

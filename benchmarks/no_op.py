@@ -1,10 +1,12 @@
-"""`dvc status` and a `dvc repro` with nothing to do, 180 scenes of Inria's size / the same scenes empty.
+"""`dvc status` and a `dvc repro` with nothing to do, 180 scenes of Inria's size /
+the same scenes empty.
 
     python -m benchmarks.no_op status | repro
 
-Both projects are copies of this one with the preset inria: 5 cities of 36 scenes, 75 MB each, as sparse files, and
-small stand-ins for all other outputs. Hashes are remembered by size and time of change, so the limit is that nobody
-pays for pixels again: what DVC needs for the same stages and files with nothing in them.
+Both projects are copies of this one with the preset inria: 5 cities of 36 scenes, 75 MB each, as
+sparse files, and small stand-ins for all other outputs. Hashes are remembered by size and time of
+change, so the limit is that nobody pays for pixels again: what DVC needs for the same stages and
+files with nothing in them.
 """
 
 import json
@@ -30,13 +32,19 @@ def project(folder: Path, size: int) -> Path:
     """A copy of the project whose stages are all done, with scenes of `size` bytes."""
     for name in ("pipeline", "data/sources", "data/watched"):
         shutil.copytree(ROOT / name, folder / name)
-    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    shutil.copytree(
+        ROOT / ".dvc",
+        folder / ".dvc",
+        ignore=shutil.ignore_patterns("cache", "tmp", "config.local"),
+    )
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "params.yaml").write_text(full(ROOT / "presets/inria.yaml"), encoding="utf-8")
     dvc(folder, "config", "--local", "core.no_scm", "true")
     cities = yaml.safe_load((folder / "params.yaml").read_text())["fetch"]["cities"]
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
-        for out in (name if isinstance(name, str) else next(iter(name)) for name in stage.get("outs", [])):
+        for out in (
+            name if isinstance(name, str) else next(iter(name)) for name in stage.get("outs", [])
+        ):
             for city in cities:
                 made = folder / out.replace("${item.city}", city)
                 made.mkdir(parents=True, exist_ok=True)
@@ -58,7 +66,11 @@ def dvc(folder: Path, *arguments: str) -> float:
     start = time.perf_counter()
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     seconds = time.perf_counter() - start
     if done.returncode or (arguments[0] in ("status", "repro") and "up to date" not in done.stdout):
@@ -76,4 +88,9 @@ if __name__ == "__main__":
         pairs = [(dvc(empty, command), dvc(full, command)) for _ in range(ROUNDS)]
     limit, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
     measured = f"{limit:.1f} and {ours:.1f} s, 180 scenes of 75 MB"
-    report(f"dvc {command} without pixels / with", statistics.median(a / b for a, b in pairs), 0.9, measured)
+    report(
+        f"dvc {command} without pixels / with",
+        statistics.median(a / b for a, b in pairs),
+        0.9,
+        measured,
+    )

@@ -2,8 +2,9 @@
 
     python -m benchmarks.open_buildings [ROWS]
 
-A cell of 1 million buildings (default) is written once to a temporary folder. The ratio is the time gzip
-alone takes to that of `keep_near`, which also parses every centroid and the polygons near the scene.
+A cell of 1 million buildings (default) is written once to a temporary folder. The
+ratio is the time gzip alone takes to that of `keep_near`, which also parses every
+centroid and the polygons near the scene.
 """
 
 import gzip
@@ -23,7 +24,9 @@ ROUNDS = 3
 
 
 def write_cell(path: Path, rows: int) -> None:
-    """Rectangles, half of them even over 5 degrees, half in a city of 0.3 degrees around the scene."""
+    """Rectangles, half of them even over 5 degrees, half in a city of 0.3
+    degrees around the scene.
+    """
     random = np.random.default_rng(0)
     anywhere = random.uniform((30, -2), (35, 2), (rows // 2, 2))
     city = random.uniform((32.45, 0.15), (32.75, 0.45), (rows - rows // 2, 2))
@@ -32,8 +35,16 @@ def write_cell(path: Path, rows: int) -> None:
     confidence = random.uniform(0.65, 1, rows)
     with gzip.open(path, "wt", compresslevel=6) as file:
         file.write(COLUMNS + "\n")
-        for (x, y), (w, h), sure in zip(middle.tolist(), half.tolist(), confidence.tolist(), strict=True):
-            corners = [(x - w, y - h), (x + w, y - h), (x + w, y + h), (x - w, y + h), (x - w, y - h)]
+        for (x, y), (w, h), sure in zip(
+            middle.tolist(), half.tolist(), confidence.tolist(), strict=True
+        ):
+            corners = [
+                (x - w, y - h),
+                (x + w, y - h),
+                (x + w, y + h),
+                (x - w, y + h),
+                (x - w, y - h),
+            ]
             ring = ", ".join(f"{a:.14f} {b:.14f}" for a, b in corners)
             area = 4 * w * h * 111_320**2
             file.write(f'{y:.8f},{x:.8f},{area:.4f},{sure:.4f},"POLYGON(({ring}))",6GCRPR67+XXXX\n')
@@ -62,7 +73,12 @@ def main(rows: int) -> None:
     ]
     table(f"{rows} rows, {kept} kept", ["", "s", "rows/s", "MB/s"], lines)
     measured = f"{rows / filtering / 1e6:.2f} million rows/s, {kept} of {rows} kept"
-    report("plain decompression / filtering a cell", statistics.median(u / f for u, f in pairs), 0.5, measured)
+    report(
+        "plain decompression / filtering a cell",
+        statistics.median(u / f for u, f in pairs),
+        0.5,
+        measured,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Our Wong–Kolter bounds against convex_adversarial, the authors' own code, on an 8×8 FCN.
 
-The package is a benchmark's oracle, never a dependency: install it in an environment of its own that also holds torch
-and this project (`pip install --no-deps convex_adversarial==0.4.4`), then run `python -m benchmarks.outer_polytope`.
-It prints how tight our bounds are beside intervals and, where the package is there, the largest difference of the two
-packages' lower bounds of the logits, and the time ratio.
+The package is a benchmark's oracle, never a dependency: install it in an environment of its own
+that also holds torch and this project (`pip install --no-deps convex_adversarial==0.4.4`), then run
+`python -m benchmarks.outer_polytope`. It prints how tight our bounds are beside intervals and,
+where the package is there, the largest difference of the two packages' lower bounds of the logits,
+and the time ratio.
 """
 
 import time
@@ -44,12 +45,20 @@ def main() -> None:
 
     ibp, logits = bounds.intervals(box)[bounds.logits].lower.flatten(), net(image).flatten()
     loose, tight = (float((logits - bound).mean()) for bound in (ibp, ours))
-    print(f"mean width below the logit: IBP {loose:.4f}, outer polytope {tight:.4f}, in {own_seconds:.2f} s")
+    print(
+        f"mean width below the logit: IBP {loose:.4f}, outer polytope {tight:.4f}, in "
+        f"{own_seconds:.2f} s"
+    )
     if other is None:
-        print("convex_adversarial is not installed here, so that its column is left out: see this file's first lines")
+        print(
+            "convex_adversarial is not installed here, so that its column is left out: see this "
+            "file's first lines"
+        )
         return
     width = (other - ours).abs().max() / (logits - other).mean()
-    print(f"largest difference {(other - ours).abs().max():.1e} ({width:.1e} of a bound's mean width)")
+    print(
+        f"largest difference {(other - ours).abs().max():.1e} ({width:.1e} of a bound's mean width)"
+    )
     print(f"time, theirs / ours: {seconds / own_seconds:.2f}")
 
 

@@ -1,11 +1,13 @@
-"""Outlines of the same raw polygons, by ours and by buildingregulariser, against a city's own footprints.
+"""Outlines of the same raw polygons, by ours and by buildingregulariser, against a
+city's own footprints.
 
     python -m benchmarks.outlines CITY … [--root FOLDER] [--split test]
     python -m benchmarks.outlines CITY … [--root FOLDER] --picture docs/outlines.jpg    ten blocks, before and after
 
-FOLDER is where the pipeline has run: data/scenes, data/tiles, models/all. The library is measured where it can be
-imported (pip install buildingregulariser==0.2.5, in an environment of its own: the pipeline does not need it), with
-its defaults, tolerances in the units of the polygons: metres, its own `simplify_tolerance` as wide as ours.
+FOLDER is where the pipeline has run: data/scenes, data/tiles, models/all. The library is measured
+where it can be imported (pip install buildingregulariser==0.2.5, in an environment of its own: the
+pipeline does not need it), with its defaults, tolerances in the units of the polygons: metres, its
+own `simplify_tolerance` as wide as ours.
 """
 
 import time
@@ -28,7 +30,8 @@ from pipeline.tiles.store import CityTiles
 
 LEAST = 10  # m²
 BLOCK, ZOOM = 112, 3  # pixels along a block of the picture; screen pixels for each
-Draw = Callable[[np.ndarray, tuple[int, int], float], np.ndarray]  # raw (n,) in pixels, (H, W), gsd -> outlines (n,)
+# raw (n,) in pixels, (H, W), gsd -> outlines (n,)
+Draw = Callable[[np.ndarray, tuple[int, int], float], np.ndarray]
 
 
 def ours(style: str) -> Draw:
@@ -44,7 +47,9 @@ def library(**options) -> Draw | None:
 
     def draw(raw: np.ndarray, shape: tuple[int, int], gsd: float) -> np.ndarray:
         metres = geopandas.GeoDataFrame(geometry=shapely.transform(raw, lambda xy: xy * gsd))
-        found = regularize_geodataframe(metres, simplify_tolerance=RASTER_STEPS * gsd, num_cores=1, **options)
+        found = regularize_geodataframe(
+            metres, simplify_tolerance=RASTER_STEPS * gsd, num_cores=1, **options
+        )
         return shapely.transform(np.array(found.geometry), lambda xy: xy / gsd)
 
     return draw
@@ -54,11 +59,15 @@ def overlapping(outlines: np.ndarray) -> int:
     """How many outlines share more than a square pixel's hundredth with another."""
     one, other = shapely.STRtree(outlines).query(outlines, predicate="intersects")
     one, other = one[one != other], other[one != other]
-    return len(np.unique(one[shapely.area(shapely.intersection(outlines[one], outlines[other])) > 0.01]))
+    return len(
+        np.unique(one[shapely.area(shapely.intersection(outlines[one], outlines[other])) > 0.01])
+    )
 
 
 def measured(draw: Draw, scenes: list[tuple]) -> dict:
-    """The metrics of a city's scenes (raw, footprints, shape, gsd, image) and the seconds it took."""
+    """The metrics of a city's scenes (raw, footprints, shape, gsd, image) and
+    the seconds it took.
+    """
     compared, seconds, invalid, overlaps = [], 0.0, 0, 0
     for raw, footprints, shape, gsd, _ in scenes:
         begun = time.perf_counter()
@@ -68,10 +77,17 @@ def measured(draw: Draw, scenes: list[tuple]) -> dict:
         invalid += np.count_nonzero(~valid)
         outlines = outlines[valid & ~shapely.is_empty(outlines)]
         overlaps += overlapping(outlines)
-        metres = [shapely.transform(polygons, lambda xy, gsd=gsd: xy * gsd) for polygons in (outlines, footprints)]
+        metres = [
+            shapely.transform(polygons, lambda xy, gsd=gsd: xy * gsd)
+            for polygons in (outlines, footprints)
+        ]
         compared.append(compare(*metres))
     count = sum(len(raw) for raw, *_ in scenes)
-    return summary(compared, 500) | {"invalid": invalid, "overlapping": overlaps, "per second": count / seconds}
+    return summary(compared, 500) | {
+        "invalid": invalid,
+        "overlapping": overlaps,
+        "per second": count / seconds,
+    }
 
 
 def city_scenes(root: Path, name: str, split: str) -> list[tuple]:
@@ -81,17 +97,28 @@ def city_scenes(root: Path, name: str, split: str) -> list[tuple]:
         polygoniser = Polygoniser(scene.prediction.shape[1])
         parts = [polygoniser.add(scene.prediction, scene.prediction), polygoniser.finish()]
         raw = np.concatenate([part.geometry[part.pixels * city.gsd**2 >= LEAST] for part in parts])
-        scenes.append((raw, read(scene.region), scene.prediction.shape, city.gsd, city.image(scene.region)))
+        scenes.append(
+            (raw, read(scene.region), scene.prediction.shape, city.gsd, city.image(scene.region))
+        )
     return scenes
 
 
 def picture(path: Path, scenes: list[tuple]) -> None:
-    """Ten blocks, the one with the most outlines of each scene, two rows of them: raw above, regular below."""
+    """Ten blocks, the one with the most outlines of each scene, two rows of
+    them: raw above, regular below.
+    """
     blocks = []
     for raw, _, shape, gsd, image in scenes:
         regular = ours("regular")(raw, shape, gsd)
-        corners = [(r, c) for r in range(0, shape[0] - BLOCK + 1, 32) for c in range(0, shape[1] - BLOCK + 1, 32)]
-        inside = [np.count_nonzero(shapely.within(raw, shapely.box(c, r, c + BLOCK, r + BLOCK))) for r, c in corners]
+        corners = [
+            (r, c)
+            for r in range(0, shape[0] - BLOCK + 1, 32)
+            for c in range(0, shape[1] - BLOCK + 1, 32)
+        ]
+        inside = [
+            np.count_nonzero(shapely.within(raw, shapely.box(c, r, c + BLOCK, r + BLOCK)))
+            for r, c in corners
+        ]
         blocks.append((max(inside), corners[int(np.argmax(inside))], raw, regular, image))
     blocks = sorted(blocks, key=lambda block: -block[0])[:10]
     side = BLOCK * ZOOM
@@ -109,7 +136,11 @@ def drawn(image: np.ndarray, corner: tuple[int, int], outlines: np.ndarray) -> I
     part = part.resize((BLOCK * ZOOM, BLOCK * ZOOM), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(part)
     for ring in shapely.get_rings(outlines[~shapely.is_empty(outlines)]):
-        pen.line([tuple(p) for p in (shapely.get_coordinates(ring) - [left, top]) * ZOOM], fill="#F0E442", width=2)
+        pen.line(
+            [tuple(p) for p in (shapely.get_coordinates(ring) - [left, top]) * ZOOM],
+            fill="#F0E442",
+            width=2,
+        )
     return part
 
 
@@ -121,10 +152,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
     if asked.picture:
-        return picture(asked.picture, [s for name in asked.cities for s in city_scenes(asked.root, name, asked.split)])
+        return picture(
+            asked.picture,
+            [s for name in asked.cities for s in city_scenes(asked.root, name, asked.split)],
+        )
     methods = {
         "raw": ours("raw"), "simplified": ours("simplified"), "ours, regular": ours("regular"),
-        "buildingregulariser": library(), "with its neighbour alignment": library(neighbor_alignment=True),
+        "buildingregulariser": library(),
+        "with its neighbour alignment": library(neighbor_alignment=True),
     }  # fmt: skip
     columns = ["pairs", *METRICS, "invalid", "overlapping", "per second"]
     print("| city | outlines | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 2))
@@ -134,7 +169,10 @@ def main() -> None:
             if draw is None:
                 continue
             found = measured(draw, scenes)
-            cells = [f"{found[c]:.0f}" if isinstance(found[c], int) else f"{found[c]:.3g}" for c in columns]
+            cells = [
+                f"{found[c]:.0f}" if isinstance(found[c], int) else f"{found[c]:.3g}"
+                for c in columns
+            ]
             print(f"| {name} | {method} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,4 +1,5 @@
-"""Side by side with TorchGeo and Raster Vision, each in an environment of its own: how much faster than the better one?
+"""Side by side with TorchGeo and Raster Vision, each in an environment of its own: how much faster
+than the better one?
 
     python -m venv ~/torchgeo && ~/torchgeo/bin/pip install torchgeo==0.8.1 requests fiona
     python -m venv ~/rastervision && ~/rastervision/bin/pip install rastervision==0.31.1
@@ -11,12 +12,13 @@ scene    a scene mapped with the same U-Net ResNet-18 weights in the same window
          TorchGeo cannot stitch or write: its time is that of reading and forward passes
 labels   the mask of one patch from a gzipped cell of a million Open Buildings; Raster Vision reads none
 
-To spare two more gigabytes of torch, and to compare on the very same one, let each see this project's packages behind
-its own before pip runs: echo .venv/lib/python3.X/site-packages, as an absolute path, into a file project.pth in the
-environment's own site-packages.
+To spare two more gigabytes of torch, and to compare on the very same one, let each see this
+project's packages behind its own before pip runs: echo .venv/lib/python3.X/site-packages, as an
+absolute path, into a file project.pth in the environment's own site-packages.
 
-All run one after another with the same number of threads and no loader processes. What a peer runs is in
-benchmarks/peers/, written as its documentation does; ours may use what it does by itself (bf16, channels-last).
+All run one after another with the same number of threads and no loader processes. What a peer runs
+is in benchmarks/peers/, written as its documentation does; ours may use what it does by itself
+(bf16, channels-last).
 """
 
 import json
@@ -34,20 +36,41 @@ from rasterio.windows import Window
 
 from benchmarks.ratio import arguments_of, cannot, report
 
-PEERS = {"TorchGeo": ("TORCHGEO", "with_torchgeo.py"), "Raster Vision": ("RASTERVISION", "with_rastervision.py")}
-SETTINGS = {"crop": 256, "batch": 8, "count": 400, "window": 512, "stride": 384, "west": 32.595, "north": 0.315,
-            "resolution": 1e-5, "patch": 512}  # fmt: skip
+PEERS = {
+    "TorchGeo": ("TORCHGEO", "with_torchgeo.py"),
+    "Raster Vision": ("RASTERVISION", "with_rastervision.py"),
+}
+SETTINGS = {
+    "crop": 256,
+    "batch": 8,
+    "count": 400,
+    "window": 512,
+    "stride": 384,
+    "west": 32.595,
+    "north": 0.315,
+    "resolution": 1e-5,
+    "patch": 512,
+}
 GOAL, SCENES, GSD = 2, 4, 0.5
 
 
 def write_scene(folder: Path, name: str, side: int, index: int) -> tuple[Path, Path]:
-    """An image and its label raster: noisy ground, brighter squares for buildings; tiled, not compressed."""
+    """An image and its label raster: noisy ground, brighter squares for
+    buildings; tiled, not compressed.
+    """
     rng, label = np.random.default_rng(index), np.zeros((side, side), np.uint8)
     for top, left in rng.integers(0, side - 40, (side * side // 20_000, 2)):
         label[top : top + 40, left : left + 40] = 1
     image = rng.integers(40, 120, (3, side, side), dtype=np.uint8) + 100 * label
-    profile = {"driver": "GTiff", "height": side, "width": side, "dtype": "uint8", "tiled": True, "crs": "EPSG:32633",
-               "transform": Affine(GSD, 0, 5e5 + index * side * GSD, 0, -GSD, 5e6)}  # fmt: skip
+    profile = {
+        "driver": "GTiff",
+        "height": side,
+        "width": side,
+        "dtype": "uint8",
+        "tiled": True,
+        "crs": "EPSG:32633",
+        "transform": Affine(GSD, 0, 5e5 + index * side * GSD, 0, -GSD, 5e6),
+    }
     paths = folder / "images" / f"{name}.tif", folder / "labels" / f"{name}.tif"
     for path, pixels in zip(paths, (image, label[None]), strict=True):
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -71,7 +94,11 @@ def peers(what: str, row: str, folder: Path, names: list[str]) -> dict[str, floa
             found[name] = json.loads(done.stdout.splitlines()[-1])["seconds"]
             print(f"{name}: {found[name]:.2f} s", flush=True)
     if not found:
-        cannot(what, GOAL, f"{' and '.join(PEERS[name][0] for name in names)} not set, see benchmarks/peers.py")
+        cannot(
+            what,
+            GOAL,
+            f"{' and '.join(PEERS[name][0] for name in names)} not set, see benchmarks/peers.py",
+        )
     return found
 
 
@@ -88,11 +115,17 @@ def crops(folder: Path, side: int) -> None:
     scenes = [write_scene(folder, f"scene{i}", side, i) for i in range(SCENES)]
     found = peers(what, "crops", folder, list(PEERS))
     splits = ["train", "train", "validation", "test"]
-    town = [Scene(image.stem, str(image), str(label), s) for (image, label), s in zip(scenes, splits, strict=True)]
+    town = [
+        Scene(image.stem, str(image), str(label), s)
+        for (image, label), s in zip(scenes, splits, strict=True)
+    ]
     start = time.perf_counter()
     tile_city(parameters(gsd=GSD), City("town", "benchmark", town), folder / "town")
     tiling = time.perf_counter() - start
-    pairs, batch = RandomCrops([CityTiles(folder / "town")], SETTINGS["crop"], 0, "none"), SETTINGS["batch"]
+    pairs, batch = (
+        RandomCrops([CityTiles(folder / "town")], SETTINGS["crop"], 0, "none"),
+        SETTINGS["batch"],
+    )
     loader = iter(DataLoader(pairs, batch, sampler=range(SETTINGS["count"] + batch)))
     next(loader)
     start = time.perf_counter()
@@ -102,7 +135,9 @@ def crops(folder: Path, side: int) -> None:
     rates = {name: SETTINGS["count"] / s for name, s in {"ours": seconds, **found}.items()}
     measured = ", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items())
     best = min(found.values())
-    report(what, best / seconds, GOAL, f"{measured}; tiling the {SCENES} scenes once {tiling:.1f} s")
+    report(
+        what, best / seconds, GOAL, f"{measured}; tiling the {SCENES} scenes once {tiling:.1f} s"
+    )
 
 
 def teach(segmenter, image: Path, label: Path, steps: int = 40) -> None:
@@ -112,11 +147,16 @@ def teach(segmenter, image: Path, label: Path, steps: int = 40) -> None:
     from pipeline.networks.precision import autocast
     from pipeline.training.losses import cross_entropy
 
-    optimiser, random = torch.optim.AdamW(segmenter.train().parameters(), 1e-3), np.random.default_rng(0)
+    optimiser, random = (
+        torch.optim.AdamW(segmenter.train().parameters(), 1e-3),
+        np.random.default_rng(0),
+    )
     with rasterio.open(image) as pixels, rasterio.open(label) as truth:
         for _ in range(steps):
             places = [Window(*random.integers(0, truth.width - 128, 2), 128, 128) for _ in range(8)]
-            images = torch.from_numpy(np.stack([pixels.read(window=w) for w in places]) / np.float32(255))
+            images = torch.from_numpy(
+                np.stack([pixels.read(window=w) for w in places]) / np.float32(255)
+            )
             labels = torch.from_numpy(np.stack([truth.read(1, window=w) for w in places])).long()
             with autocast(images.device):
                 loss = cross_entropy(segmenter(images).float(), labels)
@@ -146,21 +186,38 @@ def scene(folder: Path, side: int) -> None:
     save_file(segmenter.network.state_dict(), folder / "weights.safetensors")
     save_model(folder / "model", segmenter, {**CARD, "gsd": GSD, "model": model.model_dump()})
     found = peers(what, "scene", folder, list(PEERS))
-    settings = Predict(window=SETTINGS["window"], overlap=1 - SETTINGS["stride"] / SETTINGS["window"], polygons="none")
+    settings = Predict(
+        window=SETTINGS["window"],
+        overlap=1 - SETTINGS["stride"] / SETTINGS["window"],
+        polygons="none",
+    )
     warm, _ = write_scene(folder / "warm", "warm", 600, 1)
     run(folder / "model", [str(warm)], folder / "maps", settings=settings)
     start = time.perf_counter()
     run(folder / "model", [str(image)], folder / "maps", settings=settings)
     seconds = time.perf_counter() - start
     measured = ", ".join(f"{name} {s:.1f} s" for name, s in {"ours": seconds, **found}.items())
-    theirs = next((folder / "rastervision").glob("labels.tif"), None) if "Raster Vision" in found else None
+    theirs = (
+        next((folder / "rastervision").glob("labels.tif"), None)
+        if "Raster Vision" in found
+        else None
+    )
     if theirs:
-        with rasterio.open(theirs) as one, rasterio.open(next((folder / "maps").glob("town*.tif"))) as other:
+        with (
+            rasterio.open(theirs) as one,
+            rasterio.open(next((folder / "maps").glob("town*.tif"))) as other,
+        ):
             one, other = one.read(1), other.read(1)
             measured += (
-                f"; {(one == other).mean():.2%} of pixels as Raster Vision's, {(other == 1).mean():.1%} building"
+                f"; {(one == other).mean():.2%} of pixels as Raster Vision's, "
+                f"{(other == 1).mean():.1%} building"
             )
-    report(what, min(found.values()) / seconds, GOAL, f"{side}², {measured}; TorchGeo neither stitches nor writes")
+    report(
+        what,
+        min(found.values()) / seconds,
+        GOAL,
+        f"{side}², {measured}; TorchGeo neither stitches nor writes",
+    )
 
 
 def labels(folder: Path, rows: int) -> None:
@@ -176,16 +233,22 @@ def labels(folder: Path, rows: int) -> None:
     ring = [[30, -2], [35, -2], [35, 2], [30, 2], [30, -2]]
     feature = {"type": "Feature", "properties": {"tile_url": f"https://example.org/{cell.name}"},
                "geometry": {"type": "Polygon", "coordinates": [ring]}}  # fmt: skip
-    (cell.parent / "tiles.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    (cell.parent / "tiles.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": [feature]})
+    )
     found = peers(what, "labels", folder, ["TorchGeo"])
-    west, north, resolution, patch = (SETTINGS[key] for key in ("west", "north", "resolution", "patch"))
+    west, north, resolution, patch = (
+        SETTINGS[key] for key in ("west", "north", "resolution", "patch")
+    )
     grid = Grid(patch, patch, Affine(resolution, 0, west, 0, -resolution, north), "EPSG:4326")
     start = time.perf_counter()
     polygons = keep_near(cell, [grid.bounds]).geometry.to_numpy()
     mask = rasterize(polygons, np.ones(len(polygons), np.uint8), grid)
     seconds = time.perf_counter() - start
     same = (np.load(folder / "labels.npy") == (mask > 0)).mean()
-    measured = f"TorchGeo {found['TorchGeo']:.1f} s, ours {seconds:.1f} s; {same:.2%} of pixels equal"
+    measured = (
+        f"TorchGeo {found['TorchGeo']:.1f} s, ours {seconds:.1f} s; {same:.2%} of pixels equal"
+    )
     report(what, found["TorchGeo"] / seconds, GOAL, measured)
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.polygonise [SIDE]
     python -m benchmarks.polygonise [SIDE] --regular    bands with regular outlines against bands without
 
-Bands also measure areas and confidences and leave no seams, so half of GDAL's speed is the goal; regular outlines may
-take as long again. The memory printed is the peak of Python's allocations: of bands it does not grow with the scene.
+Bands also measure areas and confidences and leave no seams, so half of GDAL's speed is the goal;
+regular outlines may take as long again. The memory printed is the peak of Python's allocations: of
+bands it does not grow with the scene.
 """
 
 import statistics
@@ -40,7 +41,11 @@ def banded(mask: np.ndarray, rows: int = 512) -> int:
 
 
 def regular(mask: np.ndarray, rows: int = 512) -> int:
-    polygoniser, outlines, count = Polygoniser(mask.shape[1]), Outlines("regular", mask.shape, (0.5, 0.5)), 0
+    polygoniser, outlines, count = (
+        Polygoniser(mask.shape[1]),
+        Outlines("regular", mask.shape, (0.5, 0.5)),
+        0,
+    )
     for top in [*range(0, len(mask), rows), None]:
         band = None if top is None else mask[top : top + rows]
         buildings = polygoniser.finish() if band is None else polygoniser.add(band, band)
@@ -71,7 +76,9 @@ def compare(ours, limit, mask: np.ndarray, what: str) -> None:
     print(f"{count} buildings, peak {names}")
     pairs = [(seconds(limit, mask), seconds(ours, mask)) for _ in range(ROUNDS)]
     rate = count / statistics.median(own for _, own in pairs)
-    report(what, statistics.median(other / own for other, own in pairs), 0.5, f"{rate:.0f} buildings/s")
+    report(
+        what, statistics.median(other / own for other, own in pairs), 0.5, f"{rate:.0f} buildings/s"
+    )
 
 
 if __name__ == "__main__":

@@ -27,17 +27,29 @@ from benchmarks.ratio import arguments_of, report
 
 GSD = 0.5
 LIMIT = 2048  # MB
-CARD = {"bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD, "threshold": 0.5, "temperature": 1.0}
+CARD = {
+    "bands": [1, 2, 3],
+    "channels": 3,
+    "classes": 1,
+    "gsd": GSD,
+    "threshold": 0.5,
+    "temperature": 1.0,
+}
 
 
 def write_town(path: Path, height: int, width: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     image = np.repeat(rng.integers(60, 180, (1, height, width), dtype=np.uint8), 3, axis=0)
     for top, left in rng.integers(0, (height - 40, width - 40), (height * width // 4000, 2)):
-        image[:, top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = [[[220]], [[40]], [[40]]]
+        image[:, top : top + rng.integers(10, 40), left : left + rng.integers(10, 40)] = [
+            [[220]],
+            [[40]],
+            [[40]],
+        ]
     profile = {
-        "driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8", "tiled": True,
-        "compress": "deflate", "crs": "EPSG:32632", "transform": Affine(GSD, 0, 5e5, 0, -GSD, 5e6),
+        "driver": "GTiff", "height": height, "width": width, "count": 3, "dtype": "uint8",
+        "tiled": True, "compress": "deflate", "crs": "EPSG:32632",
+        "transform": Affine(GSD, 0, 5e5, 0, -GSD, 5e6),
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
         file.write(image)
@@ -67,7 +79,9 @@ def write_virtual(path: Path, tile: Path, down: int, across: int) -> Path:
 
 
 def write_model(folder: Path, architecture: str, town: tuple[Path, Path] | None = None) -> Path:
-    """An untrained model, but for `town`: an image and its labels, of which it learns enough to map buildings."""
+    """An untrained model, but for `town`: an image and its labels, of which it
+    learns enough to map buildings.
+    """
     import torch
 
     from benchmarks.peers import teach
@@ -79,7 +93,9 @@ def write_model(folder: Path, architecture: str, town: tuple[Path, Path] | None 
     segmenter = build_model(description, 3)
     if architecture == "linear":  # red roofs
         with torch.no_grad():
-            segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
+            segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[
+                ..., None, None
+            ]
             segmenter.network.bias[:] = torch.tensor([0.0, -4])
     if town:
         teach(segmenter, *town)
@@ -100,14 +116,18 @@ def apart(function, *arguments) -> dict:
 
 def _answer(pipe, function, arguments) -> None:
     value = function(*arguments)
-    pipe.send({"value": value, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024})
+    pipe.send(
+        {"value": value, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    )
 
 
 def command(
-    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0, layers: bool = False,
-    skip: bool = False,
+    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0,
+    layers: bool = False, skip: bool = False,
 ) -> float:  # fmt: skip
-    """Seconds of the whole command, imports left out; `layers`: with probabilities and uncertainty."""
+    """Seconds of the whole command, imports left out; `layers`: with
+    probabilities and uncertainty.
+    """
     import torch
 
     from pipeline.params import Predict
@@ -116,7 +136,13 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     begun = time.perf_counter()
-    run(model, scenes, out, shard=shard, settings=Predict(probability=layers, uncertainty=layers, skip_empty=skip))
+    run(
+        model,
+        scenes,
+        out,
+        shard=shard,
+        settings=Predict(probability=layers, uncertainty=layers, skip_empty=skip),
+    )
     return time.perf_counter() - begun
 
 
@@ -134,14 +160,19 @@ def forward_only(model: Path, scene: str) -> float:
     settings, segmenter = Predict(), read_model(model, device())
     with open_image(scene, [1, 2, 3], GSD) as raster:
         image = torch.from_numpy(raster[:])
-    rows, columns = (window_starts(n, settings.window, settings.overlap, segmenter.stride) for n in image.shape[:2])
+    rows, columns = (
+        window_starts(n, settings.window, settings.overlap, segmenter.stride)
+        for n in image.shape[:2]
+    )
     on, size = next(segmenter.buffers()).device, settings.window
     begun = time.perf_counter()
     with torch.inference_mode():
         for top in rows:
             for start in range(0, len(columns), settings.batch_size):
                 lefts = columns[start : start + settings.batch_size]
-                batch = torch.stack([image[top : top + size, left : left + size] for left in lefts]).to(on)
+                batch = torch.stack(
+                    [image[top : top + size, left : left + size] for left in lefts]
+                ).to(on)
                 with autocast(on):
                     segmenter(to_float(batch)).float().softmax(1)
         if on.type == "cuda":
@@ -156,18 +187,25 @@ def throughput(folder: Path, side: int = 3072) -> None:
 
     side = 20_000 if torch.cuda.is_available() else side
     tile, labels = write_scene(folder, "town", side // 4, 0)
-    model = write_model(folder / "unet", "unet", (tile, labels))  # an untrained one's speckles cost more to trace
+    # an untrained one's speckles cost more to trace
+    model = write_model(folder / "unet", "unet", (tile, labels))
     scene = write_virtual(folder / "scene.vrt", tile, 4, 4)
     with torch.inference_mode():
         command(model, [str(tile)], folder / "warm")
-    pairs = [(forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}")) for i in range(2)]
+    pairs = [
+        (forward_only(model, str(scene)), command(model, [str(scene)], folder / f"out{i}"))
+        for i in range(2)
+    ]
     bare, whole = (min(seconds) for seconds in zip(*pairs, strict=True))
     measured = f"{side}²: {bare:.1f} and {whole:.1f} s, {side**2 / 1e6 / whole:.2f} Mpx/s"
     report("bare forward passes / predict command", bare / whole, 0.9, measured)
 
 
 def memory(folder: Path) -> None:
-    model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 2000, 2000)
+    model, tile = (
+        write_model(folder / "linear", "linear"),
+        write_town(folder / "town.tif", 2000, 2000),
+    )
     found = {}
     for name, down, across in (("1x", 1, 4), ("4x", 4, 4), ("16x", 16, 4)):
         scene = write_virtual(folder / f"{name}.vrt", tile, down, across)
@@ -175,17 +213,27 @@ def memory(folder: Path) -> None:
         found[name] = answer["peak_mb"]
         print(f"{name}: {answer['peak_mb']} MB, {answer['value']:.1f} s", flush=True)
     measured = f"{found['1x']} and {found['16x']} MB"
-    report("predict's peak memory, a scene / one 16 times as high", found["1x"] / found["16x"], 0.9, measured)
+    report(
+        "predict's peak memory, a scene / one 16 times as high",
+        found["1x"] / found["16x"],
+        0.9,
+        measured,
+    )
 
 
 def wide(folder: Path) -> None:
-    model, tile = write_model(folder / "linear", "linear"), write_town(folder / "town.tif", 1000, 1000)
+    model, tile = (
+        write_model(folder / "linear", "linear"),
+        write_town(folder / "town.tif", 1000, 1000),
+    )
     peaks = []
     for down, layers in ((1, True), (20, False)):
         scene = write_virtual(folder / f"{down}.vrt", tile, down, 100)
         answer = apart(command, model, [str(scene)], folder / "out", None, 0, layers)
         peaks.append(answer["peak_mb"])
-        print(f"100,000 × {down},000: {peaks[-1]} MB of {LIMIT}, {answer['value']:.1f} s", flush=True)
+        print(
+            f"100,000 × {down},000: {peaks[-1]} MB of {LIMIT}, {answer['value']:.1f} s", flush=True
+        )
     measured = f"{peaks[1]} MB; with every layer {peaks[0]} MB"
     report("2 GB / predict's peak memory, 100,000 × 20,000 pixels", LIMIT / max(peaks), 1, measured)
 
@@ -199,9 +247,13 @@ def shards(folder: Path, scenes: int = 4) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
-        halves = [pool.submit(apart, command, model, names, folder / "two", f"{i}/2", 1) for i in (1, 2)]
+        halves = [
+            pool.submit(apart, command, model, names, folder / "two", f"{i}/2", 1) for i in (1, 2)
+        ]
         two = max(half.result()["value"] for half in halves)
-    same = all((folder / "two" / p.name).read_bytes() == p.read_bytes() for p in (folder / "one").iterdir())
+    same = all(
+        (folder / "two" / p.name).read_bytes() == p.read_bytes() for p in (folder / "one").iterdir()
+    )
     measured = f"{one:.1f} and {two:.1f} s, {'the same' if same else 'DIFFERENT'} bytes"
     report("predict, one process / two shards", one / two, 1.8, measured)
 
@@ -217,7 +269,9 @@ def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
 
     town, labels = write_scene(folder, "town", side // 4, 0)
     torch.manual_seed(0)
-    description = Model(architecture="unet", encoder="tu-tf_efficientnet_lite0", decoder_channels=[64, 32, 16, 16])
+    description = Model(
+        architecture="unet", encoder="tu-tf_efficientnet_lite0", decoder_channels=[64, 32, 16, 16]
+    )
     segmenter, glance = build_model(description, 3), bright_glance()
     teach(segmenter, town, labels)
     glance.threshold.fill_(-0.3)
@@ -229,7 +283,9 @@ def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
     ours = command(folder / "lite0", [str(scene)], folder / "out", skip=True)
     skipped = json.loads((folder / "out/scene.json").read_text())["skipped"]
     measured = f"{side}²: {bare:.1f} and {ours:.1f} s, {skipped:.0%} of the windows skipped"
-    report(f"bare forward passes / predict that skips, {share:.0%} built", bare / ours, goal, measured)
+    report(
+        f"bare forward passes / predict that skips, {share:.0%} built", bare / ours, goal, measured
+    )
 
 
 def mostly_dark(path: Path, town: Path, side: int, share: float) -> Path:

@@ -1,4 +1,6 @@
-"""The README's two pictures, taken of report/index.html: `python -m benchmarks.readme_pictures`, after `make`."""
+"""The README's two pictures, taken of report/index.html: `python -m
+benchmarks.readme_pictures`, after `make`.
+"""
 
 import shutil
 from io import BytesIO
@@ -10,13 +12,16 @@ from playwright.sync_api import sync_playwright
 from benchmarks.ratio import arguments_of
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
     "--disable-component-update --disable-sync"
 )
 
 
 def take(page_file: Path, folder: Path) -> None:
-    """FOLDER/report.jpg, the top of the page, and FOLDER/viewer.jpg, the errors of the hardest scene."""
+    """FOLDER/report.jpg, the top of the page, and FOLDER/viewer.jpg, the errors
+    of the hardest scene.
+    """
     folder.mkdir(exist_ok=True)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS.split())
@@ -31,7 +36,10 @@ def take(page_file: Path, folder: Path) -> None:
         page.set_viewport_size({"width": 820, "height": 1000})
         page.evaluate("scrollTo(0, 0)")  # boxes are measured from the window's corner
         box = page.locator("#viewer").bounding_box()
-        save(page.screenshot(clip=box | {"x": 0, "width": 820}, full_page=True), folder / "viewer.jpg")
+        save(
+            page.screenshot(clip=box | {"x": 0, "width": 820}, full_page=True),
+            folder / "viewer.jpg",
+        )
         browser.close()
 
 

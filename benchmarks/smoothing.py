@@ -1,4 +1,5 @@
-"""Samples of randomised smoothing a second against bare forward passes of the same model, batch and number format.
+"""Samples of randomised smoothing a second against bare forward passes of the same
+model, batch and number format.
 
     python -m benchmarks.smoothing [--size 512 --samples 300 --batch 16]
 
@@ -37,10 +38,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tiles", type=int, default=4 if on.type == "cuda" else 1)
     options = parser.parse_args()
-    segmenter = build_model(Model(architecture="unet", encoder="resnet18"), 3).eval().requires_grad_(False)
+    segmenter = (
+        build_model(Model(architecture="unet", encoder="resnet18"), 3).eval().requires_grad_(False)
+    )
     segmenter = segmenter.to(on, memory_format=torch.channels_last)
     images = torch.rand(options.tiles, 3, options.size, options.size, device=on)
-    batch = images[:1].expand(options.batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    batch = (
+        images[:1].expand(options.batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    )
     passes = options.tiles * -(-options.samples // options.batch)
 
     @torch.inference_mode()
@@ -55,9 +60,15 @@ def main() -> None:
     pixels = options.tiles * options.size**2 / 1e6
     bare(), smoothed()
     pairs = [(seconds(bare, on), seconds(smoothed, on)) for _ in range(ROUNDS)]
-    rates = [(passes * options.batch * options.size**2 / 1e6 / b, options.samples * pixels / s) for b, s in pairs]
+    rates = [
+        (passes * options.batch * options.size**2 / 1e6 / b, options.samples * pixels / s)
+        for b, s in pairs
+    ]
     bare_rate, rate = (statistics.median(side) for side in zip(*rates, strict=True))
-    print(f"{options.tiles} tiles of {options.size}², {options.samples} samples, {choose('auto', on)} on {on.type}")
+    print(
+        f"{options.tiles} tiles of {options.size}², {options.samples} samples, "
+        f"{choose('auto', on)} on {on.type}"
+    )
     measured = f"{rate:.1f} and {bare_rate:.1f} Mpx·samples/s"
     report(
         "samples of randomised smoothing / bare forward passes",

@@ -2,9 +2,9 @@
 
     python -m benchmarks.tint [--steps 200] [--tiles 64]
 
-Writes benchmarks/tint.md: the IoU of each training method with the tint as planted, removed and flipped, under PGD and
-under the APGD ensemble at equal numbers of gradients, the FGSM − PGD gap, and the time of a step relative to a clean
-one.
+Writes benchmarks/tint.md: the IoU of each training method with the tint as planted, removed and
+flipped, under PGD and under the APGD ensemble at equal numbers of gradients, the FGSM − PGD gap,
+and the time of a step relative to a clean one.
 """
 
 import statistics
@@ -38,14 +38,19 @@ def ensemble(model, images, labels, epsilon: float, steps: int) -> float:
     """The exact worst case over the four losses, `steps` gradients each."""
     generator = torch.Generator().manual_seed(0)
     target = engine.Target(model, images, labels, "linf", epsilon)
-    found = [engine.red_epsilon(target, f, steps, generator=generator) for f in engine.sea_losses(PIXELS).values()]
+    found = [
+        engine.red_epsilon(target, f, steps, generator=generator)
+        for f in engine.sea_losses(PIXELS).values()
+    ]
     with torch.no_grad():
         counts = [engine.counts(model(x).argmax(1), labels) for x in found]
     return worst_case([i.numpy() for i, _ in counts], [u.numpy() for _, u in counts])[0]
 
 
 def step_costs(rounds: int = 15) -> dict[str, float]:
-    """The time of a training step relative to a standard one: medians of rounds that visit every method in turn."""
+    """The time of a training step relative to a standard one: medians of rounds that visit
+    every method in turn.
+    """
     seconds = {name: [] for name in METHODS}
     images, labels = tint.tiles(8, 0)
     segmenter = tint.network()
@@ -54,7 +59,10 @@ def step_costs(rounds: int = 15) -> dict[str, float]:
             start = time.perf_counter()
             adversarial_loss(segmenter, images, labels, cross_entropy, config, 1.0)[0].backward()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) / statistics.median(seconds["standard"]) for name, s in seconds.items()}
+    return {
+        name: statistics.median(s) / statistics.median(seconds["standard"])
+        for name, s in seconds.items()
+    }
 
 
 def main() -> None:
@@ -67,24 +75,40 @@ def main() -> None:
     rows, costs = [], step_costs()
     for name, config in METHODS.items():
         model = tint.train(config, arguments.steps)
-        row = [name, *(tint.pooled(model, *tint.tiles(arguments.tiles, 99, sign)) for sign in (1, 0, -1))]
+        row = [
+            name,
+            *(tint.pooled(model, *tint.tiles(arguments.tiles, 99, sign)) for sign in (1, 0, -1)),
+        ]
         for epsilon in (4 / 255, 8 / 255):
             target = engine.Target(model, images, labels, "linf", epsilon)
             found = engine.pgd(target, 40, generator=torch.Generator().manual_seed(0))
             row += [tint.pooled(model, found, labels), ensemble(model, images, labels, epsilon, 10)]
-        gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))["overfitting_gap"]
+        gap = overfitting_gap(model, images, labels, Adversarial(method="pgd", epsilon=8))[
+            "overfitting_gap"
+        ]
         rows.append([*row, gap, costs[name]])
     columns = ["training", "planted", "removed", "flipped"]
     columns += [f"{name} {budget}/255" for budget in (4, 8) for name in ("PGD-40", "APGD 4×10")]
     weaker = sum(ensemble > pgd for row in rows for pgd, ensemble in (row[4:6], row[6:8]))
-    text = "\n\n".join([
-        "# Adversarial training on the planted tint",
-        f"`python -m benchmarks.tint {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        f"IoU of {arguments.tiles} tiles after {arguments.steps} steps of batch 8; a network that leans on the tint "
-        "falls where it is removed or flipped. PGD on cross-entropy against the APGD ensemble of as many gradients.",
-        table([*columns, "FGSM−PGD 8/255", "step time / standard"], rows),
-        f"The ensemble is no weaker than PGD-CE in {2 * len(rows) - weaker} of {2 * len(rows)} cases.",
-    ]) + "\n"  # fmt: skip
+    text = (
+        "\n\n".join(
+            [
+                "# Adversarial training on the planted tint",
+                f"`python -m benchmarks.tint {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+                f"IoU of {arguments.tiles} tiles after {arguments.steps} steps of batch 8; a "
+                f"network that "
+                f"leans on the tint "
+                "falls where it is removed or flipped. PGD on cross-entropy against the APGD "
+                "ensemble of "
+                "as many gradients.",
+                table([*columns, "FGSM−PGD 8/255", "step time / standard"], rows),
+                f"The ensemble is no weaker than PGD-CE in {2 * len(rows) - weaker} of "
+                f"{2 * len(rows)} "
+                f"cases.",
+            ]
+        )
+        + "\n"
+    )
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

@@ -1,12 +1,13 @@
-"""Training loop / bare steps: what loading, augmentation, validation bookkeeping and Lightning cost.
+"""Training loop / bare steps: what loading, augmentation, validation bookkeeping
+and Lightning cost.
 
     python -m benchmarks.training [--processes 2] [--gpu]
 
---processes 2: two processes of torchrun against two of bare DistributedDataParallel, at the same global batch.
---gpu: a U-Net ResNet-34, 32 crops of 512², bf16, compiled, where there is a GPU.
+--processes 2: two processes of torchrun against two of bare DistributedDataParallel, at the same
+global batch. --gpu: a U-Net ResNet-34, 32 crops of 512², bf16, compiled, where there is a GPU.
 
-Both sides run the same network, batch, precision and optimiser; the bare steps reuse one batch in memory. The two are
-interleaved and repeated, so that a busy machine slows both.
+Both sides run the same network, batch, precision and optimiser; the bare steps reuse one batch in
+memory. The two are interleaved and repeated, so that a busy machine slows both.
 """
 
 import argparse
@@ -61,13 +62,17 @@ def bare(params, cities) -> float:
 
 
 def one_image(params) -> None:
-    """Forward and backward of one crop, neither compiled nor on a card: what arithmetic an image takes."""
+    """Forward and backward of one crop, neither compiled nor on a card: what
+    arithmetic an image takes.
+    """
     crop = torch.rand(1, 3, params.train.crop, params.train.crop)
     build_model(params.train.model, 3).train()(crop).sum().backward()
 
 
 def loop(params, cities, folder: Path) -> float:
-    """Images a second of `fit`, validation and saving not counted: the difference of a long and a short run."""
+    """Images a second of `fit`, validation and saving not counted: the
+    difference of a long and a short run.
+    """
     seconds = []
     for steps in (WARM, STEPS + WARM):
         train = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": steps})
@@ -106,8 +111,16 @@ if __name__ == "__main__":
         demo_tiles(demo_params())  # before two processes want to make them
         with tempfile.TemporaryDirectory() as folder:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command = [*torchrun, f"--nproc-per-node={options.processes}", "-m", "benchmarks.training", *sys.argv[1:]]
-            sys.exit(subprocess.run(command, env={**os.environ, "BENCHMARK_FOLDER": folder}).returncode)
+            command = [
+                *torchrun,
+                f"--nproc-per-node={options.processes}",
+                "-m",
+                "benchmarks.training",
+                *sys.argv[1:],
+            ]
+            sys.exit(
+                subprocess.run(command, env={**os.environ, "BENCHMARK_FOLDER": folder}).returncode
+            )
     if WORLD > 1:
         main(options, Path(os.environ["BENCHMARK_FOLDER"]))
     else:

@@ -1,11 +1,13 @@
-"""What of a training travels to cities it has never seen: one change at a time, equal steps, real cities.
+"""What of a training travels to cities it has never seen: one change at a time,
+equal steps, real cities.
 
     python -m pipeline fetch && python -m pipeline tile        in a folder whose params.yaml names the cities
     python -m benchmarks.what_travels VARIANT… [--steps 250 --seeds 1 --out travels.json]   there; all without VARIANT
 
-The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that every city is
-unseen once; IoU is over all of a city's pixels. A row compares a variant with `plain` city by city: the mean
-difference and its 95 % interval over cities (t), the least city's IoU. Rows in the file are not trained again.
+The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that
+every city is unseen once; IoU is over all of a city's pixels. A row compares a variant with `plain`
+city by city: the mean difference and its 95 % interval over cities (t), the least city's IoU. Rows
+in the file are not trained again.
 """
 
 import json
@@ -29,7 +31,13 @@ from pipeline.training.crops import read_crop
 from pipeline.training.losses import build_loss
 from pipeline.training.style import restyled
 
-PLAIN = {"encoder": "tu-tf_efficientnet_lite0", "augment": "standard", "crop": 128, "batch": 8, "rate": 3e-3}
+PLAIN = {
+    "encoder": "tu-tf_efficientnet_lite0",
+    "augment": "standard",
+    "crop": 128,
+    "batch": 8,
+    "rate": 3e-3,
+}
 VARIANTS = {
     "plain": {},
     "strong": {"augment": "strong"},
@@ -37,7 +45,8 @@ VARIANTS = {
     "ema": {"ema": 0.99},
     "root": {"weighting": 0.5},
     "style": {"style": 0.5},  # a crop takes the mean and deviation of another city's, per channel
-    "mixstyle": {"mixstyle": 0.5},  # the same of the encoder's first two features (Zhou et al. 2021)
+    # the same of the encoder's first two features (Zhou et al. 2021)
+    "mixstyle": {"mixstyle": 0.5},
     "fda": {"fda": 0.5},  # low-frequency amplitudes of another city's crop (Yang & Soatto 2020)
     "mixup": {"mixup": 0.2},  # Beta(α, α) (Zhang et al. 2018)
     "slow encoder": {"encoder_rate": 0.1},
@@ -51,14 +60,18 @@ VARIANTS = {
 
 
 def crop(city: CityTiles, side: int, scale: float, level: str, random: np.random.Generator):
-    """An augmented crop of a training or validation region, of `scale`⁻¹ … `scale` times the ground."""
+    """An augmented crop of a training or validation region, of `scale`⁻¹ …
+    `scale` times the ground.
+    """
     import cv2
 
     regions = city.regions
     area = np.array([r.pixels for r in regions], float)
     region = regions[random.choice(len(regions), p=area / area.sum())]
     ground = round(side * scale ** random.uniform(-1, 1))
-    top, left = (int(random.integers(0, max(1, n - ground + 1))) for n in (region.height, region.width))
+    top, left = (
+        int(random.integers(0, max(1, n - ground + 1))) for n in (region.height, region.width)
+    )
     image, label = read_crop(city, region, top, left, ground)
     if ground != side:
         how = cv2.INTER_AREA if ground > side else cv2.INTER_LINEAR
@@ -67,7 +80,9 @@ def crop(city: CityTiles, side: int, scale: float, level: str, random: np.random
     return augment(level, image, label, int(random.integers(2**31)))
 
 
-def low_swapped(images: torch.Tensor, share: float, generator: torch.Generator, beta: float = 0.02) -> torch.Tensor:
+def low_swapped(
+    images: torch.Tensor, share: float, generator: torch.Generator, beta: float = 0.02
+) -> torch.Tensor:
     order = torch.randperm(len(images), generator=generator)
     spectrum = torch.fft.fft2(images)
     amplitude, phase = spectrum.abs(), spectrum.angle()
@@ -93,7 +108,9 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
     encoder = {id(p) for p in model.network.encoder.parameters()}
     groups = [[p for p in model.parameters() if (id(p) in encoder) == own] for own in (True, False)]
     rates = [v["rate"] * v.get("encoder_rate", 1), v["rate"]]
-    optimizer = torch.optim.AdamW([{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     if share := v.get("mixstyle"):
         for stage in list(model.network.encoder.model.blocks)[:2]:
@@ -102,7 +119,9 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
             )
     average = (
         torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(v["ema"]), use_buffers=True
+            model,
+            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(v["ema"]),
+            use_buffers=True,
         )
         if v.get("ema")
         else None
@@ -111,7 +130,9 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
     share = np.array([sum(r.pixels for r in c.regions) for c in cities]) ** v.get("weighting", 0.0)
     for _ in range(steps):
         chosen = random.choice(len(cities), v["batch"], p=share / share.sum())
-        crops = [crop(cities[c], v["crop"], v.get("scale", 1.0), v["augment"], random) for c in chosen]
+        crops = [
+            crop(cities[c], v["crop"], v.get("scale", 1.0), v["augment"], random) for c in chosen
+        ]
         images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
         images, labels = to_float(images), labels.long()
         if v.get("style"):
@@ -120,12 +141,17 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
             images = low_swapped(images, v["fda"], generator)
         images = images.contiguous(memory_format=torch.channels_last)
         if v.get("mixup"):
-            order, own = torch.randperm(len(images), generator=generator), float(random.beta(v["mixup"], v["mixup"]))
+            order, own = (
+                torch.randperm(len(images), generator=generator),
+                float(random.beta(v["mixup"], v["mixup"])),
+            )
             logits = model(own * images + (1 - own) * images[order])
             loss = own * loss_of(logits, labels) + (1 - own) * loss_of(logits, labels[order])
         elif v.get("dro"):
             logits = model(images)
-            each = torch.stack([loss_of(logits[i : i + 1], labels[i : i + 1]) for i in range(len(images))])
+            each = torch.stack(
+                [loss_of(logits[i : i + 1], labels[i : i + 1]) for i in range(len(images))]
+            )
             for city, value in zip(chosen, each.detach(), strict=True):
                 weights[city] *= np.exp(v["dro"] * float(value))
             weights /= weights.mean()
@@ -151,7 +177,9 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
         for top in range(0, region.height, side):
             for left in range(0, region.width, side):
                 part = np.ascontiguousarray(image[top : top + side, left : left + side])
-                truth = torch.from_numpy(np.array(label[top : top + side, left : left + side])).long()[None]
+                truth = torch.from_numpy(
+                    np.array(label[top : top + side, left : left + side])
+                ).long()[None]
                 logits = model(to_float(torch.from_numpy(part)[None]))
                 total += torch.stack([n.sum() for n in counts(logits.argmax(1), truth)])
     return ratio(*total.tolist())
@@ -159,7 +187,9 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
 
 def main() -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("variants", nargs="*", default=[], metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "variants", nargs="*", default=[], metavar="VARIANT", help=", ".join(VARIANTS)
+    )
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("travels.json"))
@@ -188,14 +218,30 @@ def unseen(name: str, found: dict) -> dict[tuple[str, str], float | None]:
 
 
 def row(name: str, found: dict, steps: int) -> str:
-    """Mean and least IoU of a variant's unseen cities, and its difference from `plain`, paired by city and seed."""
-    mine = {(k.split()[-2], c): i for k, v in found.items() if k.rsplit(" ", 2)[0] == name for c, i in v["iou"].items()}
-    base = {
-        (k.split()[-2], c): i for k, v in found.items() if k.rsplit(" ", 2)[0] == "plain" for c, i in v["iou"].items()
+    """Mean and least IoU of a variant's unseen cities, and its difference from `plain`, paired
+    by city and seed.
+    """
+    mine = {
+        (k.split()[-2], c): i
+        for k, v in found.items()
+        if k.rsplit(" ", 2)[0] == name
+        for c, i in v["iou"].items()
     }
-    pairs = [(i, base[key]) for key, i in mine.items() if i is not None and base.get(key) is not None]
+    base = {
+        (k.split()[-2], c): i
+        for k, v in found.items()
+        if k.rsplit(" ", 2)[0] == "plain"
+        for c, i in v["iou"].items()
+    }
+    pairs = [
+        (i, base[key]) for key, i in mine.items() if i is not None and base.get(key) is not None
+    ]
     difference = np.array([a - b for a, b in pairs] or [0.0])
-    half = stats.t.ppf(0.975, len(pairs) - 1) * difference.std(ddof=1) / len(pairs) ** 0.5 if len(pairs) > 2 else 0
+    half = (
+        stats.t.ppf(0.975, len(pairs) - 1) * difference.std(ddof=1) / len(pairs) ** 0.5
+        if len(pairs) > 2
+        else 0
+    )
     known = [i for i in mine.values() if i is not None]
     return f"| {name} | {np.mean(known):.3f} | {min(known):.3f} | {difference.mean():+.3f} ± {half:.3f} |"
 

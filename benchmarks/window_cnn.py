@@ -21,9 +21,14 @@ if __name__ == "__main__":
         dense = net(image)[0, :, 15 : side - 16, 15 : side - 16]
         by_layer = time.perf_counter() - start
         start = time.perf_counter()
-        windows = image.unfold(2, 32, 1).unfold(3, 32, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32)
+        windows = (
+            image.unfold(2, 32, 1).unfold(3, 32, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32)
+        )
         by_window = torch.cat([net.classify(w) for w in windows.split(512)]).T.reshape(dense.shape)
         by_window_seconds = time.perf_counter() - start
-    print(f"largest difference of the {windows.shape[0]} pixels' logits: {(dense - by_window).abs().max():.1e}")
+    print(
+        f"largest difference of the {windows.shape[0]} pixels' logits: "
+        f"{(dense - by_window).abs().max():.1e}"
+    )
     measured = f"{by_window_seconds:.1f} s and {1000 * by_layer:.0f} ms"
     report("seconds by window / by layer", by_window_seconds / by_layer, 10, measured)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.mapping.predictor import Predictor
 
-# Before torch starts its threads: beside another busy process, threads that spin while they wait for
-# each other's last one make every step many times longer.
+# Before torch starts its threads: beside another busy process, threads that spin while they wait
+# for each other's last one make every step many times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load_model(path, device=None) -> "Predictor":
-    """A model folder, or an ONNX file that `export` wrote, as a Predictor; device None = a GPU if any.
+    """A model folder, or an ONNX file that `export` wrote, as a Predictor; device
+    None = a GPU if any.
 
     `load_model(path).predict(image)` maps an array (H, W, C) uint8, or a raster's path or URL.
     """
@@ -28,9 +29,11 @@ def load_model(path, device=None) -> "Predictor":
 
 
 def foreign(network, **about):
-    """A torch module of your own, (N, C, H, W) in [0, 1] to (N, K, H, W), as a model for `evaluate` and `attack`.
+    """A torch module of your own, (N, C, H, W) in [0, 1] to (N, K, H, W), as a
+    model for `evaluate` and `attack`.
 
-    about: channels, classes, mean, std, answers, threshold and gsd, as networks.foreign.Foreign says.
+    about: channels, classes, mean, std, answers, threshold and gsd, as
+    networks.foreign.Foreign says.
     """
     from pipeline.networks.foreign import foreign as wrap
 
@@ -38,7 +41,9 @@ def foreign(network, **about):
 
 
 def evaluate(model, tiles="data/tiles", out="metrics/foreign.json", params="params.yaml") -> dict:
-    """What metrics/evaluate.json would hold of a model on the test tiles: of `foreign(network)`, a folder, a file."""
+    """What metrics/evaluate.json would hold of a model on the test tiles: of
+    `foreign(network)`, a folder, a file.
+    """
     from pathlib import Path
 
     from pipeline.params import load_params
@@ -50,8 +55,12 @@ def evaluate(model, tiles="data/tiles", out="metrics/foreign.json", params="para
     return read_json(out)
 
 
-def attack(model, tiles="data/tiles", out="metrics/foreign-attack.json", params="params.yaml") -> dict:
-    """What metrics/attack.json would hold of `foreign(network)`, with the settings of params.yaml's section attack."""
+def attack(
+    model, tiles="data/tiles", out="metrics/foreign-attack.json", params="params.yaml"
+) -> dict:
+    """What metrics/attack.json would hold of `foreign(network)`, with the settings of
+    params.yaml's section attack.
+    """
     from pathlib import Path
 
     from pipeline.params import load_params

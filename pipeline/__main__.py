@@ -1,4 +1,6 @@
-"""The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb that needs them."""
+"""The command line: one verb a stage, in pipeline order. Heavy imports only inside the verb
+that needs them.
+"""
 
 import os
 import sys
@@ -25,18 +27,25 @@ STOPPED = 130  # the exit code after Ctrl-C
 
 # verbs that keep what they have finished
 GOES_ON = {
-    "fetch", "tile", "train", "evaluate", "attack", "certify", "holdout", "generalize", "explain", "privacy",
-    "incremental", "predict",
+    "fetch", "tile", "train", "evaluate", "attack", "certify", "holdout", "generalize", "explain",
+    "privacy", "incremental", "predict",
 }  # fmt: skip
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
 OneCity = Annotated[str | None, typer.Option(help="Only this city of fetch.cities.")]
 OnRay = Annotated[
     str | None,
-    typer.Option("--ray", envvar="BUILDINGS_RAY", help="Where its parts run: local, or a Ray cluster's HOST:PORT."),
+    typer.Option(
+        "--ray",
+        envvar="BUILDINGS_RAY",
+        help="Where its parts run: local, or a Ray cluster's HOST:PORT.",
+    ),
 ]
 Shard = Annotated[
-    str | None, typer.Option("--shard", help="i/n, i from 1: every n-th part from the i-th, as of an array of jobs.")
+    str | None,
+    typer.Option(
+        "--shard", help="i/n, i from 1: every n-th part from the i-th, as of an array of jobs."
+    ),
 ]
 PARAMS = Path("params.yaml")
 
@@ -48,7 +57,9 @@ def load(path: Path):
 
 
 def load_watched(path: Path):
-    """The parameters of a stage whose starting points DVC watches: they may be newer than its `check`."""
+    """The parameters of a stage whose starting points DVC watches: they may be
+    newer than its `check`.
+    """
     from pipeline.stages.check import watch
 
     parameters = load(path)
@@ -72,14 +83,18 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where the project goes.")] = Path("."),
     name: Annotated[str, typer.Option("--preset", help="Whose params.yaml is written.")] = "demo",
 ) -> None:
-    """Make a project: dvc.yaml, the sources and a params.yaml with every parameter; `dvc repro` runs it.
+    """Make a project: dvc.yaml, the sources and a params.yaml with every parameter;
+    `dvc repro` runs it.
 
     Example: `python -m pipeline init my-project --preset town`
     """
     from pipeline.presets import find, full
     from pipeline.project import init as write
 
-    print(f"wrote {len(write(folder, full(find(name))))} files; in {folder.resolve()}: git init, dvc init, dvc repro")
+    print(
+        f"wrote {len(write(folder, full(find(name))))} files; in {folder.resolve()}: git init, "
+        f"dvc init, dvc repro"
+    )
 
 
 @app.command()
@@ -95,7 +110,8 @@ def parameters() -> None:
 
 @app.command()
 def metrics() -> None:
-    """Print every number of every metrics file and its meaning, as the documentation's page has them.
+    """Print every number of every metrics file and its meaning, as the
+    documentation's page has them.
 
     Example: `python -m pipeline metrics > docs/metrics.md`
     """
@@ -128,7 +144,8 @@ def check(
 
 @app.command(hidden=True)
 def sweep(params: ParamsFile = PARAMS) -> None:
-    """Move aside tiles and folds of cities that are no longer in fetch.cities; `dvc repro` does it after tiling.
+    """Move aside tiles and folds of cities that are no longer in fetch.cities; `dvc
+    repro` does it after tiling.
 
     Example: `python -m pipeline sweep`
     """
@@ -138,7 +155,9 @@ def sweep(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def fetch(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
+def fetch(
+    city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS
+) -> None:
     """Bring the scenes of each city to data/scenes: demo, folder, inria or open_buildings.
 
     Example: `python -m pipeline fetch --city brickvale`
@@ -149,7 +168,9 @@ def fetch(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: 
 
 
 @app.command()
-def tile(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
+def tile(
+    city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS
+) -> None:
     """Resample scenes to one ground sample distance, rasterise labels, split: data/tiles.
 
     Example: `python -m pipeline tile --city brickvale`
@@ -161,12 +182,15 @@ def tile(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: P
 
 @app.command()
 def train(
-    without: Annotated[str | None, typer.Option(help="Leave this city out: models/without-CITY.")] = None,
+    without: Annotated[
+        str | None, typer.Option(help="Leave this city out: models/without-CITY.")
+    ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Train a segmenter on every city (models/all), or on every city but one.
 
-    Example: `python -m pipeline train`, or on 4 GPUs `torchrun --nproc-per-node 4 -m pipeline train`
+    Example: `python -m pipeline train`, or on 4 GPUs `torchrun --nproc-per-node 4
+    -m pipeline train`
     """
     from pipeline.stages import train as stage
 
@@ -174,8 +198,11 @@ def train(
 
 
 @app.command()
-def holdout(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
-    """Train the leave-one-city-out folds, models/without-CITY of each city; see docs/scaling.md for `dvc commit`.
+def holdout(
+    city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS
+) -> None:
+    """Train the leave-one-city-out folds, models/without-CITY of each city; see
+    docs/scaling.md for `dvc commit`.
 
     Example: `python -m pipeline holdout --ray local`
     """
@@ -186,7 +213,8 @@ def holdout(city: OneCity = None, ray: OnRay = None, shard: Shard = None, params
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("pretrained"), params: ParamsFile = PARAMS
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("pretrained"),
+    params: ParamsFile = PARAMS,
 ) -> None:
     """Learn an encoder from unlabelled tiles; start from it with train.init.
 
@@ -203,9 +231,15 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path("models/all"),
-    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
-    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/evaluate.json"),
+    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path(
+        "models/all"
+    ),
+    tiles: Annotated[
+        Path, typer.Option(help="Tiles of the model's ground sample distance.")
+    ] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path(
+        "metrics/evaluate.json"
+    ),
     ray: OnRay = None,
     shard: Shard = None,
     params: ParamsFile = PARAMS,
@@ -221,7 +255,8 @@ def evaluate(
 
 @app.command()
 def attack(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
-    """IoU under attack: how far can the pixels be pushed? Audits its own honesty; the report fails where that did.
+    """IoU under attack: how far can the pixels be pushed? Audits its own honesty;
+    the report fails where that did.
 
     Example: `python -m pipeline attack`
     """
@@ -232,20 +267,33 @@ def attack(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) 
 
 @app.command()
 def certify(
-    scene: Annotated[str | None, typer.Option(help="A raster: which pixels of its map are proven?")] = None,
-    method: Annotated[str | None, typer.Option(help="Of --scene; else the strongest for certify.model.")] = None,
-    radius: Annotated[float | None, typer.Option(help="Of --scene, in the unit of its norm.")] = None,
+    scene: Annotated[
+        str | None, typer.Option(help="A raster: which pixels of its map are proven?")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of --scene; else the strongest for certify.model.")
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Of --scene, in the unit of its norm.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Of --scene: folder to write to.")] = Path("certified"),
-    gsd: Annotated[float | None, typer.Option(help="Of --scene: metres a pixel, without a CRS.")] = None,
-    bands: Annotated[str | None, typer.Option(help="Of --scene: 1-based bands, such as 4,3,2.")] = None,
-    value_range: Annotated[str | None, typer.Option("--range", help="Of --scene: become 0 and 255.")] = None,
+    gsd: Annotated[
+        float | None, typer.Option(help="Of --scene: metres a pixel, without a CRS.")
+    ] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Of --scene: 1-based bands, such as 4,3,2.")
+    ] = None,
+    value_range: Annotated[
+        str | None, typer.Option("--range", help="Of --scene: become 0 and 255.")
+    ] = None,
     ray: OnRay = None,
     shard: Shard = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Certified IoU: what no perturbation can do. Smoothing, convex relaxation, Lipschitz network.
 
-    Example: `python -m pipeline certify`, or of one scene's map `python -m pipeline certify --scene town.tif`
+    Example: `python -m pipeline certify`, or of one scene's map `python -m pipeline
+    certify --scene town.tif`
     """
     from pipeline.stages import certify as stage
     from pipeline.stages import certify_scene
@@ -260,7 +308,8 @@ def certify(
 
 @app.command()
 def generalize(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) -> None:
-    """IoU in a city never seen: held-out cities, corruptions, adaptation, an estimate without labels.
+    """IoU in a city never seen: held-out cities, corruptions, adaptation, an
+    estimate without labels.
 
     Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
     """
@@ -272,11 +321,16 @@ def generalize(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARA
 @app.command()
 def explain(
     model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/all"),
-    tiles: Annotated[Path, typer.Option(help="Tiles of the model's ground sample distance.")] = Path("data/tiles"),
-    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path("metrics/explain.json"),
+    tiles: Annotated[
+        Path, typer.Option(help="Tiles of the model's ground sample distance.")
+    ] = Path("data/tiles"),
+    out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path(
+        "metrics/explain.json"
+    ),
     params: ParamsFile = PARAMS,
 ) -> None:
-    """What the map rests on in each city: colour, texture, shadow, surroundings; checked explanations of buildings.
+    """What the map rests on in each city: colour, texture, shadow, surroundings; checked
+    explanations of buildings.
 
     Example: `python -m pipeline explain`
     """
@@ -287,7 +341,8 @@ def explain(
 
 @app.command()
 def incremental(params: ParamsFile = PARAMS) -> None:
-    """What does a network forget as cities, or a class, arrive one after another? Replay, distillation, EWC, MiB.
+    """What does a network forget as cities, or a class, arrive one after another? Replay,
+    distillation, EWC, MiB.
 
     Example: `python -m pipeline incremental`
     """
@@ -298,7 +353,8 @@ def incremental(params: ParamsFile = PARAMS) -> None:
 
 @app.command()
 def privacy(params: ParamsFile = PARAMS) -> None:
-    """Does the model tell which scenes it was trained on? Membership inference, and training with privacy.
+    """Does the model tell which scenes it was trained on? Membership inference, and
+    training with privacy.
 
     Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
     """
@@ -321,14 +377,23 @@ def report(params: ParamsFile = PARAMS) -> None:
 @app.command()
 def compare(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Experiments, revisions, folders, metrics files; none: all experiments.")
+        list[str] | None,
+        typer.Argument(
+            help="Experiments, revisions, folders, metrics files; none: all experiments."
+        ),
     ] = None,
-    of: Annotated[str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")] = "seen",
-    to: Annotated[Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")] = None,
+    of: Annotated[
+        str, typer.Option(help="seen, unseen, attacked, certified, or a number of evaluate.json.")
+    ] = "seen",
+    to: Annotated[
+        Path | None, typer.Option("--csv", help="Every number of every run, a row a city.")
+    ] = None,
 ) -> None:
-    """Runs side by side, a row each: an IoU per city with its 95 % interval, and what each has set otherwise.
+    """Runs side by side, a row each: an IoU per city with its 95 % interval, and
+    what each has set otherwise.
 
-    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of unseen --csv runs.csv`
+    Example: `python -m pipeline compare`, or `python -m pipeline compare main my-experiment --of
+    unseen --csv runs.csv`
     """
     from pipeline.report.comparison import compare as side_by_side
 
@@ -337,29 +402,62 @@ def compare(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A model folder or an exported ONNX file; s3:// too.")],
-    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder or an exported ONNX file; s3:// too.")
+    ],
+    scenes: Annotated[
+        list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")
+    ],
     out: Annotated[str, typer.Option(help="Folder to write to; s3:// too.")] = "predictions",
-    polygons: Annotated[str | None, typer.Option(help="gpkg, fgb, parquet, geojson, pmtiles or none.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Building probability; else the model card's.")] = None,
-    min_area: Annotated[float | None, typer.Option(help="Smaller polygons are dropped, m².")] = None,
+    polygons: Annotated[
+        str | None, typer.Option(help="gpkg, fgb, parquet, geojson, pmtiles or none.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Building probability; else the model card's.")
+    ] = None,
+    min_area: Annotated[
+        float | None, typer.Option(help="Smaller polygons are dropped, m².")
+    ] = None,
     split: Annotated[
-        float | None, typer.Option(help="Probability of a contact at which touching buildings come apart; 1 = off.")
+        float | None,
+        typer.Option(
+            help="Probability of a contact at which touching buildings come apart; 1 = off."
+        ),
     ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
-    known: Annotated[Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")] = None,
-    probability: Annotated[bool, typer.Option("--probability", help="Write probabilities too.")] = False,
-    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write disagreement too.")] = False,
-    certified: Annotated[bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")] = False,
-    radius: Annotated[float | None, typer.Option(help="Of --certified, in the unit of its norm.")] = None,
-    stac: Annotated[bool, typer.Option("--stac", help="A STAC item a map and an index of them too.")] = False,
-    gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
+    known: Annotated[
+        Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")
+    ] = None,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Write probabilities too.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write disagreement too.")
+    ] = False,
+    certified: Annotated[
+        bool, typer.Option("--certified", help="Write which pixels are proven too; slow.")
+    ] = False,
+    radius: Annotated[
+        float | None, typer.Option(help="Of --certified, in the unit of its norm.")
+    ] = None,
+    stac: Annotated[
+        bool, typer.Option("--stac", help="A STAC item a map and an index of them too.")
+    ] = False,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
-    value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
+    value_range: Annotated[
+        str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")
+    ] = None,
     shard: Shard = None,
-    merge: Annotated[bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="All scenes' buildings in one layer, each once.")
+    ] = False,
     ray: OnRay = None,
-    params: Annotated[Path | None, typer.Option(help="Its section predict holds the defaults.")] = None,
+    params: Annotated[
+        Path | None, typer.Option(help="Its section predict holds the defaults.")
+    ] = None,
 ) -> None:
     """Map any scene: a mask on its own grid, and polygons; memory grows with a band of rows only.
 
@@ -371,16 +469,20 @@ def predict(
     from pipeline.stages import predict as stage
 
     given = {
-        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split, "outlines": outlines,
-        "probability": probability or None, "uncertainty": uncertainty or None,
-        "certified": certified or None, "radius": radius, "stac": stac or None,
+        "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split,
+        "outlines": outlines, "probability": probability or None,
+        "uncertainty": uncertainty or None, "certified": certified or None, "radius": radius,
+        "stac": stac or None,
     }  # fmt: skip
     file = params or (PARAMS if PARAMS.exists() else None)
     defaults = load_section(OnlyPredict, file, EXAMPLE).predict.model_dump() if file else {}
-    settings = parse_section(Predict, defaults | {key: value for key, value in given.items() if value is not None})
+    settings = parse_section(
+        Predict, defaults | {key: value for key, value in given.items() if value is not None}
+    )
     stage.run(
-        model, scenes, out, settings=settings, shard=shard, gsd=gsd, bands=numbers(bands, int, "--bands"),
-        value_range=numbers(value_range, float, "--range"), known=known, ray=ray, merged=merge,
+        model, scenes, out, settings=settings, shard=shard, gsd=gsd,
+        bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
+        known=known, ray=ray, merged=merge,
     )  # fmt: skip
 
 
@@ -393,7 +495,8 @@ def numbers(text: str | None, kind: type, option: str) -> list | None:
 
 @app.command("few_labels")
 def few_labels(params: ParamsFile = PARAMS) -> None:
-    """What an hour of labelling buys in a city never seen: intervals, a promise, a model that learned.
+    """What an hour of labelling buys in a city never seen: intervals, a promise, a
+    model that learned.
 
     Example: `python -m pipeline few_labels` (after `train --without CITY` for each city)
     """
@@ -405,19 +508,28 @@ def few_labels(params: ParamsFile = PARAMS) -> None:
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    scenes: Annotated[list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")],
+    scenes: Annotated[
+        list[str], typer.Argument(help="Rasters, folders, globs, .txt lists or URLs.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write, one a city.")],
     tiles: Annotated[int, typer.Option(help="Frames to label.")] = 20,
-    side: Annotated[int, typer.Option(help="Pixels along a frame's side, of the model's size.")] = 128,
+    side: Annotated[
+        int, typer.Option(help="Pixels along a frame's side, of the model's size.")
+    ] = 128,
     strategy: Annotated[
         str, typer.Option(help="probability, to assess; or active, core_set, random, to learn.")
     ] = "probability",
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    gsd: Annotated[float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")] = None,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres a pixel, for scenes without a CRS.")
+    ] = None,
     bands: Annotated[str | None, typer.Option(help="1-based bands, such as 4,3,2.")] = None,
-    value_range: Annotated[str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")] = None,
+    value_range: Annotated[
+        str | None, typer.Option("--range", help="Values that become 0 and 255: 0,3000.")
+    ] = None,
 ) -> None:
-    """Which frames of a new city to label: a sample with the model's draft, a GeoPackage to edit in QGIS.
+    """Which frames of a new city to label: a sample with the model's draft, a
+    GeoPackage to edit in QGIS.
 
     Example: `python -m pipeline sample models/all scenes/*.tif --tiles 20 --out labels/newtown`
     """
@@ -431,12 +543,20 @@ def sample(
 
 @app.command()
 def assess(
-    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
-    model: Annotated[Path | None, typer.Option(help="A model of the adapt verb; else the one sampled with.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Of the map assessed; else the model's.")] = None,
+    city: Annotated[
+        Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="A model of the adapt verb; else the one sampled with.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of the map assessed; else the model's.")
+    ] = None,
     at_least_recall: Annotated[float | None, typer.Option(help="The recall to promise.")] = None,
     confidence: Annotated[float, typer.Option(help="Of that promise.")] = 0.95,
-    per: Annotated[str, typer.Option(help="Recall of frames, on average, or of built area: frame, area.")] = "frame",
+    per: Annotated[
+        str, typer.Option(help="Recall of frames, on average, or of built area: frame, area.")
+    ] = "frame",
 ) -> None:
     """How good the whole city's map is, with 95 % intervals, from the frames that were labelled.
 
@@ -444,17 +564,30 @@ def assess(
     """
     from pipeline.stages import assess as stage
 
-    stage.run(city, model=model, threshold=threshold, at_least_recall=at_least_recall, confidence=confidence, per=per)
+    stage.run(
+        city,
+        model=model,
+        threshold=threshold,
+        at_least_recall=at_least_recall,
+        confidence=confidence,
+        per=per,
+    )
 
 
 @app.command()
 def adapt(
     model: Annotated[Path, typer.Argument(help="The model folder that was sampled with.")],
-    city: Annotated[Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")],
+    city: Annotated[
+        Path, typer.Argument(help="A folder of the sample verb, its label.gpkg edited.")
+    ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    tiles: Annotated[Path, typer.Option(help="Where the old cities' tiles are, to be replayed.")] = Path("data/tiles"),
+    tiles: Annotated[
+        Path, typer.Option(help="Where the old cities' tiles are, to be replayed.")
+    ] = Path("data/tiles"),
     steps: Annotated[int, typer.Option(help="Batches of a fine-tuning.")] = 80,
-    folds: Annotated[int, typer.Option(help="Of cross-fitting; 1 = none, the model cannot be assessed then.")] = 3,
+    folds: Annotated[
+        int, typer.Option(help="Of cross-fitting; 1 = none, the model cannot be assessed then.")
+    ] = 3,
     learning_rate: Annotated[float, typer.Option(help="The highest of the schedule.")] = 3e-4,
     seed: Annotated[int, typer.Option(help="Of crops and folds.")] = 0,
 ) -> None:
@@ -464,19 +597,30 @@ def adapt(
     """
     from pipeline.stages import adapt as stage
 
-    stage.run(model, city, out, tiles=tiles, steps=steps, folds=folds, learning_rate=learning_rate, seed=seed)
+    stage.run(
+        model,
+        city,
+        out,
+        tiles=tiles,
+        steps=steps,
+        folds=folds,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
 
 
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder.")] = Path("models/all"),
-    what: Annotated[str, typer.Option("--for", help="onnx, torch-export, hub or deepness (QGIS).")] = "onnx",
+    what: Annotated[
+        str, typer.Option("--for", help="onnx, torch-export, hub or deepness (QGIS).")
+    ] = "onnx",
     metrics: Annotated[Path, typer.Option(help="Of hub: IoU per city, if it is there.")] = Path(
         "metrics/evaluate.json"
     ),
 ) -> None:
-    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program, the Hub's page,
-    or what QGIS's plugin Deepness opens.
+    """A model for other tools, beside its weights: ONNX and a STAC item, a torch.export program,
+    the Hub's page, or what QGIS's plugin Deepness opens.
 
     ONNX and the program are checked against the model before they take their names.
 
@@ -501,7 +645,9 @@ def export(
 
 @app.command("pack-submission")
 def pack(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks of Inria's test scenes.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predicted masks of Inria's test scenes.")
+    ],
     out: Annotated[Path, typer.Option(help="Zip to write.")] = Path("submission.zip"),
 ) -> None:
     """Pack predicted masks as the Inria contest's submission zip.
@@ -533,7 +679,9 @@ def summary() -> None:
 
 @app.command()
 def course(
-    topic: Annotated[str | None, typer.Argument(help="One of the topics; without it they are listed.")] = None,
+    topic: Annotated[
+        str | None, typer.Argument(help="One of the topics; without it they are listed.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the picture TOPIC.png.")] = Path("course"),
 ) -> None:
     """The lecture to run: one topic, its numbers and a picture, within a minute on a CPU.
@@ -552,7 +700,8 @@ def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  where a caller closed it
-    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that is not UTF-8 ends no stage whose work is done
+    # a terminal that is not UTF-8 ends no stage whose work is done
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with recorded(sys.argv[1:]):

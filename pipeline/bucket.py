@@ -1,7 +1,8 @@
 """An S3-compatible object store as a place to read and write: `s3://BUCKET/KEY`.
 
-boto3 has the client (multipart, retries), and its own rules say who asks (environment, ~/.aws, a role); another store
-than Amazon's is AWS_ENDPOINT_URL, which GDAL is told of too. An object appears whole or not at all.
+boto3 has the client (multipart, retries), and its own rules say who asks (environment, ~/.aws, a
+role); another store than Amazon's is AWS_ENDPOINT_URL, which GDAL is told of too. An object appears
+whole or not at all.
 """
 
 import os
@@ -22,7 +23,8 @@ REMEDIES = {  # by the store's code of an error; the first word that is in it
     "Expired": "the credentials have expired: get new ones, then run the same command again",
     "AccessDenied": "these credentials may not: ask for the right, or use others",
     "InvalidAccessKeyId": "the store does not know this access key: correct AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret does not fit the access key: correct AWS_SECRET_ACCESS_KEY",
+    "SignatureDoesNotMatch": "the secret does not fit the access key: correct "
+    "AWS_SECRET_ACCESS_KEY",
     "NoSuchBucket": "there is no such bucket: create it, or correct its name",
     "SlowDown": "the store is busy: run the same command again later",
     "ServiceUnavailable": "the store is busy: run the same command again later",
@@ -42,7 +44,11 @@ def gdal_options() -> dict[str, object]:
         return {}
     place = urlsplit(endpoint)
     https = "YES" if place.scheme == "https" else "NO"
-    return {"AWS_S3_ENDPOINT": place.netloc + place.path, "AWS_HTTPS": https, "AWS_VIRTUAL_HOSTING": "FALSE"}
+    return {
+        "AWS_S3_ENDPOINT": place.netloc + place.path,
+        "AWS_HTTPS": https,
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }
 
 
 def join(url: str, name: str) -> str:
@@ -50,10 +56,13 @@ def join(url: str, name: str) -> str:
 
 
 def read(url: str) -> bytes | None:
-    """An object's bytes; None where there is none. Raises InputError where the store refuses, as all here do."""
+    """An object's bytes; None where there is none. Raises InputError where the
+    store refuses, as all here do.
+    """
     bucket, key = _parts(url)
     with _asking(url) as missing:
-        _client().download_fileobj(bucket, key, content := BytesIO())  # asks again where an answer is cut short
+        # asks again where an answer is cut short
+        _client().download_fileobj(bucket, key, content := BytesIO())
         return content.getvalue()
     return missing
 
@@ -98,8 +107,14 @@ def names(url: str) -> list[str]:
     bucket, key = _parts(url)
     prefix, found = key.rstrip("/") + "/" if key else "", []
     with _asking(url):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-        found = [item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])]
+        pages = (
+            _client()
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        )
+        found = [
+            item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])
+        ]
     return sorted(filter(None, found))
 
 
@@ -144,10 +159,16 @@ def _asking(url: str) -> Generator[None]:
         if code:
             raise _refused(url, code) from None
         detail = " ".join(str(error).split())
-        raise InputError(f"{url}: the store cannot be asked ({detail}); check AWS_ENDPOINT_URL, the credentials and "
-                         "the network, then run the same command again") from None  # fmt: skip
+        raise InputError(
+            f"{url}: the store cannot be asked ({detail}); check AWS_ENDPOINT_URL, "
+            f"the credentials and "
+            "the network, then run the same command again"
+        ) from None
 
 
 def _refused(url: str, code: str) -> InputError:
-    remedy = next((remedy for word, remedy in REMEDIES.items() if word in code), "see the store's own documentation")
+    remedy = next(
+        (remedy for word, remedy in REMEDIES.items() if word in code),
+        "see the store's own documentation",
+    )
     return InputError(f"{url}: refused ({code or 'without a reason'}); {remedy}")

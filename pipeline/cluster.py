@@ -1,7 +1,8 @@
-"""The parts of a sum (cities, folds, scenes): in this process, on Ray (an optional extra), or in an array of jobs.
+"""The parts of a sum (cities, folds, scenes): in this process, on Ray (an optional
+extra), or in an array of jobs.
 
-A part is a function of its name, wherever it is computed: bytes are those of one process of as many threads on the
-same kind of processor. Workers see the paths that this process sees.
+A part is a function of its name, wherever it is computed: bytes are those of one process of as many
+threads on the same kind of processor. Workers see the paths that this process sees.
 """
 
 import logging
@@ -39,28 +40,42 @@ def shard_of(parts: list[Part], shard: str | None) -> list[Part]:
 
 
 def summands(
-    work: Callable[[str, Path], Result], names: list[str], kept: Path, *, ray: str | None, shard: str | None
+    work: Callable[[str, Path], Result],
+    names: list[str],
+    kept: Path,
+    *,
+    ray: str | None,
+    shard: str | None,
 ) -> dict[str, Result] | None:
-    """`work(name, folder)` of every name, in their order; None of a shard, whose parts wait for the whole.
+    """`work(name, folder)` of every name, in their order; None of a shard, whose
+    parts wait for the whole.
 
-    A part is kept in `kept`/name as it ends, with the files that it has written to its folder: interrupted, the rest
-    is done. `kept` bears what a part depends on in its name, and is the caller's to remove.
+    A part is kept in `kept`/name as it ends, with the files that it has written to its folder:
+    interrupted, the rest is done. `kept` bears what a part depends on in its name, and is the
+    caller's to remove.
     """
     todo = [name for name in shard_of(names, shard) if not (kept / name / RESULT).exists()]
     for _ in each(partial(_keep, work, kept), todo, ray):
         pass
     if shard:
-        console.print(f"shard {shard}: {', '.join(shard_of(names, shard)) or 'nothing'} done; after the others' the "
-                      "same command without --shard sums up")  # fmt: skip
+        console.print(
+            f"shard {shard}: {', '.join(shard_of(names, shard)) or 'nothing'} done; "
+            f"after the others' the "
+            "same command without --shard sums up"
+        )
         return None
     try:
         return {name: _Own.read(kept / name / RESULT) for name in names}
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: not here; Ray's workers must see this folder, under this path") from None
+        raise InputError(
+            f"{error.filename}: not here; Ray's workers must see this folder, under this path"
+        ) from None
 
 
 def content(*things: object) -> str:
-    """16 hexadecimal digits of what files and folders (paths), arrays and networks hold, and of plain values."""
+    """16 hexadecimal digits of what files and folders (paths), arrays and
+    networks hold, and of plain values.
+    """
     return fingerprint([_digest(thing) for thing in things])
 
 
@@ -69,21 +84,29 @@ def _digest(thing: Any) -> Any:
         files = sorted(file for file in [thing, *thing.rglob("*")] if file.is_file())
         return [[str(file.relative_to(thing)), digest(file)] for file in files]
     if hasattr(thing, "state_dict"):
-        return [str(thing), str(getattr(thing, "card", None)), *map(_digest, thing.state_dict().values())]
+        return [
+            str(thing),
+            str(getattr(thing, "card", None)),
+            *map(_digest, thing.state_dict().values()),
+        ]
     if hasattr(thing, "cpu"):
         return _digest(thing.cpu().contiguous().numpy())
     return sha256(thing.tobytes()).hexdigest() if hasattr(thing, "tobytes") else thing
 
 
 def forget(kept: Path) -> None:
-    """Remove what is kept, results first: after a kill in between a part is done again, never half of it taken."""
+    """Remove what is kept, results first: after a kill in between a part is done again, never
+    half of it taken.
+    """
     for result in kept.rglob(RESULT):
         result.unlink(missing_ok=True)
     shutil.rmtree(kept, ignore_errors=True)
 
 
 class _Own(pickle.Unpickler):
-    """Reads results of this project's classes and arrays, and calls nothing else, whatever the file holds."""
+    """Reads results of this project's classes and arrays, and calls nothing
+    else, whatever the file holds.
+    """
 
     ARRAYS = {"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"}
 
@@ -99,7 +122,9 @@ class _Own(pickle.Unpickler):
             found = super().find_class(module, name)
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise InputError(f"{module}.{name} in a kept result: not ours; delete .work and run the command again")
+        raise InputError(
+            f"{module}.{name} in a kept result: not ours; delete .work and run the command again"
+        )
 
 
 def _keep(work: Callable[[str, Path], object], kept: Path, name: str) -> None:
@@ -116,20 +141,24 @@ def each(
     gpu: bool = True,
     lost: Callable[[Part, str], Result] | None = None,
 ) -> Iterator[tuple[Part, Result]]:
-    """Yield (part, work(part)) one after another; with `ray`, "local" or the address of a cluster, as they end.
+    """Yield (part, work(part)) one after another; with `ray`, "local" or the
+    address of a cluster, as they end.
 
-    There `work` is sent once a worker, so that what it caches serves all parts of a worker. A part has a GPU where
-    there are some (unless `gpu` is false) and its share of the cores. One whose worker is lost is done again, RETRIES
-    times; then `lost(part, reason)` stands for its result, or ends it all. What a worker says is said here.
+    There `work` is sent once a worker, so that what it caches serves all parts of a worker. A part
+    has a GPU where there are some (unless `gpu` is false) and its share of the cores. One whose
+    worker is lost is done again, RETRIES times; then `lost(part, reason)` stands for its result, or
+    ends it all. What a worker says is said here.
 
-    Raises what `work` raises, and InputError where Ray is not installed or there is no cluster. A cluster stays
-    connected while this process lives.
+    Raises what `work` raises, and InputError where Ray is not installed or there is no cluster. A
+    cluster stays connected while this process lives.
     """
     parts = list(parts)
     if not parts or ray is None or (ray == "local" and len(parts) == 1):
         yield from ((part, work(part)) for part in parts)
     else:
-        yield from progress(_on_ray(work, parts, ray, gpu, lost), f"parts on Ray ({ray})", len(parts))
+        yield from progress(
+            _on_ray(work, parts, ray, gpu, lost), f"parts on Ray ({ray})", len(parts)
+        )
 
 
 def _on_ray(work, parts: list, address: str, gpu: bool, lost) -> Iterator[tuple]:
@@ -154,7 +183,9 @@ def _on_ray(work, parts: list, address: str, gpu: bool, lost) -> Iterator[tuple]
             except RayError as error:  # its worker died, its machine was lost, each time
                 reason = " ".join(str(error).split())
                 if lost is None:
-                    raise InputError(f"--ray {address}: {part}: {reason}; run the same command again") from None
+                    raise InputError(
+                        f"--ray {address}: {part}: {reason}; run the same command again"
+                    ) from None
                 said, result = "", lost(part, reason)
             console.print(said, end="")
             yield part, result
@@ -173,9 +204,11 @@ def _said(work, here: Path, part) -> tuple[str, object]:
 
 
 def _resources(ray, parts: int, gpu: bool) -> dict:
-    """What each of so many parts asks of the cluster: a GPU, and as many threads as leave room for all at once.
+    """What each of so many parts asks of the cluster: a GPU, and as many threads as
+    leave room for all at once.
 
-    OMP_NUM_THREADS, where it is less than this machine's cores, is the most: who states it wants its bytes.
+    OMP_NUM_THREADS, where it is less than this machine's cores, is the most: who
+    states it wants its bytes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if gpu else 0
@@ -197,11 +230,15 @@ def _connected(address: str):
     if not ray.is_initialized():
         _check(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+        own: dict[str, Any] = (
+            {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
+        )
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"--ray {address}: no cluster to be had ({' '.join(str(error).split())})") from None
+            raise InputError(
+                f"--ray {address}: no cluster to be had ({' '.join(str(error).split())})"
+            ) from None
     return ray
 
 
@@ -214,5 +251,6 @@ def _check(address: str) -> None:
         socket.create_connection((place.hostname, place.port), PATIENCE).close()
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"--ray {address}: nothing answers there ({error}); give HOST:PORT of a cluster's head, or local"
+            f"--ray {address}: nothing answers there ({error}); give HOST:PORT of a cluster's "
+            f"head, or local"
         ) from None

@@ -1,4 +1,6 @@
-"""What a stage says: progress with rate and time left, as a bar or, in a log, as lines; one short table at its end."""
+"""What a stage says: progress with rate and time left, as a bar or, in a log, as lines; one
+short table at its end.
+"""
 
 import os
 import sys
@@ -7,7 +9,15 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +25,9 @@ T = TypeVar("T")
 
 
 class Terminal(Console):
-    """Whatever a name holds is printed as it is (no markup), and a reader that has gone (`| head`) stops no stage."""
+    """Whatever a name holds is printed as it is (no markup), and a reader that has gone (`|
+    head`) stops no stage.
+    """
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -26,8 +38,12 @@ console = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def remark(word: str, colour: str, text: str) -> None:
-    """A line that begins with a coloured word; a name in it that is no text is written with escapes."""
-    console.print(Text.assemble((word, colour), " ", text.encode("utf-8", "backslashreplace").decode()))
+    """A line that begins with a coloured word; a name in it that is no text is
+    written with escapes.
+    """
+    console.print(
+        Text.assemble((word, colour), " ", text.encode("utf-8", "backslashreplace").decode())
+    )
 
 
 class RateColumn(ProgressColumn):
@@ -36,7 +52,9 @@ class RateColumn(ProgressColumn):
 
 
 class Lines(Progress):
-    """Progress where no one is watching (a log, CI): a plain line a minute for what is under way."""
+    """Progress where no one is watching (a log, CI): a plain line a minute for
+    what is under way.
+    """
 
     every = 60.0  # seconds
     over = Event()
@@ -59,7 +77,9 @@ def line(task: Task) -> str:
     """What a task has done, of how much, and how long the rest will take."""
     of = "" if task.total is None else f" of {task.total:g}"
     left = task.time_remaining
-    return f"{task.description}: {task.completed:g}{of}" + ("" if left is None else f", {duration(left)} left")
+    return f"{task.description}: {task.completed:g}{of}" + (
+        "" if left is None else f", {duration(left)} left"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -91,9 +111,15 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
 def table(title: str, columns: list[str], rows: list[list]) -> None:
     """Print a table; floats with three digits, None as a dash."""
     grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    grid.add_column(columns[0], justify="left", style="bold", overflow="fold")  # a name is never cut
+    # a name is never cut
+    grid.add_column(columns[0], justify="left", style="bold", overflow="fold")
     for column in columns[1:]:
         grid.add_column(column, justify="right")
     for row in rows:
-        grid.add_row(*(Text("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)) for v in row))
+        grid.add_row(
+            *(
+                Text("–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v))
+                for v in row
+            )
+        )
     console.print(grid)

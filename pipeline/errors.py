@@ -1,4 +1,6 @@
-"""The one exception that reaches the user: a sentence that says what is wrong, where, and what to do."""
+"""The one exception that reaches the user: a sentence that says what is wrong,
+where, and what to do.
+"""
 
 import errno
 import os
@@ -24,12 +26,17 @@ REMEDIES = {  # against what an operating system refuses
 
 
 class InputError(ValueError):
-    """Bad input at the border (a file, a city, a parameter). The command line prints it as one sentence, exit 2."""
+    """Bad input at the border (a file, a city, a parameter). The command line prints it as one
+    sentence, exit 2.
+    """
 
 
 def cause(error: BaseException) -> int | None:
-    """The errno, of those with a remedy, behind an error: its own, or the one whose words a library quotes."""
-    if isinstance(error, OSError) and error.errno is not None:  # GDAL's errors have an errno too, of its own numbers
+    """The errno, of those with a remedy, behind an error: its own, or the one
+    whose words a library quotes.
+    """
+    # GDAL's errors have an errno too, of its own numbers
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in REMEDIES else None
     words = str(error.__cause__ or error)
     return next((code for code in REMEDIES if os.strerror(code) in words), None)

@@ -1,4 +1,6 @@
-"""What a label pixel may say, and whose side a scene is on: 0 is background, 1..k a class, 255 nothing at all."""
+"""What a label pixel may say, and whose side a scene is on: 0 is background,
+1..k a class, 255 nothing at all.
+"""
 
 from typing import Literal
 

@@ -22,7 +22,9 @@ COLUMN, WIDTH, WRAP = 46, 120, 100  # of a comment beside its value; of the two;
 
 
 def find(name: str) -> Path:
-    """The file of a preset, this folder's or the package's, or a path. Raises InputError where there is none."""
+    """The file of a preset, this folder's or the package's, or a path. Raises
+    InputError where there is none.
+    """
     folders = [Path("presets"), given() / "presets"]
     for path in (*(folder / f"{name}.yaml" for folder in folders), Path(name)):
         if path.is_file():
@@ -89,7 +91,9 @@ def _choices(kind: object) -> str:
 def inner_sections(kind: object) -> list[ItemsView[str, FieldInfo]]:
     """The fields of the section that a dict's values are."""
     inside = get_args(kind) if get_origin(kind) is dict else ()
-    return [k.model_fields.items() for k in inside if isinstance(k, type) and issubclass(k, Section)]
+    return [
+        k.model_fields.items() for k in inside if isinstance(k, type) and issubclass(k, Section)
+    ]
 
 
 def _either(names, word: str = "or") -> str:
@@ -116,7 +120,9 @@ def _override(dumper: _Dumper, value: Section) -> yaml.Node:
 
 def _word(dumper: _Dumper, value: str) -> yaml.Node:
     """In quotes what begins as a number does: 1e3 and 08 are words to PyYAML and numbers to DVC."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, "'" if re.match(r"[-+]?\.?\d", value) else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", value, "'" if re.match(r"[-+]?\.?\d", value) else None
+    )
 
 
 _Dumper.add_representer(float, _number)

@@ -1,4 +1,6 @@
-"""A project: what a folder holds before `dvc repro`; the checkout is one, and a wheel carries what makes another."""
+"""A project: what a folder holds before `dvc repro`; the checkout is one, and a wheel carries
+what makes another.
+"""
 
 import re
 from pathlib import Path
@@ -15,18 +17,24 @@ NOTE = """\
 
 
 def given() -> Path:
-    """The folder of what every project starts from: the checkout, or its copy inside an installed wheel."""
+    """The folder of what every project starts from: the checkout, or its copy inside an
+    installed wheel.
+    """
     inside = PACKAGE / "given"
     return inside if inside.is_dir() else PACKAGE.parent
 
 
 def init(folder: Path, params: str) -> list[Path]:
-    """Write dvc.yaml, sources and params.yaml (the text `params`) into `folder`; returns the files written.
+    """Write dvc.yaml, sources and params.yaml (the text `params`) into `folder`;
+    returns the files written.
 
-    A file that is there already stays as it is, and is not among them. Raises InputError where there is a params.yaml.
+    A file that is there already stays as it is, and is not among them. Raises InputError where
+    there is a params.yaml.
     """
     if (folder / "params.yaml").exists():
-        raise InputError(f"{folder / 'params.yaml'}: is there already; choose another folder, or edit it")
+        raise InputError(
+            f"{folder / 'params.yaml'}: is there already; choose another folder, or edit it"
+        )
     root = given()
     texts = {path.relative_to(root): path.read_text(encoding="utf-8") for path in _files(root)}
     texts[Path("dvc.yaml")] = NOTE + without_code(texts[Path("dvc.yaml")])

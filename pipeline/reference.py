@@ -1,4 +1,6 @@
-"""The references of parameters and of metrics, docs/parameters.md and docs/metrics.md, written from their schemas."""
+"""The references of parameters and of metrics, docs/parameters.md and docs/metrics.md, written
+from their schemas.
+"""
 
 from collections.abc import Iterator
 from types import NoneType, UnionType
@@ -33,7 +35,9 @@ def table(path: str, field) -> Iterator[str]:
         else:
             yield f"| `{path}.{key}` | {_default(own)} | {_cell(own)} |"
             for section in inner_sections(own.annotation):
-                yield from (f"| `{path}.{key}.CITY.{k}` | {_default(f)} | {_cell(f)} |" for k, f in section)
+                yield from (
+                    f"| `{path}.{key}.CITY.{k}` | {_default(f)} | {_cell(f)} |" for k, f in section
+                )
     yield ""
     for inner in within:
         yield from table(*inner)
@@ -95,9 +99,12 @@ def numbers_of(stage: str, file: str, kind: type[Record]) -> Iterator[str]:
     yield ""
 
 
-def rows_of(kind: object, path: str, meaning: str, known: dict[type, str], mark: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted name and the meaning of every number below a type, and of the tables that hold them. What is inside a
-    record is said once: `known` has where."""
+def rows_of(
+    kind: object, path: str, meaning: str, known: dict[type, str], mark: str = ""
+) -> Iterator[tuple[str, str]]:
+    """The dotted name and the meaning of every number below a type, and of the tables that hold
+    them. What is inside a record is said once: `known` has where.
+    """
     origin, inside = get_origin(kind), [part for part in get_args(kind) if part is not NoneType]
     if origin is dict:
         yield from rows_of(inside[1], f"{path}.{inside[0].__metadata__[0]}", meaning, known)
@@ -120,7 +127,13 @@ def fields_of(kind: type[Record], path: str, known: dict[type, str]) -> Iterator
     for name, field in kind.model_fields.items():
         if not name.endswith(("_low", "_high")) and not field.exclude:
             mark = " ±" if f"{name}_low" in kind.model_fields else ""
-            yield from rows_of(field.annotation, f"{path}.{field.alias or name}", field.description or "", known, mark)
+            yield from rows_of(
+                field.annotation,
+                f"{path}.{field.alias or name}",
+                field.description or "",
+                known,
+                mark,
+            )
     if issubclass(kind, OpenRecord):
         table = kind.__annotations__["__pydantic_extra__"]
         value = get_args(table)[1]

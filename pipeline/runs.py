@@ -1,4 +1,6 @@
-"""How long each run of a verb took, and on what: one line a run in .work/runs.jsonl, for the report."""
+"""How long each run of a verb took, and on what: one line a run in
+.work/runs.jsonl, for the report.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ RUNS = WORK / "runs.jsonl"
 
 @contextmanager
 def recorded(arguments: list[str]) -> Generator[None]:
-    """Time what happens within; nothing is written where it fails or there is no pipeline to speak of."""
+    """Time what happens within; nothing is written where it fails or there is
+    no pipeline to speak of.
+    """
     started = time.perf_counter()
     yield
     if not arguments or "--help" in arguments or not Path("params.yaml").exists():
@@ -29,7 +33,8 @@ def recorded(arguments: list[str]) -> Generator[None]:
         "finished": datetime.now().astimezone().isoformat(timespec="minutes"),
         "hardware": hardware(),
     }
-    with suppress(OSError):  # a full or read-only disk: the run itself is done, and this note is no reason to fail
+    # a full or read-only disk: the run itself is done, and this note is no reason to fail
+    with suppress(OSError):
         RUNS.parent.mkdir(exist_ok=True)
         with RUNS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
@@ -39,7 +44,9 @@ def last_runs(root: Path) -> list[dict]:
     """The last run of each verb and arguments under `root`."""
     path = root / RUNS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return list({(run["verb"], *run["arguments"]): run for run in filter(None, map(_run, lines))}.values())
+    return list(
+        {(run["verb"], *run["arguments"]): run for run in filter(None, map(_run, lines))}.values()
+    )
 
 
 def _run(line: str) -> dict | None:
@@ -59,7 +66,8 @@ def hardware() -> str:
 
 def cores() -> int:
     """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    # not on macOS
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -19,9 +19,11 @@ LARGEST_JSON = 2**28  # bytes; metrics, cards and lists of regions are a thousan
 
 @contextmanager
 def scratch(path: str | Path) -> Generator[Path]:
-    """Yield an empty temporary folder beside `path`, gone afterwards; those that killed runs left are swept first.
+    """Yield an empty temporary folder beside `path`, gone afterwards; those that killed runs left
+    are swept first.
 
-    The folder is locked while its process lives, so that two runs side by side never sweep each other's.
+    The folder is locked while its process lives, so that two runs side by side
+    never sweep each other's.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,9 @@ def scratch(path: str | Path) -> Generator[Path]:
 
 
 def sweep(parent: Path, name: str | None = None) -> None:
-    """Remove the temporary folders that killed runs left in a folder, of one name's writing or of all."""
+    """Remove the temporary folders that killed runs left in a folder, of one
+    name's writing or of all.
+    """
     for left in parent.glob(f".{'*' if name is None else glob.escape(name)}.????????.partial"):
         with suppress(OSError):
             handle = _lock(left)
@@ -44,7 +48,9 @@ def sweep(parent: Path, name: str | None = None) -> None:
 
 
 def _claim(path: Path) -> tuple[Path, int]:
-    """A new folder beside `path` and its lock. Before it is locked another run may sweep it: then one more is made."""
+    """A new folder beside `path` and its lock. Before it is locked another run may sweep it:
+    then one more is made.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         with suppress(FileNotFoundError, BlockingIOError):
@@ -56,7 +62,9 @@ def _claim(path: Path) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int:
-    """A handle; the lock goes with it, or with its process. Raises OSError where another process holds the lock."""
+    """A handle; the lock goes with it, or with its process. Raises OSError where another
+    process holds the lock.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +78,9 @@ def _lock(folder: Path) -> int:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Generator[Path]:
-    """Yield a temporary path of the same suffix; on success it takes the name `path`, on failure it vanishes."""
+    """Yield a temporary path of the same suffix; on success it takes the name `path`, on
+    failure it vanishes.
+    """
     path = Path(path)
     with scratch(path) as folder:
         yield folder / path.name
@@ -79,7 +89,9 @@ def atomic_file(path: str | Path) -> Generator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Generator[Path]:
-    """Yield an empty temporary folder; on success it takes the name `path`, on failure it vanishes."""
+    """Yield an empty temporary folder; on success it takes the name `path`, on
+    failure it vanishes.
+    """
     path = Path(path)
     with scratch(path) as folder:
         yield folder
@@ -89,12 +101,15 @@ def atomic_folder(path: str | Path) -> Generator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-            with scratch(path) as old, suppress(FileNotFoundError):  # deleting in its place could be cut short
+            # deleting in its place could be cut short
+            with scratch(path) as old, suppress(FileNotFoundError):
                 os.replace(path, old)
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises OSError, and ValueError where it is not JSON or absurdly long or deep."""
+    """The content of a JSON file. Raises OSError, and ValueError where it is not JSON or
+    absurdly long or deep.
+    """
     path = Path(path)
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"{size} bytes where at most {LARGEST_JSON} are expected")

@@ -26,15 +26,21 @@ def shared_cities() -> Path:
 
 @pytest.fixture(scope="session")
 def inria_crops() -> Path:
-    """51 real crops of Inria's training cities, for development only; never part of the repository."""
+    """51 real crops of Inria's training cities, for development only; never
+    part of the repository.
+    """
     return _shared("inria_crops")
 
 
 @pytest.fixture
 def toy_tiles(tmp_path) -> Path:
-    """A folder of tiles of two toy cities, each three training, one validation and two test scenes."""
+    """A folder of tiles of two toy cities, each three training, one validation
+    and two test scenes.
+    """
     for c, (city, contrast) in enumerate({"toyton": 90, "dimham": 45}.items()):
         splits = ["train", "train", "train", "validation", "test", "test"]
-        scenes = [(split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)]
+        scenes = [
+            (split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)
+        ]
         write_city(tmp_path / "tiles", scenes, city)
     return tmp_path / "tiles"

@@ -1,6 +1,8 @@
-"""A tiny project whose stages run as processes of their own, with a fault at the n-th change of their work tree.
+"""A tiny project whose stages run as processes of their own, with a fault at the n-th change of
+their work tree.
 
-Whatever Python does to files it announces as audit events (PEP 578), so no module of the pipeline knows of this one.
+Whatever Python does to files it announces as audit events (PEP 578), so no module of the pipeline
+knows of this one.
 """
 
 import errno
@@ -26,15 +28,18 @@ GROWING = {"os.mkdir"}  # with `open` for writing: what a full disk refuses
 CHANGING = GROWING | {"os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 
-def perform(arguments: list[str], tree: str, log: str, fault: str | None = None, moment: int = 0) -> None:
+def perform(
+    arguments: list[str], tree: str, log: str, fault: str | None = None, moment: int = 0
+) -> None:
     """Run the verb in `tree`, what it says into `log`, its changes one a line into LOG.changes.
 
-    fault: "killed" dies by SIGKILL at the change number `moment` (from 1), "full" is a disk that from there on takes
-    nothing new.
+    fault: "killed" dies by SIGKILL at the change number `moment` (from 1), "full" is a disk that
+    from there on takes nothing new.
     """
     os.setsid()
     os.chdir(tree)
-    multiprocessing.set_start_method(None, force=True)  # as from a command line, not as in this process
+    # as from a command line, not as in this process
+    multiprocessing.set_start_method(None, force=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -81,10 +86,18 @@ VERBS = {
     "holdout of the other city": ["train", "--without", "duskholm"],
     "generalize": ["generalize"],
     "report": ["report"],
-    "predict": ["predict", "models/all", "data/scenes/brickvale/images", "--out", "maps", "--probability"],
+    "predict": [
+        "predict",
+        "models/all",
+        "data/scenes/brickvale/images",
+        "--out",
+        "maps",
+        "--probability",
+    ],
 }
 STAGES = [name for name in VERBS if name != "holdout of the other city"]
-QUICK = {"tile", "train", "predict"}  # one that cuts data, one that resumes, one that maps: in every run of the tests
+# one that cuts data, one that resumes, one that maps: in every run of the tests
+QUICK = {"tile", "train", "predict"}
 
 
 def each(stages: Iterable[str]) -> pytest.MarkDecorator:
@@ -95,8 +108,8 @@ def each(stages: Iterable[str]) -> pytest.MarkDecorator:
 
 IMPORTED = [
     *(f"pipeline.stages.{name}" for name in ("fetch", "tile", "attack", "certify", "generalize", "report", "predict")),
-    "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment", "geopandas",
-    "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg",
+    "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment",
+    "geopandas", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg",
 ]  # fmt: skip
 
 
@@ -106,7 +119,13 @@ def tiny() -> dict:
     params["fetch"] |= {"cities": CITIES, "scene_size": 128}
     params["tile"] |= {"size": 32}
     params["train"]["model"] |= {"architecture": "small_fcn", "width": 4}
-    params["train"] |= {"epochs": 3, "steps_per_epoch": 8, "batch_size": 4, "crop": 32, "learning_rate": 0.01}
+    params["train"] |= {
+        "epochs": 3,
+        "steps_per_epoch": 8,
+        "batch_size": 4,
+        "crop": 32,
+        "learning_rate": 0.01,
+    }
     params["train"] |= {"augment": "flips"}
     params["evaluate"] |= {"window": 64, "bootstrap": 100}
     params["attack"] |= {"tiles": 1, "linf": [1], "patch": 8, "halving": False}
@@ -114,13 +133,19 @@ def tiny() -> dict:
     params["certify"] |= {"attack_steps": 1}
     params["certify"]["convex"] |= {"steps": 2, "width": 4, "radii": [1]}
     params["certify"]["lipschitz"] |= {"steps": 2, "width": 4, "radii": [0.1]}
-    params["generalize"] |= {"bootstrap": 100, "adaptation": ["none", "histogram"], "attack_steps": 1}
+    params["generalize"] |= {
+        "bootstrap": 100,
+        "adaptation": ["none", "histogram"],
+        "attack_steps": 1,
+    }
     params["generalize"] |= {"adaptation_tiles": 2}
     return params
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes, without what differs between runs and trees: seconds, whether it resumed, ids, places."""
+    """A file's bytes, without what differs between runs and trees: seconds,
+    whether it resumed, ids, places.
+    """
     data = path.read_bytes()
     if path.name in {"model.json", "train.json"}:
         about = json.loads(data)
@@ -129,7 +154,9 @@ def content(path: Path) -> bytes:
         return json.dumps(about).encode()
     if path.parent.name == "maps" and path.suffix == ".json":
         about = json.loads(data)
-        return json.dumps(about | {"scene": Path(about.get("scene", "")).name, "key": bool(about["key"])}).encode()
+        return json.dumps(
+            about | {"scene": Path(about.get("scene", "")).name, "key": bool(about["key"])}
+        ).encode()
     if path.suffix in {".svg", ".html"}:
         return re.sub(rb"<dc:date>.*?</dc:date>|\b(image|[a-z])[0-9a-f]{10}\b", b"", data)
     return data
@@ -137,12 +164,17 @@ def content(path: Path) -> bytes:
 
 def snapshot(tree: Path) -> dict[str, bytes]:
     """Every file and folder of a tree, hidden ones too, by its name."""
-    found = {str(p.relative_to(tree)): content(p) if p.is_file() else b"" for p in sorted(tree.rglob("*"))}
+    found = {
+        str(p.relative_to(tree)): content(p) if p.is_file() else b""
+        for p in sorted(tree.rglob("*"))
+    }
     return {name: data for name, data in found.items() if not name.startswith("data/sources")}
 
 
 def visible(tree: Path) -> dict[str, bytes]:
-    """The files under final names: nothing hidden, and not the notes a run keeps for its next one."""
+    """The files under final names: nothing hidden, and not the notes a run
+    keeps for its next one.
+    """
     parts = {name: Path(name).parts for name in snapshot(tree)}
     return {
         name: data for name, data in snapshot(tree).items()
@@ -173,7 +205,9 @@ class Tree:
     def start(self, arguments: list[str], fault: str | None = None, moment: int = 0, log: str = ""):
         log = log or str(self.log)
         what = [*arguments, *(["--params", "tiny.yaml"] if "--params" not in arguments else [])]
-        process = self.processes.Process(target=perform, args=(what, str(self.folder), log, fault, moment))
+        process = self.processes.Process(
+            target=perform, args=(what, str(self.folder), log, fault, moment)
+        )
         process.start()
         self.running.append(process)
         return process

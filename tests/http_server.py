@@ -18,7 +18,8 @@ class Fault:
     cut_after: int | None = None  # bytes of the body sent before the connection is cut
     ignore_range: bool = False  # answer 200 and the whole file to a Range request
     ignore_if_range: bool = False  # answer 206 although the file has changed
-    wrong_range: bool = False  # answer 206 with the file's first bytes and a Content-Range that says so
+    # answer 206 with the file's first bytes and a Content-Range that says so
+    wrong_range: bool = False
     status: int | None = None  # answer this instead, e.g. 404 or 503
     html: bool = False  # answer 200 and a web page
     content: bytes | None = None  # answer these bytes instead of the file's
@@ -30,20 +31,27 @@ class Fault:
 
 @dataclass
 class Server:
-    """A local HTTP server over the folder `root`, with Range, If-Range and ETag, and with faults a file."""
+    """A local HTTP server over the folder `root`, with Range, If-Range and
+    ETag, and with faults a file.
+    """
 
     url: str  # without a slash at the end
     root: Path
     faults: dict[str, Fault] = field(default_factory=dict)
-    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+    # method, path, headers
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def fail(self, name: str, **fault) -> None:
-        """Serve `name` (a path under root) with this fault from now on; without keywords, well again."""
+        """Serve `name` (a path under root) with this fault from now on; without
+        keywords, well again.
+        """
         self.faults[name] = Fault(**fault)
 
     def asked(self, name: str) -> list[dict[str, str]]:
         """The headers of every GET of `name` so far."""
-        return [headers for method, path, headers in self.requests if (method, path) == ("GET", name)]
+        return [
+            headers for method, path, headers in self.requests if (method, path) == ("GET", name)
+        ]
 
 
 def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
@@ -67,7 +75,9 @@ def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
             path = server.root / name
             if fault.status or not path.is_file():
                 retry = {"Retry-After": fault.retry_after} if fault.retry_after else {}
-                return self.reply(fault.status or 404, PAGE, {"Content-Type": "text/html", **retry}, fault)
+                return self.reply(
+                    fault.status or 404, PAGE, {"Content-Type": "text/html", **retry}, fault
+                )
             if fault.html:
                 return self.reply(200, PAGE, {"Content-Type": "text/html; charset=utf-8"}, fault)
             body = path.read_bytes() if fault.content is None else fault.content
@@ -124,7 +134,9 @@ def server(tmp_path, monkeypatch):
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
     listening.daemon_threads = True
     served.url = f"http://127.0.0.1:{listening.server_port}"
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     yield served
     listening.shutdown()

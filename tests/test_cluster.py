@@ -46,17 +46,24 @@ def one_thread(monkeypatch):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """Tiles of two cities of bright houses, and two networks whose weights are given, not learned."""
+    """Tiles of two cities of bright houses, and two networks whose weights are
+    given, not learned.
+    """
     monkeypatch.chdir(tmp_path)
     for c, city in enumerate(CITIES):
-        scenes = [(split, *toy_scene(10 * c + i, 64)) for i, split in enumerate(["train", "validation", "test"])]
+        scenes = [
+            (split, *toy_scene(10 * c + i, 64))
+            for i, split in enumerate(["train", "validation", "test"])
+        ]
         write_city(Path("data/tiles"), scenes, city)
     for name, model in {"bright": {"architecture": "linear"}, "small": SMALL}.items():
         torch.manual_seed(0)
         segmenter = build_model(Model(**model), 3)
         if name == "bright":
             with torch.no_grad():
-                segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [10, 10, 10]])[..., None, None]
+                segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [10, 10, 10]])[
+                    ..., None, None
+                ]
                 segmenter.network.bias[:] = torch.tensor([0.0, -15])
         card = {"model": model, "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
         save_model(Path("models") / name, segmenter, card)
@@ -64,25 +71,61 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def settings(**changes):
-    return parse_params({
-        "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
-        "tile": {"gsd": 0.5, "size": 64},
-        "train": {"model": SMALL, "loss": {"cross_entropy": 1}, "epochs": 1, "steps_per_epoch": 1, "batch_size": 2,
-                  "crop": 32},
-        "attack": {"model": "models/bright", "tiles": 1, "linf": [4], "l2": [], "steps": 2, "apgd_steps": 2,
-                   "soft_iou_steps": 2, "reference": 4, "halving": False, "patch": 0,
-                   "physics": {"tiles": 1, "families": []}, "precision": "fp32"},
-        "certify": {"model": "models/small", "tiles": 1, "crop": 16, "attack_steps": 2,
-                    "smoothing": {"sigma": [0.02], "n0": 4, "n": 50}, "convex": {"radii": [0.5]},
-                    "lipschitz": {"radii": [0.05], "steps": 2, "width": 4}},
-        "generalize": {"corruption_tiles": 1, "adaptation": ["none", "adabn"], "adaptation_tiles": 2,
-                       "adaptation_steps": 1, "attack_steps": 1, "bootstrap": 100},
-        **changes,
-    })  # fmt: skip
+    return parse_params(
+        {
+            "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
+            "tile": {"gsd": 0.5, "size": 64},
+            "train": {
+                "model": SMALL,
+                "loss": {"cross_entropy": 1},
+                "epochs": 1,
+                "steps_per_epoch": 1,
+                "batch_size": 2,
+                "crop": 32,
+            },
+            "attack": {
+                "model": "models/bright",
+                "tiles": 1,
+                "linf": [4],
+                "l2": [],
+                "steps": 2,
+                "apgd_steps": 2,
+                "soft_iou_steps": 2,
+                "reference": 4,
+                "halving": False,
+                "patch": 0,
+                "physics": {"tiles": 1, "families": []},
+                "precision": "fp32",
+            },
+            "certify": {
+                "model": "models/small",
+                "tiles": 1,
+                "crop": 16,
+                "attack_steps": 2,
+                "smoothing": {"sigma": [0.02], "n0": 4, "n": 50},
+                "convex": {"radii": [0.5]},
+                "lipschitz": {"radii": [0.05], "steps": 2, "width": 4},
+            },
+            "generalize": {
+                "corruption_tiles": 1,
+                "adaptation": ["none", "adabn"],
+                "adaptation_tiles": 2,
+                "adaptation_steps": 1,
+                "attack_steps": 1,
+                "bootstrap": 100,
+            },
+            **changes,
+        }
+    )
 
 
 def snapshot(*folders: str) -> dict[str, bytes]:
-    files = [file for folder in map(Path, folders) for file in [folder, *folder.rglob("*")] if file.is_file()]
+    files = [
+        file
+        for folder in map(Path, folders)
+        for file in [folder, *folder.rglob("*")]
+        if file.is_file()
+    ]
     return {str(file): file.read_bytes() for file in files}
 
 
@@ -126,7 +169,11 @@ def test_kept_parts_hang_on_contents_not_on_names(tmp_path):
     (tmp_path / "a").write_text("x")
     array, network = np.arange(3), torch.nn.Linear(1, 1)
     before = content(tmp_path, array, network, 1)
-    assert content(tmp_path, array.copy(), network, 1) == before != content(tmp_path, array, network, 2)
+    assert (
+        content(tmp_path, array.copy(), network, 1)
+        == before
+        != content(tmp_path, array, network, 2)
+    )
     (tmp_path / "a").write_text("y")
     assert content(tmp_path, array, network, 1) != before
     assert content(array) != content(array + 1)
@@ -139,7 +186,9 @@ class Cluster:
     """What _resources asks of Ray."""
 
     def __init__(self, *nodes: tuple[int, int]):
-        self.found = [{"Alive": True, "Resources": {"CPU": c, **({"GPU": g} if g else {})}} for c, g in nodes]
+        self.found = [
+            {"Alive": True, "Resources": {"CPU": c, **({"GPU": g} if g else {})}} for c, g in nodes
+        ]
 
     def nodes(self) -> list[dict]:
         return self.found
@@ -179,7 +228,11 @@ def test_a_lost_workers_part_is_done_again_and_what_is_said_is_heard(ray, tmp_pa
         return int(name) ** 2
 
     names = ["1", "2", "3"]
-    assert summands(square, names, tmp_path / "kept", ray="local", shard=None) == {"1": 1, "2": 4, "3": 9}
+    assert summands(square, names, tmp_path / "kept", ray="local", shard=None) == {
+        "1": 1,
+        "2": 4,
+        "3": 9,
+    }
     assert (tmp_path / "died").exists() and (tmp_path / "kept/3/file").read_text() == "3"
     said = capsys.readouterr().out
     assert all(f"squaring {name}" in said for name in names)
@@ -194,7 +247,9 @@ def test_a_workers_sentence_is_ours_and_what_is_done_is_kept(ray, tmp_path):
 
     with pytest.raises(InputError, match="^bad: cannot be read; correct it$"):
         summands(work, ["good", "bad"], tmp_path, ray="local", shard=None)
-    assert summands(lambda *_: pytest.fail("again"), ["good"], tmp_path, ray=None, shard=None) == {"good": "good"}
+    assert summands(lambda *_: pytest.fail("again"), ["good"], tmp_path, ray=None, shard=None) == {
+        "good": "good"
+    }
 
 
 def test_a_part_that_is_always_lost_ends_it_in_one_sentence(ray, monkeypatch):
@@ -243,7 +298,11 @@ def test_attack(ray, project):
 
 def test_certify(ray, project):
     """One road that trains its network, one of the deployed one, one that votes."""
-    both_ways(partial(certify.run, settings()), "metrics/certify.json", "models/certify/lipschitz/weights.safetensors")
+    both_ways(
+        partial(certify.run, settings()),
+        "metrics/certify.json",
+        "models/certify/lipschitz/weights.safetensors",
+    )
 
 
 def test_generalize(ray, project):
@@ -252,9 +311,21 @@ def test_generalize(ray, project):
 
 
 def folds_of(params) -> None:
-    """models/all and the folds: networks that are given, and cards that say what they were trained on."""
-    for name, cities in {"all": CITIES, "without-toyton": ["dimham"], "without-dimham": ["toyton"]}.items():
-        card = {"model": {"architecture": "linear"}, "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    """models/all and the folds: networks that are given, and cards that say
+    what they were trained on.
+    """
+    for name, cities in {
+        "all": CITIES,
+        "without-toyton": ["dimham"],
+        "without-dimham": ["toyton"],
+    }.items():
+        card = {
+            "model": {"architecture": "linear"},
+            "bands": [1, 2, 3],
+            "channels": 3,
+            "classes": 1,
+            "gsd": 0.5,
+        }
         card |= {"cities": cities, "params": {"train": params.train.model_dump()}}
         save_model(Path("models") / name, read_model("models/bright"), card)
 
@@ -282,8 +353,13 @@ def test_holdout(ray, project):
 def test_fetch_and_tile(ray, tmp_path, monkeypatch):
     demo = Path(__file__).parents[1] / "data/sources/demo.yaml"
     monkeypatch.chdir(tmp_path)
-    of = {"source": "demo", "path": str(demo), "cities": ["brickvale", "tinroof"], "scenes": [1, 2, 3],
-          "scene_size": 64}  # fmt: skip
+    of = {
+        "source": "demo",
+        "path": str(demo),
+        "cities": ["brickvale", "tinroof"],
+        "scenes": [1, 2, 3],
+        "scene_size": 64,
+    }
     asked = settings(fetch=of)
     both_ways(partial(fetch.run, asked), "data/scenes")
     both_ways(partial(tile.run, asked), "data/tiles")
@@ -295,20 +371,28 @@ def test_predict(ray, project):
     Path("scenes").mkdir()
     for i in range(2):
         image, _ = toy_scene(i, 96)
-        with rasterio.open(f"scenes/town{i}.tif", "w", "GTiff", 96, 96, 3, dtype="uint8", **place) as file:
+        with rasterio.open(
+            f"scenes/town{i}.tif", "w", "GTiff", 96, 96, 3, dtype="uint8", **place
+        ) as file:
             file.write(np.moveaxis(image, -1, 0))
     maps = both_ways(partial(predict.run, "models/bright", ["scenes"], "maps"), "maps")
     assert {"maps/town0.tif", "maps/town1.gpkg"} <= maps.keys()
 
 
 def test_dvc_takes_over_what_a_cluster_has_measured(project):
-    """The page docs/scaling.md: run, `dvc commit`, and `dvc repro` finds it done until a byte is another."""
+    """The page docs/scaling.md: run, `dvc commit`, and `dvc repro` finds it
+    done until a byte is another.
+    """
     init(project, full(find(Path(__file__).parent / "tiny.yaml")))
     asked = load_params(project / "params.yaml")
     for city in CITIES:
         shutil.rmtree(project / "data/tiles" / city)
     for i, city in enumerate(asked.fetch.cities):
-        write_city(project / "data/tiles", [("train", *toy_scene(i, 64)), ("test", *toy_scene(i + 9, 64))], city)
+        write_city(
+            project / "data/tiles",
+            [("train", *toy_scene(i, 64)), ("test", *toy_scene(i + 9, 64))],
+            city,
+        )
         shutil.copytree("models/bright", f"models/without-{city}")
         Path("models/folds").mkdir(exist_ok=True)
         Path(f"models/folds/{city}.json").write_text("{}")

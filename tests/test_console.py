@@ -11,7 +11,14 @@ from pipeline import console
 
 @pytest.mark.parametrize(
     ("seconds", "says"),
-    [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (12_000, "3 h 20 min"), (190_800, "2 d 5 h")],
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5400, "90 min"),
+        (12_000, "3 h 20 min"),
+        (190_800, "2 d 5 h"),
+    ],
 )
 def test_a_duration_is_said_in_units_that_matter(seconds, says):
     assert console.duration(seconds) == says

@@ -1,4 +1,6 @@
-"""The documentation is true: links lead somewhere, commands and parameters exist, Python blocks run."""
+"""The documentation is true: links lead somewhere, commands and parameters
+exist, Python blocks run.
+"""
 
 import json
 import re
@@ -25,7 +27,11 @@ from pipeline.reference import reference
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = {ROOT / "docs/parameters.md"}  # by `make docs`
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - WRITTEN)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted({*(ROOT / "docs").glob("*.md")} - WRITTEN),
+]
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -34,11 +40,15 @@ def name(path: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def prose(page: Path) -> str:
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def spans(page: Path) -> list[str]:
@@ -64,12 +74,16 @@ def test_links_lead_to_something(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists() or file in WRITTEN, f"{name(page)}: {text} leads to {target}"
-        assert not anchor or anchor in headings(file), f"{name(page)}: no heading {anchor} in {target}"
+        assert not anchor or anchor in headings(file), (
+            f"{name(page)}: no heading {anchor} in {target}"
+        )
 
 
 def commands(page: Path) -> list[list[str]]:
     """Every command of a page: of its shell blocks, and those in backticks of its text."""
-    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()
+    ]
     starts = ("python -m ", "buildings ", "dvc ", "torchrun ", "make ")
     lines += [code for code in spans(page) if code.startswith(starts) and "…" not in code]
     return [words for line in lines for words in split(line)]
@@ -123,18 +137,27 @@ def test_every_command_exists_with_its_options(page):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
         elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
             module = words[2].removeprefix("benchmarks.")
-            assert module == "MODULE" or module == "NAME" or (ROOT / f"benchmarks/{module}.py").exists(), words
+            assert (
+                module == "MODULE"
+                or module == "NAME"
+                or (ROOT / f"benchmarks/{module}.py").exists()
+            ), words
 
 
 @cache
 def parameter(path: str) -> bool:
-    """Whether the schema has it: a section or a parameter, of a city too (fetch.overrides.CITY.gsd)."""
+    """Whether the schema has it: a section or a parameter, of a city too
+    (fetch.overrides.CITY.gsd).
+    """
     section = Params
     keys = path.split(".")
     if keys[:2] == ["fetch", "overrides"]:
         return True
     for key in keys:
-        if not (isinstance(section, type) and issubclass(section, Section)) or key not in section.model_fields:
+        if (
+            not (isinstance(section, type) and issubclass(section, Section))
+            or key not in section.model_fields
+        ):
             return False
         section = section.model_fields[key].annotation
     return True
@@ -168,14 +191,22 @@ def test_the_page_of_parameters_has_them_all():
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with a model and a scene of the names that the pages use."""
     description = Model(architecture="linear")
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+    }
     torch.manual_seed(0)
     for folder in ("models/all", "handover"):
         save_model(tmp_path / folder, build_model(description, 3), card)
     export_program(tmp_path / "handover")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 80), dtype=np.uint8)
     place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000)}
-    with rasterio.open(tmp_path / "scene.tif", "w", "GTiff", 80, 64, 3, dtype="uint8", **place) as file:
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", "GTiff", 80, 64, 3, dtype="uint8", **place
+    ) as file:
         file.write(pixels)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -188,24 +219,44 @@ def test_python_blocks_run(page, project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("book", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "book", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_a_notebook_runs_from_top_to_bottom(book, tmp_path, monkeypatch):
-    """Its cells in a process of their own, as a kernel would run them; the notebook in git carries no outputs."""
-    cells = [cell for cell in json.loads(book.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    """Its cells in a process of their own, as a kernel would run them; the notebook in git
+    carries no outputs.
+    """
+    cells = [
+        cell
+        for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
     assert cells and not any(cell["outputs"] for cell in cells)
     code = "\n\n".join("".join(cell["source"]) for cell in cells)
-    environment = {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "TINY": "1"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "TINY": "1",
+    }
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}")
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_site_is_built_of_pages_that_exist():
-    settings = re.sub(r"!!python/name:[\w.]+", "null", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    settings = re.sub(
+        r"!!python/name:[\w.]+", "null", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    )
     tops = [page for entry in yaml.safe_load(settings)["nav"] for page in entry.values()]
-    groups = [[page] if isinstance(page, str) else [p for entry in page for p in entry.values()] for page in tops]
+    groups = [
+        [page] if isinstance(page, str) else [p for entry in page for p in entry.values()]
+        for page in tops
+    ]
     pages = sum(groups, [])
     on_disk = {path.name for path in (ROOT / "docs").glob("*.md")} | {"parameters.md"}
     assert set(pages) <= on_disk and len(pages) == len(set(pages))

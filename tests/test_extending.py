@@ -1,4 +1,6 @@
-"""docs/extending.md is true: each of its changes, applied to a copy, adds what it says in as few places as it says."""
+"""docs/extending.md is true: each of its changes, applied to a copy, adds what it says in as
+few places as it says.
+"""
 
 import os
 import re
@@ -11,10 +13,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = dict(
-    re.findall(r"^## ([^\n]+)\n.*?^```diff\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    re.findall(
+        r"^## ([^\n]+)\n.*?^```diff\n(.*?)^```",
+        (ROOT / "docs/extending.md").read_text(),
+        re.M | re.S,
+    )
 )
-MOST = {"An attack": 4, "A certificate": 4, "A source": 5, "A metric": 3, "An architecture": 2, "A corruption": 2,
-        "An adaptation": 2}  # fmt: skip
+MOST = {
+    "An attack": 4,
+    "A certificate": 4,
+    "A source": 5,
+    "A metric": 3,
+    "An architecture": 2,
+    "A corruption": 2,
+    "An adaptation": 2,
+}
 USES = {
     "An attack": """
 import torch
@@ -88,15 +101,23 @@ params.Generalize(adaptation=["brightness"])
 
 @pytest.mark.parametrize("kind", SECTIONS)
 def test_a_change_of_the_page_adds_what_it_says(kind, tmp_path):
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     change = SECTIONS[kind]
-    done = subprocess.run(["git", "apply", "-C1"], input=change, text=True, cwd=tmp_path, capture_output=True)
+    done = subprocess.run(
+        ["git", "apply", "-C1"], input=change, text=True, cwd=tmp_path, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     places = re.findall(r"^@@.*\n", change, re.M)
     assert len(places) <= MOST[kind]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     used = subprocess.run(
-        [sys.executable, "-c", USES[kind]], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", USES[kind]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert used.returncode == 0, used.stderr
 

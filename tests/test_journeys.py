@@ -47,8 +47,17 @@ def test_an_analyst_has_a_layer_of_a_town_after_the_documented_commands(tmp_path
     for i in range(3):
         image, label = toy_scene(i)
         place = Affine(0.5, 0, 500_000 + 64 * i, 0, -0.5, 5_400_000)
-        with rasterio.open(town / f"images/{i}.tif", "w", driver="GTiff", width=128, height=128, count=3, dtype="uint8",
-                           crs="EPSG:32633", transform=place) as scene:  # fmt: skip
+        with rasterio.open(
+            town / f"images/{i}.tif",
+            "w",
+            driver="GTiff",
+            width=128,
+            height=128,
+            count=3,
+            dtype="uint8",
+            crs="EPSG:32633",
+            transform=place,
+        ) as scene:
             scene.write(image.transpose(2, 0, 1))
         outlines += [shape(s) for s, v in shapes(label, transform=place) if v == 1]
     geopandas.GeoDataFrame(geometry=outlines, crs="EPSG:32633").to_file(town / "buildings.gpkg")
@@ -57,14 +66,23 @@ def test_an_analyst_has_a_layer_of_a_town_after_the_documented_commands(tmp_path
         run(monkeypatch, command)
     run(monkeypatch, f"predict models/all {town}/images --out maps --merge --threshold 0.01")
     layer = geopandas.read_file("maps/merged.gpkg")
-    assert {"id", "label", "area_m2", "confidence"} <= {*layer.columns} and layer.crs == "EPSG:32633"
+    assert {"id", "label", "area_m2", "confidence"} <= {
+        *layer.columns
+    } and layer.crs == "EPSG:32633"
     assert layer.union_all().area == pytest.approx(layer.area.sum())
 
 
-def test_a_researcher_compares_two_losses_on_three_cities_with_a_metric_of_their_own(tmp_path, monkeypatch, capsys):
+def test_a_researcher_compares_two_losses_on_three_cities_with_a_metric_of_their_own(
+    tmp_path, monkeypatch, capsys
+):
     text = yaml.safe_dump(load_params(ROOT / "tests/tiny.yaml").model_dump(mode="json"))
-    monkeypatch.setitem(MEASURES, "specificity", lambda r: ratio(r.pixels[3], r.pixels[3] + r.pixels[1]))
-    losses = {"ce": {"cross_entropy": 1, "dice": 0}, "lovasz": {"cross_entropy": 0, "dice": 0, "lovasz": 1}}
+    monkeypatch.setitem(
+        MEASURES, "specificity", lambda r: ratio(r.pixels[3], r.pixels[3] + r.pixels[1])
+    )
+    losses = {
+        "ce": {"cross_entropy": 1, "dice": 0},
+        "lovasz": {"cross_entropy": 0, "dice": 0, "lovasz": 1},
+    }
     cities = ["alder", "birch", "cedar"]
     for name, loss in losses.items():
         (tmp_path / name).mkdir()
@@ -80,10 +98,14 @@ def test_a_researcher_compares_two_losses_on_three_cities_with_a_metric_of_their
     capsys.readouterr()
     run(monkeypatch, "compare ce lovasz --csv runs.csv")
     said = " ".join(capsys.readouterr().out.split())
-    assert "run alder birch cedar mean city" in said and "lovasz: train.loss.cross_entropy=0" in said
+    assert (
+        "run alder birch cedar mean city" in said and "lovasz: train.loss.cross_entropy=0" in said
+    )
     with Path("runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {(row["run"], row["city"]) for row in rows} >= {(run, city) for run in losses for city in cities}
+    assert {(row["run"], row["city"]) for row in rows} >= {
+        (run, city) for run in losses for city in cities
+    }
     assert all(0 <= float(row["specificity"]) <= 1 for row in rows) and "seen_low" in rows[0]
 
 

@@ -1,4 +1,6 @@
-"""The records of metrics/: every number has its meaning, a file is read as it was written, damage is one sentence."""
+"""The records of metrics/: every number has its meaning, a file is read as it was written,
+damage is one sentence.
+"""
 
 import json
 from pathlib import Path
@@ -10,14 +12,25 @@ from report_factory import make
 
 from pipeline import metrics
 from pipeline.errors import InputError
-from pipeline.metrics import STAGES, CityScores, DrawnOutlines, EvaluateMetrics, Record, ReportMetrics, read, write
+from pipeline.metrics import (
+    STAGES,
+    CityScores,
+    DrawnOutlines,
+    EvaluateMetrics,
+    Record,
+    ReportMetrics,
+    read,
+    write,
+)
 from pipeline.params import AttackMethod
 from pipeline.reference import numbers
 from pipeline.scoring.evaluation import MEASURES
 from pipeline.scoring.outlines import METRICS
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [kind for kind in vars(metrics).values() if isinstance(kind, type) and issubclass(kind, Record)]
+RECORDS = [
+    kind for kind in vars(metrics).values() if isinstance(kind, type) and issubclass(kind, Record)
+]
 
 
 def test_the_page_of_metrics_is_written_from_the_records():
@@ -31,7 +44,9 @@ def test_the_page_of_metrics_is_written_from_the_records():
 def test_every_number_has_its_meaning_and_may_be_absent(kind):
     """An interval's two ends stand together, beside their number."""
     for name, field in kind.model_fields.items():
-        assert field.description or field.exclude or kind is metrics.Metrics, f"{kind.__name__}.{name}"
+        assert field.description or field.exclude or kind is metrics.Metrics, (
+            f"{kind.__name__}.{name}"
+        )
         if name.endswith(("_low", "_high")):
             number = name.rsplit("_", 1)[0]
             assert {number, f"{number}_low", f"{number}_high"} <= kind.model_fields.keys()
@@ -42,7 +57,8 @@ def test_what_is_measured_is_described():
     assert MEASURES.keys() <= CityScores.model_fields.keys()
     ends = {name + end for name in METRICS for end in ("", "_low", "_high")}
     assert DrawnOutlines.model_fields.keys() == {"pairs", *ends}
-    assert not {*get_args(AttackMethod)} & metrics.UnderBudget.model_fields.keys()  # open: an attack more is no field
+    # open: an attack more is no field
+    assert not {*get_args(AttackMethod)} & metrics.UnderBudget.model_fields.keys()
 
 
 def test_every_file_is_read_as_it_was_written(tmp_path):
@@ -50,25 +66,38 @@ def test_every_file_is_read_as_it_was_written(tmp_path):
     for stage in MADE:
         path = tmp_path / f"metrics/{stage}.json"
         found = read(STAGES[stage], path)
-        assert found.model_dump(mode="json", exclude_unset=True) == json.loads(path.read_text()), stage
+        assert found.model_dump(mode="json", exclude_unset=True) == json.loads(path.read_text()), (
+            stage
+        )
         assert [*metrics.undescribed(found)] == [], stage
 
 
 def test_the_demos_numbers_are_all_described():
     for path in sorted((ROOT / "metrics").rglob("*.json")):
         found = read(ReportMetrics if path.parent.name == "report" else STAGES[path.stem], path)
-        assert found.model_dump(mode="json", exclude_unset=True) == json.loads(path.read_text()), path
+        assert found.model_dump(mode="json", exclude_unset=True) == json.loads(path.read_text()), (
+            path
+        )
         assert [*metrics.undescribed(found)] == [], path
 
 
 def test_what_is_written_is_what_was_found(tmp_path):
-    """In its own order; a measure of one's own is a number of a city, anything else needs its description."""
+    """In its own order; a measure of one's own is a number of a city, anything
+    else needs its description.
+    """
     path = tmp_path / "evaluate.json"
     city = {"specificity": 0.5, "iou": 1, "iou_low": None}
     found = {"city": {"here": city}, "pooled": {"iou": 0.25}}
     record = write(path, EvaluateMetrics, found)
-    assert record == read(EvaluateMetrics, path) and path.read_text() == json.dumps(found, indent=2) + "\n"
-    assert (record.city["here"].iou, record.city["here"].specificity, record.city["here"].f1) == (1, 0.5, None)
+    assert (
+        record == read(EvaluateMetrics, path)
+        and path.read_text() == json.dumps(found, indent=2) + "\n"
+    )
+    assert (record.city["here"].iou, record.city["here"].specificity, record.city["here"].f1) == (
+        1,
+        0.5,
+        None,
+    )
     with pytest.raises(KeyError, match=r"EvaluateMetrics .* does not describe fair, pooled.ioo"):
         write(path, EvaluateMetrics, {"pooled": {"ioo": 0.5}, "fair": {}})
     assert json.loads(path.read_text()) == found
@@ -77,7 +106,9 @@ def test_what_is_written_is_what_was_found(tmp_path):
 def test_the_number_of_another_version_is_kept(tmp_path):
     path = tmp_path / "evaluate.json"
     path.write_text('{"pooled": {"iou": 0.5, "iou_then": 0.4}}')
-    assert read(EvaluateMetrics, path).model_dump(exclude_unset=True) == json.loads(path.read_text())
+    assert read(EvaluateMetrics, path).model_dump(exclude_unset=True) == json.loads(
+        path.read_text()
+    )
 
 
 def test_a_stage_that_has_not_run_is_empty(tmp_path):
@@ -98,12 +129,19 @@ def test_a_stage_that_has_not_run_is_empty(tmp_path):
             '{"pooled": {"iou": NaN}}',
             r"holds no metrics of the evaluate stage \(pooled.iou: Input should be a finite number",
         ),
-        ('{"city": {"here": {"buildings": 1.5}}}', r"holds no metrics of the evaluate stage \(city.here.buildings: "),
+        (
+            '{"city": {"here": {"buildings": 1.5}}}',
+            r"holds no metrics of the evaluate stage \(city.here.buildings: ",
+        ),
     ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path, content, said):
     path = tmp_path / "evaluate.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=rf"evaluate.json: {said}.*; run (it|its stage) again$") as error:
+    with pytest.raises(
+        InputError,
+        match=rf"evaluate.json: {said}.*; run (it|its stage) "
+        rf"again$",
+    ) as error:
         read(EvaluateMetrics, path)
     assert "\n" not in str(error.value)

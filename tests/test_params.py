@@ -31,7 +31,9 @@ def change(**sections) -> dict:
 
 
 def fields(section=Params, path=""):
-    """Every key of the schema with its pydantic field, those of sections inside and of a city's override too."""
+    """Every key of the schema with its pydantic field, those of sections inside
+    and of a city's override too.
+    """
     for name, field in section.model_fields.items():
         yield path + name, field
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -44,7 +46,9 @@ def test_every_parameter_is_documented(key, field):
     assert field.description
 
 
-@pytest.mark.parametrize("path", [*PRESETS, ROOT / "benchmarks/real_cities.yaml", ROOT / "tests/tiny.yaml"], ids=name)
+@pytest.mark.parametrize(
+    "path", [*PRESETS, ROOT / "benchmarks/real_cities.yaml", ROOT / "tests/tiny.yaml"], ids=name
+)
 def test_a_preset_says_only_what_differs_and_what_for(path):
     params, said = load_params(path), yaml.safe_load(path.read_text())
     assert re.match(r"# .*(minutes|hours|day).*\n", path.read_text())
@@ -83,27 +87,39 @@ def test_the_params_yaml_of_the_repository_is_the_demo(capfdbinary, monkeypatch)
 
 def test_there_is_a_preset_for_every_source():
     sources = {load_params(path).fetch.source for path in PRESETS}
-    assert sources == set(get_args(Fetch.model_fields["source"].annotation)) <= {*map(name, PRESETS)}
+    assert (
+        sources == set(get_args(Fetch.model_fields["source"].annotation)) <= {*map(name, PRESETS)}
+    )
 
 
 def test_a_misspelt_key_of_a_preset_is_refused(tmp_path):
-    (tmp_path / "mine.yaml").write_text((ROOT / "presets/town.yaml").read_text() + "attack: {tils: 3}\n")
-    with pytest.raises(InputError, match="mine.yaml: unknown parameter attack.tils; did you mean tiles?"):
+    (tmp_path / "mine.yaml").write_text(
+        (ROOT / "presets/town.yaml").read_text() + "attack: {tils: 3}\n"
+    )
+    with pytest.raises(
+        InputError, match="mine.yaml: unknown parameter attack.tils; did you mean tiles?"
+    ):
         full(find(str(tmp_path / "mine.yaml")))
 
 
 def test_an_unknown_preset_names_its_nearest_and_all_others(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match="no preset inra; did you mean inria\\? There are demo, folder, .* and town"):
+    with pytest.raises(
+        InputError,
+        match="no preset inra; did you mean inria\\? There are demo, folder, .* and town",
+    ):
         find("inra")
     monkeypatch.chdir(tmp_path)
-    assert find("demo").read_bytes() == (ROOT / "presets/demo.yaml").read_bytes()  # elsewhere, the package's own
+    # elsewhere, the package's own
+    assert find("demo").read_bytes() == (ROOT / "presets/demo.yaml").read_bytes()
 
 
 def test_what_is_long_stands_above_and_what_a_city_may_say_is_explained(tmp_path):
     overrides = "  overrides: {my-town: {gsd: 0.1, range: [0, 0.00005], building: 1}}\n"
     path = tmp_path / "mine.yaml"
-    path.write_text((ROOT / "presets/town.yaml").read_text().replace("tile:\n", f"{overrides}tile:\n"))
+    path.write_text(
+        (ROOT / "presets/town.yaml").read_text().replace("tile:\n", f"{overrides}tile:\n")
+    )
     text = full(path)
     assert yaml.safe_load(text)["fetch"]["overrides"] == {
         "my-town": {"gsd": 0.1, "range": [0, 0.00005], "building": 1}
@@ -114,8 +130,12 @@ def test_what_is_long_stands_above_and_what_a_city_may_say_is_explained(tmp_path
 
 
 def test_every_architecture_is_listed_where_one_is_chosen():
-    listed = (ROOT / "params.yaml").read_text().partition("  model:")[2].partition("architecture:")[0]
-    assert set(re.findall(r"[\w+]+", listed)) >= set(get_args(Model.model_fields["architecture"].annotation))
+    listed = (
+        (ROOT / "params.yaml").read_text().partition("  model:")[2].partition("architecture:")[0]
+    )
+    assert set(re.findall(r"[\w+]+", listed)) >= set(
+        get_args(Model.model_fields["architecture"].annotation)
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,19 +143,43 @@ def test_every_architecture_is_listed_where_one_is_chosen():
     [
         ({"train": {"epoch": 3}}, "unknown parameter train.epoch; did you mean epochs?"),
         ({"train": {"epochs": 0}}, "train.epochs is 0, but it must be greater than or equal to 1"),
-        ({"train": {"loss": {"dise": 1.0}}}, "unknown parameter train.loss.dise; did you mean dice?"),
-        ({"train": {"loss": {"dice": 0}}}, "train.loss: every weight is 0; give one of cross_entropy, dice"),
-        ({"train": {"loss": {"dice": -1}}}, "train.loss.dice is -1, but it must be greater than or equal to 0"),
-        ({"train": {"init": "models/all"}}, "train.init is 'models/all', but a stage writes there, and DVC deletes it"),
+        (
+            {"train": {"loss": {"dise": 1.0}}},
+            "unknown parameter train.loss.dise; did you mean dice?",
+        ),
+        (
+            {"train": {"loss": {"dice": 0}}},
+            "train.loss: every weight is 0; give one of cross_entropy, dice",
+        ),
+        (
+            {"train": {"loss": {"dice": -1}}},
+            "train.loss.dice is -1, but it must be greater than or equal to 0",
+        ),
+        (
+            {"train": {"init": "models/all"}},
+            "train.init is 'models/all', but a stage writes there, and DVC deletes it",
+        ),
         ({"train": {"init": "./models/x/../without-a/"}}, "start from a copy elsewhere"),
-        ({"fetch": {"cities": [False]}}, 'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"'),
-        ({"fetch": {"cities": [2024]}}, 'quote it, "2024" or however it is written there, if it is a name'),
-        ({"fetch": {"cities": ["austin@0.3m"]}}, "'austin@0.3m' cannot be a folder's name and a stage's"),
+        (
+            {"fetch": {"cities": [False]}},
+            'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"',
+        ),
+        (
+            {"fetch": {"cities": [2024]}},
+            'quote it, "2024" or however it is written there, if it is a name',
+        ),
+        (
+            {"fetch": {"cities": ["austin@0.3m"]}},
+            "'austin@0.3m' cannot be a folder's name and a stage's",
+        ),
         ({"fetch": {"cities": ["a:b"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["-v"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": [".hidden"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["a" * 120]}}, "aaa…' cannot be a folder's name"),
-        ({"fetch": {"cities": ["Pooled"]}}, "fetch.cities: Pooled means something else in the metrics"),
+        (
+            {"fetch": {"cities": ["Pooled"]}},
+            "fetch.cities: Pooled means something else in the metrics",
+        ),
         ({"fetch": {"cities": ["mean_city"]}}, "give the city another name"),
         ({"fetch": {"cities": ["Austin", "austin"]}}, "Austin and austin differ by case only"),
         ({"fetch": {"cities": ["Köln", "Ko\u0308ln"]}}, "differ by case only"),
@@ -149,20 +193,41 @@ def test_every_architecture_is_listed_where_one_is_chosen():
         ({"fetch": {"cities": ["a\nb"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["a'; ls '"]}}, "cannot be a folder's name"),
         ({"fetch": {"cities": ["$HOME"]}}, "cannot be a folder's name"),
-        ({"fetch": {"scenes": 3}}, "fetch.scenes is 3, but it must be all, or a list of scene numbers such as [1, 2]"),
-        ({"fetch": {"overrides": {"tinrof": {}}}}, "tinrof is not one of fetch.cities; did you mean tinroof?"),
-        ({"fetch": {"overrides": {"tinroof": {"bnads": [1]}}}}, "overrides.tinroof.bnads; did you mean bands?"),
-        ({"fetch": {"overrides": {"tinroof": {"bands": []}}}}, "fetch.overrides.tinroof.bands is []"),
-        ({"fetch": {"overrides": {"tinroof": {"range": [5, 5]}}}}, "range is [5, 5], but it must be two values"),
+        (
+            {"fetch": {"scenes": 3}},
+            "fetch.scenes is 3, but it must be all, or a list of scene numbers such as [1, 2]",
+        ),
+        (
+            {"fetch": {"overrides": {"tinrof": {}}}},
+            "tinrof is not one of fetch.cities; did you mean tinroof?",
+        ),
+        (
+            {"fetch": {"overrides": {"tinroof": {"bnads": [1]}}}},
+            "overrides.tinroof.bnads; did you mean bands?",
+        ),
+        (
+            {"fetch": {"overrides": {"tinroof": {"bands": []}}}},
+            "fetch.overrides.tinroof.bands is []",
+        ),
+        (
+            {"fetch": {"overrides": {"tinroof": {"range": [5, 5]}}}},
+            "range is [5, 5], but it must be two values",
+        ),
         ({"fetch": {"overrides": {"tinroof": {"range": [200, 5]}}}}, "the lower first"),
         (
             {"fetch": {"overrides": {"tinroof": {"range": [float("nan"), 1]}}}},
             "range.0 is nan, but it must be a finite",
         ),
-        ({"fetch": {"overrides": {"tinroof": {"gsd": 1.0}}}}, "tinroof.gsd: source demo reads none; take it out"),
+        (
+            {"fetch": {"overrides": {"tinroof": {"gsd": 1.0}}}},
+            "tinroof.gsd: source demo reads none; take it out",
+        ),
         ({"train": {"epochs": True}}, "train.epochs is True, but it must be a valid integer"),
         ({"train": {"compile": 1}}, "train.compile is 1, but it must be a valid boolean"),
-        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate is inf, but it must be a finite number"),
+        (
+            {"train": {"learning_rate": float("inf")}},
+            "train.learning_rate is inf, but it must be a finite number",
+        ),
         ({"evaluate": {"overlap": 1.0}}, "less than 0.9"),
     ],
 )
@@ -172,25 +237,33 @@ def test_a_mistake_is_a_sentence(wrong, sentence):
     assert sentence in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("city", ["tyrol-e", "St. Gallen", "Köln", "मुंबई", "Washington D.C.", "new_york (2)", "3rd"])
+@pytest.mark.parametrize(
+    "city", ["tyrol-e", "St. Gallen", "Köln", "मुंबई", "Washington D.C.", "new_york (2)", "3rd"]
+)
 def test_a_city_is_called_as_people_call_it(city):
     assert parse_params(change(fetch={"cities": [city]})).fetch.cities == [city]
 
 
-@pytest.mark.parametrize("city", ["1e3", "08", "0o17", "on", "NO", "2024", "1_000", "2020-01-01", "null"])
+@pytest.mark.parametrize(
+    "city", ["1e3", "08", "0o17", "on", "NO", "2024", "1_000", "2020-01-01", "null"]
+)
 def test_a_word_that_is_written_is_read_as_that_word_by_dvc_too(city, tmp_path):
     """DVC reads YAML 1.2, where 1e3, 08 and 0o17 are numbers and on is a word."""
     text = f"[{one_line(city)}]"
     assert yaml.safe_load(text) == YAML(typ="safe").load(text) == [city]
     path = tmp_path / "params.yaml"
-    path.write_text(re.sub(r"cities: .*", f"cities: {text}", (ROOT / "params.yaml").read_text(), count=1))
+    path.write_text(
+        re.sub(r"cities: .*", f"cities: {text}", (ROOT / "params.yaml").read_text(), count=1)
+    )
     assert load_params(path).fetch.cities == [city]
 
 
 @pytest.mark.parametrize("city", ["1e3", "08", "on", "2024"])
 def test_a_city_that_is_a_number_to_dvc_is_to_be_quoted(city, tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(re.sub(r"cities: .*", f"cities: [{city}]", (ROOT / "params.yaml").read_text(), count=1))
+    path.write_text(
+        re.sub(r"cities: .*", f"cities: [{city}]", (ROOT / "params.yaml").read_text(), count=1)
+    )
     with pytest.raises(InputError, match="fetch.cities.0 is .* quote it"):
         load_params(path)
 
@@ -237,7 +310,12 @@ values = st.recursive(
 )
 
 
-@given(st.sampled_from([(s, k) for s, f in Params.model_fields.items() for k in f.annotation.model_fields]), values)
+@given(
+    st.sampled_from(
+        [(s, k) for s, f in Params.model_fields.items() for k in f.annotation.model_fields]
+    ),
+    values,
+)
 def test_any_value_is_taken_or_refused_in_words(place, value):
     section, key = place
     data = change()
@@ -252,5 +330,7 @@ def test_any_value_is_taken_or_refused_in_words(place, value):
 def test_sizes_that_do_not_rise_are_refused(edges):
     """A building would be counted twice, or nowhere."""
     rising = re.escape(str(sorted({float(edge) for edge in edges})))
-    with pytest.raises(InputError, match=f"evaluate.size_bins is .*sizes must rise from bin to bin; write {rising}"):
+    with pytest.raises(
+        InputError, match=f"evaluate.size_bins is .*sizes must rise from bin to bin; write {rising}"
+    ):
         parse_params(change(evaluate={"size_bins": edges}))

@@ -28,9 +28,19 @@ ROOT = Path(__file__).parents[1]
 
 def run(*words: str, cwd: Path, path: Path = ROOT) -> str:
     """A command's output; Python finds the pipeline at `path`, and git who commits."""
-    git = {f"GIT_{who}_{what}": "nobody@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    git = {
+        f"GIT_{who}_{what}": "nobody@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, **git, "PATH": binaries, "PYTHONPATH": str(path), "GIT_CONFIG_GLOBAL": os.devnull}
+    environment = {
+        **os.environ,
+        **git,
+        "PATH": binaries,
+        "PYTHONPATH": str(path),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -43,10 +53,23 @@ def wheel(tmp_path_factory) -> Path:
     source = folder / "source"
     source.mkdir()
     for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines():
-        if not name.startswith(("benchmarks/", "docs/", "metrics/", "tests/")) and (ROOT / name).is_file():
+        if (
+            not name.startswith(("benchmarks/", "docs/", "metrics/", "tests/"))
+            and (ROOT / name).is_file()
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    words = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "..", ".")
+    words = (
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        "..",
+        ".",
+    )
     run(sys.executable, "-m", *words, cwd=source)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         archive.extractall(folder / "site")
@@ -57,20 +80,38 @@ def test_the_wheel_makes_a_project_that_checks_outside_the_checkout(wheel, tmp_p
     assert (wheel / "pipeline/py.typed").exists() and (wheel / "pipeline/report/style.css").exists()
     scripts = next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
     assert "buildings = pipeline.__main__:main" in scripts
-    run(sys.executable, "-m", "pipeline", "init", "mine", "--preset", "town", cwd=tmp_path, path=wheel)
-    said = run(sys.executable, "-c", "import pipeline; print(pipeline.__file__)", cwd=tmp_path, path=wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pipeline",
+        "init",
+        "mine",
+        "--preset",
+        "town",
+        cwd=tmp_path,
+        path=wheel,
+    )
+    said = run(
+        sys.executable, "-c", "import pipeline; print(pipeline.__file__)", cwd=tmp_path, path=wheel
+    )
     assert Path(said.strip()).is_relative_to(wheel)
     assert load_params(tmp_path / "mine/params.yaml") == load_params(ROOT / "presets/town.yaml")
     run("git", "init", "--quiet", cwd=tmp_path / "mine")
     run("dvc", "init", "--quiet", cwd=tmp_path / "mine")
-    assert "fetch@my-town" in run("dvc", "stage", "list", "--fail", cwd=tmp_path / "mine", path=wheel)
+    assert "fetch@my-town" in run(
+        "dvc", "stage", "list", "--fail", cwd=tmp_path / "mine", path=wheel
+    )
 
 
 def test_init_leaves_what_is_there_and_its_stages_are_the_same_but_for_code(tmp_path):
     (tmp_path / ".gitignore").write_text("mine\n")
     written = init(tmp_path, full(find("demo")))
-    assert (tmp_path / ".gitignore").read_text() == "mine\n" and tmp_path / ".gitignore" not in written
-    theirs, ours = (yaml.safe_load((folder / "dvc.yaml").read_text()) for folder in (tmp_path, ROOT))
+    assert (
+        tmp_path / ".gitignore"
+    ).read_text() == "mine\n" and tmp_path / ".gitignore" not in written
+    theirs, ours = (
+        yaml.safe_load((folder / "dvc.yaml").read_text()) for folder in (tmp_path, ROOT)
+    )
     for name, stage in ours["stages"].items():
         stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("pipeline/")]
         if not stage["deps"]:
@@ -78,16 +119,22 @@ def test_init_leaves_what_is_there_and_its_stages_are_the_same_but_for_code(tmp_
         assert theirs["stages"][name] == stage
     with pytest.raises(InputError, match="params.yaml: is there already"):
         init(tmp_path, "")
-    assert given() == ROOT and "pipeline/" not in without_code("deps:\n  - pipeline/tiles\n  - data\n")
+    assert given() == ROOT and "pipeline/" not in without_code(
+        "deps:\n  - pipeline/tiles\n  - data\n"
+    )
 
 
 def test_every_path_that_the_image_copies_exists():
-    """As far as a machine without docker can check it; whitespace ends a path, the last one is inside the image."""
+    """As far as a machine without docker can check it; whitespace ends a path, the last one is
+    inside the image.
+    """
     copied = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     sources = [source for line in copied for source in line.split()[:-1]]
     assert sources and all((ROOT / source).exists() for source in sources)
     ignored = {line.strip("/") for line in (ROOT / ".dockerignore").read_text().split()}
-    assert not any(source == name or source.startswith(f"{name}/") for source in sources for name in ignored)
+    assert not any(
+        source == name or source.startswith(f"{name}/") for source in sources for name in ignored
+    )
 
 
 def test_hooks_are_local_commands():
@@ -99,14 +146,31 @@ def test_hooks_are_local_commands():
 
 @pytest.fixture
 def trained(tmp_path) -> Path:
-    """A project, git and DVC set up, whose stage train is done: its outputs stand there, no training ran."""
+    """A project, git and DVC set up, whose stage train is done: its outputs
+    stand there, no training ran.
+    """
     project = tmp_path / "project"
-    run(sys.executable, "-m", "pipeline", "init", str(project), "--preset", str(ROOT / "tests/tiny.yaml"), cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pipeline",
+        "init",
+        str(project),
+        "--preset",
+        str(ROOT / "tests/tiny.yaml"),
+        cwd=tmp_path,
+    )
     write_city(project / "data/tiles", [("train", *toy_scene(0, 64))], "brickvale")
     (project / "data/swept.txt").write_text("")
     description = Model(architecture="linear")
     torch.manual_seed(0)
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+    }
     save_model(project / "models/all", build_model(description, 3), card)
     (project / "arrays/train").mkdir(parents=True)
     (project / "arrays/train/curve.csv").write_text("epoch,loss,iou\n0,1,0.5\n")
@@ -120,7 +184,16 @@ def trained(tmp_path) -> Path:
 @pytest.mark.slow
 def test_a_colleague_pulls_the_model_and_maps_without_training(trained, tmp_path):
     """The page docs/sharing.md, with a folder as the remote."""
-    run("dvc", "remote", "add", "--quiet", "--default", "shared", str(tmp_path / "remote"), cwd=trained)
+    run(
+        "dvc",
+        "remote",
+        "add",
+        "--quiet",
+        "--default",
+        "shared",
+        str(tmp_path / "remote"),
+        cwd=trained,
+    )
     run("git", "add", ".", cwd=trained)
     run("git", "commit", "--quiet", "--message", "Trained", cwd=trained)
     run("dvc", "push", "--quiet", "train", cwd=trained)
@@ -129,12 +202,24 @@ def test_a_colleague_pulls_the_model_and_maps_without_training(trained, tmp_path
     assert not (theirs / "models").exists()
     run("dvc", "pull", "--quiet", "models/all", cwd=theirs)
     for name in ("weights.safetensors", "model.json", "README.md"):
-        assert (theirs / "models/all" / name).read_bytes() == (trained / "models/all" / name).read_bytes()
+        assert (theirs / "models/all" / name).read_bytes() == (
+            trained / "models/all" / name
+        ).read_bytes()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50), dtype=np.uint8)
     place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000)}
-    with rasterio.open(tmp_path / "scene.tif", "w", "GTiff", 50, 40, 3, dtype="uint8", **place) as file:
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", "GTiff", 50, 40, 3, dtype="uint8", **place
+    ) as file:
         file.write(pixels)
-    run(sys.executable, "-m", "pipeline", "predict", "models/all", str(tmp_path / "scene.tif"), cwd=theirs)
+    run(
+        sys.executable,
+        "-m",
+        "pipeline",
+        "predict",
+        "models/all",
+        str(tmp_path / "scene.tif"),
+        cwd=theirs,
+    )
     assert (theirs / "predictions/scene.tif").exists() and not (theirs / "arrays").exists()
     run("git", "tag", "--annotate", "buildings@v1.0.0", "--message", "Two cities", cwd=trained)
     run("dvc", "artifacts", "get", str(trained), "buildings", "--out", "got", cwd=tmp_path)

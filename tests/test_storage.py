@@ -82,4 +82,8 @@ def test_two_that_write_under_one_name_never_sweep_each_other_s_work(tmp_path):
 
 
 def test_a_fingerprint_follows_content_not_order():
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+    assert (
+        fingerprint({"a": 1, "b": 2})
+        == fingerprint({"b": 2, "a": 1})
+        != fingerprint({"a": 1, "b": 3})
+    )

@@ -9,8 +9,12 @@ import numpy as np
 from shapely.geometry import box
 
 
-def write_city(folder: Path, scenes: list, city: str = "toyton", gsd: float = 0.5, size: int = 64) -> Path:
-    """Write tiles as the tile stage does. `scenes`: (split, image (H, W, C) uint8, label (H, W) uint8) each."""
+def write_city(
+    folder: Path, scenes: list, city: str = "toyton", gsd: float = 0.5, size: int = 64
+) -> Path:
+    """Write tiles as the tile stage does. `scenes`: (split, image (H, W, C)
+    uint8, label (H, W) uint8) each.
+    """
     folder = folder / city
     folder.mkdir(parents=True)
     regions, rows, offset = [], [], 0
@@ -18,8 +22,10 @@ def write_city(folder: Path, scenes: list, city: str = "toyton", gsd: float = 0.
         height, width = label.shape
         name = f"{city}-{i + 1}"
         regions.append({
-            "name": name, "parent": name, "split": split, "height": height, "width": width, "offset": offset,
-            "transform": [gsd, 0, 1000.0 * i, 0, -gsd, 1000.0 * (crc32(city.encode()) % 1000)], "crs": "EPSG:32633",
+            "name": name, "parent": name, "split": split, "height": height, "width": width,
+            "offset": offset,
+            "transform": [gsd, 0, 1000.0 * i, 0, -gsd, 1000.0 * (crc32(city.encode()) % 1000)],
+            "crs": "EPSG:32633",
         })  # fmt: skip
         offset += height * width
         for top in range(0, height, size):
@@ -33,7 +39,13 @@ def write_city(folder: Path, scenes: list, city: str = "toyton", gsd: float = 0.
     np.save(folder / "images.npy", np.concatenate([image.ravel() for _, image, _ in scenes]))
     np.save(folder / "labels.npy", np.concatenate([label.ravel() for *_, label in scenes]))
     gpd.GeoDataFrame(rows, crs="EPSG:4326").to_parquet(folder / "tiles.parquet")
-    about = {"city": city, "gsd": gsd, "size": size, "channels": scenes[0][1].shape[-1], "classes": 1}
+    about = {
+        "city": city,
+        "gsd": gsd,
+        "size": size,
+        "channels": scenes[0][1].shape[-1],
+        "classes": 1,
+    }
     (folder / "regions.json").write_text(json.dumps({**about, "regions": regions}))
     return folder
 

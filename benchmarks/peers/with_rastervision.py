@@ -1,6 +1,8 @@
-"""What benchmarks/peers.py measures, by Raster Vision's own means: PYTHON with_rastervision.py crops|scene FOLDER
+"""What benchmarks/peers.py measures, by Raster Vision's own means: PYTHON with_rastervision.py
+crops|scene FOLDER
 
-Run by the python of an environment that holds Raster Vision. Prints {"seconds": …}, imports and a warm-up left out.
+Run by the python of an environment that holds Raster Vision. Prints {"seconds": …}, imports and a
+warm-up left out.
 """
 
 import json
@@ -55,17 +57,26 @@ def scene(folder: Path, window: int, stride: int, batch: int, **_) -> float:
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     data = SemanticSegmentationGeoDataConfig(class_config=CLASSES, num_workers=0)
     config = SemanticSegmentationLearnerConfig(data=data, solver=SolverConfig(batch_sz=batch))
-    learner = SemanticSegmentationLearner(config, output_dir=str(folder / "learner"), model=model, training=False)
+    learner = SemanticSegmentationLearner(
+        config, output_dir=str(folder / "learner"), model=model, training=False
+    )
     learner.predict(torch.zeros(batch, 3, window, window))
     start = time.perf_counter()
     windows = SemanticSegmentationSlidingWindowGeoDataset.from_uris(
-        class_config=CLASSES, image_uri=str(next((folder / "scene").glob("*.tif"))), size=window, stride=stride
+        class_config=CLASSES,
+        image_uri=str(next((folder / "scene").glob("*.tif"))),
+        size=window,
+        stride=stride,
     )
     options = {"progress_bar": False, "dataloader_kw": {"batch_size": batch, "num_workers": 0}}
     scores = learner.predict_dataset(windows, raw_out=True, numpy_out=True, **options)
     extent = windows.scene.extent
-    stitched = SemanticSegmentationLabels.from_predictions(windows.windows, scores, extent, len(CLASSES), smooth=True)
-    stitched.save(str(folder / "rastervision"), windows.scene.raster_source.crs_transformer, CLASSES)
+    stitched = SemanticSegmentationLabels.from_predictions(
+        windows.windows, scores, extent, len(CLASSES), smooth=True
+    )
+    stitched.save(
+        str(folder / "rastervision"), windows.scene.raster_source.crs_transformer, CLASSES
+    )
     return time.perf_counter() - start
 
 

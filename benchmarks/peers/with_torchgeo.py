@@ -1,6 +1,8 @@
-"""What benchmarks/peers.py measures, by TorchGeo's own means: PYTHON with_torchgeo.py crops|scene|labels FOLDER
+"""What benchmarks/peers.py measures, by TorchGeo's own means: PYTHON with_torchgeo.py
+crops|scene|labels FOLDER
 
-Run by the python of an environment that holds TorchGeo. Prints {"seconds": …}, imports and a warm-up left out.
+Run by the python of an environment that holds TorchGeo. Prints {"seconds": …}, imports and a
+warm-up left out.
 """
 
 import json
@@ -67,4 +69,12 @@ def labels(folder: Path, west: float, north: float, resolution: float, patch: in
 if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
     settings = json.loads((folder / "settings.json").read_text())
-    print(json.dumps({"seconds": {"crops": crops, "scene": scene, "labels": labels}[name](folder, **settings)}))
+    print(
+        json.dumps(
+            {
+                "seconds": {"crops": crops, "scene": scene, "labels": labels}[name](
+                    folder, **settings
+                )
+            }
+        )
+    )

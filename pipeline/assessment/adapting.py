@@ -1,11 +1,13 @@
-"""A model that learned from the labelled frames, and what each frame would have been without having been learned from.
+"""A model that learned from the labelled frames, and what each frame would have been without having
+been learned from.
 
-Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old cities where these
-are at hand (replay), so that they are not forgotten; batch-norm statistics stay those of the old cities. What is
-delivered lies between the weights before and after (WiSE-FT, Wortsman et al. 2022): most of what was learned, and
-little forgotten. Cross-fitting (as in prediction-powered inference, Zrnic and Candès, PNAS 2024): the labelled frames
-are dealt into folds, a model a fold is tuned without it, and maps it. Counts on these maps are as honest as those of
-the model that saw no label.
+Fine-tuning is short: a few hundred crops of the labelled frames, half of every batch from the old
+cities where these are at hand (replay), so that they are not forgotten; batch-norm statistics stay
+those of the old cities. What is delivered lies between the weights before and after (WiSE-FT,
+Wortsman et al. 2022): most of what was learned, and little forgotten. Cross-fitting (as in
+prediction-powered inference, Zrnic and Candès, PNAS 2024): the labelled frames are dealt into
+folds, a model a fold is tuned without it, and maps it. Counts on these maps are as honest as those
+of the model that saw no label.
 """
 
 import copy
@@ -39,8 +41,9 @@ LOSS = {"cross_entropy": 1.0, "dice": 1.0}
 
 @dataclass(frozen=True)
 class Tuning:
-    """steps: batches; half of each of `batch` crops is replayed where there is something to replay. share: of the way
-    from the weights before to those after."""
+    """steps: batches; half of each of `batch` crops is replayed where there is something to replay.
+    share: of the way from the weights before to those after.
+    """
 
     steps: int = 80
     batch: int = 8
@@ -52,7 +55,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """image (H, W, C) with its surroundings, label (H, W) that is 255 there, and the frame in it."""
+    """image (H, W, C) with its surroundings, label (H, W) that is 255 there,
+    and the frame in it.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -74,9 +79,14 @@ def _frame(survey: Survey, i: int, mask: np.ndarray) -> LabelledFrame:
     return LabelledFrame(image, label, place)
 
 
-def _crop(frame: LabelledFrame, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _crop(
+    frame: LabelledFrame, size: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A random crop with the frame's labels in it; image 0 and label 255 beyond what there is."""
-    image, label = np.zeros((size, size, frame.image.shape[2]), np.uint8), np.full((size, size), IGNORE, np.uint8)
+    image, label = (
+        np.zeros((size, size, frame.image.shape[2]), np.uint8),
+        np.full((size, size), IGNORE, np.uint8),
+    )
     slack = [max(0, side - size) for side in frame.label.shape]
     top, left = (int(random.integers(s + 1)) for s in slack)
     part = frame.label[top : top + size, left : left + size]
@@ -92,8 +102,11 @@ def fine_tune(
     replay: Sequence[CityTiles] = (),
     what: str = "adapting",
 ) -> Segmenter:
-    """A copy of `segmenter`, in eval mode, that has learned the frames. Deterministic for a seed and a device."""
-    tuned = copy.deepcopy(segmenter).eval().requires_grad_(True)  # eval: batch norm keeps its statistics
+    """A copy of `segmenter`, in eval mode, that has learned the frames. Deterministic for a
+    seed and a device.
+    """
+    # eval: batch norm keeps its statistics
+    tuned = copy.deepcopy(segmenter).eval().requires_grad_(True)
     on, loss = next(tuned.buffers()).device, build_loss(LOSS)
     optimizer = torch.optim.AdamW(tuned.parameters(), tuning.learning_rate, weight_decay=1e-4)
     schedule = one_cycle(optimizer, tuning.learning_rate, tuning.steps)
@@ -104,11 +117,21 @@ def fine_tune(
         random = np.random.default_rng((tuning.seed, step))
         pairs = []
         for chosen in random.choice(len(frames), own, replace=own > len(frames)):
-            pairs.append(augment("standard", *_crop(frames[chosen], tuning.crop, random), int(random.integers(2**31))))
+            pairs.append(
+                augment(
+                    "standard",
+                    *_crop(frames[chosen], tuning.crop, random),
+                    int(random.integers(2**31)),
+                )
+            )
         if old:
             first = step * (tuning.batch - own)
-            pairs += [tuple(part.numpy() for part in old[first + k]) for k in range(tuning.batch - own)]
-        images, labels = (torch.from_numpy(np.stack(part)).to(on) for part in zip(*pairs, strict=True))
+            pairs += [
+                tuple(part.numpy() for part in old[first + k]) for k in range(tuning.batch - own)
+            ]
+        images, labels = (
+            torch.from_numpy(np.stack(part)).to(on) for part in zip(*pairs, strict=True)
+        )
         if (labels == IGNORE).all():
             continue
         value = loss(tuned(to_float(images)), labels)
@@ -125,13 +148,19 @@ def fine_tune(
 
 def map_frame(segmenter: Segmenter, frame: LabelledFrame) -> np.ndarray:
     """(h, w) uint8 levels of a frame, seen with its surroundings; 255 where it holds no data."""
-    bands = infer(segmenter, frame.image, window=512, batch_size=1, temperature=segmenter.decision.temperature)
+    bands = infer(
+        segmenter, frame.image, window=512, batch_size=1, temperature=segmenter.decision.temperature
+    )
     levels = np.concatenate([to_levels(1 - p[..., 0]) for _, p in bands])[frame.place]
     return levels
 
 
 def cross_fit(
-    segmenter: Segmenter, frames: list[LabelledFrame], folds: int, tuning: Tuning, replay: Sequence[CityTiles] = ()
+    segmenter: Segmenter,
+    frames: list[LabelledFrame],
+    folds: int,
+    tuning: Tuning,
+    replay: Sequence[CityTiles] = (),
 ) -> list[np.ndarray]:
     """Levels (h, w) of every frame by a model that was tuned on the other folds' frames."""
     order = np.random.default_rng(tuning.seed).permutation(len(frames))
@@ -139,14 +168,20 @@ def cross_fit(
     for fold in range(folds):
         out = set(order[fold::folds].tolist())
         rest = [frame for i, frame in enumerate(frames) if i not in out]
-        tuned = fine_tune(segmenter, rest, tuning, replay, f"cross-fitting, fold {fold + 1} of {folds}")
+        tuned = fine_tune(
+            segmenter, rest, tuning, replay, f"cross-fitting, fold {fold + 1} of {folds}"
+        )
         for i in out:
             levels[i] = map_frame(tuned, frames[i])
     return [levels[i] for i in range(len(frames))]
 
 
-def save_cross_fitted(folder: Path, survey: Survey, done: np.ndarray, levels: list[np.ndarray]) -> None:
-    arrays: dict[str, Any] = {f"frame_{survey.number(i)}": at for i, at in zip(done, levels, strict=True)}
+def save_cross_fitted(
+    folder: Path, survey: Survey, done: np.ndarray, levels: list[np.ndarray]
+) -> None:
+    arrays: dict[str, Any] = {
+        f"frame_{survey.number(i)}": at for i, at in zip(done, levels, strict=True)
+    }
     np.savez_compressed(folder / CROSS_FITTED, sample=np.array(survey.key), **arrays)
 
 
@@ -156,17 +191,24 @@ def cross_fitted(model: Path, survey: Survey, labels: Labels) -> list[np.ndarray
     try:
         with np.load(Path(model) / CROSS_FITTED, allow_pickle=False) as arrays:
             if str(arrays["sample"]) != survey.key:
-                raise InputError(f"{model}: was adapted to another sample than {survey.folder}; name that one's folder")
+                raise InputError(
+                    f"{model}: was adapted to another sample than {survey.folder}; "
+                    f"name that one's folder"
+                )
             names = [f"frame_{survey.number(i)}" for i in labels.done]
             if later := [name for name in names if name not in arrays]:
                 number = later[0].removeprefix("frame_")
-                raise InputError(f"{model}: frame {number} was labelled after it was adapted; run adapt again")
+                raise InputError(
+                    f"{model}: frame {number} was labelled after it was adapted; run adapt again"
+                )
             return [
-                np.where(survey.levels(i) == IGNORE, IGNORE, arrays[n]) for i, n in zip(labels.done, names, strict=True)
+                np.where(survey.levels(i) == IGNORE, IGNORE, arrays[n])
+                for i, n in zip(labels.done, names, strict=True)
             ]
     except InputError:
         raise
     except (OSError, ValueError, LookupError):
         raise InputError(
-            f"{model}: holds no {CROSS_FITTED}, so it may have learned what it would be assessed on; make it with adapt"
+            f"{model}: holds no {CROSS_FITTED}, so it may have learned what it would be assessed "
+            f"on; make it with adapt"
         ) from None

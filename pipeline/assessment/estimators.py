@@ -1,8 +1,10 @@
 """How good the whole map is, from a few labelled frames and what the model says of all of them.
 
-Counts of true positive, false positive and false negative pixels are totals over all N frames of a city; n are known.
+Counts of true positive, false positive and false negative pixels are totals over all N frames of a
+city; n are known.
 
-Plain (Horvitz and Thompson 1952): Σ dᵢ yᵢ over the sample, dᵢ = N_h / n_h the frames each one stands for.
+Plain (Horvitz and Thompson 1952): Σ dᵢ yᵢ over the sample, dᵢ = N_h / n_h the
+frames each one stands for.
 
 Model-assisted (Särndal, Swensson and Wretman 1992, chapter 6; as calibration, Deville and Särndal,
 JASA 1992): weights wᵢ near dᵢ under which the sample's auxiliaries xᵢ add up to what they are known
@@ -10,10 +12,11 @@ to add up to over the city. They are two: the union of map and truth, and their 
 probabilities expect them. Where the model is right the errors nearly cancel; where it is wrong the
 estimate stays consistent and its interval is wide.
 
-A ratio (IoU, precision, recall, F1) is one of estimated totals. Its variance is the stratified jackknife's: leave out
-each frame in turn and weigh anew, so that what the weights owe to the frame itself counts too; linearised errors of ten
-frames cover .88–.92 where they should cover .95. Intervals are Student's, on the logit scale (area: on the log scale),
-with Satterthwaite's degrees of freedom.
+A ratio (IoU, precision, recall, F1) is one of estimated totals. Its variance is the
+stratified jackknife's: leave out each frame in turn and weigh anew, so that what
+the weights owe to the frame itself counts too; linearised errors of ten frames
+cover .88–.92 where they should cover .95. Intervals are Student's, on the logit
+scale (area: on the log scale), with Satterthwaite's degrees of freedom.
 """
 
 from dataclasses import dataclass
@@ -31,9 +34,11 @@ TINY = 1e-9  # ridge: auxiliaries may be copies of each other
 
 @dataclass(frozen=True)
 class Design:
-    """The labelled frames' stratum (n,) and the number of frames (H,) in each stratum; every stratum has been labelled.
+    """The labelled frames' stratum (n,) and the number of frames (H,) in each stratum; every
+    stratum has been labelled.
 
-    A frame that could not be labelled is missing at random within its stratum: the others stand for it.
+    A frame that could not be labelled is missing at random within its stratum: the
+    others stand for it.
     """
 
     stratum: np.ndarray
@@ -41,10 +46,14 @@ class Design:
 
     @classmethod
     def of(cls, stratum: np.ndarray, labelled: np.ndarray) -> "Design":
-        """From the stratum (N,) of every frame and the indices (n,) of those labelled. A stratum with fewer than LEAST
-        of them (all others unusable, say) is one with its neighbour."""
+        """From the stratum (N,) of every frame and the indices (n,) of those labelled. A stratum
+        with fewer than LEAST of them (all others unusable, say) is one with its neighbour.
+        """
         frames = np.bincount(stratum)
-        merged, counts = np.arange(len(frames)), np.bincount(stratum[labelled], minlength=len(frames))
+        merged, counts = (
+            np.arange(len(frames)),
+            np.bincount(stratum[labelled], minlength=len(frames)),
+        )
         group, held, open_ = 0, 0, 0
         for h in range(len(frames)):
             merged[h] = group
@@ -67,7 +76,9 @@ class Design:
 
 @dataclass(frozen=True)
 class Interval:
-    """Arrays of one shape, or numbers: what is estimated and its 95 % interval; NaN where there is none."""
+    """Arrays of one shape, or numbers: what is estimated and its 95 % interval;
+    NaN where there is none.
+    """
 
     value: np.ndarray
     low: np.ndarray
@@ -80,10 +91,11 @@ class Interval:
 
 
 def calibrated(weights: np.ndarray, auxiliary: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Weights (…, n) nearest to `weights` (…, n) under which auxiliaries (…, n, p) ≥ 0 add up to `totals` (p,).
+    """Weights (…, n) nearest to `weights` (…, n) under which auxiliaries (…, n, p)
+    ≥ 0 add up to `totals` (p,).
 
-    Deville and Särndal's equation 2.3, the distance of frame i divided by the size of its auxiliaries: errors spread
-    as the root of what there is to be mapped.
+    Deville and Särndal's equation 2.3, the distance of frame i divided by the size of its
+    auxiliaries: errors spread as the root of what there is to be mapped.
     """
     scaled = auxiliary / (auxiliary.sum(-1, keepdims=True) + TINY)
     moments = np.swapaxes(scaled * weights[..., None], -1, -2) @ auxiliary
@@ -94,7 +106,9 @@ def calibrated(weights: np.ndarray, auxiliary: np.ndarray, totals: np.ndarray) -
 
 
 def _left_out(design: Design) -> np.ndarray:
-    """Weights (n, n) of the stratified jackknife: row j without frame j, the others of its stratum standing for it."""
+    """Weights (n, n) of the stratified jackknife: row j without frame j, the others of its
+    stratum standing for it.
+    """
     n_h = design.labelled[design.stratum]
     same = design.stratum[:, None] == design.stratum
     grown = np.where(same, (n_h / np.maximum(n_h - 1, 1))[:, None], 1.0)
@@ -114,14 +128,19 @@ BUILT = (1, 0, 1)
 def totals(
     counts: np.ndarray, design: Design, auxiliary: np.ndarray | None, known: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Estimated totals (…, 3) of counts (…, n, 3), and those without each frame (…, n, 3); plain without auxiliaries.
+    """Estimated totals (…, 3) of counts (…, n, 3), and those without each frame (…, n, 3); plain
+    without auxiliaries.
 
     auxiliary: (…, n, p) of the labelled frames, `known` (p,) their totals over all frames.
     """
     weights, left = design.weights, _left_out(design)
     if auxiliary is not None and known is not None:
         weights = calibrated(np.broadcast_to(weights, counts.shape[:-1]), auxiliary, known)
-        left = calibrated(np.broadcast_to(left, (*counts.shape[:-2], *left.shape)), auxiliary[..., None, :, :], known)
+        left = calibrated(
+            np.broadcast_to(left, (*counts.shape[:-2], *left.shape)),
+            auxiliary[..., None, :, :],
+            known,
+        )
     return (weights[..., None, :] @ counts)[..., 0, :], left @ counts
 
 
@@ -141,11 +160,15 @@ def assess(
 
 
 def _ratio(counts, whole, left, design: Design, level: float, part, of) -> Interval:
-    """Of the totals' `part` to what it is a part `of`; no interval where all frames are wholly right or wrong."""
+    """Of the totals' `part` to what it is a part `of`; no interval where all
+    frames are wholly right or wrong.
+    """
     parts, wholes = counts @ np.array(part, float), counts @ np.array(of, float)
     there = (wholes > 0).any(-1)
     known = (parts > 0).any(-1) & (parts < wholes).any(-1)
-    value, without = (_share(s @ np.array(part, float), s @ np.array(of, float)) for s in (whole, left))
+    value, without = (
+        _share(s @ np.array(part, float), s @ np.array(of, float)) for s in (whole, left)
+    )
     least = value * _met(wholes, design)
     half = _half(logit(value), logit(without), design, level)
     low, high = expit(logit(least) - half), expit(logit(value) + half)
@@ -170,9 +193,10 @@ def _built(counts, whole, left, design: Design, level: float) -> Interval:
 
 
 def _met(sizes: np.ndarray, design: Design) -> np.ndarray:
-    """(…,) the share of the city that was met, had a little of one more frame been all wrong: few frames
-    hold most of what a map misses, and a sample without one looks like a city without (as in
-    scoring/bootstrap.py). UNMET of a frame of Kish's effective size, for the share that is not labelled.
+    """(…,) the share of the city that was met, had a little of one more frame been
+    all wrong: few frames hold most of what a map misses, and a sample without one
+    looks like a city without (as in scoring/bootstrap.py). UNMET of a frame of
+    Kish's effective size, for the share that is not labelled.
     """
     weighted = design.weights * sizes
     effective = weighted.sum(-1) ** 2 / np.maximum((weighted**2).sum(-1), TINY)
@@ -185,12 +209,16 @@ def _share(part: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def _half(value: np.ndarray, without: np.ndarray, design: Design, level: float) -> np.ndarray:
-    """Half an interval's length (…,): Student's quantile times the jackknife's standard error of (…,) from (…, n)."""
+    """Half an interval's length (…,): Student's quantile times the jackknife's standard error
+    of (…,) from (…, n).
+    """
     n_h = design.labelled
     unlabelled = 1 - n_h / design.frames
     squares = (without - value[..., None]) ** 2 * (unlabelled * (n_h - 1) / n_h)[design.stratum]
     variances = np.stack([squares[..., design.stratum == h].sum(-1) for h in range(len(n_h))], -1)
-    freedom = variances.sum(-1) ** 2 / np.maximum((variances**2 / np.maximum(n_h - 1, 1)).sum(-1), 1e-300)
+    freedom = variances.sum(-1) ** 2 / np.maximum(
+        (variances**2 / np.maximum(n_h - 1, 1)).sum(-1), 1e-300
+    )
     return t.ppf((1 + level) / 2, np.maximum(freedom, 1)) * np.sqrt(variances.sum(-1))
 
 

@@ -77,7 +77,9 @@ def draft(survey: Survey, i: int) -> tuple[np.ndarray, np.ndarray]:
     outlines_of = Outlines("regular", grid.shape, (survey.about["gsd"],) * 2)
     pixels, _ = outlines_of.add(raw, grid.height, np.empty((0, 4)))
     kept = ~shapely.is_missing(pixels)
-    where = shapely.transform(pixels[kept], lambda xy: np.stack(grid.transform @ (xy[:, 0], xy[:, 1]), 1))
+    where = shapely.transform(
+        pixels[kept], lambda xy: np.stack(grid.transform @ (xy[:, 0], xy[:, 1]), 1)
+    )
     return where, confidence[kept]
 
 
@@ -89,14 +91,25 @@ def write(survey: Survey) -> None:
     mapped = expected(survey.frames.histogram[survey.drawn], survey.threshold) * survey.pixel_area
     frames = geopandas.GeoDataFrame(
         {
-            "frame": numbers, "status": STATUSES[0], "stratum": survey.stratum[survey.drawn],
-            "inclusion": survey.inclusion[survey.drawn], "buildings": [len(p) for p, _ in drafts],
-            "mapped_m2": mapped[:, :2].sum(1).round(1), "doubtful_m2": mapped[:, 1:].sum(1).round(1),
+            "frame": numbers,
+            "status": STATUSES[0],
+            "stratum": survey.stratum[survey.drawn],
+            "inclusion": survey.inclusion[survey.drawn],
+            "buildings": [len(p) for p, _ in drafts],
+            "mapped_m2": mapped[:, :2].sum(1).round(1),
+            "doubtful_m2": mapped[:, 1:].sum(1).round(1),
             "scene": [survey.scenes[survey.frames.scene[i]].name for i in survey.drawn],
-            "image": [f"images/{survey.image(i).name}" for i in survey.drawn], "sample": survey.key,
-        }, geometry=outlines(survey, crs), crs=crs,
-    )  # fmt: skip
-    polygons = [_moved(p, survey.grid(i).crs, crs) for i, (of, _) in zip(survey.drawn, drafts, strict=True) for p in of]
+            "image": [f"images/{survey.image(i).name}" for i in survey.drawn],
+            "sample": survey.key,
+        },
+        geometry=outlines(survey, crs),
+        crs=crs,
+    )
+    polygons = [
+        _moved(p, survey.grid(i).crs, crs)
+        for i, (of, _) in zip(survey.drawn, drafts, strict=True)
+        for p in of
+    ]
     buildings = geopandas.GeoDataFrame(
         {
             "frame": np.repeat(numbers, [len(p) for p, _ in drafts]),
@@ -107,24 +120,32 @@ def write(survey: Survey) -> None:
         crs=crs,
     )
     path = survey.folder / LABELS
-    for name, layer, kind in (("frames", frames, "Polygon"), ("buildings", buildings, "MultiPolygon")):
+    for name, layer, kind in (
+        ("frames", frames, "Polygon"),
+        ("buildings", buildings, "MultiPolygon"),
+    ):
         multi = kind == "MultiPolygon"  # what an editor splits and merges
-        pyogrio.write_dataframe(layer, path, layer=name, driver="GPKG", geometry_type=kind, promote_to_multi=multi)
+        pyogrio.write_dataframe(
+            layer, path, layer=name, driver="GPKG", geometry_type=kind, promote_to_multi=multi
+        )
     buildings.to_parquet(survey.folder / DRAFT, index=False)
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(STYLES)
         for name in ("frames", "buildings"):
             qml = (Path(__file__).parent / f"{name}.qml").read_text(encoding="utf-8")
             database.execute(
-                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, "
-                "styleName, styleQML, styleSLD, useAsDefault, owner) VALUES ('', '', ?, 'geom', ?, ?, '', 1, '')",
+                "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+                "f_geometry_column, "
+                "styleName, styleQML, styleSLD, useAsDefault, owner) VALUES ('', '', ?, 'geom', ?, "
+                "?, '', 1, '')",
                 (name, name, qml),
             )
 
 
 def read(survey: Survey) -> Labels:
-    """What CITY/label.gpkg says. Raises InputError on frames moved, added or lost, a status misspelt, another sample's
-    file, a frame edited and not decided, and where none is done."""
+    """What CITY/label.gpkg says. Raises InputError on frames moved, added or lost, a status
+    misspelt, another sample's file, a frame edited and not decided, and where none is done.
+    """
     path = survey.folder / LABELS
     if not path.exists():
         raise InputError(f"{path}: not found; put the labelled file there")
@@ -132,13 +153,20 @@ def read(survey: Survey) -> Labels:
     footprints = read_footprints(path, survey.scenes[0].crs, layer="buildings")
     wrong = footprints.labels[~np.isin(footprints.labels, (1, IGNORE))]
     if len(wrong):
-        raise InputError(f"{path}: a building's label is {wrong[0]}; it is 1, or 255 where nobody can tell")
+        raise InputError(
+            f"{path}: a building's label is {wrong[0]}; it is 1, or 255 where nobody can tell"
+        )
     before = read_footprints(survey.folder / DRAFT, survey.scenes[0].crs)
     to_do = survey.drawn[status == "to do"]
-    undecided = [i for i in to_do if not np.array_equal(_mask(survey, i, before), _mask(survey, i, footprints))]
+    undecided = [
+        i
+        for i in to_do
+        if not np.array_equal(_mask(survey, i, before), _mask(survey, i, footprints))
+    ]
     if undecided:
         raise InputError(
-            f"{path}: {_named(survey, undecided)} edited and still to do: finish and mark done, or mark unusable"
+            f"{path}: {_named(survey, undecided)} edited and still to do: finish and mark done, or "
+            f"mark unusable"
         )
     done = survey.drawn[status == "done"]
     if not len(done):
@@ -162,24 +190,32 @@ def _frames(survey: Survey, path: Path) -> tuple[np.ndarray, CRS]:
         source, wanted = layer.crs, {"frame", "status", "sample"}
         if lost := wanted - set(layer.fields):
             raise InputError(
-                f"{path}: its layer frames has lost the column {min(lost)}; start from the file as written"
+                f"{path}: its layer frames has lost the column {min(lost)}; start from the file as "
+                f"written"
             )
         geometry, columns = layer.read(wanted, None, None)
     if strange := {str(key) for key in columns["sample"]} - {survey.key}:
         raise InputError(
-            f"{path}: belongs to another sample ({min(strange)}, not {survey.key}); bring back this one's file"
+            f"{path}: belongs to another sample ({min(strange)}, not {survey.key}); bring back "
+            f"this one's file"
         )
     numbers = columns["frame"].tolist()
     if sorted(numbers, key=str) != sorted(range(1, len(survey.drawn) + 1), key=str):
         expected_numbers = set(range(1, len(survey.drawn) + 1))
-        odd = sorted(expected_numbers ^ set(numbers), key=str) or [n for n in numbers if numbers.count(n) > 1]
-        raise InputError(f"{path}: frame {odd[0]} was deleted, added or copied; every frame must be there once")
+        odd = sorted(expected_numbers ^ set(numbers), key=str) or [
+            n for n in numbers if numbers.count(n) > 1
+        ]
+        raise InputError(
+            f"{path}: frame {odd[0]} was deleted, added or copied; every frame must be there once"
+        )
     order = np.argsort(numbers)
     words = [" ".join(str(word).lower().split()) for word in columns["status"][order]]
     for number, word in enumerate(words, start=1):
         if word not in STATUSES:
             near = nearest(word, STATUSES)
-            raise InputError(f"{path}: frame {number} has status {word!r}; it is {', '.join(STATUSES)}: {near}?")
+            raise InputError(
+                f"{path}: frame {number} has status {word!r}; it is {', '.join(STATUSES)}: {near}?"
+            )
     crs = survey.scenes[0].crs
     same = source.equals(CRS.from_user_input(crs))
     here = geometry[order] if same else reproject(geometry[order], source, crs)
@@ -187,7 +223,8 @@ def _frames(survey: Survey, path: Path) -> tuple[np.ndarray, CRS]:
         pixel = np.sqrt(there.area / (survey.grid(i).height * survey.grid(i).width))
         if found is None or not shapely.hausdorff_distance(there, found) <= MOVED * pixel:
             raise InputError(
-                f"{path}: frame {survey.number(i)} was moved or reshaped; frames must stay where they were drawn"
+                f"{path}: frame {survey.number(i)} was moved or reshaped; frames must stay where "
+                f"they were drawn"
             )
     return np.array(words), source
 

@@ -1,4 +1,5 @@
-"""All frames of a city, and what a model says of each: the population that a few labelled frames stand for.
+"""All frames of a city, and what a model says of each: the population that a few
+labelled frames stand for.
 
 A frame is a piece of a scene on the model's grid, about `side` pixels long; the frames of a scene
 cover it once. The map's building probability is kept in LEVELS steps, 255 being no data, and each
@@ -23,13 +24,16 @@ from pipeline.scoring.inference import infer
 LEVELS = 255  # of probability: 0 … 254 for 0 … 1
 PROBABILITY = np.arange(LEVELS) / (LEVELS - 1)
 LEAST_DATA = 0.25  # share of a frame with data under which nobody is asked to label it
-FLOOR, MAPPED = 0.03, 0.15  # of a frame, and of what is mapped in it, that may be wrong where no doubt is
+# of a frame, and of what is mapped in it, that may be wrong where no doubt is
+FLOOR, MAPPED = 0.03, 0.15
 
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames: the scene's number (N,), the window (N, 4) top, left, height, width on the model's grid of it, pixels
-    of each probability level (N, LEVELS), mean and deviation of each band (N, 2C)."""
+    """N frames: the scene's number (N,), the window (N, 4) top, left, height, width
+    on the model's grid of it, pixels of each probability level (N, LEVELS), mean
+    and deviation of each band (N, 2C).
+    """
 
     scene: np.ndarray
     window: np.ndarray
@@ -57,8 +61,11 @@ def frame_windows(height: int, width: int, side: int) -> list[Window]:
     ]
 
 
-def map_scene(segmenter, raster: Raster, twin: Raster, path: Path, window: int, batch_size: int) -> np.memmap:
-    """Write a scene's probability of building, in levels, to PATH (.npy) a band of rows at a time; returns it, mapped.
+def map_scene(
+    segmenter, raster: Raster, twin: Raster, path: Path, window: int, batch_size: int
+) -> np.memmap:
+    """Write a scene's probability of building, in levels, to PATH (.npy) a band of rows at a time;
+    returns it, mapped.
 
     twin: the same scene opened once more, for where it holds data.
     """
@@ -66,8 +73,8 @@ def map_scene(segmenter, raster: Raster, twin: Raster, path: Path, window: int, 
     with ExitStack() as stack:
         rows = stack.enter_context(ReadAhead(raster))
         bands = infer(
-            segmenter, rows, window=window_side(window, raster.shape[1] * segmenter.classes), batch_size=batch_size,
-            temperature=segmenter.decision.temperature, empty=rows.empty,
+            segmenter, rows, window=window_side(window, raster.shape[1] * segmenter.classes),
+            batch_size=batch_size, temperature=segmenter.decision.temperature, empty=rows.empty,
         )  # fmt: skip
         for top, p in bands:
             band = levels[top : top + len(p)]
@@ -83,7 +90,9 @@ def to_levels(probability: np.ndarray) -> np.ndarray:
 
 
 def of_scene(number: int, levels: np.ndarray, image, windows: list[Window]) -> Frames:
-    """The frames of one scene that hold enough data; `image` (H, W, C) can be sliced by rows and columns."""
+    """The frames of one scene that hold enough data; `image` (H, W, C) can be
+    sliced by rows and columns.
+    """
     kept, histogram, colour = [], [], []
     for w in windows:
         counts = np.bincount(levels[w.slices].ravel(), minlength=256)
@@ -93,8 +102,12 @@ def of_scene(number: int, levels: np.ndarray, image, windows: list[Window]) -> F
             histogram.append(counts[:LEVELS])
             colour.append([*pixels.mean(0), *pixels.std(0)])
     if not kept:
-        return Frames(*(np.empty((0, *rest), int) for rest in ((), (4,), (LEVELS,), (2 * image.shape[2],))))
-    return Frames(np.full(len(kept), number), np.array(kept), np.array(histogram, np.int32), np.array(colour))
+        return Frames(
+            *(np.empty((0, *rest), int) for rest in ((), (4,), (LEVELS,), (2 * image.shape[2],)))
+        )
+    return Frames(
+        np.full(len(kept), number), np.array(kept), np.array(histogram, np.int32), np.array(colour)
+    )
 
 
 def together(parts: list[Frames]) -> Frames:
@@ -108,7 +121,9 @@ def shown(threshold: float) -> np.ndarray:
 
 
 def expected(histogram: np.ndarray, threshold: float) -> np.ndarray:
-    """(N, 3) pixels of true positives, false positives and false negatives, were the probabilities true."""
+    """(N, 3) pixels of true positives, false positives and false negatives, were the
+    probabilities true.
+    """
     drawn = shown(threshold)
     building = histogram * PROBABILITY
     inside, outside = building[:, drawn].sum(1), building[:, ~drawn].sum(1)
@@ -123,13 +138,17 @@ def auxiliaries(histogram: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def doubt(histogram: np.ndarray, threshold: float) -> np.ndarray:
-    """(N,) > 0 pixels that are likely to be wrong: those the model expects, and a few that it does not."""
+    """(N,) > 0 pixels that are likely to be wrong: those the model expects, and
+    a few that it does not.
+    """
     tp, fp, fn = expected(histogram, threshold).T
     return fp + fn + MAPPED * (tp + fp) + FLOOR * histogram.sum(1)
 
 
 def features(frames: Frames) -> np.ndarray:
-    """(N, 8 + 2C) what frames are alike by: shares of pixels by probability, in eighths, and colours."""
+    """(N, 8 + 2C) what frames are alike by: shares of pixels by probability, in
+    eighths, and colours.
+    """
     eighths = np.add.reduceat(frames.histogram, np.arange(0, LEVELS, 32), axis=1)
     return np.concatenate([eighths / eighths.sum(1, keepdims=True), frames.colour], 1)
 
@@ -138,7 +157,10 @@ def counts(levels: np.ndarray, label: np.ndarray, threshold: float) -> np.ndarra
     """(3,) TP, FP and FN pixels of a frame's levels and label (h, w); 255 in either is left out."""
     valid = (levels != IGNORE) & (label != IGNORE)
     drawn, truth = shown(threshold)[np.minimum(levels, LEVELS - 1)], label > 0
-    return np.array([np.count_nonzero(valid & a) for a in (drawn & truth, drawn & ~truth, ~drawn & truth)], float)
+    return np.array(
+        [np.count_nonzero(valid & a) for a in (drawn & truth, drawn & ~truth, ~drawn & truth)],
+        float,
+    )
 
 
 def building_levels(levels: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -148,14 +170,19 @@ def building_levels(levels: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def crop(image, window: Window, margin: int) -> tuple[np.ndarray, Window]:
-    """A window of an image (H, W, C) with `margin` more on each side as far as there is any; and the window in it."""
+    """A window of an image (H, W, C) with `margin` more on each side as far as there is any;
+    and the window in it.
+    """
     top, left = max(0, window.top - margin), max(0, window.left - margin)
-    part = np.array(image[top : window.top + window.height + margin, left : window.left + window.width + margin])
+    part = np.array(
+        image[top : window.top + window.height + margin, left : window.left + window.width + margin]
+    )
     return part, window.shifted(-top, -left)
 
 
 def check_place(raster: Raster, scene: str) -> None:
     if raster.grid.crs is None:
         raise InputError(
-            f"{scene}: carries no CRS, so nobody could draw on it; give it one (gdal_edit -a_srs, -a_ullr)"
+            f"{scene}: carries no CRS, so nobody could draw on it; give it one (gdal_edit -a_srs, "
+            f"-a_ullr)"
         )

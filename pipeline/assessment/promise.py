@@ -1,4 +1,5 @@
-"""A promise about what a map misses, from few labelled frames: proven at the confidence asked for, or not made.
+"""A promise about what a map misses, from few labelled frames: proven at the
+confidence asked for, or not made.
 
 Risk control (Bates, Angelopoulos, Lei, Malik and Jordan, JACM 2021; its losses as in Angelopoulos,
 Bates, Fisch, Lei and Schuster, Conformal Risk Control, 2022): the lower the threshold, the less is
@@ -26,15 +27,19 @@ MOST = 1_000_000  # frames
 
 @dataclass(frozen=True)
 class Promise:
-    """`threshold`: the highest of those tried that is proven, None where none is; `frames`: how many would do if more
-    were labelled and looked like these, None where no number would."""
+    """`threshold`: the highest of those tried that is proven, None where none is; `frames`: how
+    many would do if more were labelled and looked like these, None where no number would.
+    """
 
     threshold: float | None
     frames: int | None
 
 
-def log_growth(missed: np.ndarray, size: np.ndarray, odds: np.ndarray, most: float, share: float) -> np.ndarray:
-    """(…, bets) log Π (1 − λ gᵢ) for each bet: frames' missed shares (…, n), sizes (…, n) in [0, 1] and odds qᵢ (n,).
+def log_growth(
+    missed: np.ndarray, size: np.ndarray, odds: np.ndarray, most: float, share: float
+) -> np.ndarray:
+    """(…, bets) log Π (1 − λ gᵢ) for each bet: frames' missed shares (…, n), sizes (…, n) in [0, 1]
+    and odds qᵢ (n,).
 
     most: the greatest 1 / q of any frame of the city, which bounds g.
     """
@@ -58,10 +63,11 @@ def promise(
     share: float,
     confidence: float,
 ) -> Promise:
-    """The highest of `thresholds` (k,), rising, at which no more than `share` is missed, proven with `confidence`.
+    """The highest of `thresholds` (k,), rising, at which no more than `share` is missed, proven
+    with `confidence`.
 
-    missed: (k, n) share of each labelled frame's buildings that is missed at each threshold, rising along k;
-    inclusion: (n,) the frames' chance of being drawn; frames: all of the city's.
+    missed: (k, n) share of each labelled frame's buildings that is missed at each threshold, rising
+    along k; inclusion: (n,) the frames' chance of being drawn; frames: all of the city's.
     """
     n = len(inclusion)
     odds = inclusion * frames / n

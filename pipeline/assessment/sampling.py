@@ -1,9 +1,10 @@
-"""Which frames to label: a probability sample for an honest estimate, or an active one to learn from.
+"""Which frames to label: a probability sample for an honest estimate, or an active
+one to learn from.
 
-A probability sample is stratified by the errors that the model expects of itself, with Neyman's allocation: more
-frames where its map is doubtful. Every frame has a known chance of being drawn, so that whatever is counted on the
-labelled ones holds for all of them (Olofsson et al., Remote Sensing of Environment 2014). An active sample has not: it
-may teach more, and measures nothing.
+A probability sample is stratified by the errors that the model expects of itself, with Neyman's
+allocation: more frames where its map is doubtful. Every frame has a known chance of being drawn, so
+that whatever is counted on the labelled ones holds for all of them (Olofsson et al., Remote Sensing
+of Environment 2014). An active sample has not: it may teach more, and measures nothing.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ LEAST = 2  # labelled frames of a stratum: one has no variance
 
 @dataclass(frozen=True)
 class Sample:
-    """Indices (n,) of the frames drawn, the stratum (N,) of every frame, and its chance (N,) of being drawn."""
+    """Indices (n,) of the frames drawn, the stratum (N,) of every frame, and
+    its chance (N,) of being drawn.
+    """
 
     drawn: np.ndarray
     stratum: np.ndarray
@@ -24,7 +27,9 @@ class Sample:
 
 
 def strata(size: np.ndarray, count: int) -> np.ndarray:
-    """The stratum (N,) 0, 1, … of each frame: in the order of `size` (N,), each holding an equal share of its sum."""
+    """The stratum (N,) 0, 1, … of each frame: in the order of `size` (N,), each holding an
+    equal share of its sum.
+    """
     order = np.argsort(size, kind="stable")
     share = (np.cumsum(size[order]) - size[order] / 2) / size.sum()
     found = np.empty(len(size), int)
@@ -38,8 +43,8 @@ def strata_for(count: int) -> int:
 
 
 def allocate(stratum: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
-    """Frames (H,) to draw of each stratum, `count` in all: Neyman's n_h ∝ N_h S_h, exact in whole numbers
-    (Wright, The American Statistician 2012), at least LEAST of each.
+    """Frames (H,) to draw of each stratum, `count` in all: Neyman's n_h ∝ N_h S_h, exact in whole
+    numbers (Wright, The American Statistician 2012), at least LEAST of each.
 
     S_h, the deviation of what will be found, is guessed as the root mean square of `size`.
     """
@@ -57,7 +62,9 @@ def probability_sample(size: np.ndarray, count: int, seed: int) -> Sample:
     rng = np.random.default_rng(seed)
     stratum = strata(size, strata_for(count))
     chosen = allocate(stratum, size, count)
-    drawn = [rng.choice(np.flatnonzero(stratum == h), n, replace=False) for h, n in enumerate(chosen)]
+    drawn = [
+        rng.choice(np.flatnonzero(stratum == h), n, replace=False) for h, n in enumerate(chosen)
+    ]
     inclusion = (chosen / np.bincount(stratum))[stratum]
     return Sample(rng.permutation(np.concatenate(drawn)), stratum, inclusion)
 
@@ -72,8 +79,9 @@ def repeated_samples(stratum: np.ndarray, chosen: np.ndarray, draws: int, seed: 
 
 
 def core_set(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices (count,) that leave no frame far from one of them: the greedy k-centre of Sener and Savarese (ICLR 2018)
-    in standardised features (N, d)."""
+    """Indices (count,) that leave no frame far from one of them: the greedy k-centre of Sener and
+    Savarese (ICLR 2018) in standardised features (N, d).
+    """
     z = _standardised(features)
     chosen = [int(np.random.default_rng(seed).integers(len(z)))]
     distance = ((z - z[chosen[0]]) ** 2).sum(1)
@@ -84,8 +92,9 @@ def core_set(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def active_sample(features: np.ndarray, doubt: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices (count,) of doubtful frames unlike each other: k-means++ over features (N, d) scaled by `doubt` (N,), as
-    BADGE does with gradients (Ash et al., ICLR 2020)."""
+    """Indices (count,) of doubtful frames unlike each other: k-means++ over features (N, d) scaled
+    by `doubt` (N,), as BADGE does with gradients (Ash et al., ICLR 2020).
+    """
     rng = np.random.default_rng(seed)
     z = _standardised(features)
     z = np.concatenate([z, np.ones((len(z), 1))], 1) * np.sqrt(doubt / doubt.mean())[:, None]

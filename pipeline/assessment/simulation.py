@@ -1,4 +1,6 @@
-"""What the intervals and promises are worth: many samples of a city whose truth is known everywhere."""
+"""What the intervals and promises are worth: many samples of a city whose truth
+is known everywhere.
+"""
 
 from dataclasses import dataclass
 
@@ -39,10 +41,12 @@ class KnownCity:
 
 
 def coverage(city: KnownCity, n: int, draws: int, seed: int = 0, unusable: int = 0) -> dict:
-    """Of 95 % intervals from n frames: how many hold the truth, and how wide they are, for IoU and built area.
+    """Of 95 % intervals from n frames: how many hold the truth, and how wide they
+    are, for IoU and built area.
 
-    Model-assisted; plain on the same frames; and plain on a simple random sample, which knows nothing of the model. The
-    first `unusable` frames of each sample's most doubtful stratum are lost.
+    Model-assisted; plain on the same frames; and plain on a simple random sample,
+    which knows nothing of the model. The first `unusable` frames of each sample's
+    most doubtful stratum are lost.
     """
     stratum, chosen = city.stratified(n)
     drawn = repeated_samples(stratum, chosen, draws, seed)
@@ -56,7 +60,10 @@ def coverage(city: KnownCity, n: int, draws: int, seed: int = 0, unusable: int =
         "random": assess(counts[anywhere], Design.of(np.zeros(len(city), int), anywhere[0])),
     }
     totals = counts.sum(0)
-    truth = {name: totals @ np.array(part) / max(totals @ np.array(of), 1) for name, (part, of) in RATIOS.items()}
+    truth = {
+        name: totals @ np.array(part) / max(totals @ np.array(of), 1)
+        for name, (part, of) in RATIOS.items()
+    }
     truth["built"] = totals[0] + totals[2]
     return {
         name: {road: _worth(found[name], value, name == "built") for road, found in roads.items()}
@@ -73,8 +80,12 @@ def _worth(found: Interval, truth: float, relative: bool) -> dict:
     return {"coverage": float(((low <= truth) & (truth <= high)).mean()), "width": width}
 
 
-def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: float, per: str, seed: int = 0) -> dict:
-    """How often n frames allow a promise of recall, and how often it is not broken (none made is none broken)."""
+def promises(
+    city: KnownCity, n: int, draws: int, recall: float, confidence: float, per: str, seed: int = 0
+) -> dict:
+    """How often n frames allow a promise of recall, and how often it is not broken (none made
+    is none broken).
+    """
     stratum, chosen = city.stratified(n)
     inclusion = (chosen / np.bincount(stratum))[stratum]
     area = city.built.sum(1)
@@ -83,7 +94,15 @@ def promises(city: KnownCity, n: int, draws: int, recall: float, confidence: flo
     truth = missed @ size / size.sum()
     made = broken = 0
     for drawn in repeated_samples(stratum, chosen, draws, seed):
-        found = promise(PROBABILITY, missed[:, drawn], size[drawn], inclusion[drawn], len(city), 1 - recall, confidence)
+        found = promise(
+            PROBABILITY,
+            missed[:, drawn],
+            size[drawn],
+            inclusion[drawn],
+            len(city),
+            1 - recall,
+            confidence,
+        )
         if found.threshold is not None:
             made += 1
             broken += truth[np.flatnonzero(found.threshold == PROBABILITY)[0]] > 1 - recall

@@ -1,4 +1,5 @@
-"""A sample of a city's frames on disk: what `sample` writes, a labeller edits and `assess` and `adapt` read.
+"""A sample of a city's frames on disk: what `sample` writes, a labeller edits and
+`assess` and `adapt` read.
 
 CITY/label.gpkg         the only file to edit: layers frames (status) and buildings (see geopackage.py)
 CITY/images/NAME.tif    the frames' images, with a margin, on the model's grid
@@ -81,7 +82,10 @@ class Survey:
 
     @cached_property
     def _levels(self) -> list[np.ndarray]:
-        return [np.load(self.folder / "probability" / f"{scene.name}.npy", mmap_mode="r") for scene in self.scenes]
+        return [
+            np.load(self.folder / "probability" / f"{scene.name}.npy", mmap_mode="r")
+            for scene in self.scenes
+        ]
 
     def levels(self, i: int) -> np.ndarray:
         """(h, w) uint8 of the sampled model's map in a frame."""
@@ -89,7 +93,9 @@ class Survey:
 
 
 def save(survey: Survey) -> None:
-    arrays: dict[str, Any] = {name: getattr(survey, name) for name in ("drawn", "stratum", "inclusion")}
+    arrays: dict[str, Any] = {
+        name: getattr(survey, name) for name in ("drawn", "stratum", "inclusion")
+    }
     np.savez_compressed(survey.folder / FRAMES, **asdict(survey.frames), **arrays)
     scenes = [asdict(scene) for scene in survey.scenes]
     write_json(survey.folder / SURVEY, {"format": FORMAT, **survey.about, "scenes": scenes})
@@ -100,16 +106,28 @@ def load(folder: str | Path) -> Survey:
     folder = Path(folder)
     try:
         about = read_json(folder / SURVEY)
-        scenes = [SurveyedScene(**scene | {"transform": tuple(scene["transform"])}) for scene in about.pop("scenes")]
+        scenes = [
+            SurveyedScene(**scene | {"transform": tuple(scene["transform"])})
+            for scene in about.pop("scenes")
+        ]
         with np.load(folder / FRAMES, allow_pickle=False) as arrays:
             frames = Frames(*(arrays[name] for name in ("scene", "window", "histogram", "colour")))
-            survey = Survey(folder, about, scenes, frames, *(arrays[n] for n in ("drawn", "stratum", "inclusion")))
+            survey = Survey(
+                folder,
+                about,
+                scenes,
+                frames,
+                *(arrays[n] for n in ("drawn", "stratum", "inclusion")),
+            )
         survey.key, survey.threshold, survey.pixel_area, survey.probability_sample  # noqa: B018  they are there
         return survey
     except FileNotFoundError as error:
         raise InputError(
-            f"{error.filename}: not found; draw a sample first: pipeline sample MODEL SCENES --out CITY"
+            f"{error.filename}: not found; draw a sample first: pipeline sample MODEL SCENES --out "
+            f"CITY"
         ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         words = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: its sample is damaged ({words}); draw it again, label.gpkg can stay") from None
+        raise InputError(
+            f"{folder}: its sample is damaged ({words}); draw it again, label.gpkg can stay"
+        ) from None

@@ -1,8 +1,10 @@
-"""Is the attack honest? Checks that a weak attack or a model that hides its gradients does not pass.
+"""Is the attack honest? Checks that a weak attack or a model that hides its
+gradients does not pass.
 
-After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself: more iterations help
-less than fewer, a copy's gradients beat the model's own, a loss that rescales the logits beats those that do not, ten
-times the gradients find much more, or pixels turned nearly at will leave the map standing.
+After Carlini et al., "On Evaluating Adversarial Robustness" (2019). A weak attack shows itself:
+more iterations help less than fewer, a copy's gradients beat the model's own, a loss that rescales
+the logits beats those that do not, ten times the gradients find much more, or pixels turned nearly
+at will leave the map standing.
 """
 
 from collections.abc import Iterable
@@ -14,14 +16,17 @@ ENOUGH = 0.03  # IoU: what a much longer attack may still find
 ROUNDING = 1e-6  # pixel range [0, 1]
 CHECKS = {
     "within_budget": "no perturbation is longer than ε + 1e-6 and every pixel is in [0, 1]",
-    "monotone_in_budget": "the worst IoU found at a budget is no higher than that found at a smaller one",
+    "monotone_in_budget": "the worst IoU found at a budget is no higher than that found at a "
+    "smaller one",
     "monotone_in_steps": "PGD of more steps is no weaker than PGD of half as many",
     "white_box_below_transfer": "gradients of the model itself harm no less than those of another",
-    "white_box_below_scale_free": "the attacks harm no less than two that the size of the logits cannot mislead",
+    "white_box_below_scale_free": "the attacks harm no less than two that the size of the logits "
+    "cannot mislead",
     "transfer_below_noise": "gradients of another model harm no less than noise",
     "noise_below_clean": "noise helps no city",
     "vanishes": "the IoU at 32/255 is below 0.1 in every city",
-    "ten_times_is_no_worse": "ten times the gradients of the longest attack lower the worst IoU by less than 0.03",
+    "ten_times_is_no_worse": "ten times the gradients of the longest attack lower the worst IoU by "
+    "less than 0.03",
 }
 
 
@@ -30,7 +35,9 @@ class AuditFailed(InputError):
 
 
 def falls(values: Iterable[float | None], tolerance: float) -> bool:
-    """Whether no value is above the one before by more than the tolerance; None was not measured."""
+    """Whether no value is above the one before by more than the tolerance; None
+    was not measured.
+    """
     values = [value for value in values if value is not None]
     return all(b <= a + tolerance for a, b in zip(values[:-1], values[1:], strict=True))
 
@@ -83,6 +90,7 @@ def demand(checks: dict[str, bool], evidence: str) -> None:
     if failed := failures(checks):
         raise AuditFailed(
             f"attack: honesty audit failed: {'; '.join(failed)}; the model may hide its gradients, "
-            "or the attack is too weak: raise attack.soft_iou_steps, steps, apgd_steps or restarts, "
+            "or the attack is too weak: raise attack.soft_iou_steps, steps, apgd_steps or "
+            "restarts, "
             f"or name more attack.methods; the numbers are audit_numbers in {evidence}"
         )

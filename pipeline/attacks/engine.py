@@ -6,8 +6,9 @@
     soft_iou        the IoU itself made smooth, at the logits' own scale: MI-FGSM (Dong et al. 2018), steps annealed
     universal       Moosavi-Dezfooli et al. 2017: one perturbation for many images
 
-Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every attack returns images
-(N, C, H, W) inside the ball and [0, 1], of the iterates the one with the highest score: the best, not the last.
+Erasing and inventing buildings, and patches, are `pgd` with another loss, score or mask. Every
+attack returns images (N, C, H, W) inside the ball and [0, 1], of the iterates the one with the
+highest score: the best, not the last.
 """
 
 import math
@@ -22,16 +23,26 @@ from pipeline.attacks import losses
 from pipeline.attacks.losses import AttackLoss
 from pipeline.labels import IGNORE
 from pipeline.scoring.metrics import buildings, counts
-from pipeline.training.perturb import ball, pixel_gradient, project, random_direction, steepest, valid_mean
+from pipeline.training.perturb import (
+    ball,
+    pixel_gradient,
+    project,
+    random_direction,
+    steepest,
+    valid_mean,
+)
 
-STOP_EVERY = 3  # iterations between looks at which images are finished: each look waits for the device
+# iterations between looks at which images are finished: each look waits for the device
+STOP_EVERY = 3
 ROOMY = 100  # steps from which APGD's checkpoints are more than a few steps apart
 SMALL = 0.25  # λ of the ensemble's soft IoU, where an attack bites
 LEAST = 0.02  # share of an annealed step that is left at the end
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def harm(logits: torch.Tensor, labels: torch.Tensor, weight: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+def harm(
+    logits: torch.Tensor, labels: torch.Tensor, weight: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
     """How much an image loses, and whether nothing is left to lose: missed building pixels, and
     invented ones at λ = `weight`, per building pixel.
 
@@ -55,7 +66,9 @@ def erased(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, to
 
 def invented(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The share of background pixels predicted as building."""
-    share = ((labels == 0) & (logits.argmax(1) > 0)).sum((1, 2)) / (labels == 0).sum((1, 2)).clamp_min(1)
+    share = ((labels == 0) & (logits.argmax(1) > 0)).sum((1, 2)) / (labels == 0).sum(
+        (1, 2)
+    ).clamp_min(1)
     return share, share == 1
 
 
@@ -70,7 +83,8 @@ class Target:
     epsilon: float  # in the unit of the images
     mask: torch.Tensor | None = None  # (N, 1, H, W), true where pixels may change
     score: Score = harm
-    weight: float = 0.5  # λ, the pooled IoU about to be reached: what `soft_iou` lets an invention count
+    # λ, the pooled IoU about to be reached: what `soft_iou` lets an invention count
+    weight: float = 0.5
 
 
 def in_batches(target: Target, size: int, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
@@ -92,8 +106,9 @@ class Found(NamedTuple):
 
 
 def checkpoints(steps: int) -> set[int]:
-    """Where APGD looks back (Croce & Hein 2020, section 3.2, with its code's constants): first after 0.22 T
-    steps, then at intervals shrinking by 0.03 T down to 0.06 T."""
+    """Where APGD looks back (Croce & Hein 2020, section 3.2, with its code's constants): first
+    after 0.22 T steps, then at intervals shrinking by 0.03 T down to 0.06 T.
+    """
     first, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, mark, interval = set(), first, first
     while mark < steps:
@@ -110,7 +125,9 @@ def _where(condition: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> tor
 
 @dataclass
 class Climb:
-    """The images still attacked, one along the first axis of every field, and where each of them stands."""
+    """The images still attacked, one along the first axis of every field, and
+    where each of them stands.
+    """
 
     index: torch.Tensor  # its place in the batch
     images: torch.Tensor
@@ -151,25 +168,35 @@ class Climb:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[chosen])
 
-    def look(self, score: Score, logits: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
-        """Take the point in: is it the best so far, by score and by loss? A model that fails there, with NaN or
-        infinity among its logits, has not been fooled."""
+    def look(
+        self, score: Score, logits: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor | None
+    ) -> None:
+        """Take the point in: is it the best so far, by score and by loss? A model that fails there,
+        with NaN or infinity among its logits, has not been fooled.
+        """
         sound = logits.isfinite().flatten(1).all(1)
         value = torch.where(sound, value, -torch.inf)
         harmed, done = score(logits, self.labels)
         better = sound & (harmed > self.score)
-        self.found, self.score = _where(better, self.point, self.found), torch.where(better, harmed, self.score)
+        self.found, self.score = (
+            _where(better, self.point, self.found),
+            torch.where(better, harmed, self.score),
+        )
         self.done = self.done | (done & sound)
         better = value > self.top_loss
-        self.top, self.top_loss = _where(better, self.point, self.top), torch.where(better, value, self.top_loss)
+        self.top, self.top_loss = (
+            _where(better, self.point, self.top),
+            torch.where(better, value, self.top_loss),
+        )
         self.rises, self.last_loss = self.rises + (value > self.last_loss), value
         if gradient is not None:
             self.gradient = gradient.nan_to_num(0, 0, 0)
             self.top_gradient = _where(better, self.gradient, self.top_gradient)
 
     def look_back(self, steps: int) -> None:
-        """APGD's checkpoint: where fewer than 75 % of the last `steps` raised the loss, or nothing changed since the
-        last checkpoint, halve the step and return to the highest point."""
+        """APGD's checkpoint: where fewer than 75 % of the last `steps` raised the loss, or nothing
+        changed since the last checkpoint, halve the step and return to the highest point.
+        """
         stuck = ~self.halved & (self.top_loss <= self.marked_loss)
         self.halved = (self.rises <= 0.75 * steps) | stuck
         self.marked_loss, self.rises = self.top_loss, torch.zeros_like(self.rises)
@@ -180,11 +207,17 @@ class Climb:
 
     def move(self, norm: str, epsilon: float, inertia: float, memory: float, share: float) -> None:
         pull = self.gradient * self.mask
-        self.velocity = memory * self.velocity + pull / pull.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-30)
+        self.velocity = memory * self.velocity + pull / pull.abs().mean(
+            (1, 2, 3), keepdim=True
+        ).clamp_min(1e-30)
         ahead = self.point + share * self.step * steepest(self.velocity, norm)
         ahead = project(ahead, self.images, norm, epsilon, self.mask)
         if inertia:
-            ahead = self.point + (1 - inertia) * (ahead - self.point) + inertia * (self.point - self.previous)
+            ahead = (
+                self.point
+                + (1 - inertia) * (ahead - self.point)
+                + inertia * (self.point - self.previous)
+            )
             ahead = project(ahead, self.images, norm, epsilon, self.mask)
         self.previous, self.point = self.point, ahead
 
@@ -241,7 +274,12 @@ def ascend(
         climb.move(target.norm, target.epsilon, inertia if t else 0, memory, share)
     with torch.no_grad():
         logits = target.segmenter(climb.point).float()
-        climb.look(target.score, logits, valid_mean(loss(logits, climb.labels, span[1]), climb.labels), None)
+        climb.look(
+            target.score,
+            logits,
+            valid_mean(loss(logits, climb.labels, span[1]), climb.labels),
+            None,
+        )
     settle()
     return answer
 
@@ -277,12 +315,15 @@ def pgd(
     early_stop: bool = True,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by default 2.5 ε
-    / steps (Madry et al. 2018): any point of the ball is within reach."""
+    """`steps` gradients from a random point of the ball, the best of all restarts. `step` is by
+    default 2.5 ε / steps (Madry et al. 2018): any point of the ball is within reach.
+    """
     step = 2.5 * target.epsilon / steps if step is None else step
 
     def once() -> Found:
-        return ascend(target, loss, noise(target, generator), steps=steps, step=step, early_stop=early_stop)
+        return ascend(
+            target, loss, noise(target, generator), steps=steps, step=step, early_stop=early_stop
+        )
 
     return best_of(restarts, once).images
 
@@ -310,16 +351,27 @@ def soft_iou(
 
 def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> Found:
     """Auto-PGD (Croce & Hein 2020): step 2ε, momentum 0.75, halved at checkpoints."""
-    return ascend(target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True)
+    return ascend(
+        target, loss, start, steps=steps, step=2 * target.epsilon, inertia=0.25, adaptive=True
+    )
 
 
-def annealed(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor, span=(0, 1)) -> Found:
+def annealed(
+    target: Target, loss: AttackLoss, steps: int, start: torch.Tensor, span=(0, 1)
+) -> Found:
     """Steps from ε to nearly nothing, along MI-FGSM's momentum (Dong et al. 2018)."""
-    return ascend(target, loss, start, steps=steps, step=target.epsilon, memory=0.75, anneal=True, span=span)
+    return ascend(
+        target, loss, start, steps=steps, step=target.epsilon, memory=0.75, anneal=True, span=span
+    )
 
 
 def red_epsilon(
-    target: Target, loss: AttackLoss, steps: int, *, restarts: int = 1, generator: torch.Generator | None = None
+    target: Target,
+    loss: AttackLoss,
+    steps: int,
+    *,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """A radius of 2ε, 1.5ε and ε over 3 : 3 : 4 of the steps, each phase from the projected best of
     the one before (Croce, Singh & Hein 2024, section 3.2). Only the last radius is an answer: the
@@ -359,8 +411,10 @@ def sea_losses(pixels: torch.Tensor) -> dict[str, AttackLoss]:
 
 
 def universal(segmenter, batches, norm: str, epsilon: float, steps: int) -> torch.Tensor:
-    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels): projected steepest ascent
-    of their summed cross-entropy. Add it with `apply_universal`. The iterate that harms most is returned."""
+    """One perturbation (1, C, H, W) for all images of `batches`, a list of (images, labels):
+    projected steepest ascent of their summed cross-entropy. Add it with `apply_universal`. The
+    iterate that harms most is returned.
+    """
     delta = torch.zeros_like(batches[0][0][:1])
     best, best_score = delta, -torch.inf
     for t in range(steps + 1):

@@ -1,8 +1,9 @@
-"""What an attack on a segmenter maximises, per pixel: logits (N, K, H, W), labels (N, H, W) to (N, H, W).
+"""What an attack on a segmenter maximises, per pixel: logits (N, K, H, W), labels
+(N, H, W) to (N, H, W).
 
-p is the softmax of the logits, y the label, CE = −log p_y. Ignored pixels (255) get a finite value that never
-counts: the engine leaves them out of every sum. `progress` is the share of the iterations already done; only
-SegPGD looks at it.
+p is the softmax of the logits, y the label, CE = −log p_y. Ignored pixels (255) get a finite value
+that never counts: the engine leaves them out of every sum. `progress` is the share of the
+iterations already done; only SegPGD looks at it.
 """
 
 import math
@@ -13,7 +14,8 @@ import torch
 from pipeline.labels import IGNORE
 from pipeline.training.perturb import valid_mean
 
-WARM, COLD = 1.0, 0.05  # temperatures of the soft IoU, in mean margins, of the first step and the last
+# temperatures of the soft IoU, in mean margins, of the first step and the last
+WARM, COLD = 1.0, 0.05
 AttackLoss = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
@@ -36,13 +38,17 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: float = 
 
 
 def _margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """By how much each pixel is rightly building, or rightly not, (N, H, W); negative where it is wrong."""
+    """By how much each pixel is rightly building, or rightly not, (N, H, W);
+    negative where it is wrong.
+    """
     building = logits[:, 1:].amax(1) - logits[:, 0]
     return torch.where(_truth(labels) > 0, building, -building)
 
 
 def _spread(margin: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Each image's mean |margin|, (N, 1, 1): the natural temperature of its logits, held constant."""
+    """Each image's mean |margin|, (N, 1, 1): the natural temperature of its
+    logits, held constant.
+    """
     return valid_mean(margin.detach().abs(), labels).clamp_min(1e-30).view(-1, 1, 1)
 
 
@@ -81,7 +87,9 @@ def soft_iou(weight: float) -> AttackLoss:
 
 
 def segpgd(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
-    """(1 − λ)·CE on right pixels, λ·CE on wrong ones, λ = t/2T = progress/2 (Gu et al. 2022, eq. 6)."""
+    """(1 − λ)·CE on right pixels, λ·CE on wrong ones, λ = t/2T = progress/2 (Gu
+    et al. 2022, eq. 6).
+    """
     weight = progress / 2
     return cross_entropy(logits, labels) * torch.where(_correct(logits, labels), 1 - weight, weight)
 
@@ -93,13 +101,16 @@ def cospgd(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> t
     return cosine * cross_entropy(logits, labels)
 
 
-def masked_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
+def masked_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, progress: float = 0
+) -> torch.Tensor:
     """MCE: CE on the pixels still right, nothing on the others (Croce et al. 2024)."""
     return cross_entropy(logits, labels) * _correct(logits, labels)
 
 
 def balanced(pixels: torch.Tensor) -> AttackLoss:
-    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of each class (Croce et al. 2024).
+    """MCE-Bal: MCE / N_y, where `pixels` (K,) counts the training set's pixels of
+    each class (Croce et al. 2024).
 
     The weights are scaled to mean 1, which changes no attack direction.
     """
@@ -126,5 +137,7 @@ def erase(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> to
 
 
 def invent(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:
-    """log(1 − p_background) on background pixels: buildings where there are none, of whatever class."""
+    """log(1 − p_background) on background pixels: buildings where there are
+    none, of whatever class.
+    """
     return logits.log_softmax(1)[:, 1:].logsumexp(1) * (labels == 0)

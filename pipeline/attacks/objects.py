@@ -13,11 +13,13 @@ def size_names(edges: list[float]) -> list[str]:
     return [f"<{edges[0]:g}", *between, f">{edges[-1]:g}"]
 
 
-def recall_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]) -> np.ndarray:
+def recall_by_size(
+    predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]
+) -> np.ndarray:
     """(2, bins): true buildings found and true buildings, by area in m².
 
-    predictions, labels: (N, H, W). A building is a 4-connected component of label > 0; it is found when at
-    least half of its pixels are predicted as building, of whatever class.
+    predictions, labels: (N, H, W). A building is a 4-connected component of label > 0; it is found
+    when at least half of its pixels are predicted as building, of whatever class.
     """
     counts = np.zeros((2, len(edges) + 1), int)
     for prediction, label in zip(predictions, labels, strict=True):
@@ -30,15 +32,20 @@ def recall_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edge
     return counts
 
 
-def false_by_size(predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]) -> np.ndarray:
-    """(bins,): predicted buildings by area in m² of which less than half stands on true ones. Ignored pixels
-    count as neither predicted nor true."""
+def false_by_size(
+    predictions: np.ndarray, labels: np.ndarray, gsd: float, edges: list[float]
+) -> np.ndarray:
+    """(bins,): predicted buildings by area in m² of which less than half stands on true ones.
+    Ignored pixels count as neither predicted nor true.
+    """
     counts = np.zeros(len(edges) + 1, int)
     for prediction, label in zip(predictions, labels, strict=True):
         components, number = ndimage.label((prediction > 0) & (label != IGNORE))
         area = np.bincount(components.ravel(), minlength=number + 1)[1:]
         true = np.bincount(components[label > 0], minlength=number + 1)[1:]
-        counts += np.bincount(np.digitize(area[2 * true < area] * gsd**2, edges), minlength=len(edges) + 1)
+        counts += np.bincount(
+            np.digitize(area[2 * true < area] * gsd**2, edges), minlength=len(edges) + 1
+        )
     return counts
 
 
@@ -62,6 +69,7 @@ def falses(edges: list[float], before: np.ndarray, after: np.ndarray) -> dict:
         "clean": int(before.sum()),
         "attacked": int(after.sum()),
         "by_size": {
-            n: {"clean": int(b), "attacked": int(a)} for n, b, a in zip(size_names(edges), before, after, strict=True)
+            n: {"clean": int(b), "attacked": int(a)}
+            for n, b, a in zip(size_names(edges), before, after, strict=True)
         },
     }

@@ -1,4 +1,5 @@
-"""Attacks that the sun, the sky and the camera can make: few bounded numbers instead of a change of every pixel.
+"""Attacks that the sun, the sky and the camera can make: few bounded numbers
+instead of a change of every pixel.
 
     gain      every band's own gain and offset: exposure, sensor, processing
     haze      t·x + (1 − t)·A with t = exp(−βd) (Koschmieder 1924); from above the depth d is constant
@@ -8,9 +9,10 @@
     turn      small rotation and scale: resampled, and the labels with it
     shadow    of one cloud: a disc of bounded darkness whose edge has a least softness
 
-A family is searched by grid, then by gradient from each tile's worst point of it (Engstrom et al. 2019, "Exploring the
-landscape of spatial robustness", found the grid stronger for turns). The neutral point is always among the attempts, so
-that no worst case is above the clean IoU. All act on pixels as stored, in [0, 1]; none is rounded to 8 bits.
+A family is searched by grid, then by gradient from each tile's worst point of it (Engstrom et al.
+2019, "Exploring the landscape of spatial robustness", found the grid stronger for turns). The
+neutral point is always among the attempts, so that no worst case is above the clean IoU. All act on
+pixels as stored, in [0, 1]; none is rounded to 8 bits.
 """
 
 import math
@@ -37,14 +39,17 @@ STEP = 0.25  # of a parameter's range, at first
 
 @dataclass(frozen=True)
 class Family:
-    """Images (N, C, H, W) seen under numbers (N, P) between `low` and `high` (P,); `neutral` (P,) changes nothing."""
+    """Images (N, C, H, W) seen under numbers (N, P) between `low` and `high` (P,); `neutral`
+    (P,) changes nothing.
+    """
 
     names: tuple[str, ...]
     low: Tensor
     high: Tensor
     neutral: Tensor
     view: Callable[[Tensor, Tensor], Tensor]
-    truth: Callable[[Tensor, Tensor], Tensor] = lambda labels, numbers: labels  # labels (N, H, W), where the ground is
+    # labels (N, H, W), where the ground is
+    truth: Callable[[Tensor, Tensor], Tensor] = lambda labels, numbers: labels
 
     def numbers(self, unit: Tensor) -> Tensor:
         """Of a point (…, P) of the unit cube."""
@@ -52,7 +57,9 @@ class Family:
 
 
 def families(settings: Physics, channels: int) -> dict[str, Family]:
-    """Those of physics.families that its bounds leave room, and that images of so many channels can have."""
+    """Those of physics.families that its bounds leave room, and that images of
+    so many channels can have.
+    """
     s, bands = settings, range(channels)
     gains = {f"gain {c}": (1 - s.gain, 1, 1 + s.gain) for c in bands}
     offsets = {f"offset {c}": (-s.offset, 0, s.offset) for c in bands}
@@ -64,7 +71,8 @@ def families(settings: Physics, channels: int) -> dict[str, Family]:
         "gain": (s.gain or s.offset) and _family(gains | offsets, expose),
         "haze": s.haze and _family({"depth": (0, 0, s.haze), "airlight": (0.6, 0.8, 1)}, haze),
         "colour": channels == 3 and s.mired and _family({"mired": (-s.mired, 0, s.mired)}, tint),
-        "blur": s.blur and _family({"sigma": (0, 0, s.blur)}, partial(blur, radius=math.ceil(3 * s.blur))),
+        "blur": s.blur
+        and _family({"sigma": (0, 0, s.blur)}, partial(blur, radius=math.ceil(3 * s.blur))),
         "shift": s.shift and _family(sides, shift, shift_labels),
         "turn": (s.rotation or s.scale) and _family(turns, turn, turn_labels),
         "shadow": s.shadow and _family(where | what, shadow),
@@ -74,7 +82,9 @@ def families(settings: Physics, channels: int) -> dict[str, Family]:
 
 def _family(ranges: Mapping[str, Sequence[float]], *how: Callable) -> Family:
     """ranges: low, neutral and high of each number."""
-    low, neutral, high = (torch.tensor(ends, dtype=torch.float32) for ends in zip(*ranges.values(), strict=True))
+    low, neutral, high = (
+        torch.tensor(ends, dtype=torch.float32) for ends in zip(*ranges.values(), strict=True)
+    )
     return Family(tuple(ranges), low, high, neutral, *how)
 
 
@@ -94,7 +104,8 @@ def tint(images: Tensor, numbers: Tensor) -> Tensor:
     """Red, green and blue in a light of 1e6 / (1e6/5500 + mired) kelvin, green held."""
     waves = torch.tensor(WAVELENGTHS, dtype=images.dtype, device=images.device)
     kelvin = 1e6 / (1e6 / KELVIN + numbers)  # (N, 1)
-    ratio = torch.expm1(PLANCK / (waves * KELVIN)) / torch.expm1(PLANCK / (waves * kelvin))  # of radiances
+    # of radiances
+    ratio = torch.expm1(PLANCK / (waves * KELVIN)) / torch.expm1(PLANCK / (waves * kelvin))
     gain = (ratio / ratio[:, 1:2]) ** ENCODED
     return (gain[:, :, None, None] * images).clamp(0, 1)
 
@@ -104,15 +115,19 @@ def blur(images: Tensor, numbers: Tensor, radius: int) -> Tensor:
     radius = min(radius, min(images.shape[-2:]) - 1)
     at = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     weights = torch.exp(-(at**2) / (2 * numbers.square() + 1e-6))
-    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[:, None]  # (N·C, 1, 2r+1)
+    # (N·C, 1, 2r+1)
+    weights = (weights / weights.sum(1, keepdim=True)).repeat_interleave(images.shape[1], 0)[
+        :, None
+    ]
     padded = F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1)[None]
     down = F.conv2d(padded, weights[..., None], groups=len(weights))
     return F.conv2d(down, weights[:, :, None], groups=len(weights))[0].view_as(images)
 
 
 def shadow(images: Tensor, numbers: Tensor) -> Tensor:
-    """A disc, its place and radius in sides of the image, that takes a share `darkness` from the pixels, over an edge
-    of `softness` pixels."""
+    """A disc, its place and radius in sides of the image, that takes a share `darkness` from the
+    pixels, over an edge of `softness` pixels.
+    """
     height, width = images.shape[-2:]
     right, down, radius, darkness, softness = numbers[:, :, None, None].unbind(1)
     rows = torch.arange(height, device=images.device)[:, None] + 0.5 - down * height
@@ -139,7 +154,9 @@ def turn_labels(labels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _shifted(like: Tensor, numbers: Tensor) -> Tensor:
-    """Maps (N, 2, 3) from a place of the result to one of the image; the image's sides are 2 there."""
+    """Maps (N, 2, 3) from a place of the result to one of the image; the
+    image's sides are 2 there.
+    """
     right, down = -2 * numbers[:, 0] / like.shape[-1], -2 * numbers[:, 1] / like.shape[-2]
     one, none = torch.ones_like(right), torch.zeros_like(right)
     return torch.stack([one, none, right, none, one, down], 1).view(-1, 2, 3)
@@ -164,8 +181,9 @@ def _moved(labels: Tensor, maps: Tensor) -> Tensor:
 
 
 def grid(family: Family, points: int) -> Tensor:
-    """At most so many points of the unit cube (G, P): a regular grid, ends included, or, where it has no two points an
-    axis, a Sobol sequence."""
+    """At most so many points of the unit cube (G, P): a regular grid, ends included, or, where it
+    has no two points an axis, a Sobol sequence.
+    """
     axes = len(family.low)
     levels = int(points ** (1 / axes) + 1e-9)
     if levels >= 2:
@@ -175,7 +193,9 @@ def grid(family: Family, points: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Seen:
-    """A point of the search: whether the grid or the gradient chose it, and what the tiles then look like."""
+    """A point of the search: whether the grid or the gradient chose it, and
+    what the tiles then look like.
+    """
 
     by: str
     numbers: Tensor  # (N, P)
@@ -187,10 +207,12 @@ def search(
     family: Family, segmenter: torch.nn.Module, images: Tensor, labels: Tensor, loss: AttackLoss,
     harm: Callable[[Tensor, Tensor], Tensor], points: int, steps: int,
 ) -> Iterator[Seen]:  # fmt: skip
-    """Every point tried, the grid's first, on all tiles at once: images (N, C, H, W) in [0, 1], labels (N, H, W).
+    """Every point tried, the grid's first, on all tiles at once: images (N, C, H, W) in [0, 1],
+    labels (N, H, W).
 
-    harm: of logits and labels, (N,): where a tile's is greatest on the grid, its ascent begins. Its steps are the
-    signs of the gradient of `loss`, a quarter of each range at first, falling along a cosine.
+    harm: of logits and labels, (N,): where a tile's is greatest on the grid, its
+    ascent begins. Its steps are the signs of the gradient of `loss`, a quarter of
+    each range at first, falling along a cosine.
     """
 
     def look(unit: Tensor, by: str) -> Seen:
@@ -198,7 +220,10 @@ def search(
         logits = segmenter(family.view(images, numbers)).float()
         return Seen(by, numbers.detach(), logits, family.truth(labels, numbers.detach()))
 
-    best, most = images.new_zeros(len(images), len(family.low)), images.new_full((len(images),), -math.inf)
+    best, most = (
+        images.new_zeros(len(images), len(family.low)),
+        images.new_full((len(images),), -math.inf),
+    )
     for point in grid(family, points).to(images):
         with torch.no_grad():
             seen = look(point.expand_as(best), "grid")

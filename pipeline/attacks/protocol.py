@@ -1,7 +1,9 @@
-"""Every attack on one city's tiles: what is measured, as plain numbers that can be kept between two runs.
+"""Every attack on one city's tiles: what is measured, as plain numbers that can be
+kept between two runs.
 
-A measurement is a pair of lists, intersection and union of each tile; a ratio comes last. Attacks may run in
-mixed precision; what they found is always measured in float32, by a forward pass of its own.
+A measurement is a pair of lists, intersection and union of each tile; a ratio comes
+last. Attacks may run in mixed precision; what they found is always measured in
+float32, by a forward pass of its own.
 """
 
 import math
@@ -27,7 +29,8 @@ from pipeline.scoring.metrics import buildings, counts
 from pipeline.training.perturb import length
 
 STRONG = 32  # 1/255: a budget at which no segmenter should stand
-COOLED, SHARPENED = 1, 8  # mean margins of the logits the audit attacks: the model's own may lie where CE saturates
+# mean margins of the logits the audit attacks: the model's own may lie where CE saturates
+COOLED, SHARPENED = 1, 8
 LONGER = 10  # times the gradients of the longest attack, on one tile a city
 HALVING_ROUNDS = 5  # bisections between two known budgets
 
@@ -42,10 +45,13 @@ class Campaign:
     pixels: torch.Tensor  # (K,) training pixels of each class
     size_bins: list[float]  # m²
     autocast: Callable[[], AbstractContextManager] = nullcontext
-    proven: Callable[[torch.Tensor], torch.Tensor] | None = None  # classes (N, H, W) under every exposure, −1 unproven
+    # classes (N, H, W) under every exposure, −1 unproven
+    proven: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def predict(self, images: torch.Tensor, segmenter=None) -> torch.Tensor:
-        """(N, H, W) classes, in float32 whatever the attack's precision. Raises InputError where the model fails."""
+        """(N, H, W) classes, in float32 whatever the attack's precision. Raises InputError
+        where the model fails.
+        """
         maps = []
         with torch.no_grad():
             for part in images.split(self.settings.batch_size):
@@ -55,7 +61,8 @@ class Campaign:
     def classes(self, logits: torch.Tensor) -> torch.Tensor:
         if not logits.isfinite().all():
             raise InputError(
-                f"attack.model: {self.settings.model} answers NaN or infinity on an image within the budget; "
+                f"attack.model: {self.settings.model} answers NaN or infinity on an image within "
+                f"the budget; "
                 "its weights are damaged or overflow: train it again"
             )
         return logits.argmax(1)
@@ -66,17 +73,21 @@ class Campaign:
 
 
 def excess(found: torch.Tensor, target: Target) -> float:
-    """By how much the longest perturbation exceeds ε, or a pixel leaves [0, 1]; 0 at best. What is not a number
-    exceeds everything."""
+    """By how much the longest perturbation exceeds ε, or a pixel leaves [0, 1]; 0 at best. What is
+    not a number exceeds everything.
+    """
     found = found.double()
     over = length(found - target.images.double(), target.norm).max() - target.epsilon
     worst = torch.stack([over, found.max() - 1, -found.min()]).max().clamp_min(0)
     return float(worst.nan_to_num(torch.finfo(worst.dtype).max))
 
 
-def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int) -> float:
-    """The least ε known to bring the IoU to `goal` or below, by bisection of log ε between `low`, which does
-    not, and `high`, which does; from 0 the first step is a quarter of `high`."""
+def smallest_budget(
+    iou_at: Callable[[float], float], goal: float, low: float, high: float, rounds: int
+) -> float:
+    """The least ε known to bring the IoU to `goal` or below, by bisection of log ε between `low`,
+    which does not, and `high`, which does; from 0 the first step is a quarter of `high`.
+    """
     for _ in range(rounds):
         middle = math.sqrt(low * high) if low else high / 4
         if iou_at(middle) <= goal:
@@ -86,7 +97,8 @@ def smallest_budget(iou_at: Callable[[float], float], goal: float, low: float, h
     return high
 
 
-Record = tuple[str, dict, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), and arrays to keep
+# a measurement's name, numbers (JSON), and arrays to keep
+Record = tuple[str, dict, dict[str, np.ndarray]]
 
 
 def attack_city(
@@ -94,8 +106,8 @@ def attack_city(
 ) -> Iterator[Record]:
     """Every measurement the settings ask for, one at a time.
 
-    images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of training
-    tiles, which the universal perturbation is made on.
+    images (N, C, H, W) in [0, 1] and labels (N, H, W) of the tiles attacked; `crafting` the same of
+    training tiles, which the universal perturbation is made on.
     """
     settings, attack = campaign.settings, CityAttack(campaign, images, labels, gsd)
     yield "clean", {"tiles": attack.clean, "buildings": attack.buildings}, {}
@@ -115,13 +127,17 @@ def attack_city(
 
 
 class CityAttack:
-    """A city's tiles under attack. The order of the attacks is part of the result: they share one generator."""
+    """A city's tiles under attack. The order of the attacks is part of the
+    result: they share one generator.
+    """
 
     def __init__(self, campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, gsd: float):
         self.campaign, self.images, self.labels, self.gsd = campaign, images, labels, gsd
         self.settings = campaign.settings
         self.generator = torch.Generator().manual_seed(self.settings.seed)
-        self.reference = Target(campaign.segmenter, images, labels, "linf", self.settings.reference / 255)
+        self.reference = Target(
+            campaign.segmenter, images, labels, "linf", self.settings.reference / 255
+        )
         self.excess = 0.0  # the worst of all attacks
         self.clean_map = campaign.predict(images)
         self.clean = self.counts(self.clean_map)
@@ -141,7 +157,8 @@ class CityAttack:
         return self.campaign.run(target, lambda part: engine.pgd(part, steps, **usual | options))
 
     def by_budget(self) -> Iterator[Record]:
-        linf = {*self.settings.linf, self.settings.reference}  # the audit judges every attack at the reference
+        # the audit judges every attack at the reference
+        linf = {*self.settings.linf, self.settings.reference}
         for norm, budgets, unit in (("linf", linf, 255), ("l2", self.settings.l2, 1)):
             for budget in sorted(budgets):
                 target = replace(self.reference, norm=norm, epsilon=budget / unit)
@@ -151,7 +168,9 @@ class CityAttack:
                 yield f"{norm} {budget:g}", results, {}
 
     def every_attack(self, target: Target) -> Iterator[tuple[str, Measurement]]:
-        """What every method of the settings does, the cheapest first, each told the worst IoU so far."""
+        """What every method of the settings does, the cheapest first, each told
+        the worst IoU so far.
+        """
         known = [self.clean, self.measure(engine.noise(target, self.generator), target)]
         yield "noise", known[-1]
         every = methods(self.settings, self.campaign.pixels, self.generator)
@@ -174,10 +193,15 @@ class CityAttack:
             "transfer": self.pgd(replace(reference, segmenter=campaign.relative)),
             "longer": self.longer(),
         }
-        measured: dict[str, Any] = {name: self.measure(images, reference) for name, images in found.items()}
-        # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels already wrong.
+        measured: dict[str, Any] = {
+            name: self.measure(images, reference) for name, images in found.items()
+        }
+        # Aimed at what the check asks for: cross-entropy spends most of its gradient on pixels
+        # already wrong.
         strong = replace(reference, epsilon=STRONG / 255, score=engine.erased)
-        vanishing = self.measure(self.pgd(strong, 2 * self.settings.steps, loss=losses.erase), strong)
+        vanishing = self.measure(
+            self.pgd(strong, 2 * self.settings.steps, loss=losses.erase), strong
+        )
         self.known += [(self.settings.reference, measurement) for measurement in measured.values()]
         self.known.append((STRONG, vanishing))
         measured |= {
@@ -192,8 +216,13 @@ class CityAttack:
         attacked_map = self.campaign.predict(found)
         lost = counts(self.clean_map, self.labels)[0] - counts(attacked_map, self.labels)[0]
         self.shown = int(lost.argmax())
-        parts = {"image": self.images, "attacked": found, "label": self.labels, "before": self.clean_map,
-                 "after": attacked_map}  # fmt: skip
+        parts = {
+            "image": self.images,
+            "attacked": found,
+            "label": self.labels,
+            "before": self.clean_map,
+            "after": attacked_map,
+        }
         return {name: part[self.shown].cpu().numpy() for name, part in parts.items()}
 
     @property
@@ -205,20 +234,29 @@ class CityAttack:
         """The images, the fullest one after ten times the gradients of the longest attack."""
         tile = slice(self.fullest, self.fullest + 1)
         weight = self.worst_up_to(self.settings.reference) or engine.SMALL
-        one = replace(self.reference, images=self.images[tile], labels=self.labels[tile], weight=weight)
-        steps = LONGER * max(self.settings.soft_iou_steps, self.settings.apgd_steps, self.settings.steps)
+        one = replace(
+            self.reference, images=self.images[tile], labels=self.labels[tile], weight=weight
+        )
+        steps = LONGER * max(
+            self.settings.soft_iou_steps, self.settings.apgd_steps, self.settings.steps
+        )
         images = self.images.clone()
-        images[tile] = self.campaign.run(one, lambda part: engine.soft_iou(part, steps, generator=self.generator))
+        images[tile] = self.campaign.run(
+            one, lambda part: engine.soft_iou(part, steps, generator=self.generator)
+        )
         return images
 
     def worst_up_to(self, budget: float) -> float:
-        """The exact worst IoU, of tiles with buildings, over all that was measured at ℓ∞ budgets (1/255) up to this."""
+        """The exact worst IoU, of tiles with buildings, over all that was measured at ℓ∞
+        budgets (1/255) up to this.
+        """
         worst, _ = worst_case(*np.array([m for e, m in self.known if e <= budget]).swapaxes(0, 1))
         return worst or 0.0
 
     def halving(self) -> Record:
-        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the strongest does, or
-        there is no building."""
+        """The smallest ℓ∞ budget (1/255) known to halve the city's IoU; None where not even the
+        strongest does, or there is no building.
+        """
         if not any(self.buildings):
             return "halving", {"linf": None}, {}
         goal = self.worst_up_to(0) / 2
@@ -236,14 +274,23 @@ class CityAttack:
                     break
             return self.worst_up_to(budget)
 
-        return "halving", {"linf": smallest_budget(iou_at, goal, low, enough[0], HALVING_ROUNDS)}, {}
+        return (
+            "halving",
+            {"linf": smallest_budget(iou_at, goal, low, enough[0], HALVING_ROUNDS)},
+            {},
+        )
 
     def erasing(self) -> Record:
         """Change the ground beside buildings until they are gone."""
         target = self.targeted(self.labels == 0, engine.erased)
-        before, after, found = self._by_size(recall_by_size, target, losses.erase, lambda counts: -counts[0].sum())
+        before, after, found = self._by_size(
+            recall_by_size, target, losses.erase, lambda counts: -counts[0].sum()
+        )
         tile = found[self.shown : self.shown + 1]
-        shown = {"erased": tile[0].cpu().numpy(), "after_erasing": self.campaign.predict(tile)[0].cpu().numpy()}
+        shown = {
+            "erased": tile[0].cpu().numpy(),
+            "after_erasing": self.campaign.predict(tile)[0].cpu().numpy(),
+        }
         return "erase", recalls(self.campaign.size_bins, before, after), shown
 
     def inventing(self) -> Record:
@@ -253,27 +300,44 @@ class CityAttack:
         return "invent", falses(self.campaign.size_bins, before, after), {}
 
     def targeted(self, where: torch.Tensor, score: engine.Score) -> Target:
-        return replace(self.reference, epsilon=self.settings.targeted / 255, mask=where.unsqueeze(1), score=score)
+        return replace(
+            self.reference,
+            epsilon=self.settings.targeted / 255,
+            mask=where.unsqueeze(1),
+            score=score,
+        )
 
     def _by_size(
-        self, counter: Callable, target: Target, loss: losses.AttackLoss, harm: Callable[[np.ndarray], int]
+        self,
+        counter: Callable,
+        target: Target,
+        loss: losses.AttackLoss,
+        harm: Callable[[np.ndarray], int],
     ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """Objects counted before and after, and the images found. The attack counts pixels; where it did no `harm` to a
-        tile's objects, the attacker leaves the tile as it is."""
+        """Objects counted before and after, and the images found. The attack counts pixels; where
+        it did no `harm` to a tile's objects, the attacker leaves the tile as it is.
+        """
         found = self.pgd(target, loss=loss)
         self.measure(found, target)
 
         def count(maps: torch.Tensor) -> list[np.ndarray]:
             pairs = zip(maps.cpu().numpy(), self.labels.cpu().numpy(), strict=True)
-            return [counter(m[None], label[None], self.gsd, self.campaign.size_bins) for m, label in pairs]
+            return [
+                counter(m[None], label[None], self.gsd, self.campaign.size_bins)
+                for m, label in pairs
+            ]
 
         before, after = count(self.clean_map), count(self.campaign.predict(found))
         worse = [max(pair, key=harm) for pair in zip(before, after, strict=True)]
         return np.sum(before, axis=0), np.sum(worse, axis=0), found
 
     def patch(self) -> Record:
-        effective, support = receptive_radius(self.campaign.segmenter, self.images[: self.settings.batch_size])
-        anything = replace(self.reference, epsilon=1.0, mask=corner_patch(self.images, self.settings.patch))
+        effective, support = receptive_radius(
+            self.campaign.segmenter, self.images[: self.settings.batch_size]
+        )
+        anything = replace(
+            self.reference, epsilon=1.0, mask=corner_patch(self.images, self.settings.patch)
+        )
         reach = max(self.labels.shape) if effective is None else self.settings.patch + effective
         scored = replace(anything, labels=beyond(self.labels, reach))
         share = (scored.labels != IGNORE).sum() / (self.labels != IGNORE).sum().clamp_min(1)
@@ -288,19 +352,25 @@ class CityAttack:
         return "patch", measured, {}
 
     def views(self) -> Iterator[Record]:
-        """What sun, air and camera can do to a few of the tiles, a family at a time: every point that was tried."""
+        """What sun, air and camera can do to a few of the tiles, a family at a time: every
+        point that was tried.
+        """
         tiles = slice(self.settings.physics.tiles)
         images, labels, clean = self.images[tiles], self.labels[tiles], self.clean_map[tiles]
         before = self.counts(clean, labels)
         weight = worst_case(*np.array([before]).swapaxes(0, 1))[0] or engine.SMALL
         for name, family in physics.families(self.settings.physics, images.shape[1]).items():
-            proven = self.campaign.proven(images) if self.campaign.proven and name == "gain" else None
+            proven = (
+                self.campaign.proven(images) if self.campaign.proven and name == "gain" else None
+            )
             measured: dict[str, Any] = {"clean": before, "grid": [], "gradient": [], "refuted": 0}
             for seen in self._seen(family, images, labels, weight):
                 classes = self.campaign.classes(seen.logits)
                 measured[seen.by].append(self.counts(classes, seen.labels))
                 if proven is not None:
-                    measured["refuted"] += int(((proven >= 0) & (proven != classes) & (seen.labels != IGNORE)).sum())
+                    measured["refuted"] += int(
+                        ((proven >= 0) & (proven != classes) & (seen.labels != IGNORE)).sum()
+                    )
             if proven is not None:
                 measured["certified"] = self.counts(proven, labels)
             yield f"physics {name}", measured, {}
@@ -314,18 +384,29 @@ class CityAttack:
             return engine.harm(logits, labels, weight)[0]
 
         searches = [
-            physics.search(family, self.campaign.segmenter, *part, loss, harm, settings.grid, settings.steps)
+            physics.search(
+                family, self.campaign.segmenter, *part, loss, harm, settings.grid, settings.steps
+            )
             for part in zip(images.split(size), labels.split(size), strict=True)
         ]
         for parts in zip(*searches, strict=True):
-            whole = (torch.cat([getattr(p, what) for p in parts]) for what in ("numbers", "logits", "labels"))
+            whole = (
+                torch.cat([getattr(p, what) for p in parts])
+                for what in ("numbers", "logits", "labels")
+            )
             yield physics.Seen(parts[0].by, *whole)
 
     def universal(self, crafting: tuple) -> Record:
-        batches = list(zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True))
+        batches = list(
+            zip(*(part.split(self.settings.batch_size) for part in crafting), strict=True)
+        )
         with self.campaign.autocast():
             delta = engine.universal(
-                self.campaign.segmenter, batches, "linf", self.reference.epsilon, self.settings.steps
+                self.campaign.segmenter,
+                batches,
+                "linf",
+                self.reference.epsilon,
+                self.settings.steps,
             )
         self.measure(engine.apply_universal(self.images, delta), self.reference)
         return "universal", {}, {"universal": delta.cpu().numpy()}

@@ -1,4 +1,6 @@
-"""From what a campaign measured to IoU: a city's part of metrics/attack.json, and what the audit judges."""
+"""From what a campaign measured to IoU: a city's part of metrics/attack.json,
+and what the audit judges.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +14,8 @@ Measurement = list[list[int]]  # intersection and union of each tile
 
 
 def city_metrics(measured: dict) -> dict:
-    """One city's part of metrics/attack.json from what `attack_city` measured, without the universal perturbation.
+    """One city's part of metrics/attack.json from what `attack_city` measured, without the
+    universal perturbation.
 
     Every IoU is None where its tiles hold no building.
     """
@@ -42,7 +45,10 @@ def city_metrics(measured: dict) -> dict:
             row[name] = _image_iou(measurements, buildings)
         metrics[norm][budget] = row
     checks = measured["checks"]
-    metrics["transfer"] = {"iou": iou(checks["transfer"]), "relative_clean": iou(checks["relative_clean"])}
+    metrics["transfer"] = {
+        "iou": iou(checks["transfer"]),
+        "relative_clean": iou(checks["relative_clean"]),
+    }
     if "halving" in measured:
         metrics["halving"] = measured["halving"]["linf"]
     if "patch" in measured:
@@ -55,13 +61,19 @@ def city_metrics(measured: dict) -> dict:
         }
     if families := physics(measured):
         metrics["physics"] = families
-    return metrics | {key: measured[key] for key in ("erase", "invent", "shadow") if key in measured}
+    return metrics | {
+        key: measured[key] for key in ("erase", "invent", "shadow") if key in measured
+    }
 
 
 def physics(measured: dict) -> dict:
-    """IoU by family of physical change, over its grid and over all that was tried, with the 95 % interval over tiles;
-    of "gain" also what is certified, and under "all" the worst of every family on each tile."""
-    found = {key.removeprefix("physics "): m for key, m in measured.items() if key.startswith("physics ")}
+    """IoU by family of physical change, over its grid and over all that was tried,
+    with the 95 % interval over tiles; of "gain" also what is certified, and under
+    "all" the worst of every family on each tile.
+    """
+    found = {
+        key.removeprefix("physics "): m for key, m in measured.items() if key.startswith("physics ")
+    }
     if not found:
         return {}
     clean = next(iter(found.values()))["clean"]
@@ -70,12 +82,19 @@ def physics(measured: dict) -> dict:
     for name, m in found.items():
         tried = [clean, *m["grid"], *m["gradient"]]
         every += tried
-        rows[name] = {"grid": None if empty else _worst([clean, *m["grid"]]), **_worst_row(tried, empty)}
+        rows[name] = {
+            "grid": None if empty else _worst([clean, *m["grid"]]),
+            **_worst_row(tried, empty),
+        }
         if "certified" in m:
             low, high = (None, None) if empty else tile_interval(*np.array(m["certified"]))
             certified = None if empty else pooled_iou(*m["certified"])
             rows[name] |= {"certified": certified, "certified_low": low, "certified_high": high}
-    return {"clean": None if empty else pooled_iou(*clean), "all": _worst_row(every, empty), "family": rows}
+    return {
+        "clean": None if empty else pooled_iou(*clean),
+        "all": _worst_row(every, empty),
+        "family": rows,
+    }
 
 
 def _worst_row(measurements: list[Measurement], empty: bool) -> dict:
@@ -85,8 +104,12 @@ def _worst_row(measurements: list[Measurement], empty: bool) -> dict:
     return {"worst": _worst(measurements), "worst_low": low, "worst_high": high}
 
 
-def by_method(results: dict[str, Measurement], worst: Callable[[list[Measurement]], float | None]) -> dict:
-    """IoU by method, and of one with members, "METHOD MEMBER", the worst case over them and METHOD_losses."""
+def by_method(
+    results: dict[str, Measurement], worst: Callable[[list[Measurement]], float | None]
+) -> dict:
+    """IoU by method, and of one with members, "METHOD MEMBER", the worst case
+    over them and METHOD_losses.
+    """
     row: dict = {}
     for name in results:
         method, _, member = name.partition(" ")
@@ -108,16 +131,20 @@ def _chosen(measurements: list[Measurement]) -> np.ndarray:
 
 
 def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float | None:
-    """The mean over tiles with buildings of each tile's least IoU, None without any: pooled IoU hides losses on small
-    buildings (Halmosi et al. 2024)."""
-    intersection, union = np.array(measurements, float)[:, :, np.array(buildings) > 0].swapaxes(0, 1)
+    """The mean over tiles with buildings of each tile's least IoU, None without any: pooled IoU
+    hides losses on small buildings (Halmosi et al. 2024).
+    """
+    intersection, union = np.array(measurements, float)[:, :, np.array(buildings) > 0].swapaxes(
+        0, 1
+    )
     return float((intersection / union).min(0).mean()) if union.size else None
 
 
 def evidence(measured: dict[str, dict], reference: str) -> dict:
     """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key.
 
-    A city without a building in its tiles has no IoU to be judged by, only perturbations to be within the budget.
+    A city without a building in its tiles has no IoU to be judged by, only perturbations to be
+    within the budget.
     """
 
     def pooled(measurements: Sequence[ArrayLike]) -> float | None:
@@ -133,11 +160,15 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         for norm in ("linf", "l2")
     ]
     own = [_own(city, reference) for city in cities]
-    scale_free = [_chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities]
+    scale_free = [
+        _chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities
+    ]
     return {
         "excess": max(city["excess"]["value"] for city in measured.values()),
         "worst": worst,
-        "steps": [pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")],
+        "steps": [
+            pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")
+        ],
         "white_box": pooled([_chosen(attacks) for attacks in own]),
         "scale_free": pooled(scale_free),
         **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
@@ -150,15 +181,25 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
 def _own(city: dict, reference: str) -> list[Measurement]:
     """What a city's own gradients found at the reference budget, nothing done included."""
     found = city[f"linf {reference}"]
-    return [city["clean"]["tiles"], city["checks"]["steps"], *(found[name] for name in found if name != "noise")]
+    return [
+        city["clean"]["tiles"],
+        city["checks"]["steps"],
+        *(found[name] for name in found if name != "noise"),
+    ]
 
 
 def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
-    """By how much the longer attack lowers the worst IoU, on the one tile of each city that it was made on."""
+    """By how much the longer attack lowers the worst IoU, on the one tile of
+    each city that it was made on.
+    """
     if not checks:
         return 0.0
     fullest = [check["fullest"] for check in checks]
-    before = np.stack([np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1)
-    longer = np.stack([np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1)
+    before = np.stack(
+        [np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1
+    )
+    longer = np.stack(
+        [np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1
+    )
     after = np.concatenate([before, longer[None]])
     return (_worst(before) or 0.0) - (_worst(after) or 0.0)

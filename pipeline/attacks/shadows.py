@@ -1,10 +1,11 @@
-"""Does every building of a map cast a shadow on the side that the sun asks for? What stands casts one; a parking lot,
-a painted court and a pool, which a map takes for buildings, do not (Lin and Nevatia 1998 verify rooftops by it).
+"""Does every building of a map cast a shadow on the side that the sun asks for? What stands casts
+one; a parking lot, a painted court and a pool, which a map takes for buildings, do not (Lin and
+Nevatia 1998 verify rooftops by it).
 
-A building's score is the ground's brightness beside it away from the sun over that towards the sun: well below 1 in
-shadow, about 1 without. It is flagged where the score is above what nine in ten labelled buildings of a few of the
-city's training scenes have. Ground that other buildings stand on is not looked at, and a building without ground on
-both sides is not judged.
+A building's score is the ground's brightness beside it away from the sun over that towards the sun:
+well below 1 in shadow, about 1 without. It is flagged where the score is above what nine in ten
+labelled buildings of a few of the city's training scenes have. Ground that other buildings stand on
+is not looked at, and a building without ground on both sides is not judged.
 """
 
 import math
@@ -22,7 +23,9 @@ Sun = tuple[float, float]  # azimuth clockwise from north and elevation, degrees
 
 
 def toward(sun: Sun, transform: tuple[float, ...]) -> tuple[float, float]:
-    """The sun's direction as a unit step (rows, columns) of a grid with this affine transform a..f."""
+    """The sun's direction as a unit step (rows, columns) of a grid with this
+    affine transform a..f.
+    """
     a, b, _, d, e, _ = transform
     east, north = math.sin(math.radians(sun[0])), math.cos(math.radians(sun[0]))
     columns, rows = np.linalg.solve(np.array([[a, b], [d, e]]), [east, north])
@@ -30,10 +33,14 @@ def toward(sun: Sun, transform: tuple[float, ...]) -> tuple[float, float]:
     return rows / length, columns / length
 
 
-def scores(image: np.ndarray, classes: np.ndarray, gsd: float, sun: Sun, transform) -> tuple[np.ndarray, np.ndarray]:
-    """Buildings of a map, (H, W) int: 0 none, and the score (n,) of each, NaN where it is not judged.
+def scores(
+    image: np.ndarray, classes: np.ndarray, gsd: float, sun: Sun, transform
+) -> tuple[np.ndarray, np.ndarray]:
+    """Buildings of a map, (H, W) int: 0 none, and the score (n,) of each, NaN where
+    it is not judged.
 
-    image (H, W, C), classes (H, W): a building is a 4-connected component of class > 0 that is not IGNORE.
+    image (H, W, C), classes (H, W): a building is a 4-connected component of class
+    > 0 that is not IGNORE.
     """
     built = (classes > 0) & (classes != IGNORE)
     components, number = ndimage.label(built)
@@ -42,7 +49,9 @@ def scores(image: np.ndarray, classes: np.ndarray, gsd: float, sun: Sun, transfo
     grey = image.mean(-1, dtype=np.float64)
 
     def beside(sign: int) -> np.ndarray:
-        """Mean brightness of the ground that each building's outline sweeps within `reach` pixels."""
+        """Mean brightness of the ground that each building's outline sweeps
+        within `reach` pixels.
+        """
         owner = np.zeros_like(components)
         for far in range(1, reach + 1):
             moved = _moved(components, *(round(sign * far * along) for along in step))
@@ -63,7 +72,10 @@ def _moved(array: np.ndarray, down: int, right: int) -> np.ndarray:
     if abs(down) >= height or abs(right) >= width:
         return out
     to = slice(max(0, down), height + min(0, down)), slice(max(0, right), width + min(0, right))
-    source = slice(max(0, -down), height + min(0, -down)), slice(max(0, -right), width + min(0, -right))
+    source = (
+        slice(max(0, -down), height + min(0, -down)),
+        slice(max(0, -right), width + min(0, -right)),
+    )
     out[to] = array[source]
     return out
 
@@ -76,7 +88,9 @@ def threshold(labelled: list[np.ndarray]) -> float | None:
 
 
 def is_true(components: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which buildings (n,) of a map stand on labelled ones, with at least half of their known pixels."""
+    """Which buildings (n,) of a map stand on labelled ones, with at least half
+    of their known pixels.
+    """
     number = int(components.max())
     known = np.bincount(components[labels != IGNORE], minlength=number + 1)[1:]
     hit = np.bincount(components[(labels > 0) & (labels != IGNORE)], minlength=number + 1)[1:]
@@ -84,7 +98,8 @@ def is_true(components: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def verdict(found: list[tuple[np.ndarray, np.ndarray]], limit: float | None) -> dict:
-    """Of the buildings of a city's maps, (scores, true) each: how many are flagged, of the true and of the false.
+    """Of the buildings of a city's maps, (scores, true) each: how many are flagged,
+    of the true and of the false.
 
     auc: how often a false building scores above a true one.
     """
@@ -92,7 +107,11 @@ def verdict(found: list[tuple[np.ndarray, np.ndarray]], limit: float | None) -> 
     judged, true = np.isfinite(score), true.astype(bool)
     flagged = judged & (score > (math.inf if limit is None else limit))
     real, false = score[judged & true], score[judged & ~true]
-    above = (false[:, None] > real).mean() + 0.5 * (false[:, None] == real).mean() if len(real) * len(false) else None
+    above = (
+        (false[:, None] > real).mean() + 0.5 * (false[:, None] == real).mean()
+        if len(real) * len(false)
+        else None
+    )
     return {
         "threshold": limit,
         "true": len(real),

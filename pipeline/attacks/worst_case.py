@@ -14,11 +14,13 @@ def pooled_iou(intersections: ArrayLike, unions: ArrayLike) -> float | None:
 def worst_case(intersections: ArrayLike, unions: ArrayLike) -> tuple[float | None, np.ndarray]:
     """The least ΣI/ΣU over every choice of one attack a tile, and that choice.
 
-    intersections, unions: (attacks, tiles) pixel counts. Returns the IoU and the attack (tiles,) chosen for each tile.
+    intersections, unions: (attacks, tiles) pixel counts. Returns the IoU and the attack (tiles,)
+    chosen for each tile.
 
-    Croce, Singh & Hein (2024, section 3.3) call this combinatorial. For one foreground it is a linear-fractional
-    program over independent choices, so Dinkelbach (1967) solves it exactly: given λ, every tile takes its least I −
-    λU; the ratio of that choice is the next λ; it falls strictly until it is the optimum.
+    Croce, Singh & Hein (2024, section 3.3) call this combinatorial. For one foreground it is a
+    linear-fractional program over independent choices, so Dinkelbach (1967) solves it exactly:
+    given λ, every tile takes its least I − λU; the ratio of that choice is the next λ; it falls
+    strictly until it is the optimum.
     """
     intersections, unions = np.asarray(intersections, np.float64), np.asarray(unions, np.float64)
     tiles = np.arange(intersections.shape[1])

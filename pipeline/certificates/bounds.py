@@ -6,9 +6,10 @@ The network's torch.fx graph is read once. Every operation is one of three kinds
                   centre through the operation, radius through its absolute value
     ReLU, max     monotone: each end by itself
 
-pipeline.certificates.crown sends linear forms back through the same rules. Bounds hold for the network as float32
-computes it, its sums in any order, because every rule adds the roundings it may have made (UNIT). A convolution by
-Winograd or FFT is no such sum: pipeline.networks.precision.direct_sums turns these and TF32 off.
+pipeline.certificates.crown sends linear forms back through the same rules. Bounds hold for the
+network as float32 computes it, its sums in any order, because every rule adds the roundings it may
+have made (UNIT). A convolution by Winograd or FFT is no such sum:
+pipeline.networks.precision.direct_sums turns these and TF32 off.
 """
 
 import operator
@@ -28,7 +29,8 @@ from pipeline.networks.precision import direct_sums
 
 ABSTAIN = -1  # the class of a pixel without a certificate
 PIXEL_SLACK = 2e-6  # of the pixel range: rounding of x ± ε, and what an attack may exceed its ε by
-UNIT = 2.0**-24  # float32's unit roundoff: a sum of n products is off by at most n · UNIT · Σ|product|
+# float32's unit roundoff: a sum of n products is off by at most n · UNIT · Σ|product|
+UNIT = 2.0**-24
 DECIDED = 32  # units of the logits' size that a decision may round, by a shift or a softmax
 
 REARRANGED = (nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
@@ -46,7 +48,9 @@ class Box(NamedTuple):
 
 
 def image_box(segmenter: Segmenter, images: Tensor, epsilon: float) -> Box:
-    """The ℓ∞ ball of radius ε (pixel range [0,1]) around images (N, C, H, W), cut at [0,1], past the normalisation."""
+    """The ℓ∞ ball of radius ε (pixel range [0,1]) around images (N, C, H, W), cut at [0,1],
+    past the normalisation.
+    """
     lower = (images - epsilon).clamp_min(0) - PIXEL_SLACK
     upper = (images + epsilon).clamp_max(1) + PIXEL_SLACK
     return Box((lower - segmenter.mean) / segmenter.std, (upper - segmenter.mean) / segmenter.std)
@@ -62,7 +66,8 @@ class Affine:
     bias_size: Tensor | None = None  # where it is more than |bias|: the bias is itself a difference
     terms: int = 16  # products an output sums
     back: int = 16  # products the adjoint sums
-    dense: bool = False  # the weight's first axis is the output channel, and every input channel reaches it
+    # the weight's first axis is the output channel, and every input channel reaches it
+    dense: bool = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         out = self.linear(self.weight, *inputs)
@@ -70,18 +75,24 @@ class Affine:
 
     @property
     def rounding(self) -> float:
-        """Share of Σ|product| that float32 may be off by: the network's sum, an interval's centre and its radius."""
+        """Share of Σ|product| that float32 may be off by: the network's sum, an interval's
+        centre and its radius.
+        """
         return 4 * (self.terms + 4) * UNIT
 
     @property
     def rounding_back(self) -> float:
-        """Share of Σ|product| that the network's sum and the adjoint of a linear form may be off by."""
+        """Share of Σ|product| that the network's sum and the adjoint of a
+        linear form may be off by.
+        """
         return 2 * (self.terms + self.back + 8) * UNIT
 
     def interval(self, *boxes: Box) -> Box:
         """Centre and radius; the radius takes the rounding too."""
         centre = self(*((box.lower + box.upper) / 2 for box in boxes))
-        radius = self.absolute(*((b.upper - b.lower) / 2 + self.rounding * b.largest() for b in boxes))
+        radius = self.absolute(
+            *((b.upper - b.lower) / 2 + self.rounding * b.largest() for b in boxes)
+        )
         radius = radius + self.rounding * self._bias_size()
         return Box(centre - radius, centre + radius)
 
@@ -131,25 +142,32 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
     module = modules[str(node.target)] if node.op == "call_module" else None
     if getattr(module, "inplace", False) or node.kwargs.get("inplace"):
         raise InputError(
-            f"certify: {node.name} works in place and overwrites what others may read; build it with inplace=False"
+            f"certify: {node.name} works in place and overwrites what others may read; build it "
+            f"with inplace=False"
         )
     match module:
-        case nn.Module() if node.kwargs or len(node.args) != 1:  # as a transposed convolution's output_size
+        # as a transposed convolution's output_size
+        case nn.Module() if node.kwargs or len(node.args) != 1:
             pass
         case nn.Conv2d(padding_mode="zeros") as conv:
             return Affine(
-                lambda w, x: F.conv2d(x, w, None, conv.stride, conv.padding, conv.dilation, conv.groups),
+                lambda w,
+                x: F.conv2d(x, w, None, conv.stride, conv.padding, conv.dilation, conv.groups),
                 conv.weight, None if conv.bias is None else conv.bias[:, None, None],
-                terms=conv.weight[0].numel(), back=conv.weight[:, 0].numel(), dense=conv.groups == 1,
+                terms=conv.weight[0].numel(), back=conv.weight[:, 0].numel(),
+                dense=conv.groups == 1,
             )  # fmt: skip
         case nn.ConvTranspose2d(stride=step, padding=tuple(pad), output_padding=extra) as up:
             return Affine(
-                lambda w, x: F.conv_transpose2d(x, w, None, step, pad, extra, up.groups, up.dilation),
+                lambda w,
+                x: F.conv_transpose2d(x, w, None, step, pad, extra, up.groups, up.dilation),
                 up.weight, None if up.bias is None else up.bias[:, None, None],
                 terms=up.weight[:, 0].numel(), back=up.weight[0].numel(),
             )  # fmt: skip
         case nn.BatchNorm2d(training=False, track_running_stats=True) as norm:
-            scale = (norm.get_buffer("running_var") + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)
+            scale = (norm.get_buffer("running_var") + norm.eps).rsqrt() * (
+                norm.weight if norm.affine else 1
+            )
             mean = norm.get_buffer("running_mean") * scale
             bias = norm.bias if norm.affine else torch.zeros_like(scale)
             sizes = (bias - mean)[:, None, None], (bias.abs() + mean.abs())[:, None, None]
@@ -158,16 +176,21 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
             return ReLU()
         case nn.MaxPool2d() as pool if pool.dilation in (1, (1, 1)):
             return MaxPool(pool)
-        case nn.Upsample(mode="nearest" | "bilinear", align_corners=None | False) as m if m.scale_factor in (2, 4, 8):
-            return Affine(lambda _, x: m(x), back=int(2 * m.scale_factor) ** 2)  # by powers of 2 its weights are exact
-        case nn.AvgPool2d(divisor_override=divisor) as pool if divisor is None or divisor > 0:  # its weights are ≥ 0
+        case nn.Upsample(mode="nearest" | "bilinear", align_corners=None | False) as m if (
+            m.scale_factor in (2, 4, 8)
+        ):
+            # by powers of 2 its weights are exact
+            return Affine(lambda _, x: m(x), back=int(2 * m.scale_factor) ** 2)
+        # its weights are ≥ 0
+        case nn.AvgPool2d(divisor_override=divisor) as pool if divisor is None or divisor > 0:
             side = pool.kernel_size if isinstance(pool.kernel_size, int) else max(pool.kernel_size)
             return Affine(lambda _, x: pool(x), terms=side**2, back=side**2)
         case nn.Module() if isinstance(module, REARRANGED):
             return Affine(lambda _, x: module(x))
     if node.op == "call_function" and node.target in {F.relu, torch.relu}:
         return ReLU()
-    of_nodes = all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs  # not x + 1, not x + 2 · y
+    # not x + 1, not x + 2 · y
+    of_nodes = all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
     function: Any = node.target
     if node.op == "call_function" and (function is torch.cat or function in SUMS and of_nodes):
 
@@ -176,7 +199,11 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
             return function(*fx.map_arg(node.args, known.get), **node.kwargs)
 
         return Affine(call)
-    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+    name = (
+        type(module).__name__
+        if module is not None
+        else getattr(node.target, "__name__", node.target)
+    )
     raise InputError(
         f"certify: no sound bound is known for layer {name} ({node.name}); use convolutions, "
         "transposed convolutions, ReLU, pooling, nearest or bilinear upsampling by 2, 4 or 8, "
@@ -185,22 +212,29 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Affine | ReLU | 
 
 
 def _check(modules: dict[str, nn.Module]) -> None:
-    """Raise InputError where a module computes something else than its class says, or not in float32."""
+    """Raise InputError where a module computes something else than its class
+    says, or not in float32.
+    """
     for name, module in modules.items():
         changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         if changed or everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
             raise InputError(
-                f"certify: a hook may change what {name or 'the network'} computes, so that no bound is known; "
+                f"certify: a hook may change what {name or 'the network'} computes, so that no "
+                f"bound is known; "
                 "remove it before certifying"
             )
         for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if weight.is_floating_point() and weight.dtype not in (torch.float32, torch.float64):
-                raise InputError(f"certify: {name} is in {weight.dtype}; bounds know float32: call .float() first")
+                raise InputError(
+                    f"certify: {name} is in {weight.dtype}; bounds know float32: call "
+                    f".float() first"
+                )
 
 
 class Bounds:
-    """The bounds of one network (N, C, H, W) → (N, K, H, W), and of the classes that `decision` makes of its logits
-    (None = the largest logit). Raises InputError on a layer without a sound rule.
+    """The bounds of one network (N, C, H, W) → (N, K, H, W), and of the classes
+    that `decision` makes of its logits (None = the largest logit). Raises
+    InputError on a layer without a sound rule.
     """
 
     def __init__(self, network: nn.Module, decision: Decision | None = None):
@@ -218,49 +252,66 @@ class Bounds:
         return {node: _operation(node, self.modules) for node in self.nodes[1:]}
 
     def intervals(self, box: Box) -> dict[fx.Node, Box]:
-        """IBP: a box for every node, differentiable in the network's parameters, which are read anew."""
+        """IBP: a box for every node, differentiable in the network's
+        parameters, which are read anew.
+        """
         self.rules, boxes = self.read(), {self.input: box}
         for node in self.nodes[1:]:
             boxes[node] = self.rules[node].interval(*(boxes[i] for i in node.all_input_nodes))
         return boxes
 
     def differences(self, boxes: dict[fx.Node, Box]) -> Tensor:
-        """IBP lower bounds (N, K, K, H, W) of logit k − logit j; the last convolution subtracts before it bounds."""
+        """IBP lower bounds (N, K, K, H, W) of logit k − logit j; the last convolution subtracts
+        before it bounds.
+        """
         rule, inputs = self.rules[self.logits], [boxes[i] for i in self.logits.all_input_nodes]
         classes = boxes[self.logits].lower.shape[1]
-        unit = torch.eye(classes, device=boxes[self.logits].lower.device, dtype=boxes[self.logits].lower.dtype)
+        unit = torch.eye(
+            classes, device=boxes[self.logits].lower.device, dtype=boxes[self.logits].lower.dtype
+        )
         pairs = (unit[:, None] - unit[None, :]).flatten(0, 1)
         if isinstance(rule, Affine) and rule.dense:
             bias = None if rule.bias is None else (pairs @ rule.bias.flatten())[:, None, None]
             weight = torch.einsum("pk,k...->p...", pairs, rule.weight)
             lower = Affine(rule.linear, weight, bias, terms=rule.terms).interval(*inputs).lower
             # but the network rounds each logit before anyone subtracts
-            lower = lower - rule.rounding * torch.einsum("pk,nkhw->nphw", pairs.abs(), rule.size(*inputs))
+            lower = lower - rule.rounding * torch.einsum(
+                "pk,nkhw->nphw", pairs.abs(), rule.size(*inputs)
+            )
         else:
             last = Affine(lambda w, x: torch.einsum("pk,nkhw->nphw", w, x), pairs, terms=2)
             lower = last.interval(boxes[self.logits]).lower
         return lower.unflatten(1, (classes, classes))
 
     def margins(self, boxes: dict[fx.Node, Box], differences: Tensor | None = None) -> Tensor:
-        """(N, K, H, W): what each class is ahead by in the whole box, at least; of IBP's differences or better ones."""
+        """(N, K, H, W): what each class is ahead by in the whole box, at least; of IBP's
+        differences or better ones.
+        """
         differences = self.differences(boxes) if differences is None else differences
         if self.decision is None:
             return worst_margins(differences)
-        return decided_margins(differences, self.decision, boxes[self.logits].largest().amax(1, keepdim=True))
+        return decided_margins(
+            differences, self.decision, boxes[self.logits].largest().amax(1, keepdim=True)
+        )
 
 
 def worst_margins(differences: Tensor) -> Tensor:
-    """(N, K, H, W): lower bound of logit k minus the largest other logit; positive for at most one class."""
-    own = torch.eye(differences.shape[1], dtype=torch.bool, device=differences.device)[None, :, :, None, None]
+    """(N, K, H, W): lower bound of logit k minus the largest other logit;
+    positive for at most one class.
+    """
+    own = torch.eye(differences.shape[1], dtype=torch.bool, device=differences.device)[
+        None, :, :, None, None
+    ]
     return differences.masked_fill(own, torch.inf).amin(2)
 
 
 def decided_margins(differences: Tensor, decision: Decision, size: Tensor) -> Tensor:
-    """(N, K, H, W): lower bound of each class's lead in `decision.logits`, given lower bounds (N, K, K, H, W) of the
-    logits' differences and the largest logit (N, 1, H, W).
+    """(N, K, H, W): lower bound of each class's lead in `decision.logits`, given lower bounds (N,
+    K, K, H, W) of the logits' differences and the largest logit (N, 1, H, W).
 
-    A building leads background by T·log Σ exp((z_j − z_0)/T) − shift, which rises with each z_j − z_0: its
-    least value takes their lower bounds, background's lead their upper ones, −differences[0].
+    A building leads background by T·log Σ exp((z_j − z_0)/T) − shift, which rises with each z_j −
+    z_0: its least value takes their lower bounds, background's lead their upper ones,
+    −differences[0].
     """
     t, shift = decision.temperature, decision.shift
     building = t * (differences[:, 1:, 0] / t).logsumexp(1, keepdim=True) - shift
@@ -277,6 +328,8 @@ def certified_classes(margins: Tensor) -> Tensor:
 
 
 def interval_margins(bounds: Bounds, box: Box, chunk: int = 16) -> Tensor:
-    """IBP worst margins (N, K, H, W) over a box of images (N, C, H, W), `chunk` images at a time."""
+    """IBP worst margins (N, K, H, W) over a box of images (N, C, H, W), `chunk`
+    images at a time.
+    """
     parts = zip(box.lower.split(chunk), box.upper.split(chunk), strict=True)
     return torch.cat([bounds.margins(bounds.intervals(Box(*part))) for part in parts])

@@ -1,10 +1,10 @@
 """certified IoU ≤ attacked IoU ≤ clean IoU, for three roads to a certificate, on the same images.
 
-Each road answers, for every radius, with a row {"clean", "attacked", "certified", ...}, all of the map that the model
-deploys: its decision is part of what is proven and of what is attacked. The attack knows the model it attacks, its
-norm and its radius; what it finds at a smaller radius stays a candidate at a larger one. A row in which the order
-fails, or a pixel that changes class within its certified radius, is a proof that a certificate is wrong:
-SandwichBroken names it.
+Each road answers, for every radius, with a row {"clean", "attacked", "certified", ...}, all of the
+map that the model deploys: its decision is part of what is proven and of what is attacked. The
+attack knows the model it attacks, its norm and its radius; what it finds at a smaller radius stays
+a candidate at a larger one. A row in which the order fails, or a pixel that changes class within
+its certified radius, is a proof that a certificate is wrong: SandwichBroken names it.
 """
 
 import math
@@ -21,7 +21,13 @@ from pipeline.attacks import losses
 from pipeline.attacks.engine import Target, in_batches, pgd
 from pipeline.attacks.worst_case import pooled_iou, worst_case
 from pipeline.certificates import smoothing
-from pipeline.certificates.bounds import ABSTAIN, Bounds, certified_classes, image_box, interval_margins
+from pipeline.certificates.bounds import (
+    ABSTAIN,
+    Bounds,
+    certified_classes,
+    image_box,
+    interval_margins,
+)
 from pipeline.certificates.crown import crown_ibp_margins
 from pipeline.certificates.lipschitz import (
     at_radius,
@@ -54,14 +60,18 @@ class SandwichBroken(InputError):
 
 @dataclass
 class Attempts:
-    """Successful or not, what was tried on the images: predictions (N, H, W) and the perturbations' norms (N,)."""
+    """Successful or not, what was tried on the images: predictions (N, H, W) and the
+    perturbations' norms (N,).
+    """
 
     labels: Tensor
     predictions: list[Tensor]
     norms: list[Tensor] = field(default_factory=list)
 
     def iou(self) -> float | None:
-        """The exact worst pooled IoU over one attempt an image; None where the labels know no building."""
+        """The exact worst pooled IoU over one attempt an image; None where the
+        labels know no building.
+        """
         if not buildings(self.labels).any():
             return None
         found = [torch.stack(counts(p, self.labels)) for p in self.predictions]
@@ -69,21 +79,29 @@ class Attempts:
 
 
 def certified(found: tuple[Tensor, Tensor] | np.ndarray, labels: Tensor) -> dict[str, float | None]:
-    """The certified IoU of images by their I and U (N,), and its 95 % interval over them; None where
-    the labels know no building."""
+    """The certified IoU of images by their I and U (N,), and its 95 % interval over them; None
+    where the labels know no building.
+    """
     if not buildings(labels).any():
         return dict.fromkeys(("certified", "certified_low", "certified_high"))
     intersections, unions = (np.asarray(torch.as_tensor(n).cpu()) for n in found)
     low, high = tile_interval(intersections, unions)
-    return {"certified": pooled_iou(intersections, unions), "certified_low": low, "certified_high": high}
+    return {
+        "certified": pooled_iou(intersections, unions),
+        "certified_low": low,
+        "certified_high": high,
+    }
 
 
 def rising(where: str, row: dict[str, Any], *names: str) -> None:
-    """Raise SandwichBroken unless the named entries of a row stand in rising order; all are None, or none."""
+    """Raise SandwichBroken unless the named entries of a row stand in rising
+    order; all are None, or none.
+    """
     for low, high in zip(names[:-1], names[1:], strict=True):
         if row[low] is not None and row[low] > row[high] + 1e-9:
             raise SandwichBroken(
-                f"certify: {where}: {low} IoU {row[low]:.4f} is above {high} IoU {row[high]:.4f}, so that a "
+                f"certify: {where}: {low} IoU {row[low]:.4f} is above {high} IoU {row[high]:.4f}, "
+                f"so that a "
                 "certificate is unsound; no metrics are written; please report it with params.yaml"
             )
 
@@ -97,8 +115,10 @@ def unrefuted(where: str, broken: Tensor | np.ndarray) -> None:
     """Raise SandwichBroken if an attack changed any pixels within their certified radius."""
     if broken.any():
         raise SandwichBroken(
-            f"certify: {where}: an attack changes {int(broken.sum())} pixels inside their certified radius, "
-            "so that the certificate is unsound; no metrics are written; please report it with params.yaml"
+            f"certify: {where}: an attack changes {int(broken.sum())} pixels inside their "
+            f"certified radius, "
+            "so that the certificate is unsound; no metrics are written; please report it with "
+            "params.yaml"
         )
 
 
@@ -110,7 +130,9 @@ def logits_of(deployed: nn.Module, images: Tensor, batch: int = BATCH) -> Tensor
 def attack(
     target: Target, steps: int, generator: torch.Generator, batch: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (N, C, H, W) within ε for each of LOSSES, `batch` at once, and the norms (N,) of their perturbations."""
+    """Images (N, C, H, W) within ε for each of LOSSES, `batch` at once, and the norms (N,) of
+    their perturbations.
+    """
     for loss in LOSSES:
 
         def run(part: Target, loss=loss) -> Tensor:
@@ -123,10 +145,11 @@ def attack(
 def smoothing_rows(
     segmenter: Segmenter, data: Pair, settings: Smoothing, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
-    """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by majority vote of n.
+    """Rows by certified ℓ2 radius, one a σ. Clean and attacked are the smoothed model's, by
+    majority vote of n.
 
-    A vote is a sample too: an attack refutes a pixel only where the votes reject, at α over all pixels, that
-    the certified class keeps a probability of ½.
+    A vote is a sample too: an attack refutes a pixel only where the votes reject, at α over all
+    pixels, that the certified class keeps a probability of ½.
     """
     (images, labels), deployed = data, segmenter.deployed()
     noise = torch.Generator(images.device).manual_seed(seed)
@@ -139,7 +162,10 @@ def smoothing_rows(
         radius = smoothing.radius(sigma, settings.tau)
         place = f"{where}, σ {sigma:g}"
         seen = smoothing.smooth(deployed, images, sigma, settings.n0, settings.n, **options)
-        chosen, strict = (seen.certified(settings.tau, settings.alpha, c) for c in (settings.correction, "bonferroni"))
+        chosen, strict = (
+            seen.certified(settings.tau, settings.alpha, c)
+            for c in (settings.correction, "bonferroni")
+        )
         attempts = Attempts(labels, [seen.majority])
         draws = sigma * torch.randn(DRAWS, *images.shape[1:], generator=noise, device=images.device)
         smoothed = smoothing.ExpectedSegmenter(deployed, draws)
@@ -147,7 +173,10 @@ def smoothing_rows(
             votes = smoothing.votes(deployed, found, sigma, settings.n, **options)
             attempts.predictions.append(votes.argmax(1))
             kept = votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
-            lost = binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept] <= settings.alpha / kept.size
+            lost = (
+                binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept]
+                <= settings.alpha / kept.size
+            )
             changed = torch.where(torch.from_numpy(lost).to(labels.device), votes.argmax(1), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))
@@ -179,9 +208,12 @@ def convex_rows(
     with torch.no_grad():
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
         proven = torch.full_like(prediction, ABSTAIN)
-        for r in sorted(settings.radii, reverse=True):  # what holds at a radius holds at every smaller one
+        # what holds at a radius holds at every smaller one
+        for r in sorted(settings.radii, reverse=True):
             box = image_box(segmenter, images, r / 255)
-            single[r] = certified_classes(interval_margins(bounds, box, chunk=max(1, settings.chunk // IMAGE_PASSES)))
+            single[r] = certified_classes(
+                interval_margins(bounds, box, chunk=max(1, settings.chunk // IMAGE_PASSES))
+            )
             now = certified_classes(crown_ibp_margins(bounds, box, chunk=settings.chunk))
             proven = torch.where(proven == ABSTAIN, now, proven)
             classes[r] = proven.clone()
@@ -233,7 +265,8 @@ def lipschitz_rows(
 
 @torch.no_grad()
 def lipschitz_certificate(segmenter: Segmenter, images: Tensor) -> Pair:
-    """The classes drawn and their certified ℓ2 radii, both (N, H, W), of a 1-Lipschitz network past its normalisation.
+    """The classes drawn and their certified ℓ2 radii, both (N, H, W), of a 1-Lipschitz network past
+    its normalisation.
 
     The decision's logits are as Lipschitz as the network's.
     """

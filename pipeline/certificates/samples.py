@@ -1,4 +1,6 @@
-"""How many noise samples a certificate by smoothing needs at the least (see smoothing.py); known without a network."""
+"""How many noise samples a certificate by smoothing needs at the least (see smoothing.py);
+known without a network.
+"""
 
 import math
 
@@ -14,6 +16,7 @@ def check_samples(n: int, pixels: int, tau: float, alpha: float) -> None:
     """Raise InputError where the settings can never certify a pixel."""
     if n < (need := samples_needed(pixels, tau, alpha)):
         raise InputError(
-            f"certify.smoothing: n = {n} samples can never certify one of {pixels} pixels at tau = {tau} and "
+            f"certify.smoothing: n = {n} samples can never certify one of {pixels} pixels at tau = "
+            f"{tau} and "
             f"alpha = {alpha}; set n to at least {need}"
         )

@@ -1,10 +1,10 @@
-"""Randomised smoothing of a segmenter, ℓ2: SegCertify (Fischer, Baader, Vechev, ICML 2021, "Scalable
-Certified Segmentation via Randomized Smoothing").
+"""Randomised smoothing of a segmenter, ℓ2: SegCertify (Fischer, Baader, Vechev, ICML 2021,
+"Scalable Certified Segmentation via Randomized Smoothing").
 
-The smoothed segmenter g gives each pixel the class that f, any segmenter, most often gives it under Gaussian
-noise σ. n0 samples choose a class a pixel, n fresh samples test "its probability is at most τ"; a pixel whose
-hypothesis is rejected keeps its class within ℓ2 distance σ·Φ⁻¹(τ) (Cohen et al. 2019). All rejected pixels of
-an image are right together with probability ≥ 1 − α.
+The smoothed segmenter g gives each pixel the class that f, any segmenter, most often gives it under
+Gaussian noise σ. n0 samples choose a class a pixel, n fresh samples test "its probability is at
+most τ"; a pixel whose hypothesis is rejected keeps its class within ℓ2 distance σ·Φ⁻¹(τ) (Cohen et
+al. 2019). All rejected pixels of an image are right together with probability ≥ 1 − α.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ def votes(
 ) -> Tensor:
     """How often f gives each class under noise: images (N, C, H, W) to counts (N, K, H, W) int32.
 
-    `batch_size` noisy images are held at once. `precision` as in pipeline.networks.precision: f is what runs
-    in that number format, so that the certificate is about it.
+    `batch_size` noisy images are held at once. `precision` as in pipeline.networks.precision: f is
+    what runs in that number format, so that the certificate is about it.
     """
     counts = torch.zeros(0)
     for i, image in enumerate(images):
@@ -50,7 +50,9 @@ def votes(
             with autocast(image.device, precision):
                 logits = segmenter(torch.add(image, noise, alpha=sigma))
             if not len(counts):  # the logits tell the number of classes
-                counts = torch.zeros(len(images), *logits.shape[1:], dtype=torch.int32, device=image.device)
+                counts = torch.zeros(
+                    len(images), *logits.shape[1:], dtype=torch.int32, device=image.device
+                )
             winner = logits.argmax(1, keepdim=True)
             classes = torch.arange(logits.shape[1], device=image.device)[:, None, None]
             counts[i] += (winner == classes).sum(0, dtype=torch.int32)
@@ -68,8 +70,8 @@ def bonferroni(p: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def holm(p: np.ndarray, alpha: float) -> np.ndarray:
-    """Rejected hypotheses, any shape: in rising order while p₍ᵢ₎ ≤ α / (m − i) (Holm 1979); all that
-    Bonferroni rejects, at the same family-wise error and under any dependence of the pixels.
+    """Rejected hypotheses, any shape: in rising order while p₍ᵢ₎ ≤ α / (m − i) (Holm 1979); all
+    that Bonferroni rejects, at the same family-wise error and under any dependence of the pixels.
     """
     order = np.argsort(p, axis=None)
     passed = p.ravel()[order] <= alpha / (p.size - np.arange(p.size))
@@ -92,13 +94,19 @@ class Smoothed:
     n: int
 
     def certified(self, tau: float, alpha: float, correction: Correction = "holm") -> Tensor:
-        """(N, H, W): the chosen class where its test rejects, else ABSTAIN; family-wise error α an image."""
+        """(N, H, W): the chosen class where its test rejects, else ABSTAIN;
+        family-wise error α an image.
+        """
         test = CORRECTIONS[correction]
-        kept = np.stack([test(p_values(s, self.n, tau), alpha) for s in self.successes.cpu().numpy()])
+        kept = np.stack(
+            [test(p_values(s, self.n, tau), alpha) for s in self.successes.cpu().numpy()]
+        )
         return torch.where(torch.from_numpy(kept).to(self.chosen.device), self.chosen, ABSTAIN)
 
 
-def smooth(segmenter: nn.Module, images: Tensor, sigma: float, n0: int, n: int, **options) -> Smoothed:
+def smooth(
+    segmenter: nn.Module, images: Tensor, sigma: float, n0: int, n: int, **options
+) -> Smoothed:
     """Sample the smoothed segmenter at images (N, C, H, W) in [0,1]; options as in `votes`."""
     chosen = votes(segmenter, images, sigma, n0, **options).argmax(1)
     counts = votes(segmenter, images, sigma, n, **options)
@@ -120,10 +128,11 @@ def certify_scene(
     device: torch.device | str = "cpu",
     **options,
 ) -> np.ndarray:
-    """Certified classes (H, W) int16 of a whole scene (H, W, C) uint8, at family-wise error α over the scene.
+    """Certified classes (H, W) int16 of a whole scene (H, W, C) uint8, at
+    family-wise error α over the scene.
 
-    f sees one window at a time with `margin` pixels of context, so memory does not grow with the scene; a
-    window's part of a perturbation is never longer than the whole. Options as in `votes`.
+    f sees one window at a time with `margin` pixels of context, so memory does not grow with the
+    scene; a window's part of a perturbation is never longer than the whole. Options as in `votes`.
     """
     height, width = image.shape[:2]
     check_samples(n, height * width, tau, alpha)
@@ -142,8 +151,9 @@ def certify_scene(
 
 
 class ExpectedSegmenter(nn.Module):
-    """A differentiable stand-in for the smoothed segmenter: log of the mean softmax over fixed noise (expectation over
-    transformations, Athalye et al. 2018; Salman et al. 2019), for attacks. One draw is held at a time.
+    """A differentiable stand-in for the smoothed segmenter: log of the mean softmax over fixed
+    noise (expectation over transformations, Athalye et al. 2018; Salman et al. 2019), for attacks.
+    One draw is held at a time.
     """
 
     def __init__(self, segmenter: nn.Module, noise: Tensor):

@@ -1,4 +1,6 @@
-"""An adversarial example one can see, and adversarial training on a task whose right answer is known."""
+"""An adversarial example one can see, and adversarial training on a task whose
+right answer is known.
+"""
 
 import torch
 from torch import nn
@@ -12,17 +14,27 @@ from pipeline.course.towns import tiles
 from pipeline.params import Adversarial
 
 
-def adversarial_example(steps: int = 80, scenes: int = 4, budget: float = 4, size: int = 256) -> Lesson:
-    """max over ‖δ‖∞ ≤ ε of L(f(x + δ), y), by δ ← clip(δ + α sign ∇L, −ε, ε) (Madry et al. 2018)."""
+def adversarial_example(
+    steps: int = 80, scenes: int = 4, budget: float = 4, size: int = 256
+) -> Lesson:
+    """max over ‖δ‖∞ ≤ ε of L(f(x + δ), y), by δ ← clip(δ + α sign ∇L, −ε, ε)
+    (Madry et al. 2018).
+    """
     torch.manual_seed(0)
     images, labels = tiles("marlstead", range(2, 2 + scenes))
     network = with_encoder("lenet", images)
     fit(network, images, labels, steps, batch=4)
     x, y = tiles("marlstead", [1], size, size)
-    target, generator = Target(network, x, y, "linf", budget / 255), torch.Generator().manual_seed(0)
+    target, generator = (
+        Target(network, x, y, "linf", budget / 255),
+        torch.Generator().manual_seed(0),
+    )
     moved = {"noise": noise(target, generator), "attack": pgd(target, 20, generator=generator)}
     numbers = {"IoU, clean": quality(network, x, y)}
-    numbers |= {f"IoU, {name} of {budget:g}/255": quality(network, image, y) for name, image in moved.items()}
+    numbers |= {
+        f"IoU, {name} of {budget:g}/255": quality(network, image, y)
+        for name, image in moved.items()
+    }
     numbers["largest change of a pixel, 1/255"] = float(255 * (moved["attack"] - x).abs().max())
     pictures = {
         "image": x[0],
@@ -31,10 +43,15 @@ def adversarial_example(steps: int = 80, scenes: int = 4, budget: float = 4, siz
         "found in the image": classes(network, x)[0],
         "found in the attacked": classes(network, moved["attack"])[0],
     }
-    return Lesson(numbers, gallery(pictures, {t: {"cmap": "gray"} for t, p in pictures.items() if p.ndim == 2}))
+    return Lesson(
+        numbers,
+        gallery(pictures, {t: {"cmap": "gray"} for t, p in pictures.items() if p.ndim == 2}),
+    )
 
 
-def under_attack(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, budget: float) -> float:
+def under_attack(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, budget: float
+) -> float:
     """IoU under PGD-20 of budget/255, 0 = clean."""
     if not budget:
         return tint.pooled(network, images, labels)
@@ -43,8 +60,13 @@ def under_attack(network: nn.Module, images: torch.Tensor, labels: torch.Tensor,
 
 
 def adversarial_training(steps: int = 100, count: int = 16, width: int = 16) -> Lesson:
-    """min over w of max over ‖δ‖∞ ≤ ε of L(f_w(x + δ), y): what a small budget can turn round is not learned."""
-    trainings = {"standard": Adversarial(), "adversarial": Adversarial(method="pgd", epsilon=8, steps=3)}
+    """min over w of max over ‖δ‖∞ ≤ ε of L(f_w(x + δ), y): what a small budget
+    can turn round is not learned.
+    """
+    trainings = {
+        "standard": Adversarial(),
+        "adversarial": Adversarial(method="pgd", epsilon=8, steps=3),
+    }
     images, labels = tint.tiles(count, 99)
     budgets, signs = (0, 2, 4, 6, 8), {"as planted": 1, "removed": 0, "turned round": -1}
     figure, (picture, left, right) = board(3)

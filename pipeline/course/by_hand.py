@@ -21,14 +21,20 @@ def solve(x: Tensor, y: Tensor) -> Tensor:
 
 
 def shadows(count: int, elevation: float) -> tuple[Tensor, Tensor]:
-    """Heights of buildings beside a constant 1 (N, 2) and their shadows' lengths (N,), metres, measured with noise."""
+    """Heights of buildings beside a constant 1 (N, 2) and their shadows' lengths (N,), metres,
+    measured with noise.
+    """
     height = 3 + 9 * torch.rand(count, dtype=torch.float64)
-    length = height / math.tan(math.radians(elevation)) + 0.4 * torch.randn(count, dtype=torch.float64)
+    length = height / math.tan(math.radians(elevation)) + 0.4 * torch.randn(
+        count, dtype=torch.float64
+    )
     return torch.stack([height, torch.ones_like(height)], 1), length
 
 
 def least_squares(count: int = 200, steps: int = 300, rate: float = 0.03) -> Lesson:
-    """How high does the sun stand? From shadows = height / tan(elevation), by descent along the gradient."""
+    """How high does the sun stand? From shadows = height / tan(elevation), by
+    descent along the gradient.
+    """
     torch.manual_seed(0)
     x, y = shadows(count, elevation=49)
     w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -57,7 +63,9 @@ def least_squares(count: int = 200, steps: int = 300, rate: float = 0.03) -> Les
 
 
 def forward(x: Tensor, y: Tensor, weights: list[Tensor]) -> tuple[Tensor, tuple]:
-    """L = −mean log softmax(z)_y, z = h W₂ + b₂, h = max(0, a), a = x W₁ + b₁; and what `backward` needs."""
+    """L = −mean log softmax(z)_y, z = h W₂ + b₂, h = max(0, a), a = x W₁ + b₁; and what
+    `backward` needs.
+    """
     w1, b1, w2, b2 = weights
     a = x @ w1 + b1
     h = a.clamp_min(0)
@@ -76,7 +84,9 @@ def backward(x: Tensor, y: Tensor, weights: list[Tensor], kept: tuple) -> list[T
     return [x.T @ a, a.sum(0), h.T @ z, z.sum(0)]
 
 
-def backpropagation(width: int = 16, steps: int = 300, size: int = 128, rate: float = 1.0) -> Lesson:
+def backpropagation(
+    width: int = 16, steps: int = 300, size: int = 128, rate: float = 1.0
+) -> Lesson:
     """A pixel's colour to its class, trained by the gradients by hand, autograd looking on."""
     torch.manual_seed(0)
     image, labels = scene("tinroof", 1, size)
@@ -91,7 +101,10 @@ def backpropagation(width: int = 16, steps: int = 300, size: int = 128, rate: fl
         loss.backward()
         with torch.no_grad():
             by_hand = backward(x, y, leaves, kept)
-            apart = max(apart, *(float((g - w.grad).abs().max()) for g, w in zip(by_hand, leaves, strict=True)))
+            apart = max(
+                apart,
+                *(float((g - w.grad).abs().max()) for g, w in zip(by_hand, leaves, strict=True)),
+            )
             weights = [w.detach() - rate * g for w, g in zip(leaves, by_hand, strict=True)]
         losses.append(loss.item())
     figure, (left, right) = board(2)

@@ -14,10 +14,16 @@ from pipeline.training.losses import build_loss
 City = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, S, S), labels (N, S, S)
 
 
-def matrix(learn: Callable[..., nn.Module], training: dict[str, City], unseen: dict[str, City]) -> torch.Tensor:
-    """(trained in, looked at) IoU: on the diagonal new scenes of a known city, beside it cities never seen."""
+def matrix(
+    learn: Callable[..., nn.Module], training: dict[str, City], unseen: dict[str, City]
+) -> torch.Tensor:
+    """(trained in, looked at) IoU: on the diagonal new scenes of a known city,
+    beside it cities never seen.
+    """
     networks = [learn(*city) for city in training.values()]
-    return torch.tensor([[quality(network, *city) for city in unseen.values()] for network in networks])
+    return torch.tensor(
+        [[quality(network, *city) for city in unseen.values()] for network in networks]
+    )
 
 
 def gap(table: torch.Tensor) -> tuple[float, float]:
@@ -27,12 +33,21 @@ def gap(table: torch.Tensor) -> tuple[float, float]:
 
 
 def cities(steps: int = 50, scenes: int = 3, count: int = 5) -> Lesson:
-    """The gap E[IoU | city seen] − E[IoU | city unseen] (stage `generalize` measures it properly, with intervals)."""
+    """The gap E[IoU | city seen] − E[IoU | city unseen] (stage `generalize` measures it
+    properly, with intervals).
+    """
 
     def learn(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
         torch.manual_seed(0)
         network = with_encoder("lenet", images)
-        fit(network, images, labels, steps, loss=build_loss({"cross_entropy": 1, "dice": 1}), batch=4)
+        fit(
+            network,
+            images,
+            labels,
+            steps,
+            loss=build_loss({"cross_entropy": 1, "dice": 1}),
+            batch=4,
+        )
         return network
 
     names = list(manifest().cities)[:count]
@@ -46,9 +61,18 @@ def cities(steps: int = 50, scenes: int = 3, count: int = 5) -> Lesson:
         torch.cartesian_prod(*[torch.arange(len(names))] * 2), table.flatten(), strict=True
     ):
         axes.text(
-            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black"
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if value > 0.6 else "black",
         )
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=20)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_title("IoU: learned in (row), looked at (column)", fontsize=9)
-    return Lesson({"IoU in the city seen": seen, "IoU in cities unseen": elsewhere, "gap": seen - elsewhere}, figure)
+    return Lesson(
+        {"IoU in the city seen": seen, "IoU in cities unseen": elsewhere, "gap": seen - elsewhere},
+        figure,
+    )

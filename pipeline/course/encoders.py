@@ -1,4 +1,6 @@
-"""Four encoders of one segmenter: LeNet and AlexNet, small and fully convolutional, beside VGG and ResNet."""
+"""Four encoders of one segmenter: LeNet and AlexNet, small and fully
+convolutional, beside VGG and ResNet.
+"""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ DECODER = [32, 16, 8]  # the U-Net's, which all four share
 
 
 class _Stages(nn.Module, EncoderMixin):
-    """Images (N, 3, H, W) to themselves and what each stage makes of the one before, ever coarser."""
+    """Images (N, 3, H, W) to themselves and what each stage makes of the one
+    before, ever coarser.
+    """
 
     def __init__(self, stages: Sequence[nn.Module], channels: list[int], depth: int):
         super().__init__()
@@ -36,7 +40,9 @@ class _Stages(nn.Module, EncoderMixin):
 
 
 class LeNet(_Stages):
-    """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998): C1 S2, C3 S4, C5; its two dense layers are the segmenter's."""
+    """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998): C1 S2, C3 S4, C5; its two dense layers are
+    the segmenter's.
+    """
 
     def __init__(self, depth: int = 3, output_stride: int = 32):
         stages = [
@@ -48,21 +54,29 @@ class LeNet(_Stages):
 
 
 class AlexNet(_Stages):
-    """AlexNet (Krizhevsky, Sutskever, Hinton 2012), a quarter as wide, its first stride 2 for objects of ten pixels."""
+    """AlexNet (Krizhevsky, Sutskever, Hinton 2012), a quarter as wide, its first stride 2 for
+    objects of ten pixels.
+    """
 
     def __init__(self, depth: int = 3, output_stride: int = 32):
         stages = [
             nn.Sequential(nn.Conv2d(3, 24, 11, stride=2, padding=5), nn.ReLU()),
             nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(24, 64, 5, padding=2), nn.ReLU()),
             nn.Sequential(
-                nn.MaxPool2d(3, 2, 1), nn.Conv2d(64, 96, 3, padding=1), nn.ReLU(),
-                nn.Conv2d(96, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 64, 3, padding=1), nn.ReLU(),
+                nn.MaxPool2d(3, 2, 1),
+                nn.Conv2d(64, 96, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(96, 96, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(96, 64, 3, padding=1),
+                nn.ReLU(),
             ),
-        ]  # fmt: skip
+        ]
         super().__init__(stages, [24, 64, 64], depth)
 
 
-# VGG-11 (Simonyan and Zisserman 2014) with batch norm, a quarter as wide; ResNet-18 (He et al. 2015) is as it is.
+# VGG-11 (Simonyan and Zisserman 2014) with batch norm, a quarter as wide; ResNet-18 (He et al.
+# 2015) is as it is.
 VGG = {
     "out_channels": [16, 32, 64, 128, 128, 128],
     "config": [16, "M", 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"],
@@ -70,14 +84,21 @@ VGG = {
 }
 # As segmentation-models-pytorch's documentation adds an encoder: known by its name from here on.
 _known: dict = smp.encoders.encoders
-for _name, _encoder, _settings in (("lenet", LeNet, {}), ("alexnet", AlexNet, {}), ("vgg", VGGEncoder, VGG)):
+for _name, _encoder, _settings in (
+    ("lenet", LeNet, {}),
+    ("alexnet", AlexNet, {}),
+    ("vgg", VGGEncoder, VGG),
+):
     _known[_name] = {"encoder": _encoder, "pretrained_settings": {}, "params": _settings}
 
 
 def with_encoder(name: str, images: torch.Tensor) -> nn.Module:
-    """The course's one segmenter: a U-Net (Ronneberger, Fischer, Brox 2015) of three levels over that encoder, behind
-    the normalisation of the images (N, 3, H, W) it will learn from."""
-    network = build_model(params.Model(architecture="unet", encoder=name, decoder_channels=DECODER), 3)
+    """The course's one segmenter: a U-Net (Ronneberger, Fischer, Brox 2015) of three levels over
+    that encoder, behind the normalisation of the images (N, 3, H, W) it will learn from.
+    """
+    network = build_model(
+        params.Model(architecture="unet", encoder=name, decoder_channels=DECODER), 3
+    )
     network.set_normalisation(images.mean((0, 2, 3)), images.std((0, 2, 3)))
     return network
 

@@ -1,4 +1,6 @@
-"""Stochastic gradient descent in ten lines, for networks that learn in seconds; the stage `train` does it properly."""
+"""Stochastic gradient descent in ten lines, for networks that learn in seconds; the stage
+`train` does it properly.
+"""
 
 import torch
 from torch import nn
@@ -27,7 +29,9 @@ def fit(
     optimiser: type = torch.optim.Adam,
     **options,
 ) -> list[float]:
-    """w ← w − η ∇L(w) on random batches, η along one cycle; the loss of each step. The network ends in eval mode."""
+    """w ← w − η ∇L(w) on random batches, η along one cycle; the loss of each step. The network
+    ends in eval mode.
+    """
     descent = optimiser(network.parameters(), rate, **options)
     cycle = torch.optim.lr_scheduler.OneCycleLR(descent, rate, steps, cycle_momentum=False)
     network.train()

@@ -1,4 +1,6 @@
-"""What a layer is: a convolution as a sparse dense layer, max pooling by ReLUs, MinMax in the place of ReLU."""
+"""What a layer is: a convolution as a sparse dense layer, max pooling by ReLUs,
+MinMax in the place of ReLU.
+"""
 
 import torch
 from scipy.sparse import coo_array
@@ -11,10 +13,11 @@ from pipeline.networks.lipschitz import OrthogonalConv, minmax, replace_relu
 
 
 def dense_matrix(kernel: Tensor, side: int) -> coo_array:
-    """The dense layer (side², side²) that a 3×3 convolution of a side×side image, zeros around it, is; sparse.
+    """The dense layer (side², side²) that a 3×3 convolution of a side×side image,
+    zeros around it, is; sparse.
 
-    A[(y, x), (y + i, x + j)] = kernel[i, j] for i, j in −1, 0, 1, wherever that pixel exists, else 0 (LeCun 1989:
-    local connections, shared weights).
+    A[(y, x), (y + i, x + j)] = kernel[i, j] for i, j in −1, 0, 1, wherever that pixel exists, else
+    0 (LeCun 1989: local connections, shared weights).
     """
     rows, columns, values = [], [], []
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -37,7 +40,12 @@ def convolution(side: int = 256) -> Lesson:
     dense = torch.from_numpy(matrix @ image.flatten().numpy()).view(side, side)
     small = torch.from_numpy(dense_matrix(torch.ones(3, 3), 8).toarray())
     figure = gallery(
-        {"image": image, "by 9 weights": edges, "by the matrix": dense, "the matrix of an 8×8 image": small},
+        {
+            "image": image,
+            "by 9 weights": edges,
+            "by the matrix": dense,
+            "the matrix of an 8×8 image": small,
+        },
         {"image": {"cmap": "gray"}, "the matrix of an 8×8 image": {"cmap": "gray_r"}},
     )
     numbers = {
@@ -55,7 +63,9 @@ def maximum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pool_by_relus(x: Tensor) -> Tensor:
-    """2×2 max pooling of (N, C, H, W), H and W even, by three ReLUs a square: max(max(a, b), max(c, d))."""
+    """2×2 max pooling of (N, C, H, W), H and W even, by three ReLUs a square:
+    max(max(a, b), max(c, d)).
+    """
     a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
     return maximum(maximum(a, b), maximum(c, d))
 
@@ -69,11 +79,14 @@ def pooling(side: int = 256) -> Lesson:
         {"image": image, "max pooling": pooled, "by ReLUs": by_relus, "difference": apart.amax(0)},
         {"difference": {"cmap": "gray", "vmin": 0, "vmax": 1}},
     )
-    return Lesson({"ReLUs a square": 3, "max pooling − by ReLUs, largest": float(apart.max())}, figure)
+    return Lesson(
+        {"ReLUs a square": 3, "max pooling − by ReLUs, largest": float(apart.max())}, figure
+    )
 
 
 def absolute_by_minmax(x: Tensor) -> Tensor:
-    """|x| of (N, 1) by layers of norm 1: (x, −x)/√2, MinMax, then (−1, 1)/√2; for ‖minmax(v)‖ = ‖v‖, always.
+    """|x| of (N, 1) by layers of norm 1: (x, −x)/√2, MinMax, then (−1, 1)/√2; for
+    ‖minmax(v)‖ = ‖v‖, always.
 
     With ReLU in its place no such network can (Anil, Lucas, Grosse 2019, theorem 1).
     """
@@ -82,7 +95,9 @@ def absolute_by_minmax(x: Tensor) -> Tensor:
 
 
 def non_expansive(depth: int, width: int, activation: str, ends: int | None = 1) -> nn.Sequential:
-    """Layers with orthonormal matrices (1×1 convolutions), an activation after each but the last."""
+    """Layers with orthonormal matrices (1×1 convolutions), an activation after
+    each but the last.
+    """
     sizes = [ends or width, *[width] * (depth - 1), ends or width]
     layers = []
     for inputs, outputs in zip(sizes, sizes[1:], strict=False):
@@ -106,7 +121,9 @@ def gradient_norms(activation: str, depth: int, width: int = 32) -> list[float]:
 
 
 def minmax_against_relu(steps: int = 400, depth: int = 20) -> Lesson:
-    """Both learn |x| with layers of norm 1; MinMax keeps the gradient's norm, ReLU loses about 1/√2 a layer."""
+    """Both learn |x| with layers of norm 1; MinMax keeps the gradient's norm,
+    ReLU loses about 1/√2 a layer.
+    """
     x = torch.linspace(-1, 1, 201)[:, None, None, None]
     figure, (left, right) = board(2)
     numbers, norms = {}, {}

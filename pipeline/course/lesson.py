@@ -1,5 +1,5 @@
-"""What a topic of the course gives: numbers to print and one picture. The course draws here, for itself: its pictures
-show a lesson, those of the report a result.
+"""What a topic of the course gives: numbers to print and one picture. The course draws here, for
+itself: its pictures show a lesson, those of the report a result.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,6 @@
-"""The convex outer polytope: what a ball of images can become, and what is proven that it cannot."""
+"""The convex outer polytope: what a ball of images can become, and what is
+proven that it cannot.
+"""
 
 import math
 
@@ -18,28 +20,35 @@ def directions(count: int) -> Tensor:
 
 
 def perceptron(width: int) -> nn.Sequential:
-    """Two numbers to two logits by two hidden layers of ReLUs, written as an image of one pixel: (N, 2, 1, 1)."""
+    """Two numbers to two logits by two hidden layers of ReLUs, written as an image of one
+    pixel: (N, 2, 1, 1).
+    """
     return nn.Sequential(
-        nn.Conv2d(2, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1)
+        nn.Conv2d(2, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2, 1),
     )
 
 
 def support(bounds: Bounds, image: Box, c: Tensor) -> Tensor:
     """(D,) lower bounds of c·z over the box of one image (1, C, 1, 1), z its two logits, c (D, 2).
 
-    Each is the dual of the linear program in which every ReLU is its triangle 0 ≤ y, x ≤ y, y ≤ u (x − l) / (u − l)
-    (Wong and Kolter 2018, theorem 1); all together they cut the outer polytope out of the plane.
+    Each is the dual of the linear program in which every ReLU is its triangle 0 ≤ y, x ≤ y, y ≤ u
+    (x − l) / (u − l) (Wong and Kolter 2018, theorem 1); all together they cut the outer polytope
+    out of the plane.
     """
     boxes = bounds.intervals(image) | outer_polytope_boxes(bounds, image)
     return torch.cat([
-        linear_lower(bounds, boxes, bounds.logits, direction.view(2, 1, 1), relaxation="parallel")[0]
-        for direction in c
+        linear_lower(bounds, boxes, bounds.logits, direction.view(2, 1, 1), relaxation="parallel")[0] for direction in c
     ])  # fmt: skip
 
 
 def corners(c: Tensor, low: Tensor) -> Tensor:
-    """(V, 2) corners, in order, of {z: c·z ≥ low}, for directions (D, 2) all round: where two cuts meet and no other
-    leaves the point out."""
+    """(V, 2) corners, in order, of {z: c·z ≥ low}, for directions (D, 2) all round: where two cuts
+    meet and no other leaves the point out.
+    """
     i, j = torch.triu_indices(len(c), len(c), 1)
     pairs = torch.stack([c[i], c[j]], 1)
     sound = torch.linalg.det(pairs).abs() > 1e-6
@@ -63,7 +72,9 @@ def reached(network: nn.Module, image: Box, count: int) -> Tensor:
 
 
 def polytope(width: int = 20, epsilon: float = 0.15, count: int = 4000, cuts: int = 48) -> Lesson:
-    """Two logits of a small network of ReLUs: sampled, boxed by intervals, and cut by the dual in many directions."""
+    """Two logits of a small network of ReLUs: sampled, boxed by intervals, and cut by the dual
+    in many directions.
+    """
     torch.manual_seed(3)
     network = perceptron(width).double().eval().requires_grad_(False)
     for weight in network.parameters():
@@ -79,7 +90,10 @@ def polytope(width: int = 20, epsilon: float = 0.15, count: int = 4000, cuts: in
     figure, (axes,) = board(1)
     figure.set_size_inches(4.2, 3.4)
     axes.plot(points[:, 0], points[:, 1], ".", markersize=1, color="#8A8A8A", label="reached")
-    for shape, name, colour in ((outer, "outer polytope", "#009E73"), (box, "intervals", "#E69F00")):
+    for shape, name, colour in (
+        (outer, "outer polytope", "#009E73"),
+        (box, "intervals", "#E69F00"),
+    ):
         axes.plot(*torch.cat([shape, shape[:1]]).T, color=colour, label=name)
     axes.set_title("two logits over the ball", fontsize=9)
     axes.legend(fontsize=7, frameon=False, loc="upper left")

@@ -1,9 +1,10 @@
-"""A task with a planted non-robust cue, and two networks that learn it: the known answer of adversarial training.
+"""A task with a planted non-robust cue, and two networks that learn it: the known answer of
+adversarial training.
 
-Each 32² tile holds grey noise identical in all channels, rectangles of class 1 brighter by a contrast that
-varies per tile (.12 ± .06), and a noise-free tint of ±4/255 between blue and green that follows the class
-exactly. A standard network leans on the tint, which a budget of 4/255 erases and one of 8/255 turns round; an
-adversarially trained one cannot, and is left with the brightness.
+Each 32² tile holds grey noise identical in all channels, rectangles of class 1 brighter by a
+contrast that varies per tile (.12 ± .06), and a noise-free tint of ±4/255 between blue and green
+that follows the class exactly. A standard network leans on the tint, which a budget of 4/255 erases
+and one of 8/255 turns round; an adversarially trained one cannot, and is left with the brightness.
 """
 
 import numpy as np
@@ -17,9 +18,12 @@ from pipeline.training.losses import cross_entropy
 TINT, NOISE = 4 / 255, 0.06
 
 
-def tiles(count: int, seed: int, tint: float = 1.0, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 3, S, S) in [0, 1] and labels (N, S, S). `tint` 1 as planted, 0 removed, −1 flipped; the
-    rest of the image stays the same."""
+def tiles(
+    count: int, seed: int, tint: float = 1.0, size: int = 32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, 3, S, S) in [0, 1] and labels (N, S, S). `tint` 1 as planted, 0 removed, −1
+    flipped; the rest of the image stays the same.
+    """
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, size, size), np.int64)
     for label in labels:
@@ -48,7 +52,9 @@ class _Centre(nn.Module):
         return (images - 0.5) / 0.1
 
 
-def train(config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width: int = 24, init=None) -> nn.Module:
+def train(
+    config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width: int = 24, init=None
+) -> nn.Module:
     torch.manual_seed(seed)
     segmenter = network(width)
     if init is not None:
@@ -58,7 +64,9 @@ def train(config: Adversarial, steps: int, seed: int = 0, batch: int = 8, width:
     images, labels = tiles(512, seed + 1)
     for step in range(steps):
         pick = torch.randint(len(images), (batch,))
-        loss, _ = adversarial_loss(segmenter, images[pick], labels[pick], cross_entropy, config, step / steps)
+        loss, _ = adversarial_loss(
+            segmenter, images[pick], labels[pick], cross_entropy, config, step / steps
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

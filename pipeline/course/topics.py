@@ -19,7 +19,9 @@ class Topic(NamedTuple):
 
     def run(self) -> Lesson:
         """Only this topic's module is loaded: torch takes seconds, a list of topics none."""
-        return getattr(import_module(f"pipeline.course.{self.module}"), self.name.replace("-", "_"))()
+        return getattr(
+            import_module(f"pipeline.course.{self.module}"), self.name.replace("-", "_")
+        )()
 
 
 TOPICS = [
@@ -27,7 +29,11 @@ TOPICS = [
     Topic("backpropagation", "Forward and backward by hand against loss.backward()", "by_hand"),
     Topic("svm", "A linear SVM on pixels: hinge loss, stochastic gradient descent", "pixels"),
     Topic("mlp", "A multilayer perceptron on the same pixels", "pixels"),
-    Topic("convolution", "A convolution is a sparse dense layer: 9 against 4,294,967,296 weights", "layers"),
+    Topic(
+        "convolution",
+        "A convolution is a sparse dense layer: 9 against 4,294,967,296 weights",
+        "layers",
+    ),
     Topic("pooling", "Max pooling by ReLUs: max(a, b) = a + relu(b − a)", "layers"),
     Topic("encoders", "LeNet, AlexNet, VGG, ResNet as encoders of one segmenter", "encoders"),
     Topic("windows", "Do not reason by window, reason by layer", "windows"),
@@ -44,7 +50,9 @@ def find(name: str) -> Topic:
     known = {topic.name: topic for topic in TOPICS}
     if name not in known:
         near = nearest(name, known)
-        raise InputError(f"course: no topic {name!r}; did you mean {near}? `{SIGNATURE}` lists them all")
+        raise InputError(
+            f"course: no topic {name!r}; did you mean {near}? `{SIGNATURE}` lists them all"
+        )
     return known[name]
 
 
@@ -55,14 +63,22 @@ def contents() -> None:
 
 
 def teach(name: str, out: Path) -> Path:
-    """Run a topic: print its numbers, write OUT/TOPIC.png and return that path. Raises InputError where there is no
-    such topic, or the path holds a picture that is not the course's."""
+    """Run a topic: print its numbers, write OUT/TOPIC.png and return that path. Raises InputError
+    where there is no such topic, or the path holds a picture that is not the course's.
+    """
     topic, path = find(name), out / f"{name}.png"
     out.mkdir(parents=True, exist_ok=True)
     if path.exists() and SIGNATURE.encode() not in path.read_bytes()[:1000]:
-        raise InputError(f"{path}: not a picture of the course; move it away, or choose another folder with --out")
+        raise InputError(
+            f"{path}: not a picture of the course; move it away, or choose another "
+            f"folder with --out"
+        )
     lesson = topic.run()
-    table(topic.title, ["", "value"], [[what, written(value)] for what, value in lesson.numbers.items()])
+    table(
+        topic.title,
+        ["", "value"],
+        [[what, written(value)] for what, value in lesson.numbers.items()],
+    )
     with atomic_file(path) as partial:
         lesson.picture.savefig(partial, metadata={"Software": SIGNATURE})
     console.print(f"picture: {path}")

@@ -1,4 +1,6 @@
-"""What the course learns from: scenes of the demo's invented cities, drawn on the spot and kept in memory."""
+"""What the course learns from: scenes of the demo's invented cities, drawn on
+the spot and kept in memory.
+"""
 
 import zlib
 from functools import cache
@@ -22,9 +24,13 @@ def manifest() -> Manifest:
 
 @cache
 def scene(city: str, number: int, size: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (3, S, S) in [0, 1] and labels (S, S) of scene `number` of a demo city; size at most 1,024 pixels."""
+    """Image (3, S, S) in [0, 1] and labels (S, S) of scene `number` of a demo city; size at
+    most 1,024 pixels.
+    """
     about = find_city(manifest(), city)
-    plan = draw_plan(about, manifest().materials, size * about.gsd, [0, zlib.crc32(city.encode()), number])
+    plan = draw_plan(
+        about, manifest().materials, size * about.gsd, [0, zlib.crc32(city.encode()), number]
+    )
     (picture,) = render(plan, about, size, number)
     image = torch.from_numpy(picture.image).movedim(-1, 0).float() / 255
     return image, torch.from_numpy(picture.roofs > 0.5).long()

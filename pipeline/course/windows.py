@@ -1,4 +1,6 @@
-"""Reasoning by window against reasoning by layer: the same logits (Long, Shelhamer, Darrell 2015, section 3.1)."""
+"""Reasoning by window against reasoning by layer: the same logits (Long, Shelhamer, Darrell
+2015, section 3.1).
+"""
 
 import time
 
@@ -16,18 +18,26 @@ def by_window(network: WindowCNN, image: Tensor) -> Tensor:
     windows = image.unfold(1, network.window, 1).unfold(2, network.window, 1)
     rows, columns = windows.shape[1:3]
     windows = windows.permute(1, 2, 0, 3, 4).flatten(0, 1)
-    return torch.cat([network.classify(part) for part in windows.split(512)]).T.unflatten(1, (rows, columns))
+    return torch.cat([network.classify(part) for part in windows.split(512)]).T.unflatten(
+        1, (rows, columns)
+    )
 
 
 @torch.inference_mode()
 def by_layer(network: WindowCNN, image: Tensor) -> Tensor:
-    """The same logits from the whole image at once: every stride becomes a dilation, no product is computed twice."""
+    """The same logits from the whole image at once: every stride becomes a dilation, no product
+    is computed twice.
+    """
     before, after = (network.window - 1) // 2, network.window // 2
-    return network(image[None])[0, :, before : image.shape[1] - after, before : image.shape[2] - after]
+    return network(image[None])[
+        0, :, before : image.shape[1] - after, before : image.shape[2] - after
+    ]
 
 
 def windows(side: int = 96, width: int = 16) -> Lesson:
-    """Neighbouring windows share nearly all their pixels, and by window each is computed 32² times."""
+    """Neighbouring windows share nearly all their pixels, and by window each is
+    computed 32² times.
+    """
     torch.manual_seed(0)
     network, image = WindowCNN(3, 2, width).eval(), scene("brickvale", 1)[0][:, :side, :side]
     by_layer(network, image)  # the first pass pays for memory

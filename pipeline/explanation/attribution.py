@@ -1,4 +1,5 @@
-"""Which pixels speak for a building, by two methods, and the two checks that give an answer meaning.
+"""Which pixels speak for a building, by two methods, and the two checks that give
+an answer meaning.
 
     integrated gradients   Sundararajan, Taly and Yan 2017: along the line from a flat image
     occlusion              Zeiler and Fergus 2014: what a square's absence costs
@@ -99,7 +100,9 @@ def occlusion(score: Evidence, image: Tensor, flat: Tensor, square: Tensor) -> T
         return (score(image[None]) - torch.cat(scores)).double().cpu()
 
 
-def deletion(score: Evidence, before: Tensor, after: Tensor, square: Tensor, order: Tensor) -> Tensor:
+def deletion(
+    score: Evidence, before: Tensor, after: Tensor, square: Tensor, order: Tensor
+) -> Tensor:
     """(SHARES + 1,) scores while the squares of `before` become those of `after` in this order.
 
     From the image to the flat one it is deletion, from the flat one to the image insertion.
@@ -147,7 +150,10 @@ def explain(segmenter: nn.Module, building: Building, steps: int, side: int, see
     square = cells((height, width), side)
     of = evidence(segmenter, mask)
     gradients = integrated_gradients(of, image, flat, steps)
-    orders = {"integrated gradients": by_cell(gradients, square), "occlusion": occlusion(of, image, flat, square)}
+    orders = {
+        "integrated gradients": by_cell(gradients, square),
+        "occlusion": occlusion(of, image, flat, square),
+    }
     numbers = {"bands": shares(gradients), "inside": inside(gradients, mask)}
     numbers["areas"] = faithfulness(segmenter, building, square, orders, seed)
     numbers["randomised"] = {
@@ -169,7 +175,9 @@ def inside(gradients: Tensor, mask: Tensor) -> float:
     return float(mass[mask].sum() / mass.sum().clamp_min(1e-12))
 
 
-def faithfulness(segmenter, building: Building, square: Tensor, orders: dict[str, Tensor], seed: int):
+def faithfulness(
+    segmenter, building: Building, square: Tensor, orders: dict[str, Tensor], seed: int
+):
     """{METHOD: [deletion, insertion]}, areas under the curves; the method "random" is the mean of
     RANDOM orders."""
     generator = torch.Generator().manual_seed(seed)
@@ -186,9 +194,13 @@ def faithfulness(segmenter, building: Building, square: Tensor, orders: dict[str
     return {name: [area(curve) for curve in pair] for name, pair in curves.items()}
 
 
-def likeness(other: nn.Module, building: Building, square: Tensor, steps: int, gradients: Tensor) -> dict:
+def likeness(
+    other: nn.Module, building: Building, square: Tensor, steps: int, gradients: Tensor
+) -> dict:
     """How alike the integrated gradients of another network are, signed and in absolute value."""
-    theirs = integrated_gradients(evidence(other, building.mask), building.image, building.flat, steps)
+    theirs = integrated_gradients(
+        evidence(other, building.mask), building.image, building.flat, steps
+    )
     return {
         "signed": alike(by_cell(gradients, square), by_cell(theirs, square)),
         "absolute": alike(by_cell(gradients.abs(), square), by_cell(theirs.abs(), square)),

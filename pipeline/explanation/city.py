@@ -1,4 +1,6 @@
-"""What the map rests on in one city: its IoU without each cue, and what speaks for its buildings."""
+"""What the map rests on in one city: its IoU without each cue, and what speaks
+for its buildings.
+"""
 
 from collections.abc import Iterator
 
@@ -17,12 +19,18 @@ LOOKED_AT = 2  # tiles that the receptive field is measured on
 Record = tuple[str, object, dict[str, np.ndarray]]  # a measurement's name, numbers (JSON), pictures
 
 
-def explain_city(segmenter: nn.Module, images: np.ndarray, labels: np.ndarray, e: params.Explain) -> Iterator[Record]:
+def explain_city(
+    segmenter: nn.Module, images: np.ndarray, labels: np.ndarray, e: params.Explain
+) -> Iterator[Record]:
     """Every measurement, one at a time: a city's tiles, images (N, H, W, C) float32 in [0, 1] and
     labels (N, H, W) uint8, under a segmenter that answers with its deployed logits."""
     clean, shown = drawn(segmenter, images), fullest(labels)
     as_it_is = {"label": labels[shown], "image": images[shown], "map": clean[shown]}
-    yield "clean", {"counts": tallies(clean, labels), "buildings": int(counted(labels).sum())}, as_it_is
+    yield (
+        "clean",
+        {"counts": tallies(clean, labels), "buildings": int(counted(labels).sum())},
+        as_it_is,
+    )
     for name in CUES:
         if (without := taken(name, images, labels, e.seed)) is None:
             yield name, None, {}
@@ -73,7 +81,10 @@ def buildings(
     """The largest building of each tile that the map shows at least half of, of `most` tiles."""
     for image, label, found in zip(images, labels, clean, strict=True):
         places = roofs(label)
-        area, hit = (np.bincount(p, minlength=places.max() + 1)[1:] for p in (places.ravel(), places[found > 0]))
+        area, hit = (
+            np.bincount(p, minlength=places.max() + 1)[1:]
+            for p in (places.ravel(), places[found > 0])
+        )
         known = np.where(2 * hit >= area, area, 0)
         if most and known.any():
             most -= 1

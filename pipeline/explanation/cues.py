@@ -52,14 +52,18 @@ def without_roof_texture(image: np.ndarray, label: np.ndarray, rng: Rng) -> np.n
 
 
 def without_ground_texture(image: np.ndarray, label: np.ndarray, rng: Rng) -> np.ndarray:
-    """Each square of ground keeps its pixels, in no order: what lies where is kept, its grain is not."""
+    """Each square of ground keeps its pixels, in no order: what lies where is
+    kept, its grain is not.
+    """
     row, column = np.indices(label.shape) // GRAIN
     squares = 1 + row * label.shape[1] + column
     return shuffled(image, np.where(label == 0, squares, 0), rng)
 
 
 def shape_alone(image: np.ndarray, label: np.ndarray, _: Rng) -> np.ndarray:
-    """Every roof in its mean colour, all ground in its own: outlines and their contrast are left."""
+    """Every roof in its mean colour, all ground in its own: outlines and their
+    contrast are left.
+    """
     places = np.where(label == IGNORE, 0, 1 + roofs(label)).ravel()
     pixels = image.reshape(-1, image.shape[-1])
     number = np.maximum(np.bincount(places), 1)
@@ -81,7 +85,9 @@ def without_shadow(image: np.ndarray, label: np.ndarray, _: Rng) -> np.ndarray:
 
 
 def without_surroundings(images: np.ndarray, labels: np.ndarray, _: Rng) -> Tiles:
-    """The roofs of each tile on the ground of the next; where that tile's roofs show nothing is scored."""
+    """The roofs of each tile on the ground of the next; where that tile's roofs
+    show nothing is scored.
+    """
     ground, theirs = np.roll(images, 1, 0), np.roll(labels, 1, 0)
     roof = (labels > 0) & (labels != IGNORE)
     elsewhere = np.where((theirs != 0) | (labels == IGNORE), IGNORE, 0).astype(labels.dtype)

@@ -59,7 +59,9 @@ def fall(pair: dict, level: float) -> dict:
 
 def leans_on(cue: dict[str, dict | None]) -> str | None:
     """The cue whose loss costs most for certain: of the low ends above LEAST the highest."""
-    sure = {name: row["drop_low"] for name, row in cue.items() if row and row["drop_low"] is not None}
+    sure = {
+        name: row["drop_low"] for name, row in cue.items() if row and row["drop_low"] is not None
+    }
     sure = {name: low for name, low in sure.items() if name != KEPT and low > LEAST}
     return max(sure, key=sure.__getitem__, default=None)
 
@@ -79,13 +81,16 @@ def mean_of(found: list[dict], *keys: str) -> list[float]:
 def likeness(found: list[dict], depth: str) -> dict[str, float | None]:
     """Mean rank correlations over the buildings that have one."""
     pairs = [b["randomised"][depth] for b in found]
-    values = {kind: [p[kind] for p in pairs if p[kind] is not None] for kind in ("signed", "absolute")}
+    values = {
+        kind: [p[kind] for p in pairs if p[kind] is not None] for kind in ("signed", "absolute")
+    }
     return {kind: float(np.mean(numbers)) if numbers else None for kind, numbers in values.items()}
 
 
 def gains(every: list[dict]) -> dict[str, dict]:
-    """By how much each method's order beats a random one, on the same buildings: lower under deletion,
-    higher under insertion."""
+    """By how much each method's order beats a random one, on the same buildings: lower under
+    deletion, higher under insertion.
+    """
     found = {}
     for name in every[0]["areas"] if every else ():
         if name != "random":

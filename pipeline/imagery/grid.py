@@ -1,7 +1,9 @@
-"""Pixel grids on the ground: true ground sample distance, windows under a pixel budget, and disjoint splits.
+"""Pixel grids on the ground: true ground sample distance, windows under a pixel budget, and
+disjoint splits.
 
-A grid is a shape, an affine transform and a CRS. A scene's target grid is its own grid scaled: same CRS, same
-orientation (rotated and south-up ones too), same outline on the ground. Reading never leaves pixel space.
+A grid is a shape, an affine transform and a CRS. A scene's target grid is its own grid scaled: same
+CRS, same orientation (rotated and south-up ones too), same outline on the ground. Reading never
+leaves pixel space.
 """
 
 from collections.abc import Iterator
@@ -20,9 +22,11 @@ from pipeline.errors import InputError
 from pipeline.labels import Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-SNAP = 0.01  # a ground sample distance within 1 % of the wanted one is kept: UTM alone stretches by 0.1 %
+# a ground sample distance within 1 % of the wanted one is kept: UTM alone stretches by 0.1 %
+SNAP = 0.01
 BLOCK = 256  # rows and columns windows align to, the usual GeoTIFF block
-PIXELS = Affine.identity(), Affine.scale(1, -1)  # transforms of a raster that lies nowhere, as GDAL and QGIS write them
+# transforms of a raster that lies nowhere, as GDAL and QGIS write them
+PIXELS = Affine.identity(), Affine.scale(1, -1)
 APART = 0.5  # pixels of an image by which labels of its size may lie beside it
 LEAST_STRIP = 32  # pixels across the thinnest block worth a split, the smallest tile there is
 
@@ -62,7 +66,9 @@ class Grid:
         return Grid(height, width, self.transform @ scale, self.crs)
 
     def corners(self, windows: list[Window] | None = None) -> np.ndarray:
-        """(N, 4, 2) the corners of windows (default: the grid's own) in CRS units, in ring order."""
+        """(N, 4, 2) the corners of windows (default: the grid's own) in CRS
+        units, in ring order.
+        """
         w = np.array(windows or [Window(0, 0, self.height, self.width)], float)
         rows = np.stack([w[:, 0], w[:, 0], w[:, 0] + w[:, 2], w[:, 0] + w[:, 2]], axis=1)
         columns = np.stack([w[:, 1], w[:, 1] + w[:, 3], w[:, 1] + w[:, 3], w[:, 1]], axis=1)
@@ -74,14 +80,20 @@ class Grid:
         return np.stack(to_degrees(self.crs).transform(x, y), axis=-1)
 
     def outlines(self, windows: list[Window] | None = None) -> np.ndarray:
-        """(N,) polygons of the same corners; one across the antimeridian is cut there in two (RFC 7946, 3.1.9)."""
+        """(N,) polygons of the same corners; one across the antimeridian is cut there in two
+        (RFC 7946, 3.1.9).
+        """
         degrees = self.degrees(windows)
-        longitude = degrees[..., 0]  # PROJ leaves that of an image in degrees as it stands, 180.01 too
+        # PROJ leaves that of an image in degrees as it stands, 180.01 too
+        longitude = degrees[..., 0]
         across = (np.ptp(longitude, axis=1) > 180) | (np.abs(longitude) > 180).any(axis=1)
         degrees[across, :, 0] %= 360
         outlines = shapely.polygons(degrees)
         for i in np.flatnonzero(across):
-            east, west = (shapely.intersection(outlines[i], shapely.box(x, -90, x + 180, 90)) for x in (0, 180))
+            east, west = (
+                shapely.intersection(outlines[i], shapely.box(x, -90, x + 180, 90))
+                for x in (0, 180)
+            )
             outlines[i] = shapely.union(east, shapely.transform(west, lambda xy: xy - [360, 0]))
         return outlines
 
@@ -109,13 +121,16 @@ def _text(crs) -> str:
 def ground_sample_distance(grid: Grid) -> tuple[float, float]:
     """Metres on the ground of one pixel step along (a row, a column), at the grid's centre.
 
-    The length of the geodesic between the step's ends, so that any CRS gives its true scale: degrees, feet, or
-    EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError without a CRS or off the Earth.
+    The length of the geodesic between the step's ends, so that any CRS gives its true scale:
+    degrees, feet, or EPSG:3857, which stretches the ground by 1/cos(latitude). Raises InputError
+    without a CRS or off the Earth.
     """
     if grid.crs is None:
         raise InputError("the image carries no CRS")
     column, row = grid.width / 2, grid.height / 2
-    steps = np.array([[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]])
+    steps = np.array(
+        [[column - 0.5, row], [column + 0.5, row], [column, row - 0.5], [column, row + 0.5]]
+    )
     try:
         x, y = to_degrees(grid.crs).transform(*(grid.transform @ steps.T), errcheck=True)
         _, _, metres = Geod(ellps="WGS84").inv(x[::2], y[::2], x[1::2], y[1::2])
@@ -130,22 +145,27 @@ def ground_sample_distance(grid: Grid) -> tuple[float, float]:
 
 
 def check_place(labels: Grid, image: Grid) -> bool:
-    """Raise InputError where a label raster of an image's size lies elsewhere; False where nothing tells."""
+    """Raise InputError where a label raster of an image's size lies elsewhere;
+    False where nothing tells.
+    """
     apart = pixels_apart(labels, image)
     if apart is not None and not apart <= APART:
         raise InputError(
-            f"lies elsewhere on the ground than its image ({apart:,.1f} of the image's pixels beside it); bring the "
+            f"lies elsewhere on the ground than its image ({apart:,.1f} of the image's pixels "
+            f"beside it); bring the "
             "image's own labels, or warp these onto it: rio warp LABELS NEW --like IMAGE"
         )
     return apart is not None
 
 
 def pixels_apart(grid: Grid, image: Grid) -> float | None:
-    """The longest way, in pixels of `image`, from its corners to those of a grid of its size; None where nothing tells.
+    """The longest way, in pixels of `image`, from its corners to those of a grid of its size; None
+    where nothing tells.
 
-    Two CRSs are compared through PROJ; it is infinite where PROJ knows no way from one to the other. Where one grid has
-    no place on Earth only its numbers are left: nearer to the image's than to the origin they are the image's
-    coordinates (a CRS that lost its name), else its own (0 to its width, say).
+    Two CRSs are compared through PROJ; it is infinite where PROJ knows no way from one to the
+    other. Where one grid has no place on Earth only its numbers are left: nearer to the image's
+    than to the origin they are the image's coordinates (a CRS that lost its name), else its own (0
+    to its width, say).
     """
     if grid.transform in PIXELS or image.transform in PIXELS:
         return None
@@ -165,9 +185,11 @@ def pixels_apart(grid: Grid, image: Grid) -> float | None:
 
 
 def target_grid(grid: Grid, native: tuple[float, float], gsd: float) -> Grid:
-    """`grid` in pixels of `gsd` metres, given the metres (along a row, along a column) of its own pixels.
+    """`grid` in pixels of `gsd` metres, given the metres (along a row, along a
+    column) of its own pixels.
 
-    The outline is kept exactly, the number of pixels rounded; within SNAP of `gsd` the grid stays as it is.
+    The outline is kept exactly, the number of pixels rounded; within SNAP of `gsd`
+    the grid stays as it is.
     """
     if all(abs(metres / gsd - 1) <= SNAP for metres in native):
         return grid
@@ -177,7 +199,9 @@ def target_grid(grid: Grid, native: tuple[float, float], gsd: float) -> Grid:
 
 
 def windows(height: int, width: int, pixels: int) -> Iterator[Window]:
-    """Cover a grid once by windows of at most `pixels` pixels: whole rows where BLOCK of them fit."""
+    """Cover a grid once by windows of at most `pixels` pixels: whole rows where
+    BLOCK of them fit.
+    """
     columns = width if pixels >= width * min(height, BLOCK) else _aligned(min(width, isqrt(pixels)))
     rows = height if pixels >= height * columns else _aligned(min(height, pixels // columns))
     for top in range(0, height, rows):
@@ -189,11 +213,14 @@ def _aligned(length: int) -> int:
     return length // BLOCK * BLOCK or max(1, length)
 
 
-def draw_splits(given: list[Split | None], validation: float, test: float, seed: int) -> list[Split | None]:
-    """A split for every scene: the one it came with, else one drawn so that every split has a scene.
+def draw_splits(
+    given: list[Split | None], validation: float, test: float, seed: int
+) -> list[Split | None]:
+    """A split for every scene: the one it came with, else one drawn so that every
+    split has a scene.
 
-    Shares are of all scenes. None is left where the free scenes are fewer than the splits still without a
-    scene: those scenes are to be cut into blocks of `missing_splits(given)`.
+    Shares are of all scenes. None is left where the free scenes are fewer than the splits still
+    without a scene: those scenes are to be cut into blocks of `missing_splits(given)`.
     """
     missing = missing_splits(given)
     free = [i for i, split in enumerate(given) if split is None]
@@ -216,12 +243,19 @@ def missing_splits(given: list[Split | None]) -> list[Split]:
 
 
 def strips(
-    grid: Grid, splits: list[Split], validation: float, test: float, margin: int, span: tuple[int, int]
+    grid: Grid,
+    splits: list[Split],
+    validation: float,
+    test: float,
+    margin: int,
+    span: tuple[int, int],
 ) -> dict[Split, Window] | None:
-    """Cut one large scene across its longer side into a block a split, `margin` pixels between two dropped.
+    """Cut one large scene across its longer side into a block a split, `margin`
+    pixels between two dropped.
 
-    `span` is from where to where on that side there is data: beyond it nothing is cut. Shares are of what the
-    margins leave; the largest block takes the rounding. None where a block would be thinner than LEAST_STRIP pixels.
+    `span` is from where to where on that side there is data: beyond it nothing is cut. Shares are
+    of what the margins leave; the largest block takes the rounding. None where a block would be
+    thinner than LEAST_STRIP pixels.
     """
     usable = span[1] - span[0] - margin * (len(splits) - 1)
     weights = {"train": max(0.1, 1 - validation - test), "validation": validation, "test": test}
@@ -232,7 +266,11 @@ def strips(
         return None
     blocks, start = {}, span[0]
     for split, size in zip(splits, sizes, strict=True):
-        along = {"top": start, "height": size} if grid.height >= grid.width else {"left": start, "width": size}
+        along = (
+            {"top": start, "height": size}
+            if grid.height >= grid.width
+            else {"left": start, "width": size}
+        )
         blocks[split] = Window(0, 0, grid.height, grid.width)._replace(**along)
         start += size + margin
     return blocks

@@ -1,4 +1,6 @@
-"""Footprints onto a pixel grid: polygons (N,) shapely with labels (N,) uint8 become label pixels."""
+"""Footprints onto a pixel grid: polygons (N,) shapely with labels (N,) uint8
+become label pixels.
+"""
 
 from itertools import pairwise
 
@@ -11,18 +13,24 @@ from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE
 
 
-def rasterize(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False) -> np.ndarray:
+def rasterize(
+    polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False
+) -> np.ndarray:
     """(height, width) uint8 labels of polygons in the grid's CRS: 0 outside, else their label.
 
-    A pixel belongs to a polygon when its centre does (with `all_touched`, when any of it does); holes stay
-    holes. Where polygons overlap, higher classes win, and any class wins over ignore: a doubtful footprint
-    does not take a certain one away.
+    A pixel belongs to a polygon when its centre does (with `all_touched`, when any of it does);
+    holes stay holes. Where polygons overlap, higher classes win, and any class wins over ignore: a
+    doubtful footprint does not take a certain one away.
     """
     return _looked_up(labels, draw(polygons, labels, grid, all_touched))
 
 
-def draw(polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False) -> np.ndarray:
-    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, as `rasterize` says."""
+def draw(
+    polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False
+) -> np.ndarray:
+    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, as
+    `rasterize` says.
+    """
     out = np.zeros(grid.shape, np.int32)
     order = np.argsort(np.where(labels == IGNORE, 0, labels), kind="stable")
     if len(order):
@@ -36,7 +44,9 @@ def _looked_up(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 def _mappings(polygons: np.ndarray, values: np.ndarray) -> list[tuple[dict, int]]:
-    """(polygon as rasterio takes it, value) pairs, multipolygons in parts; all at once, for one by one is slow."""
+    """(polygon as rasterio takes it, value) pairs, multipolygons in parts; all
+    at once, for one by one is slow.
+    """
     parts, owner = shapely.get_parts(polygons, return_index=True)
     _, xy, (vertices, rings) = shapely.to_ragged_array(parts, include_z=False)
     xy, vertices, rings = xy.tolist(), vertices.tolist(), rings.tolist()
@@ -48,8 +58,8 @@ def _mappings(polygons: np.ndarray, values: np.ndarray) -> list[tuple[dict, int]
 class VectorLabels:
     """Footprints on an image's target grid, rasterised window by window without seams.
 
-    Polygons are kept whole, so one that enters a window from outside is drawn like any other. numbers: of each polygon
-    (see tiles/instances.py), None = 0.
+    Polygons are kept whole, so one that enters a window from outside is drawn like any other.
+    numbers: of each polygon (see tiles/instances.py), None = 0.
     """
 
     def __init__(
@@ -63,8 +73,15 @@ class VectorLabels:
     ):
         wrong = labels[(labels > classes) & (labels != IGNORE)]
         if len(wrong):
-            raise InputError(f"footprints hold label {wrong[0]}, but train.model.classes is {classes}; raise it")
-        self.polygons, self.labels, self.grid, self.all_touched = polygons, labels, grid, all_touched
+            raise InputError(
+                f"footprints hold label {wrong[0]}, but train.model.classes is {classes}; raise it"
+            )
+        self.polygons, self.labels, self.grid, self.all_touched = (
+            polygons,
+            labels,
+            grid,
+            all_touched,
+        )
         self.numbers = np.zeros(len(polygons), np.uint8) if numbers is None else numbers
         self._tree = shapely.STRtree(polygons)
 
@@ -75,7 +92,12 @@ class VectorLabels:
     def read_numbered(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Labels and numbers, (h, w) uint8 both; a number is 0 where there is no building."""
         part = self.grid.window(window)
-        near = np.sort(self._tree.query(shapely.polygons(part.corners()[0]), predicate="intersects"))
-        labels, numbers = self.labels[near], np.where(self.labels[near] == IGNORE, np.uint8(0), self.numbers[near])
+        near = np.sort(
+            self._tree.query(shapely.polygons(part.corners()[0]), predicate="intersects")
+        )
+        labels, numbers = (
+            self.labels[near],
+            np.where(self.labels[near] == IGNORE, np.uint8(0), self.numbers[near]),
+        )
         drawn = draw(self.polygons[near], labels, part, self.all_touched)
         return _looked_up(labels, drawn), _looked_up(numbers, drawn)

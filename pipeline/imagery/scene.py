@@ -1,7 +1,8 @@
 """What `fetch` leaves of a city and `tile` reads: data/scenes/CITY/city.json.
 
-A scene is an image, its labels (raster, vector or none) and its city. Paths in city.json are relative to its folder
-where fetch made the files, absolute where the user's own files stay in place; an image may also be a URL.
+A scene is an image, its labels (raster, vector or none) and its city. Paths in city.json are
+relative to its folder where fetch made the files, absolute where the user's own files stay in
+place; an image may also be a URL.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +19,11 @@ from pipeline.storage import read_json, write_json
 class Scene:
     name: str
     image: str
-    labels: str | None = None  # a raster of 0, 1..k, 255, or vectors; a vector column `label` may hold 1..k or 255
+    # a raster of 0, 1..k, 255, or vectors; a vector column `label` may hold 1..k or 255
+    labels: str | None = None
     split: Split | None = None  # where the source has an official split
-    stamp: str = ""  # changes when the files change (size and time, or a checksum), so that DVC sees it
+    # changes when the files change (size and time, or a checksum), so that DVC sees it
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,16 @@ class City:
     scenes: list[Scene]
     gsd: float | None = None  # metres on the ground, where the images carry no CRS
     bands: list[int] | None = None  # 1-based; None = tile.bands
-    range: tuple[float, float] | None = None  # values mapped to 0 and 255; None = uint8 as is, else estimated
+    # values mapped to 0 and 255; None = uint8 as is, else estimated
+    range: tuple[float, float] | None = None
     where: str | None = None  # an SQL condition: which vector features are buildings
     groups: str | None = None  # the column of vector labels that tells groups of buildings apart
-    raster_building: int = 1  # the building value of raster labels: 1, or 255 where the source draws 0/255
+    # the building value of raster labels: 1, or 255 where the source draws 0/255
+    raster_building: int = 1
     rights: str = "not stated"
     attribution: str = ""
-    notes: dict = field(default_factory=dict)  # what fetch noticed: repaired polygons, estimated shifts, ...
+    # what fetch noticed: repaired polygons, estimated shifts, ...
+    notes: dict = field(default_factory=dict)
 
 
 def write_city(folder: Path, city: City) -> None:
@@ -44,17 +50,29 @@ def write_city(folder: Path, city: City) -> None:
 
 
 def read_city(folder: Path) -> City:
-    """Read FOLDER/city.json with its paths made whole. Raises InputError where fetch has not run."""
+    """Read FOLDER/city.json with its paths made whole. Raises InputError where
+    fetch has not run.
+    """
     path = Path(folder) / "city.json"
     try:
         city = TypeAdapter(City).validate_python(read_json(path))
     except OSError:
-        raise InputError(f"{path}: not found; run the fetch stage for city {folder.name} first") from None
+        raise InputError(
+            f"{path}: not found; run the fetch stage for city {folder.name} first"
+        ) from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: damaged ({reason}); run the fetch stage for city {folder.name} again") from None
-    files = ({key: located(path.parent, getattr(scene, key)) for key in ("image", "labels")} for scene in city.scenes)
-    return replace(city, scenes=[replace(scene, **file) for scene, file in zip(city.scenes, files, strict=True)])
+        raise InputError(
+            f"{path}: damaged ({reason}); run the fetch stage for city {folder.name} again"
+        ) from None
+    files = (
+        {key: located(path.parent, getattr(scene, key)) for key in ("image", "labels")}
+        for scene in city.scenes
+    )
+    return replace(
+        city,
+        scenes=[replace(scene, **file) for scene, file in zip(city.scenes, files, strict=True)],
+    )
 
 
 def located(folder: Path, path: str | None) -> str | None:

@@ -1,7 +1,8 @@
-"""A class that arrives later: first all classes but the last are labelled, then the last alone (Cermelli et al. 2020).
+"""A class that arrives later: first all classes but the last are labelled, then the last alone
+(Cermelli et al. 2020).
 
-What was labelled in the first step is background in the second, and what comes in the second was background in the
-first: to go on training says that every old object is none (background shift).
+What was labelled in the first step is background in the second, and what comes in the second was
+background in the first: to go on training says that every old object is none (background shift).
 
 finetune    cross-entropy with the labels as they are
 lwf         and a distillation of the old outputs, in which the new class has no place
@@ -16,7 +17,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from pipeline.incremental.losses import distillation, grow, unbiased_cross_entropy, unbiased_distillation
+from pipeline.incremental.losses import (
+    distillation,
+    grow,
+    unbiased_cross_entropy,
+    unbiased_distillation,
+)
 from pipeline.incremental.sequence import Crops, fresh, optimise
 from pipeline.networks.models import Segmenter
 from pipeline.params import Incremental
@@ -48,14 +54,18 @@ def with_one_more(segmenter: Segmenter) -> Segmenter:
     return grown
 
 
-def class_loss(method: str, logits: Tensor, labels: Tensor, taught: Tensor, weight: float) -> Tensor:
+def class_loss(
+    method: str, logits: Tensor, labels: Tensor, taught: Tensor, weight: float
+) -> Tensor:
     """Of the second step; `taught` (N, old, H, W) is what the network of the first says."""
     old = taught.shape[1]
     match method:
         case "finetune":
             return cross_entropy(logits, labels)
         case "lwf":
-            return cross_entropy(logits, labels) + weight * distillation(logits[:, :old], taught, labels)
+            return cross_entropy(logits, labels) + weight * distillation(
+                logits[:, :old], taught, labels
+            )
         case "mib":
             seen = unbiased_distillation(logits, taught, labels)
             return unbiased_cross_entropy(logits, labels, old) + weight * seen
@@ -63,9 +73,15 @@ def class_loss(method: str, logits: Tensor, labels: Tensor, taught: Tensor, weig
 
 
 def trained(
-    method: str, first: Segmenter | None, cities: list[CityTiles], settings: Incremental, on: torch.device
+    method: str,
+    first: Segmenter | None,
+    cities: list[CityTiles],
+    settings: Incremental,
+    on: torch.device,
 ) -> Segmenter:
-    """The network of a method, after both steps; `first` is that of the first step, None for joint."""
+    """The network of a method, after both steps; `first` is that of the first
+    step, None for joint.
+    """
     classes, crops = cities[0].classes, Crops(cities, settings, on)
     steps = settings.steps * len(cities)
     if first is None:
@@ -76,7 +92,9 @@ def trained(
         images, labels = crops.batch(steps + step)
         with torch.no_grad():
             taught = first(images)
-        return class_loss(method, segmenter(images), only(labels, [classes]), taught, settings.distillation)
+        return class_loss(
+            method, segmenter(images), only(labels, [classes]), taught, settings.distillation
+        )
 
     optimise(segmenter, steps, settings.learning_rate, of_step)
     return segmenter
@@ -86,7 +104,10 @@ def supervised(
     cities: list[CityTiles], kinds: list[int], steps: int, settings: Incremental, on: torch.device
 ) -> Segmenter:
     """Trained on labels of some classes; one output each, and background."""
-    segmenter, crops = fresh(settings, cities[0].channels, len(kinds)).to(on), Crops(cities, settings, on)
+    segmenter, crops = (
+        fresh(settings, cities[0].channels, len(kinds)).to(on),
+        Crops(cities, settings, on),
+    )
 
     def of_step(step: int) -> Tensor:
         images, labels = crops.batch(step)

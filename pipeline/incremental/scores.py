@@ -1,8 +1,9 @@
-"""What a matrix of a sequence says: R[t, j] is the IoU in city j after city t, cities in the order they arrive.
+"""What a matrix of a sequence says: R[t, j] is the IoU in city j after city t,
+cities in the order they arrive.
 
-R is (T, T) float, NaN in the columns of cities without a building; a mean is over the others. Average accuracy and
-the transfers are those of Lopez-Paz and Ranzato (NeurIPS 2017, equations 2 to 4), with IoU as accuracy; forgetting is
-Chaudhry et al.'s (ECCV 2018, equation 3).
+R is (T, T) float, NaN in the columns of cities without a building; a mean is over the others.
+Average accuracy and the transfers are those of Lopez-Paz and Ranzato (NeurIPS 2017, equations 2 to
+4), with IoU as accuracy; forgetting is Chaudhry et al.'s (ECCV 2018, equation 3).
 """
 
 import warnings
@@ -24,12 +25,15 @@ def average_accuracy(r: np.ndarray) -> float | None:
 
 
 def backward_transfer(r: np.ndarray) -> float | None:
-    """Mean of R[T, j] − R[j, j] over all but the last city: what later cities did to it. Negative: forgotten."""
+    """Mean of R[T, j] − R[j, j] over all but the last city: what later cities did to it.
+    Negative: forgotten.
+    """
     return mean((r[-1] - np.diag(r))[:-1])
 
 
 def forward_transfer(r: np.ndarray, untrained: np.ndarray) -> float | None:
-    """Mean of R[j − 1, j] − b_j over all but the first: what earlier cities are worth before it comes.
+    """Mean of R[j − 1, j] − b_j over all but the first: what earlier cities are
+    worth before it comes.
 
     `untrained` (T,) is b, the IoU of the network before any training.
     """
@@ -37,7 +41,9 @@ def forward_transfer(r: np.ndarray, untrained: np.ndarray) -> float | None:
 
 
 def forgetting(r: np.ndarray) -> float | None:
-    """Mean of max_{t < T} R[t, j] − R[T, j] over all but the last city, from the city's own time on."""
+    """Mean of max_{t < T} R[t, j] − R[T, j] over all but the last city, from
+    the city's own time on.
+    """
     best = [r[j:-1, j].max() if len(r) - 1 > j else np.nan for j in range(len(r))]
     return mean((np.array(best) - r[-1])[:-1])
 

@@ -1,4 +1,5 @@
-"""Cities that arrive one after another, and a network that must not forget: one sequence a method and order.
+"""Cities that arrive one after another, and a network that must not forget: one
+sequence a method and order.
 
 finetune    goes on training on the city that has come, and on nothing else
 replay      keeps a few tiles of each city, which make half of every later batch (Chaudhry et al. 2019, "On Tiny
@@ -114,7 +115,12 @@ class Learner:
 
     def learn(self, city: CityTiles) -> None:
         s, crops = self.settings, Crops([city], self.settings, self.on)
-        optimise(self.segmenter, s.steps, s.learning_rate, lambda step: self.of_step(step, *crops.batch(step)))
+        optimise(
+            self.segmenter,
+            s.steps,
+            s.learning_rate,
+            lambda step: self.of_step(step, *crops.batch(step)),
+        )
         self.remember(city, crops)
 
     def of_step(self, step: int, images: Tensor, labels: Tensor) -> Tensor:
@@ -135,20 +141,30 @@ class Learner:
         half, random = len(images) // 2, np.random.default_rng((self.settings.seed, step))
         old = [self.memory[random.integers(len(self.memory))] for _ in range(len(images) - half)]
         rows = [int(random.integers(len(tiles[0]))) for tiles in old]
-        past = [torch.stack([tiles[side][row] for tiles, row in zip(old, rows, strict=True)]) for side in (0, 1)]
+        past = [
+            torch.stack([tiles[side][row] for tiles, row in zip(old, rows, strict=True)])
+            for side in (0, 1)
+        ]
         return torch.cat([images[:half], past[0]]), torch.cat([labels[:half], past[1]])
 
     def remember(self, city: CityTiles, crops: Crops) -> None:
         match self.method:
             case "replay":
-                self.memory.append(to_tensors(city.sample("train", self.settings.replay, self.settings.crop), self.on))
+                self.memory.append(
+                    to_tensors(
+                        city.sample("train", self.settings.replay, self.settings.crop), self.on
+                    )
+                )
             case "lwf":
                 self.before = deepcopy(self.segmenter).requires_grad_(False)
             case "ewc":
                 images = crops.batch(0)[0].split(1)
                 more = -(-FISHER // len(images))
                 some = (image for step in range(more) for image in crops.batch(step)[0].split(1))
-                then = {name: weight.detach().clone() for name, weight in self.segmenter.named_parameters()}
+                then = {
+                    name: weight.detach().clone()
+                    for name, weight in self.segmenter.named_parameters()
+                }
                 self.kept.append((fisher(self.segmenter, some), then))
 
 
@@ -173,7 +189,10 @@ class Tests:
         for city, (_, labels, scenes) in self.tiles.items():
             said, truth = self.classes(segmenter, city), labels
             if kind is not None:
-                said, truth = (said == kind).long(), torch.where(labels == 255, labels, (labels == kind).long())
+                said, truth = (
+                    (said == kind).long(),
+                    torch.where(labels == 255, labels, (labels == kind).long()),
+                )
             of_scene = (np.unique(scenes)[:, None] == scenes).astype(int)
             found[city] = [(of_scene @ n.cpu().numpy()).tolist() for n in counts(said, truth)]
         return found

@@ -1,4 +1,6 @@
-"""From counts by scene to what the metrics say: scores of each sequence, means over orders, intervals over scenes."""
+"""From counts by scene to what the metrics say: scores of each sequence, means over orders,
+intervals over scenes.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +11,8 @@ from pipeline.incremental.sequence import Counts, Tests
 from pipeline.params import Incremental
 from pipeline.scoring.bootstrap import Estimate, degrees_of_freedom, iou_of, mean_of, resample
 
-Pairs = list[tuple[np.ndarray, np.ndarray]]  # intersection and union (S,) of a city's scenes, one a network
+# intersection and union (S,) of a city's scenes, one a network
+Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
 def pairs(of: list[Counts], city: str) -> Pairs:
@@ -17,7 +20,9 @@ def pairs(of: list[Counts], city: str) -> Pairs:
 
 
 def estimate(after: Pairs, before: Pairs, draws: int, seed: int) -> Estimate:
-    """Mean IoU over networks, less that of the networks `before` them if there are any; scenes drawn in pairs."""
+    """Mean IoU over networks, less that of the networks `before` them if there
+    are any; scenes drawn in pairs.
+    """
     sizes = np.mean([union for _, union in [*after, *before]], axis=0)
     some = sizes > 0
     after, before = ([(i[some], u[some]) for i, u in side] for side in (after, before))
@@ -39,7 +44,10 @@ def row(name: str, estimates: list[Estimate]) -> dict:
     if not estimates:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     mean = mean_of(estimates)
-    return {name: mean.value, **dict(zip((f"{name}_low", f"{name}_high"), mean.shown(), strict=True))}
+    return {
+        name: mean.value,
+        **dict(zip((f"{name}_low", f"{name}_high"), mean.shown(), strict=True)),
+    }
 
 
 def matrix(of: list[Counts], order: list[str], built: Callable[[str], bool]) -> np.ndarray:
@@ -50,7 +58,9 @@ def matrix(of: list[Counts], order: list[str], built: Callable[[str], bool]) -> 
     ])  # fmt: skip
 
 
-def sequence_table(found: dict, untrained: list[Counts], orders: list[list[str]], s: Incremental, tests: Tests) -> dict:
+def sequence_table(
+    found: dict, untrained: list[Counts], orders: list[list[str]], s: Incremental, tests: Tests
+) -> dict:
     """The sections method, joint and order; `found` holds counts by (method, *order)."""
     known = [city for city in orders[0] if tests.built(city)]
     of_order: list[dict] = []
@@ -69,11 +79,17 @@ def sequence_table(found: dict, untrained: list[Counts], orders: list[list[str]]
         backward = [
             estimate(
                 pairs([found[method, *order][-1] for order in of], city),
-                pairs([found[method, *order][order.index(city)] for order in of], city), s.bootstrap, s.seed,
+                pairs([found[method, *order][order.index(city)] for order in of], city),
+                s.bootstrap,
+                s.seed,
             )
-            for city, of in later.items() if of
-        ]  # fmt: skip
-        plain = {score: mean_known([o[method][score] for o in of_order]) for score in ("forgetting", "forward")}
+            for city, of in later.items()
+            if of
+        ]
+        plain = {
+            score: mean_known([o[method][score] for o in of_order])
+            for score in ("forgetting", "forward")
+        }
         methods[method] = {**row("average", average), **row("backward", backward), **plain}
     ceiling = [estimate(pairs(found[("joint",)], city), [], s.bootstrap, s.seed) for city in known]
     return {"method": methods, "joint": row("average", ceiling), "order": of_order}
@@ -85,7 +101,9 @@ def mean_known(values: list[float | None]) -> float | None:
 
 
 def class_table(found: dict[str, list[Counts]], s: Incremental, tests: Tests) -> dict:
-    """{METHOD: old and new, with intervals, and before}; classes are counted each alone, and averaged."""
+    """{METHOD: old and new, with intervals, and before}; classes are counted
+    each alone, and averaged.
+    """
     kinds = range(1, len(found["before"]) + 1)
 
     def of(name: str, method: str, some: Sequence[int]) -> dict:

@@ -1,7 +1,7 @@
 """Maps in a catalogue: a STAC item beside each map, and one stac-geoparquet index of a run's items.
 
-https://github.com/radiantearth/stac-spec (1.1.0), https://github.com/stac-extensions/projection (2.0.0),
-https://github.com/radiantearth/stac-geoparquet-spec (1.1.0)
+https://github.com/radiantearth/stac-spec (1.1.0), https://github.com/stac-extensions/projection
+(2.0.0), https://github.com/radiantearth/stac-geoparquet-spec (1.1.0)
 """
 
 import json
@@ -30,18 +30,21 @@ MEDIA = {
 }  # fmt: skip
 TIME, TEXT, NUMBER = pa.timestamp("us", "UTC"), pa.string(), pa.float64()
 PROPERTIES = {
-    "datetime": TIME, "created": TIME, "description": TEXT, "gsd": NUMBER, "proj:code": TEXT, "proj:wkt2": TEXT,
-    "proj:shape": pa.list_(pa.int64()), "proj:transform": pa.list_(NUMBER), "buildings": pa.int64(),
-    "built_area_m2": NUMBER, "model": TEXT, "model_version": TEXT,
+    "datetime": TIME, "created": TIME, "description": TEXT, "gsd": NUMBER, "proj:code": TEXT,
+    "proj:wkt2": TEXT, "proj:shape": pa.list_(pa.int64()), "proj:transform": pa.list_(NUMBER),
+    "buildings": pa.int64(), "built_area_m2": NUMBER, "model": TEXT, "model_version": TEXT,
 }  # fmt: skip
 BOX = pa.struct([(side, NUMBER) for side in ("xmin", "ymin", "xmax", "ymax")])
 
 
-def map_item(name: str, scene: Grid, files: dict[str, str], found: dict, about: dict[str, str | None]) -> dict:
+def map_item(
+    name: str, scene: Grid, files: dict[str, str], found: dict, about: dict[str, str | None]
+) -> dict:
     """The map of a scene as a STAC item; without a CRS it has no geometry.
 
-    files: by layer; found: the record's `scene`, `gsd`, `buildings`, `built_area_m2`; about: `captured`, `model` and
-    `model_version`. `datetime` is the day the scene was taken, where its tags do not say one the map's own (`created`).
+    files: by layer; found: the record's `scene`, `gsd`, `buildings`, `built_area_m2`; about:
+    `captured`, `model` and `model_version`. `datetime` is the day the scene was taken, where its
+    tags do not say one the map's own (`created`).
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     held = files | {"record": f"{name}.json"}
@@ -67,17 +70,27 @@ def map_item(name: str, scene: Grid, files: dict[str, str], found: dict, about: 
 
 def _asset(layer: str, file: str) -> dict:
     role = "metadata" if layer == "record" else "data"
-    return {"href": f"./{file}", "type": MEDIA[file.rpartition(".")[2]], "title": layer, "roles": [role]}
+    return {
+        "href": f"./{file}",
+        "type": MEDIA[file.rpartition(".")[2]],
+        "title": layer,
+        "roles": [role],
+    }
 
 
 def _placed(scene: Grid) -> dict:
-    """Geometry and bounding box in degrees; across the antimeridian its west is more than its east (RFC 7946)."""
+    """Geometry and bounding box in degrees; across the antimeridian its west is more than its
+    east (RFC 7946).
+    """
     if scene.crs is None:
         return {"geometry": None}
     (outline,) = scene.outlines()
     west, south, east, north = shapely.bounds(shapely.get_parts(outline)).T
     box = [float(side) for side in (west.max(), south.min(), east.min(), north.max())]
-    return {"geometry": json.loads(shapely.to_geojson(shapely.orient_polygons(outline))), "bbox": box}
+    return {
+        "geometry": json.loads(shapely.to_geojson(shapely.orient_polygons(outline))),
+        "bbox": box,
+    }
 
 
 def _projection(scene: Grid) -> dict:
@@ -99,9 +112,11 @@ def check_name(names: list[str]) -> None:
 
 
 def index(out: Path, names: list[str]) -> dict:
-    """Write OUT/items.parquet, a row an item OUT/NAME.item.json of `names`; returns OUT/items.json's content.
+    """Write OUT/items.parquet, a row an item OUT/NAME.item.json of `names`; returns
+    OUT/items.json's content.
 
-    Raises InputError where the index was changed since it was written, or the disk does not take it.
+    Raises InputError where the index was changed since it was written, or the disk
+    does not take it.
     """
     record, file = out / f"{NAME}.json", f"{NAME}.parquet"
     key = fingerprint(FORMAT, [[name, content(out / f"{name}.item.json")] for name in names])
@@ -123,12 +138,21 @@ def _table(items: list[dict]) -> pa.Table:
     times = [name for name, kind in PROPERTIES.items() if kind == TIME]
     properties = [item["properties"] for item in items]
     properties = [p | {name: datetime.fromisoformat(p[name]) for name in times} for p in properties]
-    columns = {name: pa.array([p[name] for p in properties], kind) for name, kind in PROPERTIES.items()}
-    boxes = [dict(zip(BOX.names, item["bbox"], strict=True)) if "bbox" in item else None for item in items]
+    columns = {
+        name: pa.array([p[name] for p in properties], kind) for name, kind in PROPERTIES.items()
+    }
+    boxes = [
+        dict(zip(BOX.names, item["bbox"], strict=True)) if "bbox" in item else None
+        for item in items
+    ]
     outlines = [item["geometry"] and shapely.geometry.shape(item["geometry"]).wkb for item in items]
     same = ("stac_version", "stac_extensions", "id", "links", "assets")
     columns |= {name: pa.array([item[name] for item in items]) for name in same}
     columns |= {"bbox": pa.array(boxes, BOX), "geometry": pa.array(outlines, pa.binary())}
     covering = {"bbox": {side: ["bbox", side] for side in BOX.names}}
-    geo = geo_metadata(CRS("OGC:CRS84"), geometry_types=["Polygon", "MultiPolygon"], covering=covering)
-    return pa.table(columns).replace_schema_metadata(geo | {"stac-geoparquet": json.dumps({"version": "1.1.0"})})
+    geo = geo_metadata(
+        CRS("OGC:CRS84"), geometry_types=["Polygon", "MultiPolygon"], covering=covering
+    )
+    return pa.table(columns).replace_schema_metadata(
+        geo | {"stac-geoparquet": json.dumps({"version": "1.1.0"})}
+    )

@@ -1,7 +1,9 @@
-"""What lies where a map will go: what predict wrote itself, or something a person has changed since, which stays.
+"""What lies where a map will go: what predict wrote itself, or something a person has changed
+since, which stays.
 
-A file's content decides, not its bytes: SQLite rewrites a GeoPackage's header whenever an editor opens it. What GDAL
-and SQLite read along with a file (NAME.gpkg-wal, NAME.tif.ovr) would be applied to its successor.
+A file's content decides, not its bytes: SQLite rewrites a GeoPackage's header whenever an editor
+opens it. What GDAL and SQLite read along with a file (NAME.gpkg-wal, NAME.tif.ovr) would be applied
+to its successor.
 """
 
 import hashlib
@@ -16,19 +18,33 @@ from pipeline.errors import InputError
 JOURNALS = ("-wal", "-shm", "-journal")  # SQLite's, of an editor that is open or has crashed
 LAID_OVER = (".ovr", ".msk")  # pixels that GDAL shows instead of a raster's own
 COUNTED = {  # what GDAL notes of a raster's pixels: of an old one's nothing is worth keeping
-    "PAMDataset", "PAMRasterBand", "Description", "Metadata", "MDI", "Histograms", "HistItem", "HistMin", "HistMax",
-    "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts",
-}  # fmt: skip
+    "PAMDataset",
+    "PAMRasterBand",
+    "Description",
+    "Metadata",
+    "MDI",
+    "Histograms",
+    "HistItem",
+    "HistMin",
+    "HistMax",
+    "BucketCount",
+    "IncludeOutOfRange",
+    "Approximate",
+    "HistCounts",
+}
 STEP = 2**20  # bytes read at a time
 
 
 def content(path: Path) -> str | None:
-    """A fingerprint of what a file holds; of a GeoPackage, of its tables' rows. None where there is no such file."""
+    """A fingerprint of what a file holds; of a GeoPackage, of its tables' rows. None where
+    there is no such file.
+    """
     digest = hashlib.sha256()
     try:
         for part in _rows(path) if path.suffix == ".gpkg" else _bytes(path):
             digest.update(part)
-    except (OSError, sqlite3.Error) as error:  # gone meanwhile; a folder of its name; a database no more
+    # gone meanwhile; a folder of its name; a database no more
+    except (OSError, sqlite3.Error) as error:
         return str(error) if path.exists() else None
     return digest.hexdigest()[:16]
 
@@ -39,8 +55,12 @@ def _bytes(path: Path) -> Iterator[bytes]:
 
 
 def _rows(path: Path) -> Iterator[bytes]:
-    """Every table, row by row, but SQLite's own and the spatial index: these follow from the others."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+    """Every table, row by row, but SQLite's own and the spatial index: these
+    follow from the others.
+    """
+    with closing(
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+    ) as database:
         database.text_factory = bytes
         tables = database.execute(
             "select name, sql from sqlite_master where type = 'table' and name not glob 'sqlite_*' "
@@ -54,21 +74,34 @@ def _rows(path: Path) -> Iterator[bytes]:
 
 
 def check_beside(path: Path) -> None:
-    """Raise InputError where something beside `path` would be read along with a new file of that name."""
+    """Raise InputError where something beside `path` would be read along with a
+    new file of that name.
+    """
     for beside in _beside(path, JOURNALS if path.suffix == ".gpkg" else ()):
         if not path.exists():
-            raise InputError(f"{beside}: is left of a {path.name} that is gone and would spoil a new one; delete it")
+            raise InputError(
+                f"{beside}: is left of a {path.name} that is gone and would spoil a "
+                f"new one; delete it"
+            )
         raise InputError(
-            f"{path}: is open in an editor such as QGIS, or was when that crashed ({beside.name} lies beside it); "
-            "close it there, after a crash open and close it once more, then run the same command again"
+            f"{path}: is open in an editor such as QGIS, or was when that crashed ({beside.name} "
+            f"lies beside it); "
+            "close it there, after a crash open and close it once more, then run the same command "
+            "again"
         )
-    notes = [notes_of(path)] if notes_of(path).exists() and not _only_counted(notes_of(path)) else []
+    notes = (
+        [notes_of(path)] if notes_of(path).exists() and not _only_counted(notes_of(path)) else []
+    )
     for beside in [*_beside(path, LAID_OVER if path.suffix == ".tif" else ()), *notes]:
-        raise InputError(f"{beside}: would be read along with the new {path.name}; move or delete it")
+        raise InputError(
+            f"{beside}: would be read along with the new {path.name}; move or delete it"
+        )
 
 
 def _beside(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return [beside for suffix in suffixes if (beside := path.with_name(path.name + suffix)).exists()]
+    return [
+        beside for suffix in suffixes if (beside := path.with_name(path.name + suffix)).exists()
+    ]
 
 
 def notes_of(path: Path) -> Path:
@@ -79,4 +112,6 @@ def notes_of(path: Path) -> Path:
 def _only_counted(notes: Path) -> bool:
     text = notes.read_text(encoding="utf-8", errors="replace")
     keys = re.findall(r"<MDI key=\"(\w+)", text)
-    return COUNTED.issuperset(re.findall(r"<(\w+)", text)) and all(key.startswith("STATISTICS_") for key in keys)
+    return COUNTED.issuperset(re.findall(r"<(\w+)", text)) and all(
+        key.startswith("STATISTICS_") for key in keys
+    )

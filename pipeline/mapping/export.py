@@ -1,7 +1,9 @@
-"""A model folder for other tools: model.onnx, model.pt2, item.json (STAC, Machine Learning Model), a page.
+"""A model folder for other tools: model.onnx, model.pt2, item.json (STAC, Machine
+Learning Model), a page.
 
-A graph holds the normalisation and the padding to the network's stride, so it takes images of any size in [0, 1] and
-answers logits. The model card travels inside the file: `networks.onnx_file.load_onnx` needs nothing else.
+A graph holds the normalisation and the padding to the network's stride, so it takes images of any
+size in [0, 1] and answers logits. The model card travels inside the file:
+`networks.onnx_file.load_onnx` needs nothing else.
 """
 
 import json
@@ -42,15 +44,17 @@ class _Graph(nn.Module):
         if stride > 1:
             x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)  # a slice asks what it cuts
+        # a slice asks what it cuts
+        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)
         return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
 
 
 class _Probabilities(nn.Module):
-    """What Deepness decides by: the calibrated probability of building, or of each class where there are several.
+    """What Deepness decides by: the calibrated probability of building, or of each class where
+    there are several.
 
-    The plugin sets what is below its threshold to 0 and takes the largest: of several classes, so that this is the
-    card's own decision, its threshold is in the graph.
+    The plugin sets what is below its threshold to 0 and takes the largest: of several classes, so
+    that this is the card's own decision, its threshold is in the graph.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -59,7 +63,8 @@ class _Probabilities(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits, temperature = self.logits(images), self.decision.temperature
-        logits = logits[0] if isinstance(logits, tuple) else logits  # contacts part buildings in outlines only
+        # contacts part buildings in outlines only
+        logits = logits[0] if isinstance(logits, tuple) else logits
         if logits.shape[1] == 2:
             return (logits / temperature).softmax(1)[:, 1:]
         return (self.decision.logits(logits) / temperature).softmax(1)
@@ -68,8 +73,9 @@ class _Probabilities(nn.Module):
 def export(folder: str | Path) -> Path:
     """Write FOLDER/model.onnx and FOLDER/item.json; returns the ONNX file's path.
 
-    The file is read back and compared with torch on two image sizes before it takes its name. Raises
-    InputError where an architecture cannot be exported or a logit differs by more than TOLERANCE.
+    The file is read back and compared with torch on two image sizes before it takes
+    its name. Raises InputError where an architecture cannot be exported or a logit
+    differs by more than TOLERANCE.
     """
     folder, runtime = Path(folder), onnxruntime()
     segmenter = read_model(folder)
@@ -83,8 +89,8 @@ def export(folder: str | Path) -> Path:
 
 
 def export_program(folder: str | Path) -> Path:
-    """Write FOLDER/model.pt2, which `torch.export.load` reads without this pipeline; the card is its extra file
-    model.json. Returns its path.
+    """Write FOLDER/model.pt2, which `torch.export.load` reads without this pipeline; the card is
+    its extra file model.json. Returns its path.
 
     Read back and compared like `export`'s. Raises InputError likewise.
     """
@@ -94,12 +100,18 @@ def export_program(folder: str | Path) -> Path:
     segmenter = read_model(folder)
     example = torch.rand(2, segmenter.card.channels, 96, 128)
     try:
-        program = torch.export.export(_Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,))
+        program = torch.export.export(
+            _Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,)
+        )
     except (TorchDynamoException, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{folder}: this architecture cannot be exported by torch.export ({reason})") from None
+        raise InputError(
+            f"{folder}: this architecture cannot be exported by torch.export ({reason})"
+        ) from None
     with atomic_file(folder / "model.pt2") as partial:
-        torch.export.save(program, partial, extra_files={"model.json": segmenter.card.model_dump_json()})
+        torch.export.save(
+            program, partial, extra_files={"model.json": segmenter.card.model_dump_json()}
+        )
         read_back = torch.export.load(partial).module()
         joined = torch.cat if segmenter.contacts else lambda found, _: found
         _check_equal(folder, segmenter, lambda images: joined(read_back(images), 1).numpy())
@@ -107,7 +119,8 @@ def export_program(folder: str | Path) -> Path:
 
 
 def export_page(folder: str | Path, measured: str | Path) -> Path:
-    """Write FOLDER/README.md anew with the IoU per city of a metrics file, if it is there; returns its path.
+    """Write FOLDER/README.md anew with the IoU per city of a metrics file, if it is
+    there; returns its path.
 
     Raises InputError where that is no file of `evaluate`.
     """
@@ -119,15 +132,19 @@ def export_page(folder: str | Path, measured: str | Path) -> Path:
 
 
 def export_deepness(folder: str | Path) -> Path:
-    """Write FOLDER/deepness.onnx, which QGIS's plugin Deepness opens with nothing to set; returns its path.
+    """Write FOLDER/deepness.onnx, which QGIS's plugin Deepness opens with nothing
+    to set; returns its path.
 
-    Tiles of 512² pixels at the model's ground sample distance, in [0, 1]; calibrated probabilities. Raises InputError
-    as `export` does.
+    Tiles of 512² pixels at the model's ground sample distance, in [0, 1]; calibrated probabilities.
+    Raises InputError as `export` does.
     """
     folder, runtime = Path(folder), onnxruntime()
     segmenter = read_model(folder)
     card, several = segmenter.card, segmenter.card.classes > 1
-    names = ["background", *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"])]
+    names = [
+        "background",
+        *([f"class {k}" for k in range(1, card.classes + 1)] if several else ["building"]),
+    ]
     about = {
         "model_type": "Segmentor",
         "class_names": {str(k): name for k, name in enumerate(names)},
@@ -144,9 +161,16 @@ def export_deepness(folder: str | Path) -> Path:
         _write_graph(graph, images, ["probabilities"], None, props, partial)
         session = runtime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
         with torch.inference_mode():
-            difference = float(np.abs(session.run(None, {"images": images.numpy()})[0] - graph(images).numpy()).max())
+            difference = float(
+                np.abs(
+                    session.run(None, {"images": images.numpy()})[0] - graph(images).numpy()
+                ).max()
+            )
         if not difference <= TOLERANCE:
-            raise InputError(f"{folder}: ONNX and torch differ by {difference:.1e} of probability; it was not exported")
+            raise InputError(
+                f"{folder}: ONNX and torch differ by {difference:.1e} of probability; "
+                f"it was not exported"
+            )
     return folder / "deepness.onnx"
 
 
@@ -158,13 +182,20 @@ def _write_onnx(segmenter: Segmenter, path: Path) -> None:
 
 
 def _write_graph(
-    graph: nn.Module, images: torch.Tensor, outputs: list[str], shapes: dict | None, props: dict[str, str], path: Path
+    graph: nn.Module,
+    images: torch.Tensor,
+    outputs: list[str],
+    shapes: dict | None,
+    props: dict[str, str],
+    path: Path,
 ) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter stands on it
     except ImportError:
-        raise InputError("export needs onnx and onnxscript; install the extra: pip install -e '.[onnx]'") from None
+        raise InputError(
+            "export needs onnx and onnxscript; install the extra: pip install -e '.[onnx]'"
+        ) from None
     try:
         program = torch.onnx.export(
             graph,
@@ -186,7 +217,9 @@ def _write_graph(
 
 
 def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
-    """Raise InputError where what was exported answers other logits than the model, on an image of each of SIZES."""
+    """Raise InputError where what was exported answers other logits than the model, on an image
+    of each of SIZES.
+    """
     random = torch.Generator().manual_seed(0)
     for size in SIZES:
         images = torch.rand(1, segmenter.card.channels, *size, generator=random)
@@ -194,11 +227,16 @@ def _check_equal(folder: Path, segmenter: Segmenter, exported) -> None:
             expected = segmenter(images, contacts=segmenter.contacts).numpy()
             difference = np.abs(exported(images) - expected).max()
         if not difference <= TOLERANCE:
-            raise InputError(f"{folder}: it and its export differ by {difference:.1e} in a logit; it was not exported")
+            raise InputError(
+                f"{folder}: it and its export differ by {difference:.1e} in a logit; "
+                f"it was not exported"
+            )
 
 
 def _run(session, images: torch.Tensor) -> np.ndarray:
     try:
         return np.concatenate(session.run(None, {"images": images.numpy()}), axis=1)
     except Exception as error:  # onnxruntime's own exceptions have no public base class
-        raise InputError(f"the exported graph does not run ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(
+            f"the exported graph does not run ({str(error).strip().splitlines()[0]})"
+        ) from None

@@ -1,4 +1,6 @@
-"""Pixels through the model into a map: reading, forward passes and mapping overlap, a band of rows at a time."""
+"""Pixels through the model into a map: reading, forward passes and mapping
+overlap, a band of rows at a time.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +51,11 @@ def fill(
 
     empty, worth: see `infer`.
     """
-    network, temperature, augment = segmenter, Decision.of(segmenter.card).temperature, settings.augment
+    network, temperature, augment = (
+        segmenter,
+        Decision.of(segmenter.card).temperature,
+        settings.augment,
+    )
     if settings.uncertainty:
         network, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
     window = window_side(settings.window, image.shape[1] * (network.classes + mapper.contacts))
@@ -64,9 +70,12 @@ def fill(
         for top, probabilities in bands:
             bar.update(rows, completed=top + len(probabilities))
             buildings = np.ascontiguousarray(probabilities[..., 1:])
-            del probabilities  # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
+            # a band of a wide scene is hundreds of megabytes: hold no more of them than needed
+            del probabilities
             if settings.uncertainty:
-                buildings[..., : network.classes] = Disagreement.split(buildings[..., : network.classes])
+                buildings[..., : network.classes] = Disagreement.split(
+                    buildings[..., : network.classes]
+                )
             if mapping:
                 mapping.result()
             mapping = worker.submit(mapper.add, buildings)
@@ -76,15 +85,19 @@ def fill(
 
 
 def window_side(window: int, width: int) -> int:
-    """The window of a scene so wide, its layers side by side, that a band of whole ones exceeds BAND is lower."""
+    """The window of a scene so wide, its layers side by side, that a band of
+    whole ones exceeds BAND is lower.
+    """
     return min(window, max(LEAST_WINDOW, BAND // width // 32 * 32))
 
 
 def label_free_iou(totals: Totals, confidence: dict[str, float] | None) -> float | None:
-    """The IoU to expect of a map, from its building probabilities alone. None where nothing is built.
+    """The IoU to expect of a map, from its building probabilities alone. None where
+    nothing is built.
 
-    By the thresholds of `confidence` that training left in the card; without them, as if probabilities were true. It is
-    that of buildings above 0.5, which the thresholds were fitted to, whatever threshold the map is drawn at.
+    By the thresholds of `confidence` that training left in the card; without them, as if
+    probabilities were true. It is that of buildings above 0.5, which the thresholds were fitted to,
+    whatever threshold the map is drawn at.
     """
     if not totals.histogram[CONFIDENCE > 0.5].any():
         return None

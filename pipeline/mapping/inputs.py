@@ -29,16 +29,24 @@ class Task:
     settings: Predict = Predict()
     gsd: float | None = None  # metres on the ground, where the scene has no CRS
     bands: tuple[int, ...] | None = None  # 1-based; None = the model's
-    range: tuple[float, ...] | None = None  # values mapped to 0 and 255; None = estimated where they are not uint8
+    # values mapped to 0 and 255; None = estimated where they are not uint8
+    range: tuple[float, ...] | None = None
     known: str | None = None  # a file of the footprints that one has
 
     def __post_init__(self):
         if self.gsd is not None and not self.gsd > 0:
-            raise InputError(f"a ground sample distance of {self.gsd:g} m: state more than 0 metres a pixel with --gsd")
+            raise InputError(
+                f"a ground sample distance of {self.gsd:g} m: state more than 0 "
+                f"metres a pixel with --gsd"
+            )
         if self.bands is not None and min(self.bands) < 1:
-            raise InputError(f"--bands {','.join(map(str, self.bands))}: a scene's bands count from 1")
+            raise InputError(
+                f"--bands {','.join(map(str, self.bands))}: a scene's bands count from 1"
+            )
         if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
-            raise InputError(f"--range {','.join(f'{v:g}' for v in self.range)}: write LOW,HIGH with LOW < HIGH")
+            raise InputError(
+                f"--range {','.join(f'{v:g}' for v in self.range)}: write LOW,HIGH with LOW < HIGH"
+            )
 
 
 def load(model: str | Path, on=None):
@@ -63,19 +71,26 @@ def _open(stack: ExitStack, task: Task, card: Card) -> Raster:
     if max(bands) > dataset.count:
         asked = ", ".join(map(str, bands))
         raise InputError(
-            f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model reads bands "
+            f"{task.scene}: has {dataset.count} band{'s' * (dataset.count > 1)}, but the model "
+            f"reads bands "
             f"{asked}; say which of the scene's bands to read with --bands"
         )
     if task.gsd is None and (reason := unplaced(dataset)):
-        raise InputError(f"{task.scene}: {reason}, so its ground sample distance is unknown; state it with --gsd")
+        raise InputError(
+            f"{task.scene}: {reason}, so its ground sample distance is unknown; state it with --gsd"
+        )
     scale = task.range
     if scale is None and dataset.dtypes[bands[0] - 1] != "uint8":
-        scale = robust_range([Raster(dataset, bands, card.gsd, task.gsd, (0, 1)).sample()]) or NO_RANGE
+        scale = (
+            robust_range([Raster(dataset, bands, card.gsd, task.gsd, (0, 1)).sample()]) or NO_RANGE
+        )
     return Raster(dataset, bands, card.gsd, task.gsd, scale)
 
 
 def decision(settings: Predict, card: Card) -> Decision:
-    """Which class a pixel is drawn as: the card's rule, from validation, or with the threshold that is stated."""
+    """Which class a pixel is drawn as: the card's rule, from validation, or
+    with the threshold that is stated.
+    """
     own = Decision.of(card)
     return replace(own, threshold=settings.threshold or own.threshold)
 

@@ -1,7 +1,8 @@
-"""Class probabilities on a model's grid, band of rows by band of rows, into a map on the scene's own grid.
+"""Class probabilities on a model's grid, band of rows by band of rows, into a map
+on the scene's own grid.
 
-A map is a mask (0 background, 1..k classes, 255 no data), optional layers of probability and uncertainty, and
-polygons. Memory is that of a band.
+A map is a mask (0 background, 1..k classes, 255 no data), optional layers of probability and
+uncertainty, and polygons. Memory is that of a band.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from pipeline.params import Predict
 CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
 STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no data
 LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
-LOGITS = np.linspace(-8, 8, 256)  # building probabilities are counted by their logit: 0.999 is not 0.9999
+# building probabilities are counted by their logit: 0.999 is not 0.9999
+LOGITS = np.linspace(-8, 8, 256)
 CONFIDENCE = 1 / (1 + np.exp(-LOGITS))
 
 
@@ -33,16 +35,18 @@ class Totals:
     area: float = 0.0  # m² on the ground
     buildings: int = 0
     built_area: float = 0.0  # m²
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LOGITS), np.int64))  # pixels by CONFIDENCE
+    # pixels by CONFIDENCE
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LOGITS), np.int64))
 
 
 class Mapper:
     """Push bands of probabilities, from the top, into `add`; call `finish` after the last one.
 
-    model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row, along a
-    column); decide: from probabilities (h, W, k) to the classes drawn (h, W) uint8; layers: where the rows of
-    LAYERS go; footprints: where polygons go, None = none are made; validity: where the scene holds data (see
-    Raster.source_validity); contacts: whether the model tells them, and touching buildings can come apart.
+    model, scene: the two grids, one outline; native: metres of the scene's pixels (along a row,
+    along a column); decide: from probabilities (h, W, k) to the classes drawn (h, W) uint8; layers:
+    where the rows of LAYERS go; footprints: where polygons go, None = none are made; validity:
+    where the scene holds data (see Raster.source_validity); contacts: whether the model tells them,
+    and touching buildings can come apart.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class Mapper:
         self.band = np.empty((0, model.width, 0), np.float32)  # model rows still needed
         self.top = 0  # the first of them
         self.row = 0  # the scene's next row
-        self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)  # its rows mapped at a time
+        # its rows mapped at a time
+        self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)
         self.contacts = contacts and footprints is not None and settings.split < 1
         self.splitter = Splitter(scene.width, float(np.sqrt(np.prod(native))))
         self.polygoniser = Polygoniser(scene.width, self._least_pixels())
@@ -72,14 +77,19 @@ class Mapper:
         self.totals = Totals()
 
     def _least_pixels(self) -> int:
-        """Fewer pixels than these are less than the least area anywhere in the scene, with a tenth to spare."""
-        nine = np.stack(np.meshgrid(*(np.linspace(0, side, 3) for side in self.scene.shape[::-1])), -1).reshape(-1, 2)
+        """Fewer pixels than these are less than the least area anywhere in the
+        scene, with a tenth to spare.
+        """
+        nine = np.stack(
+            np.meshgrid(*(np.linspace(0, side, 3) for side in self.scene.shape[::-1])), -1
+        ).reshape(-1, 2)
         largest = np.nanmax(pixel_areas(self.scene, nine, self.native))
         return max(1, int(0.9 * self.settings.min_area / largest))
 
     def add(self, probabilities: np.ndarray) -> None:
-        """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is mapped, then the
-        probability of a contact with `contacts`."""
+        """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is
+        mapped, then the probability of a contact with `contacts`.
+        """
         step = max(1, CHUNK // probabilities.shape[1])
         for start in range(0, len(probabilities), step):
             piece = probabilities[start : start + step]
@@ -133,7 +143,9 @@ class Mapper:
                 self._emit(self.polygoniser.add(*apart))
         self._count(building, valid, window)
 
-    def _write(self, layer: str, values: np.ndarray, nowhere: np.ndarray | None, window: Window) -> None:
+    def _write(
+        self, layer: str, values: np.ndarray, nowhere: np.ndarray | None, window: Window
+    ) -> None:
         stored = np.rint(np.clip(values * (STEPS / LAYERS[layer]), 0, STEPS)).astype(np.uint8)
         if nowhere is not None:
             stored[:, nowhere] = IGNORE
@@ -141,33 +153,54 @@ class Mapper:
 
     def _count(self, building: np.ndarray, valid: np.ndarray | None, window: Window) -> None:
         rows = np.arange(window.top, window.top + window.height)
-        pixels = np.full(window.height, window.width) if valid is None else np.count_nonzero(valid, axis=1)
+        pixels = (
+            np.full(window.height, window.width)
+            if valid is None
+            else np.count_nonzero(valid, axis=1)
+        )
         centres = np.stack([np.full(len(rows), window.width / 2), rows + 0.5], axis=1)
         self.totals.area += float(pixels @ pixel_areas(self.scene, centres, self.native))
         sample = np.s_[::4, ::4]  # plenty for a histogram
         p = building[sample] if valid is None else building[sample][valid[sample]]
         p = np.clip(p, CONFIDENCE[0], CONFIDENCE[-1])
-        level = np.rint((np.log(p / (1 - p)) - LOGITS[0]) / (LOGITS[1] - LOGITS[0])).astype(np.uint8)
+        level = np.rint((np.log(p / (1 - p)) - LOGITS[0]) / (LOGITS[1] - LOGITS[0])).astype(
+            np.uint8
+        )
         self.totals.histogram += np.bincount(level.ravel(), minlength=len(LOGITS))
 
     def _emit(self, buildings: Buildings) -> None:
-        """Drop what is too small, give the rest its shape, area and id, and write it in the scene's CRS."""
+        """Drop what is too small, give the rest its shape, area and id, and
+        write it in the scene's CRS.
+        """
         if self.footprints is None or not len(buildings):
             return
-        ground = pixel_areas(self.scene, shapely.get_coordinates(shapely.centroid(buildings.geometry)), self.native)
+        ground = pixel_areas(
+            self.scene, shapely.get_coordinates(shapely.centroid(buildings.geometry)), self.native
+        )
         kept = buildings.pixels * ground >= self.settings.min_area
         buildings, ground = buildings.where(kept), ground[kept]
-        polygons, regular = self.outlines.add(buildings.geometry, self.polygoniser.row, self.polygoniser.opened)
+        polygons, regular = self.outlines.add(
+            buildings.geometry, self.polygoniser.row, self.polygoniser.opened
+        )
         some = ~shapely.is_empty(polygons)
-        buildings, ground, polygons, regular = buildings.where(some), ground[some], polygons[some], regular[some]
+        buildings, ground, polygons, regular = (
+            buildings.where(some),
+            ground[some],
+            polygons[some],
+            regular[some],
+        )
         if not len(buildings):
             return
         ids = identifiers(buildings, self.scene, self.name)
         areas = np.round(shapely.area(polygons) * ground, 3)
-        confidence = np.round(buildings.confidence, 4)  # blending windows leaves noise in the eighth digit
+        # blending windows leaves noise in the eighth digit
+        confidence = np.round(buildings.confidence, 4)
         columns = {"id": ids, "label": buildings.label, "area_m2": areas, "confidence": confidence,
                    "regularised": regular}  # fmt: skip
         place = self.scene.transform
-        self.footprints(columns, shapely.transform(polygons, lambda xy: np.stack(place @ (xy[:, 0], xy[:, 1]), 1)))
+        self.footprints(
+            columns,
+            shapely.transform(polygons, lambda xy: np.stack(place @ (xy[:, 0], xy[:, 1]), 1)),
+        )
         self.totals.buildings += len(buildings)
         self.totals.built_area += float(areas.sum())

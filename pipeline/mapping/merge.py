@@ -1,8 +1,10 @@
-"""One layer of many scenes' footprints: a building on a scene's edge is whole, one in two scenes is there once.
+"""One layer of many scenes' footprints: a building on a scene's edge is whole, one
+in two scenes is there once.
 
-Only footprints near another scene are looked at together; all others go straight through. Those near are kept in a
-database on disk and met from west to east: a group of footprints that touch across scenes is done once nothing further
-east can reach it. Memory is that of a batch and of the groups that are open, never of the layer.
+Only footprints near another scene are looked at together; all others go straight through. Those
+near are kept in a database on disk and met from west to east: a group of footprints that touch
+across scenes is done once nothing further east can reach it. Memory is that of a batch and of the
+groups that are open, never of the layer.
 
 What becomes of a group, the largest first (as in non-maximum suppression):
 
@@ -46,7 +48,9 @@ EDGE = 32  # points along a scene's side, which another CRS bends
 
 @dataclass
 class Found:
-    """n footprints in the layer's CRS, (n,) each: their scene's number, and whether its edge cuts them."""
+    """n footprints in the layer's CRS, (n,) each: their scene's number, and
+    whether its edge cuts them.
+    """
 
     id: np.ndarray
     label: np.ndarray
@@ -55,7 +59,8 @@ class Found:
     geometry: np.ndarray
     scene: np.ndarray
     cut: np.ndarray
-    rest: np.ndarray  # what else a footprint says, as JSON: a merged one says what its largest piece did
+    # what else a footprint says, as JSON: a merged one says what its largest piece did
+    rest: np.ndarray
 
     def where(self, keep: np.ndarray | list) -> "Found":
         return Found(*(getattr(self, f.name)[keep] for f in fields(self)))
@@ -63,7 +68,9 @@ class Found:
     def write(self, to: WriteFootprints) -> None:
         """Every part of them as a polygon, with its share of the area."""
         parts, of = shapely.get_parts(self.geometry, return_index=True)
-        keep = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (shapely.area(parts) > 0)
+        keep = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & (
+            shapely.area(parts) > 0
+        )
         parts, of = parts[keep], of[keep]
         if not len(parts):
             return
@@ -77,12 +84,16 @@ class Found:
 
     @staticmethod
     def join(parts: list["Found"]) -> "Found":
-        return Found(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Found)))
+        return Found(
+            *(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Found))
+        )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A mapped scene: its footprints' file and CRS, its outline in the layer's CRS, and a pixel's side there."""
+    """A mapped scene: its footprints' file and CRS, its outline in the layer's CRS, and a
+    pixel's side there.
+    """
 
     path: Path
     crs: CRS
@@ -95,10 +106,11 @@ def file_name(suffix: str) -> str:
 
 
 def merge(out: Path, names: list[str], suffix: str) -> dict:
-    """Merge the footprints OUT/NAME.SUFFIX of mapped scenes into OUT/merged.SUFFIX, in the first scene's CRS.
+    """Merge the footprints OUT/NAME.SUFFIX of mapped scenes into OUT/merged.SUFFIX,
+    in the first scene's CRS.
 
-    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or the layer was edited
-    since; nothing is left then.
+    Returns OUT/merged.json's content. Raises InputError where a scene has no CRS or the layer was
+    edited since; nothing is left then.
     """
     record, file = out / f"{NAME}.json", file_name(suffix)
     key = fingerprint(FORMAT, suffix, [[name, content(out / f"{name}.{suffix}")] for name in names])
@@ -110,8 +122,13 @@ def merge(out: Path, names: list[str], suffix: str) -> dict:
         with footprints(partial / file, crs) as write:
             count, area = _merge(scenes, CRS.from_user_input(crs), partial / "near.sqlite", write)
         (partial / "near.sqlite").unlink()
-        found = {"scenes": names, "key": key, "files": {file: content(partial / file)}, "buildings": count,
-                 "built_area_m2": round(area, 1)}  # fmt: skip
+        found = {
+            "scenes": names,
+            "key": key,
+            "files": {file: content(partial / file)},
+            "buildings": count,
+            "built_area_m2": round(area, 1),
+        }
         publish(partial, record, found, replaceable(record, [file]))
     forget(record)
     return found
@@ -124,7 +141,10 @@ def _scenes(out: Path, names: list[str], suffix: str) -> tuple[list[Scene], obje
         with rasterio.open(out / f"{name}.tif") as mask:
             grid = Grid(mask.height, mask.width, mask.transform, mask.crs)
         if grid.crs is None:
-            raise InputError(f"--merge: {name} has no CRS, so where it lies beside the others is unknown; leave it out")
+            raise InputError(
+                f"--merge: {name} has no CRS, so where it lies beside the others is "
+                f"unknown; leave it out"
+            )
         target = target or grid.crs
         outline = shapely.Polygon(grid.corners()[0])
         outline = shapely.segmentize(outline, outline.length / EDGE)
@@ -143,7 +163,9 @@ def _moved(geometry: np.ndarray, source, target) -> np.ndarray:
     return shapely.transform(geometry, lambda xy: np.stack(change(*xy.T), axis=-1))
 
 
-def _merge(scenes: list[Scene], crs: CRS, database: Path, write: WriteFootprints) -> tuple[int, float]:
+def _merge(
+    scenes: list[Scene], crs: CRS, database: Path, write: WriteFootprints
+) -> tuple[int, float]:
     """The number and m² of the footprints written."""
     total = np.zeros(2)
 
@@ -153,7 +175,9 @@ def _merge(scenes: list[Scene], crs: CRS, database: Path, write: WriteFootprints
 
     near = NEAR * max(scene.pixel for scene in scenes)
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute("create table near (west, id, label, area, confidence, geometry, scene, cut, rest)")
+        connection.execute(
+            "create table near (west, id, label, area, confidence, geometry, scene, cut, rest)"
+        )
         tree = shapely.STRtree([scene.outline for scene in scenes])
         for number, scene in enumerate(scenes):
             others = np.setdiff1d(tree.query(scene.outline, "dwithin", distance=near), [number])
@@ -173,10 +197,14 @@ def _read(scene: Scene, number: int, crs: CRS) -> Iterator[Found]:
     edge = shapely.boundary(scene.outline)
     shapely.prepare(edge)
     for table in _tables(scene.path):
-        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names}
+        columns = {
+            name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names
+        }
         if not table.num_rows:
             continue
-        wkb = next(columns[name] for name in ("geometry", "wkb_geometry", "geom") if name in columns)
+        wkb = next(
+            columns[name] for name in ("geometry", "wkb_geometry", "geom") if name in columns
+        )
         geometry = _moved(shapely.make_valid(shapely.from_wkb(wkb)), scene.crs, crs)
         yield Found(
             columns["id"], columns["label"], columns["area_m2"], columns["confidence"], geometry,
@@ -207,29 +235,43 @@ def _tables(path: Path) -> Iterator[pa.Table | pa.RecordBatch]:
 def _keep(connection: sqlite3.Connection, found: Found) -> None:
     west = shapely.bounds(found.geometry)[:, 0] if len(found.id) else []
     wkb = shapely.to_wkb(found.geometry)
-    columns = (west, found.id, found.label, found.area_m2, found.confidence, wkb, found.scene, found.cut, found.rest)
+    columns = (
+        west,
+        found.id,
+        found.label,
+        found.area_m2,
+        found.confidence,
+        wkb,
+        found.scene,
+        found.cut,
+        found.rest,
+    )
     rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
     connection.executemany("insert into near values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
 
 def _from_west(connection: sqlite3.Connection) -> Iterator[Found]:
     rows = connection.execute(
-        "select id, label, area, confidence, geometry, scene, cut, rest from near order by west, scene, id"
+        "select id, label, area, confidence, geometry, scene, cut, rest from near order by west, "
+        "scene, id"
     )
     while batch := rows.fetchmany(BATCH):
         id, label, area, confidence, wkb, scene, cut, rest = zip(*batch, strict=True)
         yield Found(
-            np.array(id, object), np.array(label), np.array(area, float), np.array(confidence, float),
-            shapely.from_wkb(np.array(wkb, object)), np.array(scene), np.array(cut, bool),
-            np.array(rest, object),
+            np.array(id, object), np.array(label), np.array(area, float),
+            np.array(confidence, float), shapely.from_wkb(np.array(wkb, object)), np.array(scene),
+            np.array(cut, bool), np.array(rest, object),
         )  # fmt: skip
 
 
 def _groups(batches: Iterator[Found], near: float) -> Iterator[Found]:
-    """Footprints that touch across scenes, or are alone, each group once nothing further east can touch it."""
+    """Footprints that touch across scenes, or are alone, each group once
+    nothing further east can touch it.
+    """
     waiting: Found | None = None
     for batch in batches:
-        reached = shapely.bounds(batch.geometry)[-1, 0]  # what comes later begins here or further east
+        # what comes later begins here or further east
+        reached = shapely.bounds(batch.geometry)[-1, 0]
         waiting = batch if waiting is None else Found.join([waiting, batch])
         group = _touching(waiting, near)
         east = np.full(group.max() + 1, -np.inf)
@@ -249,7 +291,9 @@ def _split(found: Found, group: np.ndarray) -> Iterator[Found]:
 
 
 def _touching(found: Found, near: float) -> np.ndarray:
-    """(n,) the group of each footprint: those of different scenes within `near` of each other are one."""
+    """(n,) the group of each footprint: those of different scenes within `near`
+    of each other are one.
+    """
     a, b = shapely.STRtree(found.geometry).query(found.geometry, "dwithin", distance=near)
     across = found.scene[a] != found.scene[b]
     edges = coo_array((np.ones(across.sum()), (a[across], b[across])), shape=(len(found.id),) * 2)
@@ -287,18 +331,23 @@ def _united(cut: Found, near: float) -> list[Found]:
 
 
 def _one(pieces: Found, near: float) -> Found:
-    """Pieces as one footprint, the gap that simplified outlines leave on the seam closed; the largest gives its id."""
+    """Pieces as one footprint, the gap that simplified outlines leave on the seam closed; the
+    largest gives its id.
+    """
     if len(pieces.id) == 1:
         return pieces
     whole = shapely.union_all(pieces.geometry)
     if shapely.get_num_geometries(whole) > 1:
         wide = shapely.buffer(pieces.geometry, near / 2, join_style="mitre")
-        whole = shapely.union(whole, shapely.buffer(shapely.union_all(wide), -near / 2, join_style="mitre"))
+        whole = shapely.union(
+            whole, shapely.buffer(shapely.union_all(wide), -near / 2, join_style="mitre")
+        )
     whole = shapely.simplify(whole, near / 1e3)  # the seam has left points on straight walls
     areas = shapely.area(pieces.geometry)
     first = np.argmax(areas)
     one = pieces.where([first])
     one.geometry = np.array([whole], object)
-    one.area_m2 = np.array([pieces.area_m2.sum() / areas.sum() * whole.area])  # metres as on the ground there
+    # metres as on the ground there
+    one.area_m2 = np.array([pieces.area_m2.sum() / areas.sum() * whole.area])
     one.confidence = np.round(np.array([np.average(pieces.confidence, weights=areas)]), 4)
     return one

@@ -1,9 +1,10 @@
-"""Buildings from a mask that arrives band of rows by band of rows: a building on a seam stays one polygon.
+"""Buildings from a mask that arrives band of rows by band of rows: a building on a
+seam stays one polygon.
 
-Each band is labelled and traced on its own. A component that reaches the band's last row stays open and is
-matched, pixel against pixel, with the components of the next band's first row; when nothing below continues
-it, its pieces are united. Memory is that of one band and of the open components, never of the scene, and the
-polygons do not depend on where the bands were cut.
+Each band is labelled and traced on its own. A component that reaches the band's last row stays open
+and is matched, pixel against pixel, with the components of the next band's first row; when nothing
+below continues it, its pieces are united. Memory is that of one band and of the open components,
+never of the scene, and the polygons do not depend on where the bands were cut.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ from pipeline.labels import IGNORE
 
 @dataclass
 class Buildings:
-    """n polygons: geometry, class, area in pixels and mean confidence over those pixels, (n,) each."""
+    """n polygons: geometry, class, area in pixels and mean confidence over
+    those pixels, (n,) each.
+    """
 
     geometry: np.ndarray
     label: np.ndarray
@@ -35,7 +38,9 @@ class Buildings:
         return len(self.geometry)
 
     def where(self, keep: np.ndarray) -> "Buildings":
-        return Buildings(self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep])
+        return Buildings(
+            self.geometry[keep], self.label[keep], self.pixels[keep], self.confidence[keep]
+        )
 
 
 @dataclass
@@ -52,7 +57,8 @@ class _Component:
 
 
 class Polygoniser:
-    """Polygons, in pixel coordinates (x right, y down), of the 4-connected components of classes 1..254.
+    """Polygons, in pixel coordinates (x right, y down), of the 4-connected
+    components of classes 1..254.
 
     Those of fewer than `least` pixels are left out; most of them are never traced.
 
@@ -64,10 +70,13 @@ class Polygoniser:
     def __init__(self, width: int, least: int = 1):
         self.row, self.least = 0, least
         self.open: list[_Component] = []
-        self.seam = np.zeros(width, np.int32)  # 1 + index into `open` under each column, 0 where there is none
+        # 1 + index into `open` under each column, 0 where there is none
+        self.seam = np.zeros(width, np.int32)
 
     def add(self, mask: np.ndarray, confidence: np.ndarray) -> Buildings:
-        """The next rows: mask (rows, W) uint8, 0 and 255 being no building; confidence (rows, W)."""
+        """The next rows: mask (rows, W) uint8, 0 and 255 being no building;
+        confidence (rows, W).
+        """
         labels, components = _trace(mask, confidence, self.row, self.least)
         self.row += len(mask)
         return self._join(labels[0], labels[-1], components)
@@ -82,13 +91,23 @@ class Polygoniser:
         return self._join(none, none, [])
 
     def _join(self, first: np.ndarray, last: np.ndarray, components: list[_Component]) -> Buildings:
-        """Unite open components with new ones that continue them; those not in the row `last` are done."""
+        """Unite open components with new ones that continue them; those not in
+        the row `last` are done.
+        """
         nodes, count = self.open + components, len(self.open)
         touching = (self.seam > 0) & (first > 0)
-        above, below = np.unique(np.stack([self.seam[touching] - 1, first[touching] - 1 + count]), axis=1)
-        same = np.array([nodes[a].label == nodes[b].label for a, b in zip(above, below, strict=True)], bool)
-        edges = coo_array((np.ones(same.sum()), (above[same], below[same])), shape=(len(nodes), len(nodes)))
-        groups, group = connected_components(edges, directed=False) if nodes else (0, np.zeros(0, int))
+        above, below = np.unique(
+            np.stack([self.seam[touching] - 1, first[touching] - 1 + count]), axis=1
+        )
+        same = np.array(
+            [nodes[a].label == nodes[b].label for a, b in zip(above, below, strict=True)], bool
+        )
+        edges = coo_array(
+            (np.ones(same.sum()), (above[same], below[same])), shape=(len(nodes), len(nodes))
+        )
+        groups, group = (
+            connected_components(edges, directed=False) if nodes else (0, np.zeros(0, int))
+        )
 
         merged: dict[int, _Component] = {}
         for node, g in zip(nodes, group, strict=True):
@@ -99,13 +118,21 @@ class Polygoniser:
         still_open = np.zeros(groups, np.int32)
         present = np.unique(group[last[last > 0] - 1 + count])
         still_open[present] = np.arange(1, len(present) + 1)
-        self.seam = np.where(last > 0, still_open[group[last - 1 + count]], 0) if nodes else np.zeros_like(last)
+        self.seam = (
+            np.where(last > 0, still_open[group[last - 1 + count]], 0)
+            if nodes
+            else np.zeros_like(last)
+        )
         self.open = [merged[g] for g in present]
-        done = [merged[g] for g in np.flatnonzero(still_open == 0) if merged[g].pixels >= self.least]
+        done = [
+            merged[g] for g in np.flatnonzero(still_open == 0) if merged[g].pixels >= self.least
+        ]
         return _buildings(done)
 
 
-def _trace(mask: np.ndarray, confidence: np.ndarray, row: int, least: int) -> tuple[np.ndarray, list[_Component]]:
+def _trace(
+    mask: np.ndarray, confidence: np.ndarray, row: int, least: int
+) -> tuple[np.ndarray, list[_Component]]:
     """Label a band's components (rows, W) int32 from 1 on, and trace each of them into one polygon.
 
     Specks of fewer than `least` pixels are background, unless they may go on above or below.
@@ -128,9 +155,12 @@ def _trace(mask: np.ndarray, confidence: np.ndarray, row: int, least: int) -> tu
     totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
     polygons = np.empty(count + 1, object)
     traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
-    polygons[[int(value) for _, value in traced]] = _polygons([geometry["coordinates"] for geometry, _ in traced])
+    polygons[[int(value) for _, value in traced]] = _polygons(
+        [geometry["coordinates"] for geometry, _ in traced]
+    )
     return labels, [
-        _Component(classes[i], [polygons[i]], int(pixels[i]), float(totals[i])) for i in range(1, count + 1)
+        _Component(classes[i], [polygons[i]], int(pixels[i]), float(totals[i]))
+        for i in range(1, count + 1)
     ]
 
 
@@ -140,12 +170,15 @@ def _polygons(rings: list[list[list[tuple[float, float]]]]) -> np.ndarray:
     coordinates = np.array([point for ring in flat for point in ring], float)
     ring_ends = np.cumsum([0] + [len(ring) for ring in flat])
     polygon_ends = np.cumsum([0] + [len(polygon) for polygon in rings])
-    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends))
+    return shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends)
+    )
 
 
 def _buildings(components: list[_Component]) -> Buildings:
     geometry = np.array([_united(c.pieces) for c in components], object)
-    geometry = shapely.normalize(geometry)  # the same building, the same bytes, wherever the bands were cut
+    # the same building, the same bytes, wherever the bands were cut
+    geometry = shapely.normalize(geometry)
     pixels = np.array([c.pixels for c in components], np.int64)
     total = np.array([c.total for c in components], float)
     labels = np.array([c.label for c in components], np.uint8)
@@ -169,14 +202,17 @@ def _corners(ring: shapely.LinearRing) -> np.ndarray:
 def pixel_areas(grid: Grid, points: np.ndarray, native: tuple[float, float]) -> np.ndarray:
     """(n,) m² on the ground of a pixel at each of `points` (n, 2), in pixel coordinates.
 
-    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857, and from north to
-    south of a scene. Without a CRS it is `native`'s: the stated metres (along a row, along a column).
+    From geodesics along a row and along a column, so right in degrees, in feet and in EPSG:3857,
+    and from north to south of a scene. Without a CRS it is `native`'s: the stated metres (along a
+    row, along a column).
     """
     if grid.crs is None:
         return np.full(len(points), native[0] * native[1])
     half = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])[:, None]
     longitude, latitude = longitude_latitude(grid, points + half)
-    azimuth, _, metres = Geod(ellps="WGS84").inv(longitude[::2], latitude[::2], longitude[1::2], latitude[1::2])
+    azimuth, _, metres = Geod(ellps="WGS84").inv(
+        longitude[::2], latitude[::2], longitude[1::2], latitude[1::2]
+    )
     return metres[0] * metres[1] * np.abs(np.sin(np.radians(azimuth[0] - azimuth[1])))
 
 
@@ -186,11 +222,14 @@ def longitude_latitude(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def identifiers(buildings: Buildings, grid: Grid, name: str) -> list[str]:
-    """12 hexadecimal digits a building, from where its first pixel lies on the ground (without a CRS: in `name`).
+    """12 hexadecimal digits a building, from where its first pixel lies on the ground (without a
+    CRS: in `name`).
 
     The same building has the same id whatever the windows, shards or polygon options.
     """
-    ring, index = shapely.get_coordinates(shapely.get_exterior_ring(buildings.geometry), return_index=True)
+    ring, index = shapely.get_coordinates(
+        shapely.get_exterior_ring(buildings.geometry), return_index=True
+    )
     order = np.lexsort((ring[:, 0], ring[:, 1], index))
     first = ring[order][np.searchsorted(index, np.arange(len(buildings)))] + 0.5
     if grid.crs is None:

@@ -24,7 +24,9 @@ from pipeline.scoring.inference import Image
 
 @dataclass(frozen=True)
 class Map:
-    """A map in memory: mask (H, W) uint8, probability (H, W, k) float32, and polygons with their columns."""
+    """A map in memory: mask (H, W) uint8, probability (H, W, k) float32, and
+    polygons with their columns.
+    """
 
     mask: np.ndarray
     probability: np.ndarray
@@ -35,7 +37,9 @@ class Map:
 
     @property
     def polygons(self):
-        """A GeoDataFrame: id, label, area_m2, confidence, regularised; in pixel coordinates where there is no CRS."""
+        """A GeoDataFrame: id, label, area_m2, confidence, regularised; in pixel coordinates
+        where there is no CRS.
+        """
         import geopandas
 
         return geopandas.GeoDataFrame(self.columns, geometry=self.geometry, crs=self.crs)
@@ -60,11 +64,12 @@ class Predictor:
         value_range: tuple[float, float] | None = None,
         **settings,
     ) -> Map:
-        """The map of an array (H, W, C) uint8 or of a raster's path or URL; `settings` as params.Predict.
+        """The map of an array (H, W, C) uint8 or of a raster's path or URL;
+        `settings` as params.Predict.
 
-        An array has the model's bands and ground sample distance; a raster is read as the predict stage reads it,
-        and as its map is held in memory, larger scenes are for that. Raises InputError on an image that does not
-        fit the model.
+        An array has the model's bands and ground sample distance; a raster is read as the predict
+        stage reads it, and as its map is held in memory, larger scenes are for that. Raises
+        InputError on an image that does not fit the model.
         """
         chosen = parse_section(Predict, settings)
         with ExitStack() as stack:
@@ -73,9 +78,20 @@ class Predictor:
                 scene = model = _check_array(image, self.card)
                 native, validity, empty = (self.card.gsd, self.card.gsd), lambda window: None, None
                 if not gsd is bands is value_range is None:
-                    raise InputError("gsd, bands and value_range tell how to read a raster; an array is the model's")
+                    raise InputError(
+                        "gsd, bands and value_range tell how to read a raster; an "
+                        "array is the model's"
+                    )
             else:
-                task = Task(_one_scene(str(image)), "", "", chosen, gsd, tuple(bands) if bands else None, value_range)
+                task = Task(
+                    _one_scene(str(image)),
+                    "",
+                    "",
+                    chosen,
+                    gsd,
+                    tuple(bands) if bands else None,
+                    value_range,
+                )
                 raster, twin = open_scene(stack, task, self.card)
                 scene, model, native = grid_of(raster.dataset), raster.grid, raster.native
                 pixels = rows = stack.enter_context(ReadAhead(raster))
@@ -89,8 +105,8 @@ class Predictor:
 
             mapper = Mapper(
                 model, scene, native, chosen, decision(chosen, self.card).of_probabilities,
-                {"mask": into(mask), "probability": into(probability)}, lambda *batch: batches.append(batch),
-                validity, contacts=self.segmenter.contacts,
+                {"mask": into(mask), "probability": into(probability)},
+                lambda *batch: batches.append(batch), validity, contacts=self.segmenter.contacts,
             )  # fmt: skip
             fill(self.segmenter, pixels, mapper, chosen, empty=empty)
         columns = {
@@ -99,18 +115,28 @@ class Predictor:
         }
         geometry = np.concatenate([g for _, g in batches] or [np.empty(0, object)])
         values = np.where(mask == IGNORE, np.nan, probability / np.float32(STEPS))
-        return Map(mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry)
+        return Map(
+            mask[0], np.moveaxis(values, 0, -1), scene.transform, scene.crs, columns, geometry
+        )
 
 
 def _one_scene(path: str) -> str:
     found = list(list_scenes([path]).values())
     if len(found) != 1:
-        raise InputError(f"{path}: names {len(found)} scenes; one is mapped in memory, the predict stage maps many")
+        raise InputError(
+            f"{path}: names {len(found)} scenes; one is mapped in memory, the predict "
+            f"stage maps many"
+        )
     return found[0]
 
 
 def _check_array(image: np.ndarray, card: Card) -> Grid:
-    if image.ndim != 3 or image.shape[2] != card.channels or image.dtype != np.uint8 or not image.size:
+    if (
+        image.ndim != 3
+        or image.shape[2] != card.channels
+        or image.dtype != np.uint8
+        or not image.size
+    ):
         wanted = f"(H, W, {card.channels}) uint8"
         raise InputError(f"an image is {wanted} for this model, not {image.shape} {image.dtype}")
     return Grid(*image.shape[:2], Affine.identity(), None)

@@ -1,7 +1,9 @@
-"""Giving a map's files their names, all or none for whoever reads the record; what a person made or edited stays.
+"""Giving a map's files their names, all or none for whoever reads the record; what
+a person made or edited stays.
 
-OUT/NAME.json is the record of a finished map, OUT/.NAME.journal that of one whose files are getting their names. Both
-hold the files' contents (see `edits.content`), so that a file is known to be as predict left it.
+OUT/NAME.json is the record of a finished map, OUT/.NAME.journal that of one whose files are getting
+their names. Both hold the files' contents (see `edits.content`), so that a file is known to be as
+predict left it.
 """
 
 import json
@@ -16,7 +18,8 @@ from pipeline.storage import read_json, sweep
 
 def finished(record: Path, key: str, names: list[str]) -> dict | None:
     """The record of a map that is there already, of this key and these files."""
-    # Another process may be publishing this very map: its journal is gone only when its record is there.
+    # Another process may be publishing this very map: its journal is gone only when
+    # its record is there.
     unfinished, found = _read(_journal(record), record.stem), _read(record, record.stem)
     if not found or (found["key"], sorted(found["files"])) != (key, sorted(names)):
         return None
@@ -29,9 +32,11 @@ def finished(record: Path, key: str, names: list[str]) -> dict | None:
 
 
 def replaceable(record: Path, names: list[str]) -> dict[str, str]:
-    """The contents, by name, of what a new map of these names replaces: all of it as predict left it.
+    """The contents, by name, of what a new map of these names replaces: all of it
+    as predict left it.
 
-    Raises InputError for a file that is not predict's or was changed since, or that an editor has open.
+    Raises InputError for a file that is not predict's or was changed since, or that
+    an editor has open.
     """
     recorded, notes = record.exists(), _notes(record)
     if recorded and not notes:
@@ -50,7 +55,8 @@ def replaceable(record: Path, names: list[str]) -> dict[str, str]:
 
 
 def publish(partial: Path, record: Path, found: dict, replaced: dict[str, str]) -> None:
-    """Give the files in `partial`, those of `found`, their names, and delete what it replaces and has no more.
+    """Give the files in `partial`, those of `found`, their names, and delete what
+    it replaces and has no more.
 
     Until the record is there the scene is unfinished; what a kill leaves, the journal names.
     """
@@ -92,11 +98,15 @@ def _own(notes: list[dict]) -> dict[str, set[str]]:
 
 
 def _read(path: Path, name: str) -> dict | None:
-    """What an earlier run noted, of files that are its own; None where it is absent or no record."""
+    """What an earlier run noted, of files that are its own; None where it is
+    absent or no record.
+    """
     try:
         found = read_json(path)
         parts = {part: found[part] for part in ("files", "replaced") if part in found}
-        return {**found, "key": found["key"], "files": {}} | {part: _within(name, parts[part]) for part in parts}
+        return {**found, "key": found["key"], "files": {}} | {
+            part: _within(name, parts[part]) for part in parts
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -104,7 +114,11 @@ def _read(path: Path, name: str) -> dict | None:
 def _within(name: str, files: dict[str, str] | list[str]) -> dict[str, str]:
     """The files of a map's own; an earlier version listed them without their contents."""
     held = files if isinstance(files, dict) else dict.fromkeys(files, "")
-    return {file: found for file, found in held.items() if file.startswith(f"{name}.") and "/" not in file}
+    return {
+        file: found
+        for file, found in held.items()
+        if file.startswith(f"{name}.") and "/" not in file
+    }
 
 
 def _write(path: Path, found: dict) -> None:
@@ -113,9 +127,14 @@ def _write(path: Path, found: dict) -> None:
 
 
 def _edited(path: Path, known: bool) -> InputError:
-    since = "was changed since predict wrote it" if known else "is of an earlier version, perhaps changed since"
+    since = (
+        "was changed since predict wrote it"
+        if known
+        else "is of an earlier version, perhaps changed since"
+    )
     return InputError(
-        f"{path}: {since}, and would be overwritten; rename it to keep what it holds, delete it to have it mapped "
+        f"{path}: {since}, and would be overwritten; rename it to keep what it holds, delete it to "
+        f"have it mapped "
         "anew, or choose another --out"
     )
 

@@ -9,16 +9,20 @@ from pipeline.imagery.raster import STRIP, Raster
 
 
 class ReadAhead:
-    """`raster` as an array (H, W, C) uint8 whose `image[a:b]` is asked with a and b never decreasing.
+    """`raster` as an array (H, W, C) uint8 whose `image[a:b]` is asked with a and b
+    never decreasing.
 
-    An answer lives until the next question: it is a view of one buffer, which is the only one there is.
+    An answer lives until the next question: it is a view of one buffer, which is
+    the only one there is.
     """
 
     def __init__(self, raster: Raster):
         self.raster, self.shape = raster, raster.shape
-        self.rows = np.empty((0, *self.shape[1:]), np.uint8)  # read and still needed, then room for more
+        # read and still needed, then room for more
+        self.rows = np.empty((0, *self.shape[1:]), np.uint8)
         self.top = self.end = 0  # the first and the last of them
-        self.strips: list[tuple[int, int, np.ndarray | None]] = []  # first row, end and validity of what was read
+        # first row, end and validity of what was read
+        self.strips: list[tuple[int, int, np.ndarray | None]] = []
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self.next = self._submit(0)
 
@@ -45,9 +49,12 @@ class ReadAhead:
 
     def empty(self, rows: slice, columns: slice) -> bool:
         """Whether no pixel of these rows, which the last answer held, holds data."""
-        asked = [(top, valid) for top, end, valid in self.strips if top < rows.stop and rows.start < end]
+        asked = [
+            (top, valid) for top, end, valid in self.strips if top < rows.stop and rows.start < end
+        ]
         return not any(
-            valid is None or valid[max(0, rows.start - top) : rows.stop - top, columns].any() for top, valid in asked
+            valid is None or valid[max(0, rows.start - top) : rows.stop - top, columns].any()
+            for top, valid in asked
         )
 
     def _keep_from(self, first: int) -> None:

@@ -22,7 +22,14 @@ from pipeline.imagery.formats import unreadable
 from pipeline.imagery.grid import Grid
 from pipeline.imagery.raster import grid_of, open_raster
 from pipeline.imagery.style import mask_colours
-from pipeline.imagery.writer import FIELDS, WriteFootprints, WriteRows, cloud_optimised, footprint_rows, footprints
+from pipeline.imagery.writer import (
+    FIELDS,
+    WriteFootprints,
+    WriteRows,
+    cloud_optimised,
+    footprint_rows,
+    footprints,
+)
 from pipeline.mapping import in_bucket
 from pipeline.mapping.catalogue import map_item
 from pipeline.mapping.edits import content
@@ -48,8 +55,8 @@ CACHE = 128  # MB of decoded blocks GDAL keeps
 def predict_scene(model: str, task: Task) -> PredictMetrics:
     """Map one scene; returns OUT/NAME.json's content, `fresh` where it was not there already.
 
-    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's name that is not
-    predict's or was edited since, a full disk. Nothing is left then.
+    Raises InputError: unreadable scene, too few bands, no CRS and no `gsd`, a file of the map's
+    name that is not predict's or was edited since, a full disk. Nothing is left then.
     """
     if is_object(task.out):
         return _predict_into_bucket(model, task)
@@ -63,7 +70,8 @@ def predict_scene(model: str, task: Task) -> PredictMetrics:
     with scratch(record) as partial:
         found = _made(model, task, partial, key)
         made = described(PredictMetrics, found)
-        publish(partial, record, found, replaceable(record, names))  # an editor may have come meanwhile
+        # an editor may have come meanwhile
+        publish(partial, record, found, replaceable(record, names))
     forget(record)
     return made
 
@@ -74,7 +82,9 @@ def _predict_into_bucket(model: str, task: Task) -> PredictMetrics:
     key = fingerprint(FORMAT, model_key, Path(model).name, _scene_key(task.scene), _choices(task))
     names = sorted(file_names(task).values())
     if before := in_bucket.finished(task.out, task.name, key, names):
-        return parse(PredictMetrics, {**before, "fresh": False}, bucket.join(task.out, f"{task.name}.json"))
+        return parse(
+            PredictMetrics, {**before, "fresh": False}, bucket.join(task.out, f"{task.name}.json")
+        )
     in_bucket.check_replaceable(task.out, task.name, names)  # refused before the work
     with scratch(WORK / "maps" / task.name) as partial:
         found = _made(model, task, partial, key)
@@ -84,25 +94,33 @@ def _predict_into_bucket(model: str, task: Task) -> PredictMetrics:
 
 
 def _made(model: str, task: Task, partial: Path, key: str) -> dict:
-    """Map a scene into the folder `partial`; returns the record to be, with the contents of its files."""
+    """Map a scene into the folder `partial`; returns the record to be, with the
+    contents of its files.
+    """
     segmenter, version = model_of(model)
     glance = read_glance(model, device()) if task.settings.skip_empty else None
-    found = _map_scene(segmenter, glance, task, partial, {"model": Path(model).stem, "model_version": version})
+    found = _map_scene(
+        segmenter, glance, task, partial, {"model": Path(model).stem, "model_version": version}
+    )
     files = {name: content(partial / name) for name in sorted(file_names(task).values())}
     return {"scene": task.scene, "key": key, "files": files, **found}
 
 
 def local_model(model: str) -> str:
-    """A model's path on this machine: one in an object store is brought to the work folder, once while it is the same.
+    """A model's path on this machine: one in an object store is brought to the work folder, once
+    while it is the same.
 
     Raises InputError where there is none.
     """
     if not is_object(model):
         return model
-    files = [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json", GLANCE]
+    files = (
+        [""] if model.lower().endswith(".onnx") else ["weights.safetensors", "model.json", GLANCE]
+    )
     urls = {name: bucket.join(model, name) if name else model for name in files}
     held = {name: bucket.about(url) for name, url in urls.items()}
-    if absent := [urls[name] for name, about in held.items() if about is None and name != GLANCE]:  # few have one
+    # few have one
+    if absent := [urls[name] for name, about in held.items() if about is None and name != GLANCE]:
         raise InputError(f"{absent[0]}: nothing is there; correct the address of the model")
     etags = {name: about["etag"] for name, about in held.items() if about}
     place = WORK / "models" / fingerprint(model, list(etags.values())) / Path(model).name
@@ -134,12 +152,22 @@ def _choices(task: Task) -> dict:
     if not settings["stac"]:
         del settings["stac"]  # maps of before there were items stay as they are
     known = task.known and (task.known, _state(task.known))
-    return {"settings": settings, "gsd": task.gsd, "bands": task.bands, "range": task.range, "known": known}
+    return {
+        "settings": settings,
+        "gsd": task.gsd,
+        "bands": task.bands,
+        "range": task.range,
+        "known": known,
+    }
 
 
 def model_of(model: str) -> tuple:
     """A segmenter and its fingerprint, loaded once a process as long as its files do not change."""
-    parts = [Path(model) / name for name in ("weights.safetensors", "model.json")] if Path(model).is_dir() else [model]
+    parts = (
+        [Path(model) / name for name in ("weights.safetensors", "model.json")]
+        if Path(model).is_dir()
+        else [model]
+    )
     return _model(model, tuple(_state(part) for part in parts))
 
 
@@ -167,7 +195,9 @@ def _scene_key(scene: str) -> list:
     except OSError as error:
         raise unreadable(scene, error) from None
     except UnicodeEncodeError:
-        raise InputError(f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale") from None
+        raise InputError(
+            f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale"
+        ) from None
     if not scene.lower().endswith(".vrt"):
         return [scene, _state(scene)]
     with open_raster(scene) as mosaic:
@@ -182,15 +212,21 @@ def _state(path: str | Path) -> tuple[int, int] | None:
     return about.st_size, about.st_mtime_ns
 
 
-def _open_layers(stack: ExitStack, task: Task, folder: Path, scene: Grid, card: Card) -> dict[str, WriteRows]:
+def _open_layers(
+    stack: ExitStack, task: Task, folder: Path, scene: Grid, card: Card
+) -> dict[str, WriteRows]:
     """The rasters asked for, ready for rows."""
     bands = {"mask": ["building"], "probability": class_names(card), "uncertainty": ["uncertainty"]}
     layers = {}
     for layer, name in file_names(task).items():
         if layer in LAYERS:
             mask = layer == "mask"
-            step, colours = (1, mask_colours(card.classes)) if mask else (LAYERS[layer] / STEPS, None)
-            layers[layer] = stack.enter_context(cloud_optimised(folder / name, scene, bands[layer], step, colours))
+            step, colours = (
+                (1, mask_colours(card.classes)) if mask else (LAYERS[layer] / STEPS, None)
+            )
+            layers[layer] = stack.enter_context(
+                cloud_optimised(folder / name, scene, bands[layer], step, colours)
+            )
     return layers
 
 
@@ -205,7 +241,9 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
         layers = _open_layers(stack, task, folder, scene, card)
         polygons = None
         if settings.polygons != "none":
-            rows = stack.enter_context((footprint_rows if known else footprints)(outlines, scene.crs))
+            rows = stack.enter_context(
+                (footprint_rows if known else footprints)(outlines, scene.crs)
+            )
             polygons = _described(rows, class_names(card), model | origin)
         mapper = Mapper(
             image.grid, scene, image.native, settings, decision(settings, card).of_probabilities,
@@ -218,14 +256,18 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
         if settings.certified:
             path = folder / file_names(task)["certified"]
             proven = prove(segmenter, image, scene, settings, path, twin.source_validity)
-        expected, usual = label_free_iou(totals, card.confidence), card.metrics.get("validation_iou")
+        expected, usual = (
+            label_free_iou(totals, card.confidence),
+            card.metrics.get("validation_iou"),
+        )
         found = {
             "gsd": [round(metres, 6) for metres in image.native],
             "bands": image.bands,
             "range": image.range,
             "pixels": scene.height * scene.width,
             "area_km2": round(totals.area / 1e6, 6),
-            "buildings": totals.buildings if polygons else None,  # without outlines they were not counted
+            # without outlines they were not counted
+            "buildings": totals.buildings if polygons else None,
             "built_area_m2": round(totals.built_area, 1) if polygons else None,
             "certified": proven,
             "skipped": glimpses and round(glimpses.share, 4),
@@ -237,21 +279,27 @@ def _map_scene(segmenter, glance: Glance | None, task: Task, folder: Path, model
     if settings.stac:
         item = map_item(task.name, scene, files, {"scene": task.scene, **found}, model | origin)
         write_json(folder / files["item"], item)
-    return found | {"known": _compared(known, outlines, folder, files, settings.min_area) if known else None}
+    return found | {
+        "known": _compared(known, outlines, folder, files, settings.min_area) if known else None
+    }
 
 
 def unlike(expected: float | None, validation: float | None, least: float | None) -> bool:
     """Whether a scene's expected IoU is far below what is usual in the training cities.
 
-    That is the `least` expected of one of their held-out scenes, or their IoU on `validation` where it is less: a city
-    harder than the others is below the latter in its own scenes too.
+    That is the `least` expected of one of their held-out scenes, or their IoU on `validation` where
+    it is less: a city harder than the others is below the latter in its own scenes too.
     """
     known = [iou for iou in (validation, least) if iou is not None]
     return expected is not None and bool(known) and expected < UNLIKE * min(known)
 
 
-def _compared(known: Known, outlines: Path, folder: Path, files: dict[str, str], least: float) -> dict:
-    """Write the outlines with their status, and what is missing; returns what the record says of it."""
+def _compared(
+    known: Known, outlines: Path, folder: Path, files: dict[str, str], least: float
+) -> dict:
+    """Write the outlines with their status, and what is missing; returns what
+    the record says of it.
+    """
     with (
         footprints(folder / files["polygons"], known.scene.crs, FIELDS | STATUS) as write,
         footprints(folder / files["missing"], known.scene.crs, MISSING, "missing") as write_missing,
@@ -262,13 +310,17 @@ def _compared(known: Known, outlines: Path, folder: Path, files: dict[str, str],
 
 
 def _drawn_down(scene: Grid) -> Grid:
-    """The grid of an image without any place as QGIS shows it, its first row at 0 and the others below, y < 0."""
+    """The grid of an image without any place as QGIS shows it, its first row at 0 and the
+    others below, y < 0.
+    """
     if scene.crs is not None or scene.transform != Affine.identity():
         return scene
     return replace(scene, transform=Affine.scale(1, -1))
 
 
-def _described(write: WriteFootprints, classes: list[str], constant: dict[str, str | None]) -> WriteFootprints:
+def _described(
+    write: WriteFootprints, classes: list[str], constant: dict[str, str | None]
+) -> WriteFootprints:
     """`write` with the columns that every building of a map shares, and the name of its class."""
     names = np.array([None, *classes], object)
 
@@ -281,6 +333,11 @@ def _described(write: WriteFootprints, classes: list[str], constant: dict[str, s
 
 def _origin(scene: str, dataset) -> dict[str, str | None]:
     """What a scene says of itself: its name, and the day it was taken where its tags hold one."""
-    said = dataset.tags(ns="IMAGERY").get("ACQUISITIONDATETIME") or dataset.tags().get("TIFFTAG_DATETIME", "")
+    said = dataset.tags(ns="IMAGERY").get("ACQUISITIONDATETIME") or dataset.tags().get(
+        "TIFFTAG_DATETIME", ""
+    )
     day = re.match(r"((?:19|20)\d\d)[-:](\d\d)[-:](\d\d)", said)
-    return {"source": scene.rsplit("/", 1)[-1].partition("?")[0], "captured": day and "-".join(day.groups())}
+    return {
+        "source": scene.rsplit("/", 1)[-1].partition("?")[0],
+        "captured": day and "-".join(day.groups()),
+    }

@@ -1,7 +1,8 @@
 """Touching buildings apart in a mask that arrives band of rows by band of rows.
 
-Blocks of the scene's own rows and columns are told apart one by one, each with as much around it as can matter, so that
-a line between two buildings runs on across their seams, and where it runs does not depend on the bands.
+Blocks of the scene's own rows and columns are told apart one by one, each with as much around it as
+can matter, so that a line between two buildings runs on across their seams, and where it runs does
+not depend on the bands.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ class Splitter:
 
     def __init__(self, width: int, pixel: float):
         self.pixel, self.around = pixel, surroundings(pixel)
-        self.mask, self.confidence = np.empty((0, width), np.uint8), np.empty((0, width), np.float32)
+        self.mask, self.confidence = (
+            np.empty((0, width), np.uint8),
+            np.empty((0, width), np.float32),
+        )
         self.contact = np.empty((0, width), bool)
         self.above = 0  # rows of these that are out already, and only around the next block
 
@@ -56,4 +60,6 @@ class Splitter:
         """A block of these rows and COLUMNS columns, told apart with what is around it."""
         first = max(0, left - self.around)
         seen = np.s_[: inside.stop + self.around, first : left + COLUMNS + self.around]
-        return tell_apart(self.mask[seen], self.contact[seen], self.pixel)[inside, left - first :][:, :COLUMNS]
+        return tell_apart(self.mask[seen], self.contact[seen], self.pixel)[inside, left - first :][
+            :, :COLUMNS
+        ]

@@ -18,7 +18,8 @@ EXTENSIONS = [
 
 
 def stac_item(folder: str | Path, parameters: int) -> dict:
-    """The card of a model folder as a STAC 1.1 item; a model has no geometry. `parameters`: how many numbers it learnt.
+    """The card of a model folder as a STAC 1.1 item; a model has no geometry. `parameters`: how
+    many numbers it learnt.
 
     Raises InputError where the folder holds no card of this pipeline.
     """
@@ -28,7 +29,8 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
     names = [f"B{band}" for band in card.scene_bands]
     bands = [{"name": name, "gsd": card.gsd} for name in names]
     classes = [{"value": 0, "name": "background"}] + [
-        {"value": k, "name": "building" if card.classes == 1 else f"class-{k}"} for k in range(1, card.classes + 1)
+        {"value": k, "name": "building" if card.classes == 1 else f"class-{k}"}
+        for k in range(1, card.classes + 1)
     ]
 
     def tensor(channels: int, axis: str) -> dict:
@@ -40,7 +42,10 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
 
     written = datetime.fromtimestamp(weights.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     model = card.model
-    parts = [model.architecture.replace("+", "plus"), *([model.encoder] if model.architecture in SMP else [])]
+    parts = [
+        model.architecture.replace("+", "plus"),
+        *([model.encoder] if model.architecture in SMP else []),
+    ]
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -74,7 +79,10 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                     "tasks": ["semantic-segmentation"],
                     "result": tensor(card.classes + 1, "class"),
                     "classification:classes": classes,
-                    "post_processing_function": {"format": "text", "expression": "softmax over the class axis"},
+                    "post_processing_function": {
+                        "format": "text",
+                        "expression": "softmax over the class axis",
+                    },
                 }
             ],
             "mlm:hyperparameters": {"threshold": card.threshold, "temperature": card.temperature},
@@ -88,7 +96,12 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "roles": ["mlm:model", "mlm:weights"],
                 "mlm:artifact_type": "safetensors.torch.save_file",
             },
-            "card": {"href": "./model.json", "type": "application/json", "title": "Model card", "roles": ["metadata"]},
+            "card": {
+                "href": "./model.json",
+                "type": "application/json",
+                "title": "Model card",
+                "roles": ["metadata"],
+            },
             "onnx": {
                 "href": "./model.onnx",
                 "type": "application/octet-stream; framework=onnx",

@@ -1,4 +1,6 @@
-"""From logits to the map that is drawn: one rule, which is deployed, judged, attacked and certified."""
+"""From logits to the map that is drawn: one rule, which is deployed, judged,
+attacked and certified.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ from pipeline.networks.card import Card
 
 @dataclass(frozen=True)
 class Decision:
-    """A pixel is a building where its probability 1 − softmax(z/T)₀ exceeds `threshold`, then of the likeliest kind.
+    """A pixel is a building where its probability 1 − softmax(z/T)₀ exceeds `threshold`, then of
+    the likeliest kind.
 
-    In logits: where T·log Σ_{j ≥ 1} exp(z_j/T) > z₀ + shift. With a single kind of building that is z₁ > z₀ + shift,
-    a shift of the margin, so that what attacks and certificates say of a margin they say of the map.
+    In logits: where T·log Σ_{j ≥ 1} exp(z_j/T) > z₀ + shift. With a single kind of building that is
+    z₁ > z₀ + shift, a shift of the margin, so that what attacks and certificates say of a margin
+    they say of the map.
     """
 
     temperature: float = 1.0
@@ -28,13 +32,17 @@ class Decision:
 
     @property
     def shift(self) -> float:
-        """By how much a building's logit must exceed background's: T·log(θ / (1 − θ)); infinite at θ = 0 and 1."""
+        """By how much a building's logit must exceed background's: T·log(θ / (1
+        − θ)); infinite at θ = 0 and 1.
+        """
         if self.threshold in (0, 1):
             return math.inf if self.threshold else -math.inf
         return self.temperature * math.log(self.threshold / (1 - self.threshold))
 
     def logits(self, z: Tensor) -> Tensor:
-        """Logits (N, K, H, W) whose largest is the class drawn, for the network's z (N, K, H, W); as Lipschitz as z."""
+        """Logits (N, K, H, W) whose largest is the class drawn, for the network's z (N, K, H,
+        W); as Lipschitz as z.
+        """
         background, kinds = z[:, :1] + self.shift, z[:, 1:]
         if kinds.shape[1] == 1:
             return torch.cat([background, kinds], 1)
@@ -46,15 +54,18 @@ class Decision:
         return self.logits(z).argmax(1)
 
     def of_probabilities(self, kinds: np.ndarray) -> np.ndarray:
-        """The classes drawn, (…) uint8, of tempered probabilities (…, k) of the kinds of building: the same rule
-        where windows or turns have been averaged."""
+        """The classes drawn, (…) uint8, of tempered probabilities (…, k) of the kinds of building:
+        the same rule where windows or turns have been averaged.
+        """
         if kinds.shape[-1] == 1:
             return (kinds[..., 0] > self.threshold).astype(np.uint8)
         return np.where(kinds.sum(-1) > self.threshold, kinds.argmax(-1) + 1, 0).astype(np.uint8)
 
 
 class Deployed(nn.Module):
-    """A segmenter that answers with its decision's logits (N, K, H, W): what is attacked and voted on."""
+    """A segmenter that answers with its decision's logits (N, K, H, W): what is
+    attacked and voted on.
+    """
 
     decision: Decision
     segmenter: nn.Module

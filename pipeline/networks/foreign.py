@@ -1,4 +1,5 @@
-"""Networks that this pipeline has not trained, as Segmenters: a torch module, or an ONNX file without our card.
+"""Networks that this pipeline has not trained, as Segmenters: a torch module, or an ONNX file
+without our card.
 
 Beside my.onnx a my.json may say what the file does not: the keys of `Foreign`.
 """
@@ -39,8 +40,8 @@ class Foreign(BaseModel):
 class Answers(nn.Module):
     """Whatever a network answers, as logits (N, K, H, W), background first.
 
-    One channel is the building's logit, or its probability; a dict's "out" and the first of several answers count, as
-    torchvision's and Hugging Face's; a smaller map is enlarged.
+    One channel is the building's logit, or its probability; a dict's "out" and the first of several
+    answers count, as torchvision's and Hugging Face's; a smaller map is enlarged.
     """
 
     def __init__(self, network: nn.Module, classes: int, answers: str):
@@ -68,16 +69,18 @@ class Answers(nn.Module):
             return
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(
-            f"the network answers {shape} to images {tuple(images.shape)}; (N, {self.classes + 1}, H, W) is expected, "
-            "background first" + (", or (N, 1, H, W) of the building alone" if self.classes == 1 else "")
+            f"the network answers {shape} to images {tuple(images.shape)}; (N, {self.classes + 1}, "
+            f"H, W) is expected, "
+            "background first"
+            + (", or (N, 1, H, W) of the building alone" if self.classes == 1 else "")
         )
 
 
 def foreign(network: nn.Module, *, name: str = "the network", **about) -> Segmenter:
     """A torch module as a Segmenter, ready for `pipeline.evaluate` and `pipeline.attack`.
 
-    network: images (N, C, H, W), in [0, 1] less `mean` by `std`, to (N, K, H, W); about: the fields of `Foreign`.
-    Raises InputError where a field is unknown, or the network answers otherwise.
+    network: images (N, C, H, W), in [0, 1] less `mean` by `std`, to (N, K, H, W); about: the fields
+    of `Foreign`. Raises InputError where a field is unknown, or the network answers otherwise.
     """
     try:
         given = Foreign(**about)
@@ -85,13 +88,21 @@ def foreign(network: nn.Module, *, name: str = "the network", **about) -> Segmen
         first = error.errors()[0]
         raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if any(len(values) not in (1, given.channels) for values in (given.mean, given.std)):
-        raise InputError(f"{name}: mean and std have one value, or one for each of {given.channels} channels")
+        raise InputError(
+            f"{name}: mean and std have one value, or one for each of {given.channels} channels"
+        )
     stride = 1 if getattr(network, "side", None) else STRIDE
-    segmenter = Segmenter(Answers(network, given.classes, given.answers), given.channels, given.classes, stride)
+    segmenter = Segmenter(
+        Answers(network, given.classes, given.answers), given.channels, given.classes, stride
+    )
     segmenter.mean.copy_(torch.tensor(given.mean).view(1, -1, 1, 1).expand_as(segmenter.mean))
     segmenter.std.copy_(torch.tensor(given.std).view(1, -1, 1, 1).expand_as(segmenter.std))
     segmenter.card = Card.model_construct(  # less than a card that is read must say
-        model=None, channels=given.channels, classes=given.classes, threshold=given.threshold, gsd=given.gsd
+        model=None,
+        channels=given.channels,
+        classes=given.classes,
+        threshold=given.threshold,
+        gsd=given.gsd,
     )
     segmenter.decision = Decision.of(segmenter.card)
     segmenter.eval().requires_grad_(False)
@@ -112,7 +123,8 @@ def _try(segmenter: Segmenter, name: str) -> None:
     except Exception as error:  # whatever a stranger's network raises
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{name}: does not read {segmenter.card.channels} channels of {side} × {side} pixels ({reason})"
+            f"{name}: does not read {segmenter.card.channels} channels of {side} × {side} pixels "
+            f"({reason})"
         ) from None
 
 
@@ -128,24 +140,31 @@ class _Session(nn.Module):
         batch, self.channels, *sides = (n if isinstance(n, int) else None for n in shape)
         self.side, self.at_once = sides[0], batch
         if sides[0] != sides[1] or batch not in (None, 1):
-            raise InputError(f"{path}: reads {shape} only; export it with dynamic axes, or {RECIPE}")
+            raise InputError(
+                f"{path}: reads {shape} only; export it with dynamic axes, or {RECIPE}"
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2:]
         if self.side and max(height, width) > self.side:
             raise InputError(
-                f"{self.path}: reads {self.side} × {self.side} pixels only; set evaluate.window to {self.side}, "
+                f"{self.path}: reads {self.side} × {self.side} pixels only; set evaluate.window to "
+                f"{self.side}, "
                 "or export it with dynamic axes"
             )
         if self.side:
             images = F.pad(images, (0, self.side - width, 0, self.side - height), mode="replicate")
         parts = images.detach().float().cpu().split(self.at_once or len(images))
         found = [self.session.run(None, {self.input.name: part.numpy()})[0] for part in parts]
-        return torch.cat([torch.from_numpy(part) for part in found]).to(images.device)[..., :height, :width]
+        return torch.cat([torch.from_numpy(part) for part in found]).to(images.device)[
+            ..., :height, :width
+        ]
 
 
 def foreign_onnx(path: Path) -> Segmenter:
-    """An ONNX file of another tool's. Raises InputError where it or the my.json beside it is not as expected."""
+    """An ONNX file of another tool's. Raises InputError where it or the my.json beside it is
+    not as expected.
+    """
     session = _Session(open_session(path), path)
     beside = path.with_suffix(".json")
     try:
@@ -153,13 +172,17 @@ def foreign_onnx(path: Path) -> Segmenter:
     except ValueError as error:
         raise InputError(f"{beside}: not valid JSON ({error})") from None
     if not isinstance(about, dict):
-        raise InputError(f"{beside}: keys such as mean and std are expected: {', '.join(Foreign.model_fields)}")
+        raise InputError(
+            f"{beside}: keys such as mean and std are expected: {', '.join(Foreign.model_fields)}"
+        )
     channels = {"channels": session.channels} if session.channels else {}
     return foreign(session, name=str(path), **(channels | about))
 
 
 def load_network(path: str | Path, on: torch.device | None = None) -> nn.Module:
-    """A model folder, or an ONNX file of ours or another's, to evaluate. Raises InputError where it is neither."""
+    """A model folder, or an ONNX file of ours or another's, to evaluate. Raises InputError
+    where it is neither.
+    """
     path = Path(path)
     if path.suffix == ".onnx":
         return load_onnx(path) if has_card(open_session(path)) else foreign_onnx(path)
@@ -168,10 +191,13 @@ def load_network(path: str | Path, on: torch.device | None = None) -> nn.Module:
 
 
 def load_with_gradients(path: str | Path, on: torch.device | None = None) -> Segmenter:
-    """A model folder, to attack. Raises InputError where it is an ONNX file, which answers no gradients."""
+    """A model folder, to attack. Raises InputError where it is an ONNX file,
+    which answers no gradients.
+    """
     if Path(path).suffix == ".onnx":
         raise InputError(
-            f"{path}: an ONNX file answers no gradients to attack it by; name the model folder it was exported from, "
+            f"{path}: an ONNX file answers no gradients to attack it by; name the model folder it "
+            f"was exported from, "
             f"or {RECIPE}"
         )
     refuse_pickle(Path(path))
@@ -181,6 +207,7 @@ def load_with_gradients(path: str | Path, on: torch.device | None = None) -> Seg
 def refuse_pickle(path: Path) -> None:
     if path.is_file() and path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl"}:
         raise InputError(
-            f"{path}: a pickle, which could run any code, and holds no network without its own; export it to ONNX "
+            f"{path}: a pickle, which could run any code, and holds no network without its own; "
+            f"export it to ONNX "
             f"(torch.onnx.export), or {RECIPE}"
         )

@@ -1,9 +1,11 @@
-"""A glance: a tiny network that sees which ground may hold a building, so that the full one passes over the rest.
+"""A glance: a tiny network that sees which ground may hold a building, so that the
+full one passes over the rest.
 
-The first stage of a cascade (Viola and Jones, CVPR 2001): cheap, blind to shapes, asked only not to miss. It answers
-for cells of CELL pixels; a window in which no cell reaches the threshold is not looked at. The threshold is the one
-under which windows hold next to nothing of what the full network maps of validation scenes (training/glance.py). It
-promises nothing of windows smaller than those: fewer cells would have to say no.
+The first stage of a cascade (Viola and Jones, CVPR 2001): cheap, blind to shapes, asked only not to
+miss. It answers for cells of CELL pixels; a window in which no cell reaches the threshold is not
+looked at. The threshold is the one under which windows hold next to nothing of what the full
+network maps of validation scenes (training/glance.py). It promises nothing of windows smaller than
+those: fewer cells would have to say no.
 """
 
 from itertools import pairwise
@@ -17,25 +19,34 @@ WIDTHS = (16, 24, 32, 48)
 
 
 class Glance(nn.Module):
-    """Images (N, C, H, W) in [0, 1] to logits (N, ⌈H/CELL⌉, ⌈W/CELL⌉) that a cell holds building."""
+    """Images (N, C, H, W) in [0, 1] to logits (N, ⌈H/CELL⌉, ⌈W/CELL⌉) that a
+    cell holds building.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
         for narrow, wide in pairwise((channels, *WIDTHS)):
-            layers += [nn.Conv2d(narrow, wide, 3, 2, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+            layers += [
+                nn.Conv2d(narrow, wide, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+            ]
         around = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, padding=1)
         self.layers = nn.Sequential(*layers, around, nn.ReLU(), nn.Conv2d(WIDTHS[-1], 1, 1))
         self.threshold: torch.Tensor
         self.side: torch.Tensor
         self.register_buffer("threshold", torch.tensor(0.0))
-        self.register_buffer("side", torch.tensor(0))  # pixels, of the windows that the threshold was set on
+        # pixels, of the windows that the threshold was set on
+        self.register_buffer("side", torch.tensor(0))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)[:, 0]
 
     def sees(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,) bool: whether any cell may hold building. Windows too small for the threshold may."""
+        """(N,) bool: whether any cell may hold building. Windows too small for
+        the threshold may.
+        """
         if min(images.shape[-2:]) < self.side:
             return torch.ones(len(images), dtype=torch.bool, device=images.device)
         return (self(images) >= self.threshold).flatten(1).any(1)

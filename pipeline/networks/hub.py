@@ -1,6 +1,8 @@
-"""A model folder's README.md: the card that people read, with the front matter that the Hugging Face Hub does.
+"""A model folder's README.md: the card that people read, with the front matter that
+the Hugging Face Hub does.
 
-Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the keys are those of the Hub's model cards.
+Mitchell et al., Model Cards for Model Reporting, FAT* 2019; the keys are those of
+the Hub's model cards.
 """
 
 import yaml
@@ -9,11 +11,19 @@ from pipeline.metrics import CityScores, EvaluateMetrics
 from pipeline.networks.card import Card
 from pipeline.params import BARE
 
-TAGS = ["image-segmentation", "building-segmentation", "remote-sensing", "aerial-imagery", "semantic-segmentation"]
+TAGS = [
+    "image-segmentation",
+    "building-segmentation",
+    "remote-sensing",
+    "aerial-imagery",
+    "semantic-segmentation",
+]
 
 
 def readme(card: Card, measured: EvaluateMetrics | None = None) -> str:
-    """The page of a model card (`model.json`); `measured`: a metrics/evaluate.json, its IoU per city too."""
+    """The page of a model card (`model.json`); `measured`: a
+    metrics/evaluate.json, its IoU per city too.
+    """
     measured = measured or EvaluateMetrics()
     front = yaml.safe_dump(_front_matter(card, measured), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_page(card, measured)}"
@@ -45,14 +55,29 @@ def _front_matter(card: Card, measured: EvaluateMetrics) -> dict:
 def _page(card: Card, measured: EvaluateMetrics) -> str:
     model, iou = card.model, card.metrics.get("validation_iou")
     cities = ", ".join(card.cities) or "cities that the card does not name"
-    validation = "no building lay in validation" if iou is None else f"{iou:.3f} on validation scenes of these cities"
+    validation = (
+        "no building lay in validation"
+        if iou is None
+        else f"{iou:.3f} on validation scenes of these cities"
+    )
     encoder = "" if model.architecture in BARE else f" with {model.encoder}"
-    before = f"; it started from a model that knew {', '.join(card.inherited)}" if card.inherited else ""
+    before = (
+        f"; it started from a model that knew {', '.join(card.inherited)}" if card.inherited else ""
+    )
     rows = [
         ("architecture", f"{model.architecture}{encoder}"),
-        ("input", f"{card.channels} bands, {card.gsd:g} m on the ground per pixel, values in [0, 1]"),
-        ("output", f"logits of background and {card.classes} class{'es' * (card.classes > 1)} of building"),
-        ("threshold", f"{card.threshold:.3g} of the probability at temperature {card.temperature:.3g}"),
+        (
+            "input",
+            f"{card.channels} bands, {card.gsd:g} m on the ground per pixel, values in [0, 1]",
+        ),
+        (
+            "output",
+            f"logits of background and {card.classes} class{'es' * (card.classes > 1)} of building",
+        ),
+        (
+            "threshold",
+            f"{card.threshold:.3g} of the probability at temperature {card.temperature:.3g}",
+        ),
         ("trained on", cities + before),
         ("IoU", validation),
     ]
@@ -94,7 +119,9 @@ def _measured(measured: EvaluateMetrics) -> str:
     cities = measured.city
     if not cities:
         return ""
-    rows = "\n".join(f"| {city} | {_number(found.iou)} | {_interval(found)} |" for city, found in cities.items())
+    rows = "\n".join(
+        f"| {city} | {_number(found.iou)} | {_interval(found)} |" for city, found in cities.items()
+    )
     return f"""## IoU per city, on test scenes
 
 | city | IoU | 95 % interval |

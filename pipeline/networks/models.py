@@ -22,9 +22,17 @@ from pipeline.networks.imagenet import normalisation, packaged_weights, start_fr
 from pipeline.storage import atomic_folder, write_json
 
 SMP = {  # our name: class of segmentation_models_pytorch
-    "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus", "segformer": "Segformer",
-    "manet": "MAnet", "linknet": "Linknet", "pspnet": "PSPNet", "pan": "PAN", "upernet": "UPerNet",
-}  # fmt: skip
+    "unet": "Unet",
+    "unet++": "UnetPlusPlus",
+    "fpn": "FPN",
+    "deeplabv3+": "DeepLabV3Plus",
+    "segformer": "Segformer",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "pspnet": "PSPNet",
+    "pan": "PAN",
+    "upernet": "UPerNet",
+}
 GLANCE = "glance.safetensors"  # in a model folder
 TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
@@ -34,9 +42,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class Segmenter(nn.Module):
     """Images (N, C, H, W) float in [0, 1] to logits (N, K, H, W), K = classes + 1, for any H and W.
 
-    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes the model,
-    `decision` says which class a pixel is drawn as: `decide(logits)`. Where the network has `contacts`, it answers one
-    channel more, the logit that a pixel lies close to two buildings; it is given where it is asked for.
+    The normalisation lives inside, so a perturbation's budget is in pixel units. `card` describes
+    the model, `decision` says which class a pixel is drawn as: `decide(logits)`. Where the network
+    has `contacts`, it answers one channel more, the logit that a pixel lies close to two buildings;
+    it is given where it is asked for.
     """
 
     mean: torch.Tensor
@@ -54,7 +63,8 @@ class Segmenter(nn.Module):
     ):
         super().__init__()
         self.network, self.classes, self.stride, self.contacts = network, classes, stride, contacts
-        self.sides = sides  # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
+        # F.pad's mode; "constant" where repeating an edge would stretch a perturbation
+        self.sides = sides
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("std", torch.ones(1, channels, 1, 1))
         self.decision = Decision()
@@ -83,10 +93,11 @@ class Segmenter(nn.Module):
 
 
 class WindowCNN(nn.Module):
-    """A LeNet-like classifier of a 32² window's centre pixel, and the same network over a whole image at once.
+    """A LeNet-like classifier of a 32² window's centre pixel, and the same network
+    over a whole image at once.
 
-    `forward` reasons by layer (à trous: every stride becomes a dilation), `classify` by window; the logits are equal
-    (Long, Shelhamer, Darrell 2015, section 3.1, "filter rarefaction").
+    `forward` reasons by layer (à trous: every stride becomes a dilation), `classify` by window; the
+    logits are equal (Long, Shelhamer, Darrell 2015, section 3.1, "filter rarefaction").
     """
 
     window = 32
@@ -104,7 +115,9 @@ class WindowCNN(nn.Module):
         x = F.max_pool2d(x, 2, stride)
         x = self.relu(F.conv2d(x, self.c3.weight, self.c3.bias, dilation=d))
         x = F.max_pool2d(x, 2, stride, dilation=d)
-        return self.out(self.relu(F.conv2d(x, self.hidden.weight, self.hidden.bias, dilation=d * d)))
+        return self.out(
+            self.relu(F.conv2d(x, self.hidden.weight, self.hidden.bias, dilation=d * d))
+        )
 
     def classify(self, windows: torch.Tensor) -> torch.Tensor:
         """Windows (N, C, 32, 32) to logits (N, K) of the pixel at row 15, column 15."""
@@ -132,8 +145,12 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
 
     _check_encoder(model.encoder)
     options = {}
-    if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:  # one width a level
-        options = {"decoder_channels": model.decoder_channels, "encoder_depth": len(model.decoder_channels)}
+    # one width a level
+    if model.decoder_channels and model.architecture in {"unet", "unet++", "manet"}:
+        options = {
+            "decoder_channels": model.decoder_channels,
+            "encoder_depth": len(model.decoder_channels),
+        }
     packaged = packaged_weights(model.encoder) if model.encoder_weights == "imagenet" else None
     download = model.encoder_weights == "imagenet" and packaged is None
     try:
@@ -151,29 +168,39 @@ def _smp(model: params.Model, channels: int, outputs: int) -> nn.Module:
         raise
     except (OSError, ConnectionError) as error:
         raise InputError(
-            f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched ({error}); "
+            f"train.model.encoder_weights: ImageNet weights of {model.encoder} cannot be fetched "
+            f"({error}); "
             "connect to the network once, name a file of weights, or set it to null"
         ) from None
     except Exception as error:  # each family of encoders has its own for what it cannot do
         raise InputError(
-            f"train.model: {model.architecture} with the encoder {model.encoder} does not accept these settings: "
+            f"train.model: {model.architecture} with the encoder {model.encoder} does not accept "
+            f"these settings: "
             f"{str(error) or type(error).__name__}; choose another encoder, such as resnet18"
         ) from None
 
 
 def _check_encoder(name: str) -> None:
-    """Raise InputError where no encoder is called so; tu- names are timm's, with or without a tag of its weights."""
+    """Raise InputError where no encoder is called so; tu- names are timm's, with or without a
+    tag of its weights.
+    """
     import difflib
 
     import segmentation_models_pytorch as smp
     import timm
 
-    if timm.is_model(name.removeprefix(TIMM)) if name.startswith(TIMM) else name in smp.encoders.get_encoder_names():
+    if (
+        timm.is_model(name.removeprefix(TIMM))
+        if name.startswith(TIMM)
+        else name in smp.encoders.get_encoder_names()
+    ):
         return
     known = [*smp.encoders.get_encoder_names(), *(TIMM + timms for timms in timm.list_models())]
     alike = [other for other in known if other.startswith(TIMM) == name.startswith(TIMM)]
     near = difflib.get_close_matches(name, alike, n=3, cutoff=0)
-    raise InputError(f"train.model.encoder: unknown encoder {name!r}; near it are {', '.join(near)}")
+    raise InputError(
+        f"train.model.encoder: unknown encoder {name!r}; near it are {', '.join(near)}"
+    )
 
 
 class _Idle(nn.Identity):
@@ -184,7 +211,9 @@ class _Idle(nn.Identity):
 
 
 def _without_idle(network: nn.Module, channels: int) -> nn.Module:
-    """Replace the encoder's stages that no output depends on: they would be stored, and never trained."""
+    """Replace the encoder's stages that no output depends on: they would be
+    stored, and never trained.
+    """
     network.eval()(torch.zeros(1, channels, 128, 128)).sum().backward()
     _replace_idle(network.get_submodule("encoder"))
     network.zero_grad()
@@ -218,29 +247,39 @@ def weights_file(path: str) -> Path:
 
 
 def _load_encoder(network: nn.Module, path: str) -> None:
-    """Start the encoder from a safetensors file of its own, or from the encoder inside a model folder.
+    """Start the encoder from a safetensors file of its own, or from the encoder
+    inside a model folder.
 
-    A classifier's weights will do: its head, and stages that the network does without, are left out.
+    A classifier's weights will do: its head, and stages that the network does
+    without, are left out.
     """
     file = weights_file(path)
     place = "network.backbone" if isinstance(network, _Out) else "encoder"
     try:
         encoder = network.get_submodule(place)
     except AttributeError:
-        raise InputError("train.model.encoder_weights: this architecture has no encoder; set it to null") from None
+        raise InputError(
+            "train.model.encoder_weights: this architecture has no encoder; set it to null"
+        ) from None
     weights, prefix = read_weights(file), f"network.{place}."
     if any(key.startswith(prefix) for key in weights):
-        weights = {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
+        weights = {
+            key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)
+        }
     idle = [f"{name}." for name, module in encoder.named_modules() if isinstance(module, _Idle)]
     weights = {key: w for key, w in weights.items() if not key.startswith(("fc.", *idle))}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"train.model.encoder_weights: {file} does not fit the encoder: {error}") from None
+        raise InputError(
+            f"train.model.encoder_weights: {file} does not fit the encoder: {error}"
+        ) from None
 
 
 def build_model(model: params.Model, channels: int) -> Segmenter:
-    """The segmenter that train.model describes, with random or given weights. Raises InputError on what cannot be."""
+    """The segmenter that train.model describes, with random or given weights. Raises InputError
+    on what cannot be.
+    """
     from pipeline.networks.lipschitz import LipschitzNet, MinMax, replace_relu
     from pipeline.networks.small_nets import SmallFCN, SmallUNet
 
@@ -255,17 +294,23 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
         case "small_unet":
             network, stride = SmallUNet(channels, outputs, model.width), 4
         case "lipschitz":
-            network, stride, sides = LipschitzNet(channels, outputs, model.width, group=model.group), 4, "constant"
+            network, stride, sides = (
+                LipschitzNet(channels, outputs, model.width, group=model.group),
+                4,
+                "constant",
+            )
         case name if name in TORCHVISION:
             network, stride = _torchvision(model, channels, outputs), 8
         case _:
             network = _smp(model, channels, outputs)
-            stride = 128 if model.architecture == "pan" else 32  # PAN pools its 1/32 features thrice more
+            # PAN pools its 1/32 features thrice more
+            stride = 128 if model.architecture == "pan" else 32
     if model.activation == "minmax":
         replace_relu(network)
         if not any(isinstance(m, MinMax) for m in network.modules()):
             raise InputError(
-                f"train.model.activation: {model.architecture} has no ReLU for minmax to replace; set it to relu"
+                f"train.model.activation: {model.architecture} has no ReLU for minmax to replace; "
+                f"set it to relu"
             )
     if model.encoder_weights not in (None, "imagenet"):
         _load_encoder(network, model.encoder_weights)
@@ -276,36 +321,51 @@ def build_model(model: params.Model, channels: int) -> Segmenter:
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors. Raises InputError where it is absent or damaged; other formats are not read."""
+    """A safetensors file's tensors. Raises InputError where it is absent or damaged; other
+    formats are not read.
+    """
     if file.suffix != ".safetensors":
-        raise InputError(f"{file}: weights are read from safetensors files only; convert this one first")
+        raise InputError(
+            f"{file}: weights are read from safetensors files only; convert this one first"
+        )
     try:
         return load_file(file)
     except FileNotFoundError:
         raise InputError(f"{file}: not found; train a model first or correct the path") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: damaged weights ({error}); train the model again or fetch a fresh copy") from None
+        raise InputError(
+            f"{file}: damaged weights ({error}); train the model again or fetch a fresh copy"
+        ) from None
 
 
-def save_model(folder: str | Path, segmenter: Segmenter, card: Card | dict, glance: Glance | None = None) -> None:
-    """Write FOLDER/weights.safetensors, model.json and its page README.md, and the glance's weights where there is one,
-    atomically. `card`: a Card, or its keys."""
+def save_model(
+    folder: str | Path, segmenter: Segmenter, card: Card | dict, glance: Glance | None = None
+) -> None:
+    """Write FOLDER/weights.safetensors, model.json and its page README.md, and the glance's weights
+    where there is one, atomically. `card`: a Card, or its keys.
+    """
     card = Card.model_validate(card)
     with atomic_folder(folder) as partial:
         for module, name in ((segmenter, "weights.safetensors"), (glance, GLANCE)):
             if module is None:
                 continue
-            weights = {key: w.detach().cpu().contiguous().clone() for key, w in module.state_dict().items()}
+            weights = {
+                key: w.detach().cpu().contiguous().clone() for key, w in module.state_dict().items()
+            }
             try:
                 save_file(weights, partial / name)
             except SafetensorError as error:
-                raise InputError(f"{folder}: the weights cannot be written ({error}); make space, run again") from None
+                raise InputError(
+                    f"{folder}: the weights cannot be written ({error}); make space, run again"
+                ) from None
         write_json(partial / "model.json", card.model_dump(mode="json"))
         (partial / "README.md").write_text(readme(card), encoding="utf-8")
 
 
 def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
-    """The model that an earlier run with the same fingerprint left; None where there is none, or it is damaged."""
+    """The model that an earlier run with the same fingerprint left; None where there is none,
+    or it is damaged.
+    """
     try:
         return read_model(folder) if read_card(folder).fingerprint == key else None
     except InputError:
@@ -313,19 +373,27 @@ def kept_model(folder: str | Path, key: str) -> "Segmenter | None":
 
 
 def read_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
-    """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent, damaged or mismatched."""
+    """Read a model folder into a Segmenter in eval mode. Raises InputError when it is absent,
+    damaged or mismatched.
+    """
     card = read_card(folder)
     try:
-        segmenter = build_model(card.model.model_copy(update={"encoder_weights": None}), card.channels)
+        segmenter = build_model(
+            card.model.model_copy(update={"encoder_weights": None}), card.channels
+        )
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}/model.json: not a model card of this pipeline ({error})") from None
+        raise InputError(
+            f"{folder}/model.json: not a model card of this pipeline ({error})"
+        ) from None
     try:
         segmenter.load_state_dict(read_weights(Path(folder) / "weights.safetensors"))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{folder}: weights do not fit model.json ({reason}); train the model again") from None
+        raise InputError(
+            f"{folder}: weights do not fit model.json ({reason}); train the model again"
+        ) from None
     segmenter.card, segmenter.decision = card, Decision.of(card)
     return channels_last(segmenter.eval().requires_grad_(False).to(device))
 
@@ -339,11 +407,14 @@ def read_glance(folder: str | Path, device: str | torch.device = "cpu") -> Glanc
     """A model folder's glance. Raises InputError where it has none, or a damaged one."""
     if not Path(folder).is_dir() or not (card := read_card(folder)).glance:
         raise InputError(
-            f"predict.skip_empty: {folder} has no glance to skip by; train with train.glance: 300, or set it to false"
+            f"predict.skip_empty: {folder} has no glance to skip by; train with train.glance: 300, "
+            f"or set it to false"
         )
     glance = Glance(card.channels)
     try:
         glance.load_state_dict(read_weights(Path(folder) / GLANCE))
     except RuntimeError:
-        raise InputError(f"{folder}/{GLANCE}: does not fit model.json; train the model again") from None
+        raise InputError(
+            f"{folder}/{GLANCE}: does not fit model.json; train the model again"
+        ) from None
     return glance.eval().requires_grad_(False).to(device)

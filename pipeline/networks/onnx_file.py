@@ -1,4 +1,6 @@
-"""ONNX files as segmenters: they map and can be evaluated; they answer no gradients, so nothing can attack them."""
+"""ONNX files as segmenters: they map and can be evaluated; they answer no gradients, so nothing
+can attack them.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,8 @@ class OnnxSegmenter(nn.Module):
         super().__init__()
         self.session, self.card, self.classes, self.stride = session, card, card.classes, stride
         self.decision, self.contacts = Decision.of(card), card.model.contact > 0
-        self.register_buffer("device_of_results", torch.zeros(()))  # onnxruntime takes and gives CPU arrays
+        # onnxruntime takes and gives CPU arrays
+        self.register_buffer("device_of_results", torch.zeros(()))
 
     def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
         names = ["logits", "contacts"] if contacts else ["logits"]
@@ -32,7 +35,9 @@ def onnxruntime():
     try:
         import onnxruntime as library
     except ImportError:
-        raise InputError("ONNX models need onnxruntime; install the extra: pip install -e '.[onnx]'") from None
+        raise InputError(
+            "ONNX models need onnxruntime; install the extra: pip install -e '.[onnx]'"
+        ) from None
     return library
 
 
@@ -43,9 +48,13 @@ def open_session(path: str | Path):
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
-        return runtime.InferenceSession(str(path), options, providers=runtime.get_available_providers())
+        return runtime.InferenceSession(
+            str(path), options, providers=runtime.get_available_providers()
+        )
     except Exception as error:  # onnxruntime's own exceptions have no public base class
-        raise InputError(f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: not a readable ONNX file ({str(error).strip().splitlines()[0]})"
+        ) from None
 
 
 def has_card(session) -> bool:
@@ -54,11 +63,16 @@ def has_card(session) -> bool:
 
 
 def load_onnx(path: str | Path) -> OnnxSegmenter:
-    """Read a model that `export` wrote. Raises InputError where it is absent, damaged or without a card."""
+    """Read a model that `export` wrote. Raises InputError where it is absent,
+    damaged or without a card.
+    """
     session = open_session(path)
     about = session.get_modelmeta().custom_metadata_map
     if not has_card(session):
-        raise InputError(f"{path}: an ONNX file without this pipeline's model card; write it with the export command")
+        raise InputError(
+            f"{path}: an ONNX file without this pipeline's model card; write it with "
+            f"the export command"
+        )
     try:
         card, stride = parse_card(json.loads(about["card"]), path), int(about["stride"])
     except InputError:

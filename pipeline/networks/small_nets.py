@@ -1,5 +1,6 @@
-"""Two networks small enough to be certified by convex relaxation: layers that pipeline.certificates.bounds
-knows, and no others. They carry no batch norm, whose training statistics an interval does not have.
+"""Two networks small enough to be certified by convex relaxation: layers that
+pipeline.certificates.bounds knows, and no others. They carry no batch norm, whose training
+statistics an interval does not have.
 """
 
 import torch
@@ -21,7 +22,9 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class SmallUNet(nn.Module):
-    """A U-Net (Ronneberger 2015) of two poolings: (N, C, H, W) to (N, K, H, W), H and W multiples of 4."""
+    """A U-Net (Ronneberger 2015) of two poolings: (N, C, H, W) to (N, K, H, W),
+    H and W multiples of 4.
+    """
 
     def __init__(self, channels: int, outputs: int, width: int):
         super().__init__()

@@ -1,4 +1,6 @@
-"""The answer in one look: four IoUs a city, the worst city first, and a few plain sentences made from them."""
+"""The answer in one look: four IoUs a city, the worst city first, and a few
+plain sentences made from them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +24,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Measure:
-    """An IoU, its 95 % interval where one is known, and what it would be `of` a city seen or tiles left alone."""
+    """An IoU, its 95 % interval where one is known, and what it would be `of` a city seen or
+    tiles left alone.
+    """
 
     iou: float
     low: float | None = None
@@ -39,7 +43,9 @@ class Answer:
 
 
 def answer(results: Results) -> Answer:
-    """Rows of the cities that anything is known of; kinds that no stage has measured are left out."""
+    """Rows of the cities that anything is known of; kinds that no stage has
+    measured are left out.
+    """
     known = columns(results)
     rows = [(c, {kind.name: v[c] for kind, v in known if c in v}) for c in results.cities]
     return Answer(
@@ -58,19 +64,49 @@ def columns(results: Results) -> list[tuple[Kind, dict[str, Measure]]]:
 
 def kinds(results: Results) -> list[Kind]:
     p = results.params
-    brief = f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two" * results.brief
+    brief = (
+        f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two"
+        * results.brief
+    )
     road, radius = proof(results)
     whose = METHODS[road].whose(results.metrics.certify.of(road).deployed)
-    sure = f", {100 * (1 - p.certify.smoothing.alpha):g} % sure of each tile" if road == "smoothing" else ""
+    sure = (
+        f", {100 * (1 - p.certify.smoothing.alpha):g} % sure of each tile"
+        if road == "smoothing"
+        else ""
+    )
     return [
-        Kind("seen", SEEN, "circle", f"{p.evaluate.split} scenes of the cities the model was trained on"),
-        Kind("unseen", UNSEEN, "diamond", "the same scenes by a model that has not seen their city, of what one "
-             f"trained alike that has seen it reaches{brief}"),
-        Kind("attacked", BOUNDS["attacked"], "triangle", "the worst attack found, every pixel changed by at most "
-             f"{budget(results)}/255 (an upper bound)"),
-        Kind("certified", BOUNDS["certified"], "square", f"proven of {whose}{sure}: no change up to "
-             f"{length(road, radius)}{pixel(road, radius)} leaves less (a lower bound)"),
-    ]  # fmt: skip
+        Kind(
+            "seen",
+            SEEN,
+            "circle",
+            f"{p.evaluate.split} scenes of the cities the model was trained on",
+        ),
+        Kind(
+            "unseen",
+            UNSEEN,
+            "diamond",
+            "the same scenes by a model that has not seen their "
+            "city, of what one "
+            f"trained alike that has seen it reaches{brief}",
+        ),
+        Kind(
+            "attacked",
+            BOUNDS["attacked"],
+            "triangle",
+            "the worst attack found, every pixel "
+            "changed by at most "
+            f"{budget(results)}/255 (an upper bound)",
+        ),
+        Kind(
+            "certified",
+            BOUNDS["certified"],
+            "square",
+            f"proven of {whose}{sure}: no change up "
+            f"to "
+            f"{length(road, radius)}{pixel(road, radius)} leaves less (a lower bound)",
+        ),
+    ]
 
 
 def measures(rows: Mapping[str, Record], name: str, of: str = "") -> dict[str, Measure]:
@@ -92,15 +128,27 @@ def without_interval(results: Results) -> list[str]:
     small = [city for city in bare if measured[city].units == 1]
     extreme = [city for city in bare if city not in small and measured[city].iou in (0, 1)]
     return [
-        *(f"None is shown of {', '.join(few)}: {why}." for few, why in (
-            (small, "a single test scene with buildings, of too few blocks, says nothing of others"),
-            (extreme, "an IoU of 0 or 1 in every scene does not say how far the others are from it"),
-        ) if few)
-    ]  # fmt: skip
+        *(
+            f"None is shown of {', '.join(few)}: {why}."
+            for few, why in (
+                (
+                    small,
+                    "a single test scene with buildings, of too few blocks, says nothing of others",
+                ),
+                (
+                    extreme,
+                    "an IoU of 0 or 1 in every scene does not say how far the others are from it",
+                ),
+            )
+            if few
+        )
+    ]
 
 
 def sandwich(results: Results) -> dict[str, dict[str, float]]:
-    """Certified, attacked and clean IoU of each city, of one model and radius and on the same crops."""
+    """Certified, attacked and clean IoU of each city, of one model and radius
+    and on the same crops.
+    """
     return {
         city: {name: getattr(row, name) for name in BOUNDS}
         for city, row in at_radius(results).items()
@@ -120,7 +168,9 @@ def at_radius(results: Results) -> dict[str, Sandwich]:
 
 def seen(results: Results) -> dict[str, Measure]:
     """The delivered model's, else that of the gap's reference."""
-    return measures(results.metrics.evaluate.city, "iou") or measures(results.metrics.generalize.city, "seen")
+    return measures(results.metrics.evaluate.city, "iou") or measures(
+        results.metrics.generalize.city, "seen"
+    )
 
 
 def unseen(results: Results) -> dict[str, Measure]:
@@ -129,7 +179,9 @@ def unseen(results: Results) -> dict[str, Measure]:
 
 def attacked(results: Results) -> dict[str, Measure]:
     at = budget(results)
-    rows = {city: row.linf[at] for city, row in results.metrics.attack.city.items() if at in row.linf}
+    rows = {
+        city: row.linf[at] for city, row in results.metrics.attack.city.items() if at in row.linf
+    }
     return measures(rows, "worst", of="clean")
 
 
@@ -145,7 +197,9 @@ def budget(results: Results) -> str:
 
 
 def proof(results: Results) -> tuple[str, str]:
-    """The first road to a certificate that ran, and its smallest radius; smoothing certifies the delivered model."""
+    """The first road to a certificate that ran, and its smallest radius; smoothing certifies
+    the delivered model.
+    """
     for road in METHODS:
         for by_radius in results.metrics.certify.of(road).city.values():
             return road, min(by_radius, key=float)
@@ -154,7 +208,11 @@ def proof(results: Results) -> tuple[str, str]:
 
 def length(road: str, radius: str) -> str:
     """A radius in words, rounded down: what is said must have been proven."""
-    return f"{float(radius):g}/255 a pixel" if METHODS[road].norm == "linf" else f"{down(radius):g} in length (ℓ2)"
+    return (
+        f"{float(radius):g}/255 a pixel"
+        if METHODS[road].norm == "linf"
+        else f"{down(radius):g} in length (ℓ2)"
+    )
 
 
 def pixel(road: str, radius: str) -> str:
@@ -169,8 +227,12 @@ def down(radius: str | float) -> float:
 
 
 def lead(results: Results) -> str:
-    """What to expect of cities seen and not seen, under attack and in proof: each of the city where it is worst."""
-    return " ".join([*where_trained(results), *elsewhere(results), *under_attack(results), *proven(results)])
+    """What to expect of cities seen and not seen, under attack and in proof: each of the city
+    where it is worst.
+    """
+    return " ".join(
+        [*where_trained(results), *elsewhere(results), *under_attack(results), *proven(results)]
+    )
 
 
 def where_trained(results: Results) -> list[str]:
@@ -179,7 +241,9 @@ def where_trained(results: Results) -> list[str]:
 
 
 def elsewhere(results: Results) -> list[str]:
-    """The IoU of a short training says little of a full one; what it loses in a city not seen says more."""
+    """The IoU of a short training says little of a full one; what it loses in a
+    city not seen says more.
+    """
     known = {city: (m.iou, m.of) for city, m in unseen(results).items() if m.of is not None}
     if not known:
         return []
@@ -190,9 +254,13 @@ def elsewhere(results: Results) -> list[str]:
         return [f"A city like {city}, never seen: {iou:.2f}, no less than {other}."]
     if results.brief:
         return [
-            f"A city like {city}, never seen: {iou:.2f}, where an equally short training that saw it reaches {of:.2f}."
+            f"A city like {city}, never seen: {iou:.2f}, where an equally short training that saw "
+            f"it reaches {of:.2f}."
         ]
-    return [f"In a city like {city}, never seen, expect {iou:.2f}, {of - iou:.2f} less than where it was trained."]
+    return [
+        f"In a city like {city}, never seen, expect {iou:.2f}, {of - iou:.2f} less than where "
+        f"it was trained."
+    ]
 
 
 def under_attack(results: Results) -> list[str]:

@@ -1,4 +1,6 @@
-"""What changed since the metrics were last committed, where git keeps them: the answer's numbers, then and now."""
+"""What changed since the metrics were last committed, where git keeps them: the answer's
+numbers, then and now.
+"""
 
 import json
 import subprocess
@@ -32,7 +34,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Changes:
-    """`rows`: what moved of the `known` numbers that were there before, the greatest change first."""
+    """`rows`: what moved of the `known` numbers that were there before, the
+    greatest change first.
+    """
 
     revision: str
     date: str
@@ -43,7 +47,9 @@ class Changes:
 def git(root: Path, *arguments: str) -> str | None:
     """What git answers; None where it is absent, or `root` is no checkout, or the command fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", timeout=30)
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -57,7 +63,9 @@ class Revision(Results):
 
     @cached_property
     def metrics(self) -> Metrics:
-        return Metrics.model_validate({stage: self._kept(stage, kind) for stage, kind in STAGES.items()})
+        return Metrics.model_validate(
+            {stage: self._kept(stage, kind) for stage, kind in STAGES.items()}
+        )
 
     def _kept(self, stage: str, kind: type[Record]) -> Record:
         text = git(self.root, "show", f"{self.revision}:./metrics/{stage}.json")

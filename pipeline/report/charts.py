@@ -1,4 +1,6 @@
-"""Charts as inline SVG, drawn by matplotlib: small panels that wrap on a phone, with text that stays text."""
+"""Charts as inline SVG, drawn by matplotlib: small panels that wrap on a phone,
+with text that stays text.
+"""
 
 import io
 import re
@@ -70,12 +72,22 @@ class Gallery:
 
 
 RADIUS = {"linf": "radius, ℓ∞ in 1/255", "l2": "radius, ℓ2"}  # short enough for a small panel
-RELIABILITY = [("reliability.json", "as trained", GREY), ("reliability_calibrated.json", "calibrated", INK)]
+RELIABILITY = [
+    ("reliability.json", "as trained", GREY),
+    ("reliability_calibrated.json", "calibrated", INK),
+]
 SMALL, WIDE = (2.3, 1.9), (4.8, 2.2)  # inches of a panel among others, and of one alone
 
 
 def panel(
-    title: str, lines: list[Line], x: str, y: str = "IoU", *, size=SMALL, prepare: Callable | None = None, **limits
+    title: str,
+    lines: list[Line],
+    x: str,
+    y: str = "IoU",
+    *,
+    size=SMALL,
+    prepare: Callable | None = None,
+    **limits,
 ) -> Chart:
     """One chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     style: Any = {**STYLE, "svg.hashsalt": title}
@@ -84,17 +96,29 @@ def panel(
         axes = figure.subplots()
         axes.set_axisbelow(True)
         for line in lines:
-            mark: dict = {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
+            mark: dict = (
+                {"marker": "o", "markersize": 3} if len(line.x) < 30 and line.width > 1 else {}
+            )
             values = [np.nan if v is None else v for v in line.y]
-            if line.steps == "steps-pre":  # nothing was measured at its first x, it only says how far back y holds
+            # nothing was measured at its first x, it only says how far back y holds
+            if line.steps == "steps-pre":
                 mark |= {"markevery": slice(1, None)}
-            axes.plot(line.x, values, color=line.colour, linewidth=line.width, drawstyle=line.steps, **mark)
+            axes.plot(
+                line.x,
+                values,
+                color=line.colour,
+                linewidth=line.width,
+                drawstyle=line.steps,
+                **mark,
+            )
         axes.set_yticks([0.25, 0.75], minor=True)
         axes.grid(which="minor")
         axes.set(xlabel=x, ylabel=y, **{"ylim": (0, 1.02), "yticks": (0, 0.5, 1), **limits})
         axes.yaxis.set_major_formatter("{x:g}")
         if "xticks" not in limits:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "epoch", steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_locator(
+                MaxNLocator(5, integer=x == "epoch", steps=[1, 2, 2.5, 5, 10])
+            )
         if prepare:
             prepare(axes)
         text = io.StringIO()
@@ -124,21 +148,29 @@ def slug(title: str) -> str:
 
 
 def inline(svg: str, description: str) -> Markup:
-    """A matplotlib SVG made fit for a page: scalable, named for screen readers, without ids that would repeat."""
+    """A matplotlib SVG made fit for a page: scalable, named for screen readers, without ids
+    that would repeat.
+    """
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"<!--.*?-->\n? *", "", svg, flags=re.DOTALL)  # text as a comment: a title could end it
+    # text as a comment: a title could end it
+    svg = re.sub(r"<!--.*?-->\n? *", "", svg, flags=re.DOTALL)
     size, rest = svg.split(">", 1)
     size = re.sub(r' (width|height)="[^"]*"', "", size)
-    return Markup('{} role="img" aria-label="{}">{}').format(Markup(size), description, Markup(rest))
+    return Markup('{} role="img" aria-label="{}">{}').format(
+        Markup(size), description, Markup(rest)
+    )
 
 
 def lines_of(cities: Iterable[str], x: list[float], values: Callable[[str], list]) -> list[Line]:
     """One line a city; beyond eight the cities turn thin and grey under their mean."""
     cities = list(cities)
     if len(cities) <= len(CITIES):
-        return [Line(city, x, values(city), colour) for city, colour in zip(cities, CITIES, strict=False)]
+        return [
+            Line(city, x, values(city), colour)
+            for city, colour in zip(cities, CITIES, strict=False)
+        ]
     grey = [Line(city, x, values(city), "#c4c4c4", 0.7) for city in cities]
     mean = np.nanmean(np.array([line.y for line in grey], float), axis=0)
     return [*grey, Line("mean of cities", x, mean.tolist(), INK, 2.2)]
@@ -159,8 +191,15 @@ def learning(results: Results) -> list[Gallery]:
     iou = Line("IoU", epochs, [h["iou"] for h in history], BOUNDS["clean"])
     loss = Line("loss", epochs, [h["loss"] for h in history], GREY)
     natural = {"ylim": (0, None), "yticks": [], "prepare": free}
-    charts = [panel("Validation IoU", [iou], "epoch"), panel("Training loss", [loss], "epoch", "loss", **natural)]
-    return [Gallery("Learning", "The epoch with the best validation IoU is the one that is kept.", charts)]
+    charts = [
+        panel("Validation IoU", [iou], "epoch"),
+        panel("Training loss", [loss], "epoch", "loss", **natural),
+    ]
+    return [
+        Gallery(
+            "Learning", "The epoch with the best validation IoU is the one that is kept.", charts
+        )
+    ]
 
 
 def confidence(results: Results) -> list[Gallery]:
@@ -185,12 +224,21 @@ def confidence(results: Results) -> list[Gallery]:
     if sizes:
         legend = city_legend(cities)
         bins = list(next(iter(sizes.values())))
-        lines = lines_of(sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, SizeBin()).iou for b in bins])
+        lines = lines_of(
+            sizes, list(range(len(bins))), lambda c: [sizes[c].get(b, SizeBin()).iou for b in bins]
+        )
         names = [b.replace("-", "–\n") for b in bins]
-        ticks: dict = {"xticks": range(len(bins)), "xticklabels": names, "xlim": (-0.3, len(bins) - 0.7)}
-        charts.append(panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks))
+        ticks: dict = {
+            "xticks": range(len(bins)),
+            "xticklabels": names,
+            "xlim": (-0.3, len(bins) - 0.7),
+        }
+        charts.append(
+            panel("IoU by size of building", lines, "ground area in m²", "mean best IoU", **ticks)
+        )
     text = (
-        "A reliable model (all cities; grey as trained, black with the temperature that predict applies) stays on "
+        "A reliable model (all cities; grey as trained, black with the temperature that predict "
+        "applies) stays on "
         "the dashed line: of pixels given 80 %, 80 % are building."
     )
     return [Gallery("Confidence and size", text, charts, legend)] if charts else []
@@ -214,7 +262,9 @@ def precision_recall(cities: list[str], points: list[dict]) -> list[Line]:
         if own:
             x, y = np.array(own).T
             curves[city] = np.where(recall < x[0], np.nan, np.interp(recall, x, y)).tolist()
-    return [line for line in lines_of(curves, recall.tolist(), curves.__getitem__)] if curves else []
+    return (
+        [line for line in lines_of(curves, recall.tolist(), curves.__getitem__)] if curves else []
+    )
 
 
 def attack(results: Results) -> list[Gallery]:
@@ -227,26 +277,48 @@ def attack(results: Results) -> list[Gallery]:
 
     def along(city: str, name: str) -> list[float | None]:
         rows = [curves[city].get(b) for b in budgets]
-        return [next(iter(curves[city].values())).clean, *(getattr(row, name, None) for row in rows)]
+        return [
+            next(iter(curves[city].values())).clean,
+            *(getattr(row, name, None) for row in rows),
+        ]
 
     x = [0.0, *map(float, budgets)]
     worst = lines_of(cities, x, lambda c: along(c, "worst"))
-    together = panel("All cities, worst of all attacks", worst, "ε in 1/255", size=WIDE, prepare=ticks_at(x))
+    together = panel(
+        "All cities, worst of all attacks", worst, "ε in 1/255", size=WIDE, prepare=ticks_at(x)
+    )
     of_city = []
     for city in cities:
-        lines = [Line(a, x, along(city, a), colour, 2.4 if a == "worst" else 1.1) for a, colour in ATTACKS.items()]
+        lines = [
+            Line(a, x, along(city, a), colour, 2.4 if a == "worst" else 1.1)
+            for a, colour in ATTACKS.items()
+        ]
         lines = [line for line in lines if any(v is not None for v in line.y[1:])]
         of_city.append(panel(city, lines, "ε in 1/255", prepare=ticks_at(x)))
     return [
-        Gallery("IoU against the budget ε", f"No pixel is changed by more than ε; the summary above is at "
-                f"{budget(results)}/255, far below what an eye can see.", [together], city_legend(cities)),
-        Gallery("Every attack", "Noise of the same budget is what chance can do; the worst case takes the most harmful "
-                "attack on each tile.", of_city, ATTACKS),
-    ]  # fmt: skip
+        Gallery(
+            "IoU against the budget ε",
+            f"No pixel is changed by more than ε; the summary above is at "
+            f"{budget(results)}/255, far below what an eye can "
+            f"see.",
+            [together],
+            city_legend(cities),
+        ),
+        Gallery(
+            "Every attack",
+            "Noise of the same budget is what chance can do; the worst case "
+            "takes the most harmful "
+            "attack on each tile.",
+            of_city,
+            ATTACKS,
+        ),
+    ]
 
 
 def ticks_at(x: list[float]) -> Callable:
-    """Label the measured budgets on a logarithmic axis, where 0 too has its place, without crowding."""
+    """Label the measured budgets on a logarithmic axis, where 0 too has its
+    place, without crowding.
+    """
 
     def prepare(axes) -> None:
         shown = [v for i, v in enumerate(x) if i == 0 or v >= 2 * x[i - 1]]
@@ -258,7 +330,9 @@ def ticks_at(x: list[float]) -> Callable:
 
 
 def sandwich(results: Results) -> list[Gallery]:
-    """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each road to a certificate."""
+    """Certified ≤ attacked ≤ clean IoU against the radius, a gallery for each
+    road to a certificate.
+    """
     galleries = []
     for road, certificate in METHODS.items():
         found, label = results.metrics.certify.of(road), RADIUS[certificate.norm]
@@ -273,8 +347,9 @@ def sandwich(results: Results) -> list[Gallery]:
 
 
 def sandwich_lines(by_radius: dict[str, Sandwich]) -> list[Line]:
-    """Clean, attacked, certified. In steps, since no more is known between the radii: a certificate holds for all
-    smaller ones, and what an attack does it can do within all greater ones."""
+    """Clean, attacked, certified. In steps, since no more is known between the radii: a certificate
+    holds for all smaller ones, and what an attack does it can do within all greater ones.
+    """
     radii = sorted(by_radius, key=float)
     clean, attacked, certified = ([getattr(by_radius[r], kind) for r in radii] for kind in BOUNDS)
     x = [0.0, *map(float, radii)]
@@ -286,10 +361,14 @@ def sandwich_lines(by_radius: dict[str, Sandwich]) -> list[Line]:
 
 
 def between(upper: Line, lower: Line) -> Callable:
-    """Shade what is unknown: the room between the best attack of less and the certificate of no less."""
+    """Shade what is unknown: the room between the best attack of less and the
+    certificate of no less.
+    """
     above, below = ([np.nan if v is None else v for v in line.y] for line in (upper, lower))
     above = [above[0], *above[:-1]]
-    return lambda axes: axes.fill_between(upper.x, above, below, step="pre", color="#dddddd", alpha=0.7, linewidth=0)
+    return lambda axes: axes.fill_between(
+        upper.x, above, below, step="pre", color="#dddddd", alpha=0.7, linewidth=0
+    )
 
 
 def cues(results: Results) -> list[Gallery]:
@@ -300,26 +379,46 @@ def cues(results: Results) -> list[Gallery]:
     if not cities:
         return []
     names = list(next(iter(rows.values())))
-    lines = lines_of(cities, list(range(len(names))), lambda c: [cue and cue.drop for cue in map(rows[c].get, names)])
+    lines = lines_of(
+        cities,
+        list(range(len(names))),
+        lambda c: [cue and cue.drop for cue in map(rows[c].get, names)],
+    )
     ticks = {"xticks": range(len(names)), "xticklabels": [n.replace(" ", "\n", 1) for n in names]}
-    chart = panel("IoU lost", lines, "cue taken", "IoU lost", size=WIDE, prepare=free, ylim=None, **ticks)
-    return [Gallery("IoU lost without a cue", "Zero: the map does without.", [chart], city_legend(cities))]
+    chart = panel(
+        "IoU lost", lines, "cue taken", "IoU lost", size=WIDE, prepare=free, ylim=None, **ticks
+    )
+    return [
+        Gallery(
+            "IoU lost without a cue", "Zero: the map does without.", [chart], city_legend(cities)
+        )
+    ]
 
 
 def corruption(results: Results) -> list[Gallery]:
-    table, clean = results.metrics.generalize.corruption, results.metrics.generalize.corruption_clean
+    table, clean = (
+        results.metrics.generalize.corruption,
+        results.metrics.generalize.corruption_clean,
+    )
     cities = [c for c in results.cities if c in clean]
     charts = []
     for name, by_severity in table.items():
         severities = sorted(by_severity, key=int)
         values = {c: [clean[c], *(by_severity[s].get(c) for s in severities)] for c in cities}
         lines = lines_of(cities, [0, *map(int, severities)], values.__getitem__)
-        charts.append(panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1)))
+        charts.append(
+            panel(name.replace("_", " "), lines, "severity", xticks=range(len(severities) + 1))
+        )
     text = (
         "Each city by the model that has not seen it. Severity 0 is the clean image, of the same "
-        f"{results.params.generalize.corruption_tiles} tiles a city: not the IoU of its whole scenes above."
+        f"{results.params.generalize.corruption_tiles} tiles a city: not the IoU of its whole "
+        f"scenes above."
     )
-    return [Gallery("Weather, light and camera", text, charts, city_legend(cities), first=20)] if charts else []
+    return (
+        [Gallery("Weather, light and camera", text, charts, city_legend(cities), first=20)]
+        if charts
+        else []
+    )
 
 
 def adaptation(results: Results) -> list[Gallery]:
@@ -329,12 +428,22 @@ def adaptation(results: Results) -> list[Gallery]:
     cities = [c for c in results.cities if all(c in row for row in ladder.values())]
     if ladder and cities:
         methods = list(ladder)
-        lines = lines_of(cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods])
+        lines = lines_of(
+            cities, list(range(len(methods))), lambda c: [ladder[m][c] for m in methods]
+        )
         names = [method.replace("_", "-\n") for method in methods]
-        ticks: dict = {"xticks": range(len(methods)), "xticklabels": names, "xlim": (-0.4, len(methods) - 0.6)}
+        ticks: dict = {
+            "xticks": range(len(methods)),
+            "xticklabels": names,
+            "xlim": (-0.4, len(methods) - 0.6),
+        }
         chart = panel("Adapting without labels", lines, "", size=WIDE, **ticks)
         text = "How much of the gap closes by the new city's unlabelled images."
-        text += f" No method repairs {', '.join(found.beyond_adaptation)}." if found.beyond_adaptation else ""
+        text += (
+            f" No method repairs {', '.join(found.beyond_adaptation)}."
+            if found.beyond_adaptation
+            else ""
+        )
         galleries.append(Gallery("Adapting without labels", text, [chart], city_legend(cities)))
     starts = found.frugal_by_initialisation or {"random": found.frugal}
     starts = {start: table for start, table in starts.items() if table}
@@ -342,10 +451,20 @@ def adaptation(results: Results) -> list[Gallery]:
         lines, legend = [], {}
         for (start, table), colour in zip(starts.items(), CITIES, strict=False):
             shares = sorted(table, key=float)
-            means = [np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares]
-            lines.append(Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour))
+            means = [
+                np.mean([v for v in table[s].values() if v is not None] or [np.nan]) for s in shares
+            ]
+            lines.append(
+                Line(start.replace("_", " "), [100 * float(s) for s in shares], means, colour)
+            )
             legend[f"from {start.replace('_', ' ')}"] = colour
-        chart = panel("Learning from few labels", lines, "share of the training scenes in %", "mean IoU", size=WIDE)
+        chart = panel(
+            "Learning from few labels",
+            lines,
+            "share of the training scenes in %",
+            "mean IoU",
+            size=WIDE,
+        )
         text = "IoU against how many of the training scenes are labelled; the mean over the cities."
         galleries.append(Gallery("Learning from few labels", text, [chart], legend))
     return galleries

@@ -1,4 +1,6 @@
-"""The colours of every figure, after Okabe and Ito: apart for every kind of colour vision, one meaning each."""
+"""The colours of every figure, after Okabe and Ito: apart for every kind of
+colour vision, one meaning each.
+"""
 
 from itertools import cycle
 from typing import get_args
@@ -11,10 +13,13 @@ VERMILION, OLIVE, BLACK, INK, GREY = "#D55E00", "#8C7A00", "#000000", "#222222",
 CITIES = [BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, OLIVE, BLACK]
 SEEN, UNSEEN = BLUE, ORANGE
 BOUNDS = {"clean": BLUE, "attacked": VERMILION, "certified": GREEN}
-METHODS = dict(zip(get_args(AttackMethod), cycle([ORANGE, SKY, GREEN, PINK, BLUE, OLIVE, BLACK]), strict=False))
+METHODS = dict(
+    zip(get_args(AttackMethod), cycle([ORANGE, SKY, GREEN, PINK, BLUE, OLIVE, BLACK]), strict=False)
+)
 ATTACKS = {"noise": GREY, **METHODS, "worst": VERMILION}
 TRUTH, PREDICTION = SKY, "#F0E442"
-FOUND, INVENTED, MISSED = GREEN, ORANGE, "#CC3CA0"  # the last a pink that stands out on a photograph
+# the last a pink that stands out on a photograph
+FOUND, INVENTED, MISSED = GREEN, ORANGE, "#CC3CA0"
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

@@ -1,7 +1,9 @@
-"""Runs side by side: the workspace, folders, metrics files, git revisions and experiments of `dvc exp`, a row each.
+"""Runs side by side: the workspace, folders, metrics files, git revisions and experiments of `dvc
+exp`, a row each.
 
-A run is a `Results`, whatever keeps it. Where its dvc.lock says that a stage has measured another model than the one
-that was trained last, as after `dvc exp run evaluate`, that stage's numbers are left out.
+A run is a `Results`, whatever keeps it. Where its dvc.lock says that a stage has
+measured another model than the one that was trained last, as after `dvc exp run
+evaluate`, that stage's numbers are left out.
 """
 
 import csv
@@ -24,7 +26,8 @@ from pipeline.report.results import Results
 from pipeline.storage import atomic_file
 
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")  # how DVC keeps them in git
-KINDS = {"seen": "evaluate", "unseen": "generalize", "attacked": "attack", "certified": "certify"}  # by their stages
+# by their stages
+KINDS = {"seen": "evaluate", "unseen": "generalize", "attacked": "attack", "certified": "certify"}
 BEGIN = ["run", "city"]  # of every CSV that is ours
 
 
@@ -41,7 +44,9 @@ class OneFile(Results):
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured, under its name; `settings`: the parameters by their dotted names, to tell runs apart."""
+    """What was measured, under its name; `settings`: the parameters by their dotted names, to
+    tell runs apart.
+    """
 
     name: str
     results: Results
@@ -81,25 +86,36 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _mean(cities: dict[str, Measure]) -> dict[str, Measure]:
-    return {"mean city": Measure(sum(m.iou for m in cities.values()) / len(cities))} if cities else {}
+    return (
+        {"mean city": Measure(sum(m.iou for m in cities.values()) / len(cities))} if cities else {}
+    )
 
 
-def compare(names: list[str], kind: str = "seen", file: Path | None = None, root: Path = Path()) -> None:
+def compare(
+    names: list[str], kind: str = "seen", file: Path | None = None, root: Path = Path()
+) -> None:
     """Print the runs' table, and write all their numbers as CSV where a `file` is named.
 
-    names: none = the workspace and every experiment of it. Raises InputError where a name is no run, no run knows
-    `kind`, or `file` is something else than an earlier comparison.
+    names: none = the workspace and every experiment of it. Raises InputError where a name is no
+    run, no run knows `kind`, or `file` is something else than an earlier comparison.
     """
-    found = [run(name, root) for name in names] if names else [workspace(root), *every_experiment(root)]
+    found = (
+        [run(name, root) for name in names] if names else [workspace(root), *every_experiment(root)]
+    )
     known = list(dict.fromkeys(k for one in found for k in one.kinds))
     if kind not in known:
         raise InputError(
-            f"--of {kind}: no such number; did you mean {nearest(kind, known)}? There are {', '.join(known)}"
+            f"--of {kind}: no such number; did you mean {nearest(kind, known)}? There are "
+            f"{', '.join(known)}"
         )
     rows = {one.name: one.measures(kind) for one in found}
-    cities = list(dict.fromkeys(city for row in rows.values() for city in row if city != "mean city"))
+    cities = list(
+        dict.fromkeys(city for row in rows.values() for city in row if city != "mean city")
+    )
     if not cities:
-        raise InputError(f"no run has measured {kind}: run its stage first, or name another with --of")
+        raise InputError(
+            f"no run has measured {kind}: run its stage first, or name another with --of"
+        )
     shown = [*cities, "mean city"]
     table(
         f"{kind}, with 95 % intervals" if kind in KINDS else kind, ["run", *shown],
@@ -122,10 +138,18 @@ def _cell(measure: Measure | None) -> str | None:
 
 
 def write_csv(file: Path, runs: list[Run], kinds: list[str]) -> None:
-    """A row a run and city, a column a number; `pandas.read_csv(file)` needs no more. An older one is replaced."""
+    """A row a run and city, a column a number; `pandas.read_csv(file)` needs no more. An older
+    one is replaced.
+    """
     if file.exists() and file.read_text(encoding="utf-8", errors="replace").split(",")[:2] != BEGIN:
-        raise InputError(f"{file}: is no earlier comparison and would be overwritten; name another file")
-    names = [name for kind in kinds for name in ([kind, f"{kind}_low", f"{kind}_high"] if kind in KINDS else [kind])]
+        raise InputError(
+            f"{file}: is no earlier comparison and would be overwritten; name another file"
+        )
+    names = [
+        name
+        for kind in kinds
+        for name in ([kind, f"{kind}_low", f"{kind}_high"] if kind in KINDS else [kind])
+    ]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as text:
         writer = csv.DictWriter(text, [*BEGIN, *names])
@@ -139,21 +163,28 @@ def _rows(one: Run, kinds: list[str]) -> list[dict]:
     for kind in kinds:
         for city, m in one.measures(kind).items():
             row = rows.setdefault(city, {"run": one.name, "city": city})
-            row |= {kind: m.iou} | ({f"{kind}_low": m.low, f"{kind}_high": m.high} if kind in KINDS else {})
+            row |= {kind: m.iou} | (
+                {f"{kind}_low": m.low, f"{kind}_high": m.high} if kind in KINDS else {}
+            )
     return list(rows.values())
 
 
 def run(name: str, root: Path) -> Run:
-    """A folder with metrics/, a metrics file, an experiment or a revision. Raises InputError where it is none."""
+    """A folder with metrics/, a metrics file, an experiment or a revision. Raises InputError
+    where it is none.
+    """
     path = root / name
     if (path / "metrics").is_dir():
         return workspace(path, name)
     if path.is_file():
         return Run(name, OneFile(_params(None, root), root, path), {})
-    revision = experiments(root).get(name) or git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    revision = experiments(root).get(name) or git(
+        root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"
+    )
     if not revision:
         raise InputError(
-            f"{name}: no folder with metrics/, no metrics file, no experiment (`dvc exp list`) and no revision of git"
+            f"{name}: no folder with metrics/, no metrics file, no experiment (`dvc exp list`) and "
+            f"no revision of git"
         )
     kept = {file: git(root, "show", f"{revision}:./{file}") for file in ("params.yaml", "dvc.lock")}
     settings, lock = (yaml.safe_load(text or "") or {} for text in kept.values())
@@ -176,12 +207,23 @@ def _params(settings: dict | None, root: Path) -> Params:
     try:
         return parse_params(settings)
     except InputError:
-        return load_params(root / "params.yaml" if (root / "params.yaml").is_file() else "params.yaml")
+        return load_params(
+            root / "params.yaml" if (root / "params.yaml").is_file() else "params.yaml"
+        )
 
 
 def experiments(root: Path) -> dict[str, str]:
     """The names of DVC's experiments and their revisions, the oldest first."""
-    listed = git(root, "for-each-ref", "refs/exps", "--sort=committerdate", "--format=%(refname) %(objectname)") or ""
+    listed = (
+        git(
+            root,
+            "for-each-ref",
+            "refs/exps",
+            "--sort=committerdate",
+            "--format=%(refname) %(objectname)",
+        )
+        or ""
+    )
     pairs = (line.rsplit(" ", 1) for line in listed.splitlines())
     return {found[1]: revision for ref, revision in pairs if (found := EXPERIMENT.fullmatch(ref))}
 
@@ -199,7 +241,9 @@ def stale(lock: dict) -> frozenset[str]:
 
 
 def _hash(entries: list[dict] | None) -> str | None:
-    return next((entry.get("md5") for entry in entries or [] if entry["path"] == "models/all"), None)
+    return next(
+        (entry.get("md5") for entry in entries or [] if entry["path"] == "models/all"), None
+    )
 
 
 def flat(tree: dict, path: str = "") -> list[tuple[str, object]]:
@@ -207,7 +251,11 @@ def flat(tree: dict, path: str = "") -> list[tuple[str, object]]:
     return [
         leaf
         for key, value in tree.items()
-        for leaf in (flat(value, f"{path}{key}.") if isinstance(value, dict) and value else [(f"{path}{key}", value)])
+        for leaf in (
+            flat(value, f"{path}{key}.")
+            if isinstance(value, dict) and value
+            else [(f"{path}{key}", value)]
+        )
     ]
 
 
@@ -215,4 +263,8 @@ def differences(first: dict[str, object], other: dict[str, object]) -> list[str]
     """`key=value` of what another run has set otherwise, as `dvc exp run -S` takes it."""
     if not first or not other:
         return []
-    return [f"{key}={json.dumps(value)}" for key, value in other.items() if first.get(key, value) != value]
+    return [
+        f"{key}={json.dumps(value)}"
+        for key, value in other.items()
+        if first.get(key, value) != value
+    ]

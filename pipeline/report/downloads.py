@@ -1,4 +1,6 @@
-"""What the page gives away: its numbers as CSV, its scenes as a GeoPackage, both inside it as data: addresses."""
+"""What the page gives away: its numbers as CSV, its scenes as a GeoPackage, both inside it as
+data: addresses.
+"""
 
 import base64
 import csv
@@ -9,7 +11,8 @@ from pathlib import Path
 from pipeline.report.answer import columns
 from pipeline.report.results import Results
 
-WRITTEN = "2000-01-01T00:00:00.000Z"  # in every GeoPackage, so that the same results make the same page
+# in every GeoPackage, so that the same results make the same page
+WRITTEN = "2000-01-01T00:00:00.000Z"
 TYPES = {"csv": "text/csv", "gpkg": "application/geopackage+sqlite3"}
 
 
@@ -29,13 +32,22 @@ def numbers(results: Results) -> bytes:
     writer = csv.writer(text)
     writer.writerow(["city", "kind", "iou", "low", "high", "of"])
     for kind, measures in columns(results):
-        writer.writerows([city, kind.name, m.iou, m.low, m.high, m.of] for city, m in measures.items())
+        writer.writerows(
+            [city, kind.name, m.iou, m.low, m.high, m.of] for city, m in measures.items()
+        )
     return text.getvalue().encode() if columns(results) else b""
 
 
 def scenes(results: Results) -> bytes:
-    """Outlines of all scenes that have coordinates, with city, scene, split and IoU, in longitude and latitude."""
-    rows = [(city, r) for city, about in results.tiles.items() for r in about["regions"] if r.crs is not None]
+    """Outlines of all scenes that have coordinates, with city, scene, split and IoU, in
+    longitude and latitude.
+    """
+    rows = [
+        (city, r)
+        for city, about in results.tiles.items()
+        for r in about["regions"]
+        if r.crs is not None
+    ]
     if not rows:
         return b""
     import geopandas

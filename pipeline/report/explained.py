@@ -16,8 +16,9 @@ BLAND = 1e-9
 
 
 def rests_on(results: Results) -> str:
-    """ "The model leans on colour in X (IoU −0.31, at least 0.22) and on shadow in Y": the least that
-    is lost for certain, of all cues in all cities at once."""
+    """ "The model leans on colour in X (IoU −0.31, at least 0.22) and on shadow in Y": the least
+    that is lost for certain, of all cues in all cities at once.
+    """
     cities = results.metrics.explain.city
     built = [city for city in results.cities if city in cities and any(cities[city].cue.values())]
     leaning = {city: cities[city].leans_on for city in built}
@@ -40,7 +41,11 @@ def listed(cities: dict[str, CityExplained], leaning: dict[str, str | None], cue
     """Each city that leans on a cue, and the IoU it loses, with its interval."""
     rows = ((city, cities[city].cue[cue]) for city, name in leaning.items() if name == cue)
     return joined(
-        [f"{city} (IoU −{row.drop:.2f}, {row.drop_low:.2f} to {row.drop_high:.2f})" for city, row in rows if row]
+        [
+            f"{city} (IoU −{row.drop:.2f}, {row.drop_low:.2f} to {row.drop_high:.2f})"
+            for city, row in rows
+            if row
+        ]
     )
 
 
@@ -72,7 +77,9 @@ def cues_shown(arrays: dict[str, np.ndarray]) -> Image.Image:
     last = "gradients" in arrays
     figure = Figure(figsize=(2 * (len(columns) + last), 4.3), layout="constrained")
     axes = figure.subplots(2, len(columns) + last, squeeze=False)
-    for (title, (image, found, label)), (above, below) in zip(columns.items(), axes.T, strict=False):
+    for (title, (image, found, label)), (above, below) in zip(
+        columns.items(), axes.T, strict=False
+    ):
         above.imshow(visible(image), interpolation="nearest")
         below.imshow(overlay(visible(image), found, label), interpolation="nearest")
         above.set_title(title, fontsize="medium")

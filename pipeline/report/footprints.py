@@ -33,7 +33,11 @@ class CityMap:
 
 def colour(iou: float | None) -> str:
     """Viridis from 0 to 1; white where nothing is known."""
-    return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](iou)) if iou is not None else "#ffffff"
+    return (
+        matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](iou))
+        if iou is not None
+        else "#ffffff"
+    )
 
 
 def ink(iou: float | None) -> str:
@@ -42,7 +46,9 @@ def ink(iou: float | None) -> str:
 
 
 def maps(results: Results, shown: list[Picture]) -> list[CityMap]:
-    """One map a city whose scenes carry coordinates. Regions cut from one large scene keep their own outlines."""
+    """One map a city whose scenes carry coordinates. Regions cut from one large scene keep
+    their own outlines.
+    """
     places = {(p.city, p.scene): i for i, p in enumerate(shown)}
     found = []
     for city, about in results.tiles.items():
@@ -63,7 +69,8 @@ def maps(results: Results, shown: list[Picture]) -> list[CityMap]:
             )
             for r, ring in zip(regions, metres, strict=True)
         ]  # fmt: skip
-        footprints.sort(key=lambda f: f.iou is not None)  # the evaluated ones are drawn over the others
+        # the evaluated ones are drawn over the others
+        footprints.sort(key=lambda f: f.iou is not None)
         where = place(longitude, latitude, max(width, height))
         found.append(CityMap(city, where, width, height, footprints, bool(sparse)))
     return found

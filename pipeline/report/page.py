@@ -41,12 +41,18 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
     All text is escaped, and the page may load nothing from anywhere.
     """
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["score"] = score
     shared: dict[str, Any] = {"colour": colour, "ink": ink, "many": MANY, "down": down}
     environment.globals.update(shared)
-    style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js"))
+    style, script = (
+        Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "viewer.js")
+    )
     shown = pictures(results)
     metrics = results.metrics
     evaluated = in_order(results, metrics.evaluate.city)
@@ -62,7 +68,11 @@ def page(results: Results, drawn: dict[str, list[charts.Gallery]]) -> str:
         legends={
             "truth": {"building": colours.TRUTH},
             "prediction": {"building": colours.PREDICTION},
-            "errors": {"found": colours.FOUND, "invented": colours.INVENTED, "missed": colours.MISSED},
+            "errors": {
+                "found": colours.FOUND,
+                "invented": colours.INVENTED,
+                "missed": colours.MISSED,
+            },
             "confidence": {"0": colour(0), "½": colour(0.5), "1": colour(1)},
         },
         maps=maps(results, shown),
@@ -115,7 +125,9 @@ def score(value: float | None, digits: int = 2) -> str:
 
 
 def estimate(results: Results) -> dict | None:
-    """Of the IoU estimated without labels and of naive guesses what erred least, and the mean errors of both."""
+    """Of the IoU estimated without labels and of naive guesses what erred
+    least, and the mean errors of both.
+    """
     label_free = results.metrics.generalize.label_free
     guess, shown = label_free.naive, label_free.estimate
     if not guess or not shown:
@@ -129,20 +141,29 @@ def estimate(results: Results) -> dict | None:
         "error": error,
         "guess_error": usual,
         "beaten": error is not None and usual is not None and error < usual,
-        "rows": [(city, row.iou, getattr(row, shown), getattr(row, guess)) for city, row in rows.items()],
+        "rows": [
+            (city, row.iou, getattr(row, shown), getattr(row, guess)) for city, row in rows.items()
+        ],
     }
 
 
 def few_labels(results: Results) -> dict | None:
-    """What labelled frames tell of a city and teach a model: rows of (city, IoU, interval, width, plain width) and of
-    (city, strategy, IoU by number of frames, change of the other cities)."""
+    """What labelled frames tell of a city and teach a model: rows of (city, IoU, interval, width,
+    plain width) and of (city, strategy, IoU by number of frames, change of the other cities).
+    """
     found = results.metrics.few_labels
     known = {city: entry for city, entry in found.city.items() if entry}
     of = {city: entry.interval for city, entry in known.items() if entry.interval}
     counts = sorted({n for interval in of.values() for n in interval}, key=int)
     shown = "20" if "20" in counts else next(iter(counts), None)
     told = [
-        (city, known[city].iou, row["iou"]["assisted"], row["iou"]["plain"], row["built"]["assisted"])
+        (
+            city,
+            known[city].iou,
+            row["iou"]["assisted"],
+            row["iou"]["plain"],
+            row["built"]["assisted"],
+        )
         for city, interval in of.items()
         if (row := interval.get(shown))
     ]
@@ -152,11 +173,16 @@ def few_labels(results: Results) -> dict | None:
         for strategy, ious in entry.learned.items()
     ]
     budgets = list(next(iter(known[taught[0][0]].learned.values()))) if taught else []
-    return {"frames": shown, "told": told, "taught": taught, "budgets": budgets} if told or taught else None
+    return (
+        {"frames": shown, "told": told, "taught": taught, "budgets": budgets}
+        if told or taught
+        else None
+    )
 
 
 def heat_map(results: Results) -> list[tuple[str, list[tuple[str, float | None, bool]]]]:
-    """Rows of (model, cells of (city, IoU, whether the model has not seen the city)): all, then the worst city's.
+    """Rows of (model, cells of (city, IoU, whether the model has not seen the
+    city)): all, then the worst city's.
 
     None for a single city, which nothing is held out of.
     """

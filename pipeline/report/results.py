@@ -15,7 +15,9 @@ from pipeline.tiles.store import read_index
 
 
 def read(path: Path):
-    """The content of a JSON file, None where it is absent. Raises InputError where it is not JSON."""
+    """The content of a JSON file, None where it is absent. Raises InputError
+    where it is not JSON.
+    """
     try:
         return read_json(path)
     except FileNotFoundError:
@@ -33,7 +35,10 @@ class Results:
 
     @cached_property
     def metrics(self) -> Metrics:
-        found = {stage: read_metrics(kind, self.root / f"metrics/{stage}.json") for stage, kind in STAGES.items()}
+        found = {
+            stage: read_metrics(kind, self.root / f"metrics/{stage}.json")
+            for stage, kind in STAGES.items()
+        }
         return Metrics.model_validate(found)
 
     @cached_property
@@ -44,13 +49,21 @@ class Results:
 
     @property
     def brief(self) -> bool:
-        """Whether the models without a city were trained for fewer epochs than the delivered one."""
-        return (self.params.generalize.epochs or self.params.train.epochs) < self.params.train.epochs
+        """Whether the models without a city were trained for fewer epochs than
+        the delivered one.
+        """
+        return (
+            self.params.generalize.epochs or self.params.train.epochs
+        ) < self.params.train.epochs
 
     @cached_property
     def cities(self) -> list[str]:
-        """Every city named by the parameters or a metrics file, the worst mapped one first, unmeasured ones last."""
-        names = dict.fromkeys([*self.params.fetch.cities, *self.metrics.evaluate.city, *self.metrics.generalize.city])
+        """Every city named by the parameters or a metrics file, the worst mapped one first,
+        unmeasured ones last.
+        """
+        names = dict.fromkeys(
+            [*self.params.fetch.cities, *self.metrics.evaluate.city, *self.metrics.generalize.city]
+        )
         return sorted(names, key=lambda city: (self.score(city), city))
 
     def score(self, city: str) -> float:
@@ -69,7 +82,9 @@ class Results:
     def tiles(self) -> dict[str, dict]:
         """regions.json of each tiled city, its regions as `Region`; the pixels stay closed."""
         folders = {city: self.root / "data/tiles" / city for city in self.cities}
-        found = {city: read_index(f) for city, f in folders.items() if (f / "regions.json").exists()}
+        found = {
+            city: read_index(f) for city, f in folders.items() if (f / "regions.json").exists()
+        }
         return {city: {**about, "regions": index.regions} for city, (about, index) in found.items()}
 
     @cached_property

@@ -1,4 +1,6 @@
-"""Scenes to look at: photograph, truth, prediction, errors and confidence as layers small enough for one page."""
+"""Scenes to look at: photograph, truth, prediction, errors and confidence as layers small
+enough for one page.
+"""
 
 import base64
 import io
@@ -61,8 +63,16 @@ def pictures(results: Results) -> list[Picture]:
         drawn = [r for r in about["regions"] if files(results, city, r)["prediction"].exists()]
         known = [r for r in drawn if results.scenes.get((city, r.name)) is not None]
         known.sort(key=lambda r: results.scenes[city, r.name] or 0)
-        ordered = [*known[:1], *known[:0:-1][:1], *known[1:-1], *(r for r in drawn if r not in known)]
-        found += [picture(results, city, r, about["size"]) for r in ordered[: results.params.report.scenes]]
+        ordered = [
+            *known[:1],
+            *known[:0:-1][:1],
+            *known[1:-1],
+            *(r for r in drawn if r not in known),
+        ]
+        found += [
+            picture(results, city, r, about["size"])
+            for r in ordered[: results.params.report.scenes]
+        ]
     return found
 
 
@@ -76,14 +86,18 @@ def files(results: Results, city: str, region: Region) -> dict[str, Path]:
 
 def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
     """Layers from the exact maps of the evaluate stage, thinned to the page's size."""
-    shown = {name: opened(path, results.root) for name, path in files(results, city, region).items()}
+    shown = {
+        name: opened(path, results.root) for name, path in files(results, city, region).items()
+    }
     truth, ignored, found = judged(shown["label"], shown["prediction"])
     where = spots(truth, found, ignored, tile, region)
     scale = min(1, results.params.report.image_side / max(shown["image"].size))
     width, height = (max(1, round(side * scale)) for side in shown["image"].size)
     size = width, height
     photo = shown["image"].convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    label, prediction = (shown[n].resize(size, Image.Resampling.NEAREST) for n in ("label", "prediction"))
+    label, prediction = (
+        shown[n].resize(size, Image.Resampling.NEAREST) for n in ("label", "prediction")
+    )
     confidence = np.asarray(shown["confidence"].resize(size, Image.Resampling.BOX))
     truth, ignored, found = judged(label, prediction)
     heat = (matplotlib.colormaps["viridis"](confidence)[..., :3] * 255).astype(np.uint8)
@@ -98,7 +112,9 @@ def picture(results: Results, city: str, region: Region, tile: int) -> Picture:
 
 
 def judged(label, prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is building, what is not labelled, and what was found, (H, W) bool, of maps of classes."""
+    """What is building, what is not labelled, and what was found, (H, W) bool,
+    of maps of classes.
+    """
     label, prediction = np.asarray(label), np.asarray(prediction)
     return (label > 0) & (label != IGNORE), label == IGNORE, prediction > 0
 
@@ -138,14 +154,19 @@ def errors(truth: np.ndarray, found: np.ndarray, ignored: np.ndarray) -> str:
 
 
 def spots(truth, found, ignored, tile: int, region: Region) -> list[Spot]:
-    """The tiles of least and greatest IoU among those with buildings enough to tell (1 % of the tile)."""
+    """The tiles of least and greatest IoU among those with buildings enough to
+    tell (1 % of the tile).
+    """
     height, width = truth.shape
     scored = []
     for window in region.windows(tile):
         top, left = window.top / region.height, window.left / region.width
         bottom = min(1, (window.top + window.height) / region.height)
         right = min(1, (window.left + window.width) / region.width)
-        part = slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
+        part = (
+            slice(round(top * height), round(bottom * height)),
+            slice(round(left * width), round(right * width)),
+        )
         intersection, union = counts(found[part], np.where(ignored, IGNORE, truth)[part])
         if union > 0.01 * truth[part].size:
             scored.append((intersection / union, left, top, right - left, bottom - top))
@@ -173,7 +194,9 @@ class Figured:
 
 @dataclass(frozen=True)
 class State:
-    """A tile as the model meets it: its picture, what the model makes of it (errors in colour), what came of it."""
+    """A tile as the model meets it: its picture, what the model makes of it (errors in colour),
+    what came of it.
+    """
 
     name: str
     said: str
@@ -183,7 +206,9 @@ class State:
 
 @dataclass(frozen=True)
 class Example:
-    """A city's tile clean, attacked and with its buildings erased; `change`: the attack's, amplified `gain` times."""
+    """A city's tile clean, attacked and with its buildings erased; `change`: the attack's,
+    amplified `gain` times.
+    """
 
     city: str
     states: list[State]
@@ -205,10 +230,16 @@ def examples(results: Results, most: int = 4) -> list[Example]:
 
 
 def example(city: str, arrays: dict[str, np.ndarray], settings: Attack) -> Example:
-    """Of the arrays that the attack stage keeps of a tile; those of an earlier version know no erasing."""
+    """Of the arrays that the attack stage keeps of a tile; those of an earlier
+    version know no erasing.
+    """
     steps = {
         "clean": ("image", "before", ""),
-        "attacked": ("attacked", "after", f", every pixel changed by at most {settings.reference:g}/255"),
+        "attacked": (
+            "attacked",
+            "after",
+            f", every pixel changed by at most {settings.reference:g}/255",
+        ),
         "erased": (
             "erased",
             "after_erasing",

@@ -1,13 +1,14 @@
-"""Buildings that touch in a mask, told apart: a marker-controlled watershed whose line is taken out of the mask.
+"""Buildings that touch in a mask, told apart: a marker-controlled watershed whose
+line is taken out of the mask.
 
-The markers are what hangs together in the mask without its contacts: the walls and the ground that the network holds
-for close to two buildings at once (train.model.contact). From them the mask is flooded again, a pixel a step (Meyer and
-Beucher 1990, of the distance to the marker). Where two floods meet, a line one pixel thin is no building any more, so
-that buildings are the mask's connected components as ever. The mask itself, and with it every IoU of pixels, stays as
-it is.
+The markers are what hangs together in the mask without its contacts: the walls and the ground that
+the network holds for close to two buildings at once (train.model.contact). From them the mask is
+flooded again, a pixel a step (Meyer and Beucher 1990, of the distance to the marker). Where two
+floods meet, a line one pixel thin is no building any more, so that buildings are the mask's
+connected components as ever. The mask itself, and with it every IoU of pixels, stays as it is.
 
-What a pixel becomes depends on REACH metres around it alone, but for markers that hang together further away: so a
-scene may be told apart block by block.
+What a pixel becomes depends on REACH metres around it alone, but for markers that hang together
+further away: so a scene may be told apart block by block.
 """
 
 from math import ceil
@@ -36,7 +37,8 @@ def surroundings(pixel: float) -> int:
 
 
 def flood(markers: np.ndarray, mask: np.ndarray, reach: int) -> np.ndarray:
-    """(H, W) int32: markers grown within the mask by at most `reach` steps to one of four neighbours.
+    """(H, W) int32: markers grown within the mask by at most `reach` steps to one
+    of four neighbours.
 
     Where two arrive at once, the one from above is before those from the left, the right and below.
     """
@@ -60,6 +62,9 @@ def flood(markers: np.ndarray, mask: np.ndarray, reach: int) -> np.ndarray:
 def lines(floods: np.ndarray) -> np.ndarray:
     """(H, W) bool: of every two neighbours of different floods the one above or to the left."""
     line = np.zeros(floods.shape, bool)
-    for here, there, on in ((floods[:, :-1], floods[:, 1:], line[:, :-1]), (floods[:-1], floods[1:], line[:-1])):
+    for here, there, on in (
+        (floods[:, :-1], floods[:, 1:], line[:, :-1]),
+        (floods[:-1], floods[1:], line[:-1]),
+    ):
         on |= (here != there) & (here > 0) & (there > 0)
     return line

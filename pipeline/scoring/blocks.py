@@ -1,12 +1,13 @@
-"""What tells of others: a city's scenes, or the blocks of its single scene, where these can tell anything.
+"""What tells of others: a city's scenes, or the blocks of its single scene, where
+these can tell anything.
 
-Errors next to each other are alike: a district is mapped well or badly as a whole. Blocks must be as long as that
-reaches, and many. How far it reaches is measured as geostatistics does, by the distance at which the correlogram of the
-errors (a variogram turned over) has come down: its range.
+Errors next to each other are alike: a district is mapped well or badly as a whole. Blocks must be
+as long as that reaches, and many. How far it reaches is measured as geostatistics does, by the
+distance at which the correlogram of the errors (a variogram turned over) has come down: its range.
 
-What stays correlated across the borders of blocks is missing from their spread. Of a variogram of range r, the blocks
-of side b hold a share of about (1 − r / 3b)² of the variance, be it Gaussian, exponential or spherical (.44, .44, .54
-at b = r): intervals are widened by as much.
+What stays correlated across the borders of blocks is missing from their spread. Of a variogram of
+range r, the blocks of side b hold a share of about (1 − r / 3b)² of the variance, be it Gaussian,
+exponential or spherical (.44, .44, .54 at b = r): intervals are widened by as much.
 
 Blocks speak for more ground of the same scene. How other scenes differ from it they cannot know.
 """
@@ -21,7 +22,9 @@ FEW = 60  # blocks under which a scene, less than eight ranges wide, does not le
 
 @dataclass(frozen=True)
 class Units:
-    """Pixel counts (units,) of intersection and union, and the share of the variance that lies between the units."""
+    """Pixel counts (units,) of intersection and union, and the share of the variance that lies
+    between the units.
+    """
 
     intersection: np.ndarray
     union: np.ndarray
@@ -32,18 +35,22 @@ class Units:
 def units(cells: dict[str, list[np.ndarray]], least: int, reach: float | None = None) -> Units:
     """Scenes where there are several, else blocks of at least `least` pixels.
 
-    `cells` are the regions of each scene as (≥ 3, R, C) intersection, union and valid pixels of each CELL; `reach` is
-    measured on them where it is not given.
+    `cells` are the regions of each scene as (≥ 3, R, C) intersection, union and valid pixels of
+    each CELL; `reach` is measured on them where it is not given.
     """
     if len(cells) == 1:
         return blocks(next(iter(cells.values())), least, reach)
-    sums = [np.sum([region[:2].sum((1, 2)) for region in scene], axis=0) for scene in cells.values()]
+    sums = [
+        np.sum([region[:2].sum((1, 2)) for region in scene], axis=0) for scene in cells.values()
+    ]
     intersection, union = np.array(sums, np.int64).reshape(-1, 2).T
     return Units(intersection, union)
 
 
 def blocks(regions: list[np.ndarray], least: int, reach: float | None = None) -> Units:
-    """Blocks as long as the errors' correlation of one scene, which is a single unit where they would be FEW."""
+    """Blocks as long as the errors' correlation of one scene, which is a single
+    unit where they would be FEW.
+    """
     reach = correlated_over(regions) if reach is None else reach
     cells = max(1, round(max(least, reach) / CELL))
     counts = np.concatenate([merged(region, cells) for region in regions], axis=1)
@@ -60,14 +67,18 @@ def merged(region: np.ndarray, side: int) -> np.ndarray:
 
 
 def _correlated(part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Σ of products of cells by how far apart they lie, of a region padded to `shape` (Wiener-Khinchin)."""
+    """Σ of products of cells by how far apart they lie, of a region padded to `shape`
+    (Wiener-Khinchin).
+    """
     return np.fft.irfft2(np.abs(np.fft.rfft2(part, shape)) ** 2, shape)
 
 
 def correlated_over(regions: list[np.ndarray]) -> float:
-    """Pixels from which on errors are not alike: the correlogram is under 5 % of its first value, or lost in noise.
+    """Pixels from which on errors are not alike: the correlogram is under 5 % of its first value,
+    or lost in noise.
 
-    The error of a cell is I − IoU · U; pairs of cells are counted by their distance, whatever their direction.
+    The error of a cell is I − IoU · U; pairs of cells are counted by their
+    distance, whatever their direction.
     """
     intersection, union, *_ = np.sum([region.sum((1, 2)) for region in regions], axis=0)
     height, width = (2 * max(region.shape[axis] for region in regions) for axis in (1, 2))
@@ -80,7 +91,10 @@ def correlated_over(regions: list[np.ndarray]) -> float:
     )
     rows, columns = (np.minimum(np.arange(n), n - np.arange(n)) for n in (height, width))
     distance = np.rint(np.hypot(rows[:, None], columns)).astype(int).ravel()
-    products, pairs = (np.bincount(distance, part.ravel())[: min(height, width) // 4 + 1] for part in (products, pairs))
+    products, pairs = (
+        np.bincount(distance, part.ravel())[: min(height, width) // 4 + 1]
+        for part in (products, pairs)
+    )
     correlation = products / np.maximum(pairs, 1) / (products[0] / pairs[0])
     noise = 2 / np.sqrt(np.maximum(pairs, 1) / 2)
     gone = correlation[1:] < np.maximum(0.05 * correlation[1:2], noise[1:])

@@ -1,4 +1,6 @@
-"""How far a segmenter contradicts itself when the image is turned: a sign of where its map is unsure."""
+"""How far a segmenter contradicts itself when the image is turned: a sign of
+where its map is unsure.
+"""
 
 import torch
 from torch import nn
@@ -8,11 +10,13 @@ from pipeline.scoring.inference import probabilities, symmetries
 
 
 class Disagreement(nn.Module):
-    """A segmenter's mean over the eight symmetries of the square, and their deviation as one class more.
+    """A segmenter's mean over the eight symmetries of the square, and their
+    deviation as one class more.
 
-    It has the interface of a Segmenter of k + 1 classes, so that windows are blended as ever. Its logits are
-    the logarithms of (rest, p₁/2, …, p_k/2, s/2), which softmax leaves as they are: p is the mean probability
-    of a class, s ≤ 1/2 the deviation of the building probability. `split` undoes the halving.
+    It has the interface of a Segmenter of k + 1 classes, so that windows are blended as ever. Its
+    logits are the logarithms of (rest, p₁/2, …, p_k/2, s/2), which softmax leaves as they are: p is
+    the mean probability of a class, s ≤ 1/2 the deviation of the building probability. `split`
+    undoes the halving.
     """
 
     def __init__(self, segmenter: Segmenter, temperature: float):

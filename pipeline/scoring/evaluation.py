@@ -1,4 +1,6 @@
-"""A model against a city's labelled scenes: counts a scene, then the city's metrics with intervals."""
+"""A model against a city's labelled scenes: counts a scene, then the city's
+metrics with intervals.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,8 +26,9 @@ DEFAULTS = Predict()
 
 @dataclass(frozen=True)
 class SceneResult:
-    """One region's building map, uint8: `prediction` (H, W) classes, `apart` (H, W) with 0 between touching buildings,
-    `confidence` (H, W) in 1/255 of probability."""
+    """One region's building map, uint8: `prediction` (H, W) classes, `apart` (H, W) with 0 between
+    touching buildings, `confidence` (H, W) in 1/255 of probability.
+    """
 
     region: Region
     prediction: np.ndarray
@@ -46,7 +49,8 @@ class CityResult:
     confidence: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     calibrated: np.ndarray = field(default_factory=lambda: np.zeros((2, 256), np.int64))
     objects: list[metrics.Objects] = field(default_factory=list)
-    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)  # (4, R, C) of each region, by scene
+    # (4, R, C) of each region, by scene
+    cells: dict[str, list[np.ndarray]] = field(default_factory=dict)
     scenes: list[SceneCounts] = field(default_factory=list)  # of each region, for its groups
 
     @property
@@ -64,12 +68,16 @@ class CityResult:
         return sum(self.objects, metrics.Objects.none())
 
     def units(self, e: Evaluate, reach: float | None = None) -> blocks.Units:
-        """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated, where that is known."""
+        """Its scenes, or the blocks of its only one; `reach`: how far errors are correlated,
+        where that is known.
+        """
         return blocks.units(self.cells, e.block, reach)
 
     @property
     def reach(self) -> float:
-        """How far its errors are correlated, in pixels; 0 of a city of several scenes, where it does not matter."""
+        """How far its errors are correlated, in pixels; 0 of a city of several scenes, where it
+        does not matter.
+        """
         return blocks.correlated_over(*self.cells.values()) if len(self.cells) == 1 else 0.0
 
     def estimate(self, e: Evaluate) -> Estimate:
@@ -79,10 +87,12 @@ class CityResult:
 
 
 class Both(nn.Module):
-    """A segmenter's class probabilities p = softmax(z / T), T its card's, and its building probability b as trained.
+    """A segmenter's class probabilities p = softmax(z / T), T its card's, and its building
+    probability b as trained.
 
-    It has the interface of a Segmenter of k + 1 classes, so that both are blended as ever, in one pass. Its logits are
-    the logarithms of (rest, p₁/2, …, p_k/2, b/2), which softmax leaves as they are; `split` undoes the halving.
+    It has the interface of a Segmenter of k + 1 classes, so that both are blended as ever, in one
+    pass. Its logits are the logarithms of (rest, p₁/2, …, p_k/2, b/2), which softmax leaves as they
+    are; `split` undoes the halving.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -94,7 +104,10 @@ class Both(nn.Module):
     def forward(self, images: torch.Tensor, contacts: bool = False) -> torch.Tensor:
         answer = self.segmenter(images, contacts=contacts).float()
         logits, contact = answer[:, : self.classes], answer[:, self.classes :]
-        kinds, building = (logits / self.temperature).softmax(1)[:, 1:], 1 - logits.softmax(1)[:, :1]
+        kinds, building = (
+            (logits / self.temperature).softmax(1)[:, 1:],
+            1 - logits.softmax(1)[:, :1],
+        )
         halves = torch.cat([kinds, building], 1) / 2
         answer = torch.cat([1 - halves.sum(1, keepdim=True), halves], 1).clamp_min(1e-12).log()
         return torch.cat([answer, contact], 1)
@@ -106,15 +119,17 @@ class Both(nn.Module):
 
 
 def predict_region(segmenter: Segmenter, city: CityTiles, region: Region, e: Evaluate):
-    """The building map of one region as `predict` draws it, its probability of building in 1/255, as trained and
-    calibrated, and that of a contact (0 where the model knows none): all (H, W) uint8."""
+    """The building map of one region as `predict` draws it, its probability of
+    building in 1/255, as trained and calibrated, and that of a contact (0 where the
+    model knows none): all (H, W) uint8.
+    """
     prediction = np.empty((region.height, region.width), np.uint8)
     confidence, calibrated, contact = (np.zeros_like(prediction) for _ in range(3))
     label = city.label(region)
     bands = infer(
-        Both(segmenter), city.image(region), window=e.window, overlap=e.overlap, batch_size=e.batch_size,
-        augment=e.augment, contacts=segmenter.contacts,
-        empty=lambda rows, columns: bool((label[rows, columns] == IGNORE).all()),
+        Both(segmenter), city.image(region), window=e.window, overlap=e.overlap,
+        batch_size=e.batch_size, augment=e.augment, contacts=segmenter.contacts, empty=lambda rows,
+        columns: bool((label[rows, columns] == IGNORE).all()),
     )  # fmt: skip
     for top, blended in bands:
         rows = slice(top, top + len(blended))
@@ -131,15 +146,22 @@ def _in_255(probability: np.ndarray) -> np.ndarray:
 
 
 def delivered(apart: np.ndarray, label: np.ndarray, gsd: float, least: float) -> np.ndarray:
-    """(H, W) int32: which building, of those of `least` m² or more on ground that the label knows."""
+    """(H, W) int32: which building, of those of `least` m² or more on ground
+    that the label knows.
+    """
     found, _ = ndimage.label((apart > 0) & (label != IGNORE))
     return np.where(np.bincount(found.ravel())[found] * gsd**2 >= least, found, 0)
 
 
 def evaluate_scenes(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: Split = "test", predict: Predict = DEFAULTS
+    segmenter: Segmenter,
+    city: CityTiles,
+    e: Evaluate,
+    split: Split = "test",
+    predict: Predict = DEFAULTS,
 ) -> Iterator[tuple[SceneResult, CityResult]]:
-    """Yield each region's map and the city's counts so far; after the last one the counts are the city's.
+    """Yield each region's map and the city's counts so far; after the last one the
+    counts are the city's.
 
     predict: how those buildings are delivered that are counted one by one.
     """
@@ -163,23 +185,32 @@ def evaluate_scenes(
         result.objects.append(metrics.match_objects(found, truth, sure, city.groups(region)))
         side = max(1, round(e.neighbourhood / city.gsd))
         squares = metrics.cell_counts(prediction, label, side)
-        counted = SceneCounts(city.city, region.parent, city.gsd, squares, result.objects[-1], city.group_names)
+        counted = SceneCounts(
+            city.city, region.parent, city.gsd, squares, result.objects[-1], city.group_names
+        )
         result.scenes.append(counted)
         result.cells.setdefault(region.parent, []).append(metrics.cell_counts(prediction, label))
         yield SceneResult(region, prediction, apart, confidence, pixels), result
 
 
 def evaluate_city(
-    segmenter: Segmenter, city: CityTiles, e: Evaluate, split: Split = "test", predict: Predict = DEFAULTS
+    segmenter: Segmenter,
+    city: CityTiles,
+    e: Evaluate,
+    split: Split = "test",
+    predict: Predict = DEFAULTS,
 ) -> CityResult:
-    """The counts of all regions of a split. A city without regions in it gives zero counts and no units."""
+    """The counts of all regions of a split. A city without regions in it gives
+    zero counts and no units.
+    """
     result = CityResult(city.city, city.gsd)
     for _, result in evaluate_scenes(segmenter, city, e, split, predict):  # noqa: B007 (the last one is whole)
         pass
     return result
 
 
-# A line more is a metric more, of a city's counts: in metrics/evaluate.json, in `compare --of NAME` and its CSV.
+# A line more is a metric more, of a city's counts: in metrics/evaluate.json, in
+# `compare --of NAME` and its CSV.
 MEASURES: dict[str, Callable[[CityResult], float | None]] = {
     "accuracy": lambda r: ratio(r.pixels[0] + r.pixels[3], r.pixels.sum()),
     "precision": lambda r: ratio(r.pixels[0], r.pixels[0] + r.pixels[1]),
@@ -226,13 +257,15 @@ def city_metrics(result: CityResult, e: Evaluate) -> dict:
     }
     if result.classes is not None and len(result.classes) > 2:
         c = result.classes
-        entry["class_iou"] = {str(k): ratio(c[k, k], c[k].sum() + c[:, k].sum() - c[k, k]) for k in range(1, len(c))}
+        entry["class_iou"] = {
+            str(k): ratio(c[k, k], c[k].sum() + c[:, k].sum() - c[k, k]) for k in range(1, len(c))
+        }
     return entry
 
 
 def summarise(results: list[CityResult], e: Evaluate, column: str | None = None) -> dict:
-    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, each city, and groups across them
-    (see fairness.py; `column` names the user's own).
+    """metrics/evaluate.json: pooled over all pixels, mean and worst over cities, each city, and
+    groups across them (see fairness.py; `column` names the user's own).
 
     A city without buildings is in the pool, where what is invented there counts, and in no mean.
     """
@@ -241,11 +274,27 @@ def summarise(results: list[CityResult], e: Evaluate, column: str | None = None)
     known = {name: c["iou"] for name, c in cities.items() if c["iou"] is not None}
     worst = min(known, key=known.__getitem__, default=None)
     estimates = [r.estimate(e) for r in results if r.iou is not None and r.cells]
-    mean, least = (mean_of(estimates).shown(), shown(worst_of(estimates))) if estimates else ((None, None),) * 2
+    mean, least = (
+        (mean_of(estimates).shown(), shown(worst_of(estimates)))
+        if estimates
+        else ((None, None),) * 2
+    )
     return {
-        "pooled": {"iou": whole.iou, "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum())},
-        "mean_city": {"iou": ratio(sum(known.values()), len(known)), "iou_low": mean[0], "iou_high": mean[1]},
-        "worst_city": {"iou": known.get(worst), "iou_low": least[0], "iou_high": least[1], "city": worst},
+        "pooled": {
+            "iou": whole.iou,
+            "accuracy": ratio(whole.pixels[0] + whole.pixels[3], whole.pixels.sum()),
+        },
+        "mean_city": {
+            "iou": ratio(sum(known.values()), len(known)),
+            "iou_low": mean[0],
+            "iou_high": mean[1],
+        },
+        "worst_city": {
+            "iou": known.get(worst),
+            "iou_low": least[0],
+            "iou_high": least[1],
+            "city": worst,
+        },
         "city": cities,
         "fairness": fairness([scene for result in results for scene in result.scenes], e, column),
     }

@@ -1,4 +1,5 @@
-"""Is the map as good for everybody? Groups of ground and of buildings, the worst of them, and how far apart they lie.
+"""Is the map as good for everybody? Groups of ground and of buildings, the worst of them, and how
+far apart they lie.
 
     city           its pixels
     density        of squares of `evaluate.neighbourhood` metres with buildings, the third that is built up least
@@ -7,12 +8,13 @@
     size           buildings by ground area
     a column       buildings by what a column of the user's own footprints says of them (`fetch.groups`)
 
-Of ground, IoU and recall are those of pixels. Of buildings, recall is the share found (IoU > 0.5 with a predicted one),
-and IoU the mean best one: what is invented belongs to no building's group. (In the manner of Zhang et al. 2022,
-arXiv 2204.04358, who compare urban with rural ground class by class.)
+Of ground, IoU and recall are those of pixels. Of buildings, recall is the share
+found (IoU > 0.5 with a predicted one), and IoU the mean best one: what is invented
+belongs to no building's group. (In the manner of Zhang et al. 2022, arXiv
+2204.04358, who compare urban with rural ground class by class.)
 
-A group counts in units, its scenes, which intervals draw. The worst group's and the gap's are simultaneous over the
-groups: the worst of many looks worst by chance too.
+A group counts in units, its scenes, which intervals draw. The worst group's and the gap's are
+simultaneous over the groups: the worst of many looks worst by chance too.
 """
 
 from collections.abc import Iterable
@@ -32,7 +34,9 @@ Groups = dict[str, Group]
 
 @dataclass
 class SceneCounts:
-    """What one scene adds: squares (4, R, C) of [∩, ∪, valid, building] pixels, and its buildings."""
+    """What one scene adds: squares (4, R, C) of [∩, ∪, valid, building] pixels,
+    and its buildings.
+    """
 
     city: str
     scene: str
@@ -111,15 +115,19 @@ def add(groups: Groups, name: str, scene: SceneCounts, counts: np.ndarray) -> No
 
 
 def compare(groups: Groups, e: Evaluate) -> dict | None:
-    """One kind of group's entry: each group's numbers, and of IoU and recall the worst group and the gap. None where
-    there are no two groups with buildings, which nothing can lie between."""
+    """One kind of group's entry: each group's numbers, and of IoU and recall the worst group and
+    the gap. None where there are no two groups with buildings, which nothing can lie between.
+    """
     known = {name: np.array(list(group.values())).T for name, group in groups.items() if group}
     known = {name: counts for name, counts in known.items() if counts[3].sum()}
     if len(known) < 2:
         return None
     of = {name: estimates(counts, e) for name, counts in known.items()}
     rows = {name: row(of[name], known[name]) for name in of}
-    return {"group": rows, **{kind: spread({name: found[kind] for name, found in of.items()}) for kind in KINDS}}
+    return {
+        "group": rows,
+        **{kind: spread({name: found[kind] for name, found in of.items()}) for kind in KINDS},
+    }
 
 
 def estimates(counts: np.ndarray, e: Evaluate) -> dict[str, Estimate]:
@@ -132,7 +140,9 @@ def estimates(counts: np.ndarray, e: Evaluate) -> dict[str, Estimate]:
 
 
 def row(of: dict[str, Estimate], counts: np.ndarray) -> dict:
-    """A group's IoU and recall with intervals of its own, and how many scenes have a building of it."""
+    """A group's IoU and recall with intervals of its own, and how many scenes
+    have a building of it.
+    """
     found = {"units": int(np.count_nonzero(counts[3]))}
     for kind, estimate in of.items():
         low, high = estimate.shown()
@@ -141,18 +151,22 @@ def row(of: dict[str, Estimate], counts: np.ndarray) -> dict:
 
 
 def spread(of: dict[str, Estimate]) -> dict:
-    """The worst group and the best, the least true value of all, and the gap between the true extremes."""
+    """The worst group and the best, the least true value of all, and the gap
+    between the true extremes.
+    """
     worst, best = (pick(of, key=lambda name: of[name].value) for pick in (min, max))
     low, high = shown(worst_of(of.values()))
     gap_low, gap_high = shown(gap_of(of.values()))
     return {
-        "worst": of[worst].value, "worst_group": worst, "worst_low": low, "worst_high": high, "best_group": best,
-        "gap": of[best].value - of[worst].value, "gap_low": gap_low, "gap_high": gap_high,
+        "worst": of[worst].value, "worst_group": worst, "worst_low": low, "worst_high": high,
+        "best_group": best, "gap": of[best].value - of[worst].value, "gap_low": gap_low,
+        "gap_high": gap_high,
     }  # fmt: skip
 
 
 def fairness(scenes: list[SceneCounts], e: Evaluate, column: str | None = None) -> dict:
-    """The section "fairness" of metrics/evaluate.json; kinds that know fewer than two groups are left out.
+    """The section "fairness" of metrics/evaluate.json; kinds that know fewer than
+    two groups are left out.
 
     size_within_city {CITY: ...} says of each city how recall depends on a building's size there.
     """
@@ -168,4 +182,7 @@ def fairness(scenes: list[SceneCounts], e: Evaluate, column: str | None = None) 
     for city in dict.fromkeys(scene.city for scene in scenes):
         own = compare(by_size([scene for scene in scenes if scene.city == city], e.size_bins), e)
         within |= {city: own["recall"]} if own else {}
-    return {"by": {name: entry for name, entry in found.items() if entry}, "size_within_city": within}
+    return {
+        "by": {name: entry for name, entry in found.items() if entry},
+        "size_within_city": within,
+    }

@@ -1,7 +1,9 @@
-"""Whole scenes through a fully convolutional segmenter: overlapping windows, blended, one band of rows at a time.
+"""Whole scenes through a fully convolutional segmenter: overlapping windows,
+blended, one band of rows at a time.
 
-Memory grows with a band of rows (window × scene width), never with the scene's height. Windows begin on multiples
-of the network's stride: a pixel meets the same phase of the encoder's halvings in every window, whatever its size.
+Memory grows with a band of rows (window × scene width), never with the scene's height. Windows
+begin on multiples of the network's stride: a pixel meets the same phase of the encoder's halvings
+in every window, whatever its size.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +17,8 @@ from pipeline.tiles.tensors import to_float
 
 
 def window_starts(length: int, window: int, overlap: float, stride: int = 1) -> list[int]:
-    """First pixels of windows that cover `length` evenly, neighbours sharing at least `overlap` of a window.
+    """First pixels of windows that cover `length` evenly, neighbours sharing at
+    least `overlap` of a window.
 
     They are multiples of `stride`, as `length` and `window` must be.
     """
@@ -36,17 +39,29 @@ def _multiple(length: int, stride: int) -> int:
     return -(-int(length) // stride) * stride
 
 
-def layout(height: int, width: int, window: int, overlap: float, stride: int) -> tuple[int, int, list[int], list[int]]:
-    """Height and width of the windows of a scene, and their first rows and columns; the last may reach over its edge,
-    by less than a stride.
+def layout(
+    height: int, width: int, window: int, overlap: float, stride: int
+) -> tuple[int, int, list[int], list[int]]:
+    """Height and width of the windows of a scene, and their first rows and columns; the last may
+    reach over its edge, by less than a stride.
     """
     tall, wide = (_multiple(min(window, side), stride) for side in (height, width))
-    below, right = _multiple(height, stride), _multiple(width, stride)  # the scene and its repeated edge
-    return tall, wide, window_starts(below, tall, overlap, stride), window_starts(right, wide, overlap, stride)
+    # the scene and its repeated edge
+    below, right = _multiple(height, stride), _multiple(width, stride)
+    return (
+        tall,
+        wide,
+        window_starts(below, tall, overlap, stride),
+        window_starts(right, wide, overlap, stride),
+    )
 
 
-def symmetries(images: torch.Tensor) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
-    """The eight views (N, C, H, W) of a square's symmetries, each with what brings its map back upright."""
+def symmetries(
+    images: torch.Tensor,
+) -> Iterator[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]]:
+    """The eight views (N, C, H, W) of a square's symmetries, each with what
+    brings its map back upright.
+    """
     for turns in range(4):
         turned = images.rot90(turns, (2, 3))
         yield turned, lambda p, back=-turns: p.rot90(back, (2, 3))
@@ -75,11 +90,17 @@ class Image(Protocol):
 
 @torch.inference_mode()
 def probabilities(
-    segmenter: Network, images: torch.Tensor, temperature: float, augment: bool, contacts: bool = False
+    segmenter: Network,
+    images: torch.Tensor,
+    temperature: float,
+    augment: bool,
+    contacts: bool = False,
 ) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`: mean of eight symmetries.
+    """Images (N, C, H, W) in [0, 1] to class probabilities (N, K, H, W); `augment`:
+    mean of eight symmetries.
 
-    With `contacts`, of a segmenter that has them, (N, K + 1, H, W): last the probability of a contact.
+    With `contacts`, of a segmenter that has them, (N, K + 1, H, W): last the
+    probability of a contact.
     """
 
     def answer(view: torch.Tensor) -> torch.Tensor:
@@ -107,12 +128,13 @@ def infer(
     empty: Callable[[slice, slice], bool] | None = None,
     worth: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with `contacts` one more,
-    that of a contact, last.
+    """Yield (first row, probabilities (rows, W, K) float32), top to bottom, without gaps; with
+    `contacts` one more, that of a contact, last.
 
-    `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one window row at a
-    time. Windows that are `empty` (whether no pixel of such rows and columns holds data) are not computed, nor those of
-    a batch (N, C, H, W) in [0, 1] that are not `worth` it (N,): they are background with probability 1. Black is data.
+    `image` is any array-like (H, W, C) uint8 that can be sliced by rows and columns; it is read one
+    window row at a time. Windows that are `empty` (whether no pixel of such rows and columns holds
+    data) are not computed, nor those of a batch (N, C, H, W) in [0, 1] that are not `worth` it
+    (N,): they are background with probability 1. Black is data.
     """
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
@@ -120,18 +142,25 @@ def infer(
     right = columns[-1] + wide  # the scene's width and its repeated edge
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes + contacts
-    total = torch.zeros(foreground, tall, right, device=on)  # Σ weight · probability of each foreground class
+    # Σ weight · probability of each foreground class
+    total = torch.zeros(foreground, tall, right, device=on)
     norm = torch.zeros(tall, right, device=on)
     for i, top in enumerate(rows):
         band = image[top : top + tall]
         lines = slice(top, top + len(band))
         busy = [left for left in columns if not (empty and empty(lines, slice(left, left + wide)))]
-        band = torch.from_numpy(np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge"))
+        band = torch.from_numpy(
+            np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge")
+        )
         for left in columns:
             norm[:, left : left + wide] += weight
         for start in range(0, len(busy), batch_size):
             lefts = busy[start : start + batch_size]
-            batch = to_float(torch.stack([band[:, left : left + wide] for left in lefts]).to(on, non_blocking=True))
+            batch = to_float(
+                torch.stack([band[:, left : left + wide] for left in lefts]).to(
+                    on, non_blocking=True
+                )
+            )
             if worth is not None:
                 kept = worth(batch)
                 batch, lefts = batch[kept], [lefts[i] for i in kept.nonzero()[:, 0].tolist()]
@@ -143,7 +172,12 @@ def infer(
                 total[:, :, left : left + wide] += weight * one
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
         found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
-        yield top, np.concatenate([1 - found[..., : segmenter.classes].sum(-1, keepdims=True), found], axis=-1)
+        yield (
+            top,
+            np.concatenate(
+                [1 - found[..., : segmenter.classes].sum(-1, keepdims=True), found], axis=-1
+            ),
+        )
         # The rows below are not finished: move them up, and make room.
         for array in (total, norm):
             rest = array[..., ready:, :].clone()

@@ -1,7 +1,9 @@
-"""Archives from strangers: only the members asked for, streamed to disk, under names and size bounds of ours.
+"""Archives from strangers: only the members asked for, streamed to disk, under
+names and size bounds of ours.
 
-Inria's archive is a 7z in volumes that holds one zip that holds the scenes. Both readers refuse an archive
-with a member that climbs out of its folder, write a member only under the name given, and check its CRC.
+Inria's archive is a 7z in volumes that holds one zip that holds the scenes. Both
+readers refuse an archive with a member that climbs out of its folder, write a
+member only under the name given, and check its CRC.
 """
 
 import errno
@@ -28,7 +30,9 @@ class Damaged(InputError):
 
 
 def volumes_of(first: str | Path) -> list[Path]:
-    """The volumes NAME.7z.001, NAME.7z.002, … beside the first one, in order. Raises InputError at a gap."""
+    """The volumes NAME.7z.001, NAME.7z.002, … beside the first one, in order.
+    Raises InputError at a gap.
+    """
     first = Path(first)
     if first.suffix == ".7z":
         return [first]
@@ -38,9 +42,13 @@ def volumes_of(first: str | Path) -> list[Path]:
         for path in first.parent.iterdir()
         if path.stem == stem and re.fullmatch(r"\.\d{3,4}", path.suffix)
     }
-    missing = [number for number in range(1, max(numbered, default=1) + 1) if number not in numbered]
+    missing = [
+        number for number in range(1, max(numbered, default=1) + 1) if number not in numbered
+    ]
     if missing:
-        raise InputError(f"{first.parent}: volume {stem}.{missing[0]:03} is missing; download it too")
+        raise InputError(
+            f"{first.parent}: volume {stem}.{missing[0]:03} is missing; download it too"
+        )
     return [numbered[number] for number in sorted(numbered)]
 
 
@@ -110,11 +118,15 @@ class _Sink:
         self.file.close()
 
 
-def extract_7z(volumes: list[Path], member: str, path: Path, *, limit: int, md5: str | None = None) -> Path:
-    """Stream `member` of a 7z archive in one or more volumes to `path`, hashing it in the same pass.
+def extract_7z(
+    volumes: list[Path], member: str, path: Path, *, limit: int, md5: str | None = None
+) -> Path:
+    """Stream `member` of a 7z archive in one or more volumes to `path`, hashing it
+    in the same pass.
 
-    `limit` is the most bytes the member may declare. Raises Damaged: a volume cut or damaged, another md5.
-    Raises InputError: no such member, an unsafe name, a member over the limit, no space on the disk.
+    `limit` is the most bytes the member may declare. Raises Damaged: a volume cut or damaged,
+    another md5. Raises InputError: no such member, an unsafe name, a member over the limit, no
+    space on the disk.
     """
     import py7zr
     from py7zr.io import WriterFactory
@@ -140,21 +152,24 @@ def extract_7z(volumes: list[Path], member: str, path: Path, *, limit: int, md5:
             raise
         except OSError as error:
             raise _disk(error, path) from None
-        except Exception as error:  # py7zr meets damage with any of a dozen exceptions, IndexError among them
+        # py7zr meets damage with any of a dozen exceptions, IndexError among them
+        except Exception as error:
             raise _damaged(where, error) from None
         if md5 is not None and sink.hash.hexdigest() != md5.lower():
             raise Damaged(
-                f"{where}: the md5 of {member} is {sink.hash.hexdigest()} where {md5} is expected, so a "
+                f"{where}: the md5 of {member} is {sink.hash.hexdigest()} where {md5} is expected, "
+                f"so a "
                 "volume was damaged on its way; download the volumes again"
             )
     return path
 
 
 def extract_zip(archive: str | Path, members: dict[str, Path], *, limit: int) -> dict[str, int]:
-    """Stream members of a zip to files: `members` maps a member's name to its path. Returns their CRC-32.
+    """Stream members of a zip to files: `members` maps a member's name to its path.
+    Returns their CRC-32.
 
-    `limit` is the most bytes one member may declare. Raises InputError: cut or damaged archive, no such
-    member, an unsafe name anywhere in it, a member over the limit, no space on the disk.
+    `limit` is the most bytes one member may declare. Raises InputError: cut or damaged archive, no
+    such member, an unsafe name anywhere in it, a member over the limit, no space on the disk.
     """
     archive = Path(archive)
     try:
@@ -164,14 +179,27 @@ def extract_zip(archive: str | Path, members: dict[str, Path], *, limit: int) ->
             total = sum(_size_of(member, sizes, limit, archive) for member in members)
             folder = next(iter(members.values()), archive).parent
             ensure_free(folder, total, f"unpacking {len(members)} files of {archive.name}")
-            for member, path in progress(members.items(), f"unpacking {archive.name}", len(members)):
-                with file.open(member) as source, atomic_file(path) as partial, partial.open("wb") as target:
+            for member, path in progress(
+                members.items(), f"unpacking {archive.name}", len(members)
+            ):
+                with (
+                    file.open(member) as source,
+                    atomic_file(path) as partial,
+                    partial.open("wb") as target,
+                ):
                     while chunk := source.read(CHUNK):
                         target.write(chunk)
             return {member: file.getinfo(member).CRC for member in members}
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise _damaged(archive, error) from None
     except OSError as error:
         raise _disk(error, archive) from None
@@ -193,22 +221,29 @@ def _check_names(names: Iterable[str], where: object) -> None:
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts or parts[:1] == ("/",) or re.match(r"[A-Za-z]:", name):
-            raise InputError(f"{where}: member {name!r} climbs out of its folder; do not use this archive")
+            raise InputError(
+                f"{where}: member {name!r} climbs out of its folder; do not use this archive"
+            )
 
 
 def _size_of(member: str, sizes: dict[str, int], limit: int, where: object) -> int:
     if member not in sizes:
-        raise InputError(f"{where}: holds no {member}; download the archive again or correct the manifest")
+        raise InputError(
+            f"{where}: holds no {member}; download the archive again or correct the manifest"
+        )
     if sizes[member] > limit:
         raise InputError(
-            f"{where}: {member} unpacks to {sizes[member]} bytes where at most {limit} are expected; "
+            f"{where}: {member} unpacks to {sizes[member]} bytes where at most {limit} are "
+            f"expected; "
             "do not use this archive, or correct the manifest"
         )
     return sizes[member]
 
 
 def _damaged(where: object, error: Exception) -> Damaged:
-    return Damaged(f"{where}: cut short or damaged ({type(error).__name__}: {error}); download it again")
+    return Damaged(
+        f"{where}: cut short or damaged ({type(error).__name__}: {error}); download it again"
+    )
 
 
 def _disk(error: OSError, path: Path) -> Exception:

@@ -1,8 +1,9 @@
 """Files from the network: whole and verified under their final name, or not there at all.
 
-`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a part of (ETag or
-date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on condition (If-Range) that the file is
-still the same; a server that answers with the whole file is taken at its word. RFC 9110, sections 13.1.5 and 14.
+`download` writes to PATH.part and remembers in PATH.part.json which version of the file that is a
+part of (ETag or date). After a cut, a kill or a reboot it asks for the rest by HTTP Range, on
+condition (If-Range) that the file is still the same; a server that answers with the whole file is
+taken at its word. RFC 9110, sections 13.1.5 and 14.
 """
 
 import errno
@@ -54,16 +55,19 @@ def download(
 ) -> Path:
     """Bring `url` (http, https or file) to `path`, resuming what an earlier call left in PATH.part.
 
-    `size` (bytes) and `md5` (hexadecimal) are checked before the file takes its name. `retries` counts
-    failures in a row that bring no new byte, with exponential back-off between them. A file already at `path`
-    that passes the checks is left alone. Two processes that want the same path wait for each other.
-    Raises InputError: unknown scheme, HTTP error, a web page in place of the file, wrong size or checksum, no
-    space on the disk, or `retries` used up (then PATH.part stays for the next call).
+    `size` (bytes) and `md5` (hexadecimal) are checked before the file takes its name. `retries`
+    counts failures in a row that bring no new byte, with exponential back-off between them. A file
+    already at `path` that passes the checks is left alone. Two processes that want the same path
+    wait for each other. Raises InputError: unknown scheme, HTTP error, a web page in place of the
+    file, wrong size or checksum, no space on the disk, or `retries` used up (then PATH.part stays
+    for the next call).
     """
     path = Path(path)
     scheme = urlsplit(url).scheme
     if scheme not in {"http", "https", "file"}:
-        raise InputError(f"{url}: only http, https and file URLs can be downloaded; correct the URL")
+        raise InputError(
+            f"{url}: only http, https and file URLs can be downloaded; correct the URL"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists() and not _difference(path, size, md5):
@@ -76,11 +80,15 @@ def download(
                 _receive_all(part, size, retries, progress)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise InputError(f"{path.parent}: the disk is full; make space, run again") from None
+                raise InputError(
+                    f"{path.parent}: the disk is full; make space, run again"
+                ) from None
             raise
         if difference := _difference(part.path, size, md5):
             part.discard()
-            raise InputError(f"{url}: {difference}; it was removed, run again or correct the manifest")
+            raise InputError(
+                f"{url}: {difference}; it was removed, run again or correct the manifest"
+            )
         os.replace(part.path, path)
         part.discard()
     return path
@@ -94,7 +102,8 @@ def ensure_free(folder: str | Path, size: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(
-            f"{folder}: {purpose} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            f"{folder}: {purpose} needs {size / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB "
+            f"free; "
             "make space, or move the folder to a larger disk"
         )
 
@@ -119,7 +128,9 @@ class _Version:
 
 
 class _Part:
-    """PATH.part, the bytes that are here, and PATH.part.json, the version of the file they belong to."""
+    """PATH.part, the bytes that are here, and PATH.part.json, the version of
+    the file they belong to.
+    """
 
     def __init__(self, path: Path, url: str, checked: bool):
         self.path, self.url = path, url
@@ -128,7 +139,8 @@ class _Part:
             self.version = _Version(**json.loads(self.record.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             self.version = _Version(url="")
-        # Without a validator only a checksum would notice that the file changed between the two halves.
+        # Without a validator only a checksum would notice that the file changed
+        # between the two halves.
         if self.version.url != url or not (self.version.validator or checked):
             self.discard()
 
@@ -166,19 +178,27 @@ def _receive_all(part: _Part, size: int | None, retries: int, progress: bool) ->
         try:
             return _receive(part, size, progress)
         except requests.exceptions.SSLError as error:
-            raise InputError(f"{part.url}: no secure connection ({error}); check the address") from None
+            raise InputError(
+                f"{part.url}: no secure connection ({error}); check the address"
+            ) from None
         except (*TRANSIENT_ERRORS, _Retry) as error:
-            # A server that ignores Range and always cuts at the same byte brings nothing: new ground counts.
+            # A server that ignores Range and always cuts at the same byte brings nothing: new
+            # ground counts.
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)
             if failures > retries:
                 raise InputError(
-                    f"{part.url}: gave up after {failures} failures in a row ({error}); {part.size} bytes "
+                    f"{part.url}: gave up after {failures} failures in a row ({error}); "
+                    f"{part.size} bytes "
                     f"are kept in {part.path}, run again to go on from there"
                 ) from None
-            time.sleep(min(max(BACKOFF * 2 ** (failures - 1), getattr(error, "pause", 0)), LONGEST_PAUSE))
+            time.sleep(
+                min(max(BACKOFF * 2 ** (failures - 1), getattr(error, "pause", 0)), LONGEST_PAUSE)
+            )
         except requests.RequestException as error:
-            raise InputError(f"{part.url}: cannot be asked for ({error}); correct the URL") from None
+            raise InputError(
+                f"{part.url}: cannot be asked for ({error}); correct the URL"
+            ) from None
 
 
 def _receive(part: _Part, size: int | None, progress: bool) -> None:
@@ -194,13 +214,16 @@ def _receive(part: _Part, size: int | None, progress: bool) -> None:
         first = response.raw.read1(CHUNK, decode_content=False)
         if _is_web_page(response, first, part.path):
             raise InputError(
-                f"{part.url}: the server answered with a web page instead of the file (a login, a proxy, an "
+                f"{part.url}: the server answered with a web page instead of the file (a login, a "
+                f"proxy, an "
                 "outage); open the address in a browser, then run again"
             )
         if response.status_code == 200:
             offered = int(length) if length else size
             if size is not None and offered != size:
-                raise InputError(f"{part.url}: {offered} bytes offered, {size} expected; check the URL")
+                raise InputError(
+                    f"{part.url}: {offered} bytes offered, {size} expected; check the URL"
+                )
             part.begin(_Version(part.url, _validator(response), offered))
         total = part.version.total
         if total:
@@ -222,7 +245,9 @@ def _check_status(response: requests.Response, part: _Part) -> None:
         return
     if status == 206 and part.size:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        same_place = found and int(found[1]) == part.size and found[2] in ("*", str(part.version.total))
+        same_place = (
+            found and int(found[1]) == part.size and found[2] in ("*", str(part.version.total))
+        )
         if same_place and _validator(response) in (None, part.version.validator):
             return
         part.discard()
@@ -235,7 +260,8 @@ def _check_status(response: requests.Response, part: _Part) -> None:
         raise _Retry(f"HTTP {status} {response.reason}", float(pause) if pause.isdecimal() else 0)
     if status in {401, 403, 407}:
         raise InputError(
-            f"{part.url}: HTTP {status} {response.reason}, the server lets nobody in without leave; sign in and "
+            f"{part.url}: HTTP {status} {response.reason}, the server lets nobody in without "
+            f"leave; sign in and "
             "download the file in a browser, then name it as file:///…"
         )
     raise InputError(f"{part.url}: HTTP {status} {response.reason}; check the URL in the manifest")

@@ -36,10 +36,13 @@ def survey_all(
 ) -> tuple[list[Image], dict]:
     """Every image that holds data, and the city's notes so far: warnings, and the images left out.
 
-    names: of the scenes; None = their files' without suffix. `over`: the footprints to be laid over them.
+    names: of the scenes; None = their files' without suffix. `over`: the footprints
+    to be laid over them.
     """
     if not paths:
-        raise InputError(f"{place}: holds no image; put the scenes of {city} there or leave the city out")
+        raise InputError(
+            f"{place}: holds no image; put the scenes of {city} there or leave the city out"
+        )
     names = names or [Path(path).stem for path in paths]
     surveyed = progress(zip(paths, names, strict=True), f"checking {city}", len(paths))
     images = [survey(path, gsd, name, over=over) for path, name in surveyed]
@@ -47,7 +50,9 @@ def survey_all(
         raise InputError(f"{place}: two scenes are called {twice[0]}; rename one")
     blank = [image.name for image in images if image.blank]
     if len(blank) == len(images):
-        raise InputError(f"{place}: no scene of {city} holds data, every pixel is nodata; check the files")
+        raise InputError(
+            f"{place}: no scene of {city} holds data, every pixel is nodata; check the files"
+        )
     notes = {"warnings": [], "scenes_without_data": blank}
     if blank:
         notes["warnings"].append(
@@ -56,11 +61,14 @@ def survey_all(
     return [image for image in images if not image.blank], notes
 
 
-def survey(path: str, gsd: float | None = None, name: str | None = None, *, over: str | None = None) -> Image:
-    """Open an image, check that it is whole and lies on the ground, and read on until two pixels differ.
+def survey(
+    path: str, gsd: float | None = None, name: str | None = None, *, over: str | None = None
+) -> Image:
+    """Open an image, check that it is whole and lies on the ground, and read on
+    until two pixels differ.
 
-    `gsd` is what the user states where the file does not place its pixels on Earth, which helps no footprints
-    `over` it. Raises InputError.
+    `gsd` is what the user states where the file does not place its pixels on Earth, which helps no
+    footprints `over` it. Raises InputError.
     """
     with open_raster(path) as dataset, named(path):
         check_complete(dataset)
@@ -68,7 +76,9 @@ def survey(path: str, gsd: float | None = None, name: str | None = None, *, over
         if reason and over is not None:
             raise InputError(f"{reason}, so {over} cannot be laid over it; assign one")
         if reason and gsd is None:
-            raise InputError(f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel")
+            raise InputError(
+                f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel"
+            )
         return Image(path, grid_of(dataset), _blank(dataset), name or Path(path).stem)
 
 
@@ -87,7 +97,8 @@ def stamp(*paths: str | Path) -> str:
 
 
 def check_complete(dataset: rasterio.DatasetReader) -> None:
-    """Raise InputError where a block that the TIFF's directory promises ends beyond the end of the file.
+    """Raise InputError where a block that the TIFF's directory promises ends beyond
+    the end of the file.
 
     Of other formats the last pixels are read.
     """
@@ -104,7 +115,10 @@ def check_complete(dataset: rasterio.DatasetReader) -> None:
             offset = int(dataset.get_tag_item(f"BLOCK_OFFSET_{place}", "TIFF", bidx=band) or 0)
             end = offset + int(dataset.get_tag_item(f"BLOCK_SIZE_{place}", "TIFF", bidx=band) or 0)
             if end > size:
-                raise InputError(f"is truncated: it has {size} bytes and should have at least {end}; copy it again")
+                raise InputError(
+                    f"is truncated: it has {size} bytes and should have at least "
+                    f"{end}; copy it again"
+                )
 
 
 def _blank(dataset: rasterio.DatasetReader) -> bool:
@@ -112,7 +126,9 @@ def _blank(dataset: rasterio.DatasetReader) -> bool:
     first = None
     for _, window in dataset.block_windows(1):
         pixels = dataset.read(window=window)
-        pixels = pixels[:, (dataset.dataset_mask(window=window) > 0) & np.isfinite(pixels).all(axis=0)]
+        pixels = pixels[
+            :, (dataset.dataset_mask(window=window) > 0) & np.isfinite(pixels).all(axis=0)
+        ]
         if pixels.size and first is None:
             first = pixels[:, :1]
         if pixels.size and (pixels != first).any():

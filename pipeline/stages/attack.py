@@ -1,11 +1,13 @@
-"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit of their honesty.
+"""Stage attack: IoU of each city under every attack, the exact worst case over them, and an audit
+of their honesty.
 
-Writes metrics/attack.json, an AttackMetrics. A failed check of the audit does not stop what comes after: it is in the
-metrics and red on the page, and the report stage ends with its error, so that no run ends well with numbers that must
-not be believed.
+Writes metrics/attack.json, an AttackMetrics. A failed check of the audit does not stop what comes
+after: it is in the metrics and red on the page, and the report stage ends with its error, so that
+no run ends well with numbers that must not be believed.
 
-Killed and started again it goes on with the next city: what is measured stands in .work/attack until all is. DVC
-watches what attack.model and attack.transfer name, but for folds: after a change of these `dvc repro -f attack`.
+Killed and started again it goes on with the next city: what is measured stands in .work/attack
+until all is. DVC watches what attack.model and attack.transfer name, but for folds: after a change
+of these `dvc repro -f attack`.
 """
 
 import shutil
@@ -30,14 +32,17 @@ if TYPE_CHECKING:
     from pipeline.networks.models import Segmenter
 
 SUNLIT = 4  # training scenes a city whose labelled buildings say how dark a shadow is
-CRAFTING_TILES = 8  # training tiles a city that the universal perturbation and the surrogate are made on
+# training tiles a city that the universal perturbation and the surrogate are made on
+CRAFTING_TILES = 8
 # Of the tile that loses most, for the report
 SHOWN = ("image", "attacked", "label", "before", "after", "erased", "after_erasing")
 
 
 @dataclass
 class Attacked:
-    """A city: what was measured there, and the arrays that the report and the universal transfer need."""
+    """A city: what was measured there, and the arrays that the report and the
+    universal transfer need.
+    """
 
     measured: dict
     arrays: dict[str, np.ndarray]
@@ -45,7 +50,9 @@ class Attacked:
 
 @dataclass
 class Attacking:
-    """What attacks a city: a part of the stage. The model and its surrogate are made once a process."""
+    """What attacks a city: a part of the stage. The model and its surrogate are
+    made once a process.
+    """
 
     params: Params
     tiles: Path
@@ -58,7 +65,10 @@ class Attacking:
     @cached_property
     def samples(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         settings = self.params.attack
-        return {name: _sample(city, "test", settings.tiles, settings) for name, city in self.cities.items()}
+        return {
+            name: _sample(city, "test", settings.tiles, settings)
+            for name, city in self.cities.items()
+        }
 
     @cached_property
     def campaign(self):
@@ -85,8 +95,8 @@ def run(
 ) -> None:
     """Attack attack.model, or the Segmenter that is given, on tiles of each city's test split.
 
-    ray, shard: where its cities are attacked, see pipeline.cluster. Raises InputError on bad tiles or models. Failed
-    checks of the audit are told, not raised: see `report`.
+    ray, shard: where its cities are attacked, see pipeline.cluster. Raises InputError on bad tiles
+    or models. Failed checks of the audit are told, not raised: see `report`.
     """
     from pipeline.attacks.audit import audit, failures
     from pipeline.attacks.scores import city_metrics, evidence
@@ -108,7 +118,9 @@ def run(
 
     with atomic_folder(arrays) as partial:
         for city, result in results.items():
-            shown: dict[str, Any] = {name: result.arrays[name] for name in SHOWN if name in result.arrays}
+            shown: dict[str, Any] = {
+                name: result.arrays[name] for name in SHOWN if name in result.arrays
+            }
             np.savez(partial / f"{city}.npz", **shown)
     found = write(out, AttackMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
@@ -120,34 +132,54 @@ def run(
 
 
 def _unrefuted(measured: dict[str, dict]) -> None:
-    """Raise SandwichBroken where an exposure that was tried changes a pixel that is certified under all of them."""
+    """Raise SandwichBroken where an exposure that was tried changes a pixel that is certified
+    under all of them.
+    """
     from pipeline.certificates.ordering import unrefuted
 
     for city, found in measured.items():
-        unrefuted(f"{city}, gain and offset", np.array(found.get("physics gain", {}).get("refuted", 0)))
+        unrefuted(
+            f"{city}, gain and offset", np.array(found.get("physics gain", {}).get("refuted", 0))
+        )
 
 
-def _sample(city: CityTiles, split: Split, count: int, settings: Attack) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    city: CityTiles, split: Split, count: int, settings: Attack
+) -> tuple[np.ndarray, np.ndarray]:
     """Tiles of a split, or their centres where attack.crop is less."""
     size = min(settings.crop, city.size)
     images, labels = city.sample(split, count, size=size, seed=settings.seed)
     if split == "test" and not len(images):
-        raise InputError(f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again")
+        raise InputError(
+            f"{city.folder}: no test tiles to attack; raise tile.test and run the tile stage again"
+        )
     return images, labels
 
 
 def _key(params: Params, cities: list[CityTiles], samples: dict, segmenter=None) -> str:
-    """What a kept measurement depends on: the settings, the models, the tiles, the pixels and labels attacked, and
-    the code that attacks them."""
-    of_models = [*([] if segmenter else [params.attack.model]), *filter(None, [params.attack.transfer])]
-    files = [Path(model) / name for model in of_models for name in ("weights.safetensors", "model.json")]
+    """What a kept measurement depends on: the settings, the models, the tiles, the pixels and
+    labels attacked, and the code that attacks them.
+    """
+    of_models = [
+        *([] if segmenter else [params.attack.model]),
+        *filter(None, [params.attack.transfer]),
+    ]
+    files = [
+        Path(model) / name for model in of_models for name in ("weights.safetensors", "model.json")
+    ]
     arrays = [array for pair in samples.values() for array in pair]
-    settings = [params.attack.model_dump(), params.evaluate.size_bins, [city.about for city in cities]]
+    settings = [
+        params.attack.model_dump(),
+        params.evaluate.size_bins,
+        [city.about for city in cities],
+    ]
     return content(version("attack"), settings, segmenter, *files, *arrays)
 
 
 def _campaign(params: Params, cities: list[CityTiles], segmenter):
-    """The model, the other one its attacks are transferred from, and the classes' training pixels."""
+    """The model, the other one its attacks are transferred from, and the
+    classes' training pixels.
+    """
     import torch
 
     from pipeline.attacks.protocol import Campaign
@@ -167,7 +199,9 @@ def _campaign(params: Params, cities: list[CityTiles], segmenter):
         for city in cities:
             check_fit(relative.card, city, Path(settings.transfer))
     else:
-        pairs = [to_tensors(_sample(city, "train", CRAFTING_TILES, settings), on) for city in cities]
+        pairs = [
+            to_tensors(_sample(city, "train", CRAFTING_TILES, settings), on) for city in cities
+        ]
         images, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         relative = surrogate(segmenter, images, labels, seed=settings.seed)
     pixels = sum(
@@ -187,7 +221,9 @@ def _campaign(params: Params, cities: list[CityTiles], segmenter):
 
 
 def _exposures(segmenter, settings: Attack):
-    """What certifies images (N, C, H, W) under every gain and offset, None where the model has no such certificate."""
+    """What certifies images (N, C, H, W) under every gain and offset, None where the model has
+    no such certificate.
+    """
     from pipeline.certificates.exposure import exposure_classes
     from pipeline.params import Convex
 
@@ -207,7 +243,15 @@ def _one_city(campaign, city: CityTiles, sample: tuple) -> Attacked:
     steps = attack_city(campaign, *to_tensors(sample, device), crafting, city.gsd)
     s = campaign.settings
     budgets = len({*s.linf, s.reference}) + len(s.l2)
-    total = 3 + budgets + s.halving + 2 * bool(s.targeted) + bool(s.patch) + s.universal + len(s.physics.families)
+    total = (
+        3
+        + budgets
+        + s.halving
+        + 2 * bool(s.targeted)
+        + bool(s.patch)
+        + s.universal
+        + len(s.physics.families)
+    )
     for name, numbers, arrays in progress(steps, f"attacking {city.city}", total):
         result.measured[name] = numbers
         result.arrays |= arrays
@@ -217,13 +261,17 @@ def _one_city(campaign, city: CityTiles, sample: tuple) -> Attacked:
 
 
 def _shadows(campaign, city: CityTiles, sun: tuple[float, float]) -> dict:
-    """Whether the buildings of the maps of the city's test scenes cast shadows, judged as its labelled ones do."""
+    """Whether the buildings of the maps of the city's test scenes cast shadows, judged as its
+    labelled ones do.
+    """
     from pipeline.attacks import shadows
 
     def of(region, classes: np.ndarray):
         return shadows.scores(city.image(region), classes, city.gsd, sun, region.transform)
 
-    limit = shadows.threshold([of(region, city.label(region))[1] for region in city.of_split("train")[:SUNLIT]])
+    limit = shadows.threshold(
+        [of(region, city.label(region))[1] for region in city.of_split("train")[:SUNLIT]]
+    )
     found = []
     for region in city.of_split("test"):
         labels = city.label(region)
@@ -250,7 +298,9 @@ def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[st
     from pipeline.tiles.tensors import to_tensors
 
     device = next(campaign.segmenter.parameters()).device
-    deltas = {city: torch.from_numpy(r.arrays["universal"]).to(device) for city, r in results.items()}
+    deltas = {
+        city: torch.from_numpy(r.arrays["universal"]).to(device) for city, r in results.items()
+    }
     rows = {}
     for city, sample in samples.items():
         images, labels = to_tensors(sample, device)
@@ -266,5 +316,7 @@ def print_table(found: AttackMetrics, reference: str) -> None:
     names = ["clean", "noise", *get_args(AttackMethod), "worst"]
     rows = []
     for city, row in found.city.items():
-        rows.append([city, *(getattr(row.linf[reference], name, None) for name in names), row.halving])
+        rows.append(
+            [city, *(getattr(row.linf[reference], name, None) for name in names), row.halving]
+        )
     table(f"IoU under attack at ℓ∞ {reference}/255", ["city", *names, "halved at /255"], rows)

@@ -1,13 +1,15 @@
 """Stage certify: the sandwich certified ≤ attacked ≤ clean IoU of each city, on three roads.
 
-Each road certifies the map that certify.model deploys, its threshold included, where its architecture allows: smoothing
-always, convex relaxation small_fcn and small_unet, a Lipschitz certificate lipschitz. Otherwise a small network is
-trained here on the same cities' training tiles and kept in models/certify/. Judged are crops, one window each, not
-turned. Writes metrics/certify.json, a CertifyMetrics. Convex and Lipschitz certificates are proofs; smoothing's holds
-on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained without noise
-(train.noise) may lose much of its clean IoU to the noise alone.
+Each road certifies the map that certify.model deploys, its threshold included, where its
+architecture allows: smoothing always, convex relaxation small_fcn and small_unet, a Lipschitz
+certificate lipschitz. Otherwise a small network is trained here on the same cities' training tiles
+and kept in models/certify/. Judged are crops, one window each, not turned. Writes
+metrics/certify.json, a CertifyMetrics. Convex and Lipschitz certificates are proofs; smoothing's
+holds on each tile with confidence 1 − certify.smoothing.alpha, for the smoothed model: one trained
+without noise (train.noise) may lose much of its clean IoU to the noise alone.
 
-Killed and started again it goes on with the next city: what is proven stands in .work/certify until all is.
+Killed and started again it goes on with the next city: what is proven stands in
+.work/certify until all is.
 """
 
 from collections.abc import Generator
@@ -34,7 +36,9 @@ LOST = 0.25  # of the training IoU: a city below it was given up
 
 @dataclass
 class Certifying:
-    """What certifies METHOD/CITY: a part of the stage. A road's network is loaded once a process."""
+    """What certifies METHOD/CITY: a part of the stage. A road's network is
+    loaded once a process.
+    """
 
     params: Params
     tiles: Path
@@ -57,7 +61,11 @@ class Certifying:
         return METHODS[method].certifies(read_card(self.params.certify.model).model)
 
     def folder(self, method: str) -> Path:
-        return Path(self.params.certify.model) if self.deployed(method) else self.models / "certify" / method
+        return (
+            Path(self.params.certify.model)
+            if self.deployed(method)
+            else self.models / "certify" / method
+        )
 
     def network(self, method: str):
         """The Segmenter that a road certifies, trained first where the deployed one is not it."""
@@ -88,17 +96,26 @@ class Certifying:
 
         (method, city), settings = part.split("/"), self.params.certify
         segmenter, data = self.network(method), to_tensors(self.samples[city], device())
-        options = getattr(settings, method), settings.attack_steps, settings.seed, f"{method}, {city}"
+        options = (
+            getattr(settings, method),
+            settings.attack_steps,
+            settings.seed,
+            f"{method}, {city}",
+        )
         with arithmetic(method):
             return ordering.ROWS[method](segmenter, data, *options)
 
     def __getstate__(self) -> dict:
-        return {name: self.__dict__[name] for name in ("params", "tiles", "models")} | {"networks": {}}
+        return {name: self.__dict__[name] for name in ("params", "tiles", "models")} | {
+            "networks": {}
+        }
 
 
 @contextmanager
 def arithmetic(method: str) -> Generator[None]:
-    """Direct sums (see networks.precision) for a proof; smoothing votes in whatever arithmetic the model has."""
+    """Direct sums (see networks.precision) for a proof; smoothing votes in
+    whatever arithmetic the model has.
+    """
     import torch
 
     from pipeline.networks.precision import direct_sums
@@ -128,19 +145,23 @@ def run(
 ) -> None:
     """Certify test crops of each city by certify.methods.
 
-    ray, shard: where its cities are certified, see pipeline.cluster. Raises InputError on bad tiles, models or sample
-    sizes, and SandwichBroken, leaving no metrics behind, where an attack or an ordering refutes a certificate.
+    ray, shard: where its cities are certified, see pipeline.cluster. Raises InputError on bad
+    tiles, models or sample sizes, and SandwichBroken, leaving no metrics behind, where an attack or
+    an ordering refutes a certificate.
     """
     from pipeline.certificates.samples import check_samples
 
     settings, out = params.certify, Path(out)
-    (Path(models) / "certify").mkdir(parents=True, exist_ok=True)  # an output also where no method trains
+    # an output also where no method trains
+    (Path(models) / "certify").mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)  # numbers that must not be believed beside a failure
     if "smoothing" in settings.methods:
         s = settings.smoothing
         check_samples(s.n, settings.crop**2, s.tau, s.alpha)
     certifying = Certifying(params, tiles, Path(models))
-    for _ in each(certifying.train, [m for m in settings.methods if not certifying.deployed(m)], ray):
+    for _ in each(
+        certifying.train, [m for m in settings.methods if not certifying.deployed(m)], ray
+    ):
         pass
     names = [f"{method}/{city}" for method in settings.methods for city in certifying.cities]
     kept = work / _key(certifying)
@@ -154,7 +175,9 @@ def run(
 
 
 def _key(certifying: Certifying) -> str:
-    """What a kept certificate depends on: the settings, the networks, the pixels and labels, and the code."""
+    """What a kept certificate depends on: the settings, the networks, the
+    pixels and labels, and the code.
+    """
     settings = certifying.params.certify
     networks = [certifying.folder(method) for method in settings.methods]
     ground = [city.about for city in certifying.cities.values()]
@@ -165,7 +188,9 @@ def _key(certifying: Certifying) -> str:
 def _sample(city: CityTiles, settings: Certify) -> tuple[np.ndarray, np.ndarray]:
     images, labels = city.sample("test", settings.tiles, size=settings.crop, seed=settings.seed)
     if not len(images):
-        raise InputError(f"{city.folder}: no test tiles to certify; raise tile.test and run the tile stage again")
+        raise InputError(
+            f"{city.folder}: no test tiles to certify; raise tile.test and run the tile stage again"
+        )
     return images, labels
 
 
@@ -184,7 +209,8 @@ def _road(certifying: Certifying, method: str, rows: dict[str, dict]) -> dict:
 def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Path):
     """The small network of a road, trained or, where nothing has changed, read back from `folder`.
 
-    A collapsed convex network is trained again with half the budget, HALVINGS times; the card's metrics say so.
+    A collapsed convex network is trained again with half the budget, HALVINGS
+    times; the card's metrics say so.
     """
     import torch
 
@@ -201,7 +227,10 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
         return kept.to(on)
     architecture = settings.architecture if method == "convex" else "lipschitz"
     model = Model(
-        architecture=architecture, width=settings.width, classes=cities[0].classes, group=getattr(settings, "group", 2)
+        architecture=architecture,
+        width=settings.width,
+        classes=cities[0].classes,
+        group=getattr(settings, "group", 2),
     )
     epsilon = settings.train_epsilon if method == "convex" else settings.margin
     for halving in range(HALVINGS + 1):
@@ -217,15 +246,19 @@ def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Pa
         if not trained.collapsed or halving == HALVINGS:
             break
         epsilon /= 2
-        console.print(f"certify: {settings.objective} training collapsed; once more with ε {epsilon:g}/255")
+        console.print(
+            f"certify: {settings.objective} training collapsed; once more with ε {epsilon:g}/255"
+        )
     if trained.collapsed:
-        console.print(f"certify: the {method} network collapsed: its certificates are worth nothing here")
+        console.print(
+            f"certify: the {method} network collapsed: its certificates are worth nothing here"
+        )
     metrics = {"train_iou": trained.iou, "collapsed": trained.collapsed, "train_budget": epsilon}
     first = cities[0]
     card = Card(
-        model=model, channels=first.channels, classes=first.classes, gsd=first.gsd, bands=params.tile.bands,
-        cities=[c.city for c in cities], params={"certify": params.certify.model_dump()}, metrics=metrics,
-        fingerprint=key,
+        model=model, channels=first.channels, classes=first.classes, gsd=first.gsd,
+        bands=params.tile.bands, cities=[c.city for c in cities],
+        params={"certify": params.certify.model_dump()}, metrics=metrics, fingerprint=key,
     )  # fmt: skip
     save_model(folder, segmenter, card)
     return read_model(folder, on)
@@ -252,11 +285,17 @@ def print_table(found: CertifyMetrics) -> None:
         for radius, row in by_radius.items()
     ]  # fmt: skip
     table(
-        "Certified ≤ attacked ≤ clean IoU", ["method", "norm", "city", "radius", "certified", "attacked", "clean"], rows
+        "Certified ≤ attacked ≤ clean IoU",
+        ["method", "norm", "city", "radius", "certified", "attacked", "clean"],
+        rows,
     )
     for method, result in found.methods.items():
         console.print(f"{method}: of {METHODS[method].whose(result.deployed)}")
         if result.collapsed:
-            console.print(f"{method}: training collapsed to one class; its certified IoU says nothing")
+            console.print(
+                f"{method}: training collapsed to one class; its certified IoU says nothing"
+            )
         elif result.lost:
-            console.print(f"{method}: the small network hardly finds a building in {', '.join(result.lost)}")
+            console.print(
+                f"{method}: the small network hardly finds a building in {', '.join(result.lost)}"
+            )

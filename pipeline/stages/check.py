@@ -22,7 +22,8 @@ from pipeline.params import Params, written_by_a_stage
 from pipeline.storage import WORK
 
 WATCHED = Path("data/watched")
-PLAIN = {"resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0"}  # that go under every decoder
+# that go under every decoder
+PLAIN = {"resnet18", "resnet34", "resnet50", "tu-tf_efficientnet_lite0"}
 WITHOUT_ENCODER = {
     "linear", "window_cnn", "small_fcn", "small_unet", "lipschitz",
     "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101",
@@ -30,7 +31,9 @@ WITHOUT_ENCODER = {
 
 
 def run(params: Params, for_dvc: bool = False) -> None:
-    """Raise InputError where a stage would refuse these parameters. `for_dvc` makes the links above."""
+    """Raise InputError where a stage would refuse these parameters. `for_dvc`
+    makes the links above.
+    """
     if for_dvc:
         bring_along(params)
     check_source(params)
@@ -49,13 +52,17 @@ def check_source(params: Params) -> None:
     if not path.exists():
         raise InputError(f"fetch.path: there is no {path}; {SOURCES[params.fetch.source]}")
     if params.fetch.archive and not Path(params.fetch.archive).exists():
-        raise InputError(f"fetch.archive: there is no {params.fetch.archive}; correct the path, or null to download it")
+        raise InputError(
+            f"fetch.archive: there is no {params.fetch.archive}; correct the path, or "
+            f"null to download it"
+        )
     for city in params.fetch.cities:
         source_of(params.fetch.source).look_up(params.fetch, city)
 
 
 SOURCES = {
-    "folder": "put your cities there as CITY/images/*.tif with CITY/labels/*.tif or one file of footprints, or name "
+    "folder": "put your cities there as CITY/images/*.tif with CITY/labels/*.tif or one file of "
+    "footprints, or name "
     "the folder they are in",
     "demo": "the demo's manifest is data/sources/demo.yaml",
     "inria": "its manifest is data/sources/inria.yaml",
@@ -64,9 +71,15 @@ SOURCES = {
 
 
 def check_starts(params: Params) -> None:
-    """Raise InputError where a model to start from, to attack or to certify is not there or does not fit."""
+    """Raise InputError where a model to start from, to attack or to certify is
+    not there or does not fit.
+    """
     attack, init = params.attack, params.train.init
-    models = {"attack.model": attack.model, "attack.transfer": attack.transfer, "certify.model": params.certify.model}
+    models = {
+        "attack.model": attack.model,
+        "attack.transfer": attack.transfer,
+        "certify.model": params.certify.model,
+    }
     for key, folder in models.items():
         if folder and not written_by_a_stage(folder) and not _is_model(folder):
             if Path(folder).is_file():
@@ -75,14 +88,18 @@ def check_starts(params: Params) -> None:
                 load_with_gradients(folder)  # says what such a file lacks
             raise InputError(f"{key}: {folder} holds no model; make it first, or correct the path")
     if init and not _is_model(init):  # pretrain makes it from the tiles
-        _warn(f"train.init: {init} holds no model yet; make it before the train stage, or correct the path")
+        _warn(
+            f"train.init: {init} holds no model yet; make it before the train stage, or correct "
+            f"the path"
+        )
     elif init:
         from pipeline.training.fit import check_start, inherited
 
         check_start(init, params.train.model, len(params.tile.bands))
         if barred := sorted({*inherited(params.train)} & {*params.fetch.cities}):
             _warn(
-                f"train.init: {init} has been trained on {', '.join(barred)}: train starts from it, but "
+                f"train.init: {init} has been trained on {', '.join(barred)}: train starts from "
+                f"it, but "
                 "holdout and generalize will refuse to"
             )
 
@@ -102,7 +119,10 @@ def check_network(params: Params) -> None:
         return
     from pipeline.networks.models import build_model
 
-    build_model(model if given else model.model_copy(update={"encoder_weights": None}), len(params.tile.bands))
+    build_model(
+        model if given else model.model_copy(update={"encoder_weights": None}),
+        len(params.tile.bands),
+    )
 
 
 def check_certify(params: Params) -> None:
@@ -122,12 +142,19 @@ def tell_duration(params: Params) -> None:
 
     t = params.train
     train, every = forecast(params, seconds_a_step(params))
-    folds = f"; `dvc repro` trains again without each city: {duration(every)}" if every > train else ""
-    console.print(f"training: {t.epochs * t.steps_per_epoch} steps, roughly {duration(train)} on this machine{folds}")
+    folds = (
+        f"; `dvc repro` trains again without each city: {duration(every)}" if every > train else ""
+    )
+    console.print(
+        f"training: {t.epochs * t.steps_per_epoch} steps, roughly {duration(train)} on "
+        f"this machine{folds}"
+    )
 
 
 def bring_along(params: Params) -> None:
-    """In a queued experiment's copy of the repository, link what it lacks to where it lies in the workspace."""
+    """In a queued experiment's copy of the repository, link what it lacks to
+    where it lies in the workspace.
+    """
     here = Path.cwd()
     homes = [parent.parent for parent in here.parents if parent.name == ".dvc"]
     model = params.train.model
@@ -141,25 +168,35 @@ def bring_along(params: Params) -> None:
 
 
 def watch(params: Params) -> None:
-    """Link the files that each stage starts from into WATCHED/STAGE: DVC hashes what a link leads to.
+    """Link the files that each stage starts from into WATCHED/STAGE: DVC hashes
+    what a link leads to.
 
     Nothing is linked outside a checkout, which has these folders.
     """
     weights = params.train.model.encoder_weights
     named = {
-        "train": {"init": params.train.init, "encoder_weights": None if weights == "imagenet" else weights},
+        "train": {
+            "init": params.train.init,
+            "encoder_weights": None if weights == "imagenet" else weights,
+        },
         "attack": {"model": params.attack.model, "transfer": params.attack.transfer},
         "certify": {"model": params.certify.model},
     }
     for stage, starts in named.items():
         folder = WATCHED / stage
         if folder.is_dir():
-            wanted = {f"{key}-{file.name}": file for key, start in starts.items() for file in _files(start)}
+            wanted = {
+                f"{key}-{file.name}": file
+                for key, start in starts.items()
+                for file in _files(start)
+            }
             _link(folder, wanted)
 
 
 def _files(start: str | None) -> list[Path]:
-    """The files that a path to weights or to a model folder means, unless DVC knows them as a stage's."""
+    """The files that a path to weights or to a model folder means, unless DVC
+    knows them as a stage's.
+    """
     if not start or written_by_a_stage(start):
         return []
     path = Path(start).resolve()
@@ -180,12 +217,16 @@ def _link(folder: Path, wanted: dict[str, Path]) -> None:
 def sweep(params: Params) -> None:
     """Move aside what earlier runs made for cities that are no longer in fetch.cities.
 
-    Stages depend on data/tiles as a whole: a folder that only this machine has would be hashed there, and all others
-    would train again. Scenes stay: no stage depends on them but their own.
+    Stages depend on data/tiles as a whole: a folder that only this machine has would be hashed
+    there, and all others would train again. Scenes stay: no stage depends on them but their own.
     """
     kept = set(params.fetch.cities)
-    stale = [p.parent for p in Path("data/tiles").glob("*/regions.json") if p.parent.name not in kept]
-    stale += [p for p in Path("models").glob("without-*") if p.name.removeprefix("without-") not in kept]
+    stale = [
+        p.parent for p in Path("data/tiles").glob("*/regions.json") if p.parent.name not in kept
+    ]
+    stale += [
+        p for p in Path("models").glob("without-*") if p.name.removeprefix("without-") not in kept
+    ]
     stale += [p for p in Path("models/folds").glob("*.json") if p.stem not in kept]
     for path in stale:
         aside = WORK / "swept" / path

@@ -1,10 +1,12 @@
-"""Stage evaluate: IoU per city over whole test scenes, with intervals, and the maps themselves for the report.
+"""Stage evaluate: IoU per city over whole test scenes, with intervals, and the maps
+themselves for the report.
 
-Writes metrics/evaluate.json, an EvaluateMetrics. All numbers are of the map that `predict` would deploy: windows
-blended, the calibrated probability cut at the card's threshold; buildings one by one told apart (predict.split), those
-under predict.min_area left out.
+Writes metrics/evaluate.json, an EvaluateMetrics. All numbers are of the map that `predict` would
+deploy: windows blended, the calibrated probability cut at the card's threshold; buildings one by
+one told apart (predict.split), those under predict.min_area left out.
 
-Killed and started again it goes on with the next city: what is measured stands in .work/evaluate until all is.
+Killed and started again it goes on with the next city: what is measured stands in
+.work/evaluate until all is.
 """
 
 import shutil
@@ -43,7 +45,9 @@ LONGEST_SIDE = 1280  # pixels of a picture; larger scenes are thinned
 
 @dataclass
 class Evaluated:
-    """A city: its counts, the IoU of its scenes one by one, and its outlines' scores; its maps lie beside."""
+    """A city: its counts, the IoU of its scenes one by one, and its outlines'
+    scores; its maps lie beside.
+    """
 
     result: "CityResult"
     scenes: list[dict]
@@ -65,20 +69,32 @@ class Evaluating:
         from pipeline.networks.foreign import load_network
         from pipeline.networks.precision import device
 
-        return load_network(self.model, device()) if isinstance(self.model, Path) else self.model.to(device())
+        return (
+            load_network(self.model, device())
+            if isinstance(self.model, Path)
+            else self.model.to(device())
+        )
 
     def __call__(self, name: str, folder: Path) -> Evaluated:
         from pipeline.networks.card import check_fit
         from pipeline.scoring.evaluation import evaluate_scenes
 
-        (city,), e, predict = open_cities([name], self.tiles), self.params.evaluate, self.params.predict
-        check_fit(self.segmenter.card, city, self.model if isinstance(self.model, Path) else "the network")
+        (city,), e, predict = (
+            open_cities([name], self.tiles),
+            self.params.evaluate,
+            self.params.predict,
+        )
+        check_fit(
+            self.segmenter.card, city, self.model if isinstance(self.model, Path) else "the network"
+        )
         scenes = evaluate_scenes(self.segmenter, city, e, e.split, predict)
         read, scores, drawn = footprint_reader(name, self.scenes_root), [], []
         for scene, result in progress(scenes, f"evaluating {name}", len(_regions(city, e))):  # noqa: B007
             write_maps(folder / "maps", city, scene)
             tp, fp, fn, _ = map(int, scene.pixels)
-            scores.append({"city": name, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)})
+            scores.append(
+                {"city": name, "scene": scene.region.name, "iou": metrics.ratio(tp, tp + fp + fn)}
+            )
             if (footprints := read(scene.region)) is not None:
                 drawn.append(score_outlines(scene, footprints, city.gsd, predict))
         return Evaluated(result, scores, summary(drawn, e.bootstrap) if drawn else None)
@@ -101,8 +117,9 @@ def run(
 ) -> None:
     """Evaluate a model on a tile set of its ground sample distance and bands.
 
-    model: a folder, an ONNX file of ours or another's, or a Segmenter; scenes_root: where `fetch` left the footprints
-    that outlines are held against; ray, shard: where its cities are evaluated, see pipeline.cluster.
+    model: a folder, an ONNX file of ours or another's, or a Segmenter; scenes_root: where `fetch`
+    left the footprints that outlines are held against; ray, shard: where its cities are evaluated,
+    see pipeline.cluster.
     """
     from pipeline.scoring.evaluation import summarise
 
@@ -117,7 +134,9 @@ def run(
         for name in names:
             shutil.copytree(kept / name / "maps", folder / "maps" / name)
         write_curves(folder, results)
-        write_json(folder / "scenes.json", [score for city in found.values() for score in city.scenes])
+        write_json(
+            folder / "scenes.json", [score for city in found.values() for score in city.scenes]
+        )
     measured = summarise(results, e, params.fetch.groups)
     for name, row in measured["city"].items():
         row["outlines"] = found[name].outlines
@@ -130,17 +149,26 @@ def _regions(city: CityTiles, e: Evaluate) -> list[Region]:
     """Of the split to be evaluated. Raises InputError where a city has none."""
     if regions := city.of_split(e.split):
         return regions
-    raise InputError(f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split")
+    raise InputError(
+        f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split"
+    )
 
 
 def _key(evaluating: Evaluating) -> str:
-    """What a kept city depends on: the settings, the model, the pixels and labels it is held against, and the code."""
+    """What a kept city depends on: the settings, the model, the pixels and labels it is held
+    against, and the code.
+    """
     params, ground = evaluating.params, []
     for city in open_cities(params.fetch.cities, evaluating.tiles):
         described = evaluating.scenes_root / city.city / "city.json"  # of its footprints too
         ground += [city.about, described]
         for region in city.of_split(params.evaluate.split):
-            ground += [city.image(region), city.label(region), city.numbers(region), city.groups(region)]
+            ground += [
+                city.image(region),
+                city.label(region),
+                city.numbers(region),
+                city.groups(region),
+            ]
     settings = [params.evaluate.model_dump(), params.predict.model_dump()]
     return content(version("evaluate"), settings, evaluating.model, *ground)
 
@@ -151,25 +179,52 @@ def print_table(found: EvaluateMetrics) -> None:
     rows = [[name, *(getattr(c, k) for k in columns)] for name, c in found.city.items()]
     rows.append(["pooled", found.pooled.iou, *[None] * (len(columns) - 1)])
     rows.append(["mean city", found.mean_city.iou, *[None] * (len(columns) - 1)])
-    names = ["city", "IoU", "low", "high", "boundary", "object F1", "AP50", "PQ", "precision", "recall", "ECE"]
+    names = [
+        "city",
+        "IoU",
+        "low",
+        "high",
+        "boundary",
+        "object F1",
+        "AP50",
+        "PQ",
+        "precision",
+        "recall",
+        "ECE",
+    ]
     table("IoU per city", names, rows)
     columns = ["pairs", *METRICS]
-    rows = [[name, *(getattr(c.outlines, k) for k in columns)] for name, c in found.city.items() if c.outlines]
+    rows = [
+        [name, *(getattr(c.outlines, k) for k in columns)]
+        for name, c in found.city.items()
+        if c.outlines
+    ]
     if rows:
         names = ["city", "pairs", "IoU", "PoLiS m", "tangent °", "rotation °", "vertices", "C-IoU"]
         table("Outlines against the footprints, of the buildings found", names, rows)
 
 
 def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | None]:
-    """Footprints (m,) of a region, in its pixels, that lie within it; None where they are not at hand as vectors."""
+    """Footprints (m,) of a region, in its pixels, that lie within it; None where they are not
+    at hand as vectors.
+    """
     path = root / city
-    scenes = {scene.name: scene for scene in read_city(path).scenes} if (path / "city.json").exists() else {}
+    scenes = (
+        {scene.name: scene for scene in read_city(path).scenes}
+        if (path / "city.json").exists()
+        else {}
+    )
     where = read_city(path).where if scenes else None
 
     def read(region: Region) -> np.ndarray | None:
         scene = scenes.get(region.parent)
         labels = Path(scene.labels) if scene and scene.labels else None
-        if not labels or labels.suffix.lower() not in SUFFIXES or not labels.exists() or region.crs is None:
+        if (
+            not labels
+            or labels.suffix.lower() not in SUFFIXES
+            or not labels.exists()
+            or region.crs is None
+        ):
             return None
         found = read_footprints(labels, region.crs, region.grid.bounds, where)
         polygons = shapely.get_parts(found.polygons[found.labels != IGNORE])
@@ -180,13 +235,21 @@ def footprint_reader(city: str, root: Path) -> Callable[[Region], np.ndarray | N
     return read
 
 
-def score_outlines(scene, footprints: np.ndarray, gsd: float, settings: Predict) -> dict[str, tuple[float, float]]:
+def score_outlines(
+    scene, footprints: np.ndarray, gsd: float, settings: Predict
+) -> dict[str, tuple[float, float]]:
     """The outlines that `predict` would draw of a scene's map against its footprints."""
     polygoniser = Polygoniser(scene.prediction.shape[1])
     parts = [polygoniser.add(scene.apart, scene.apart), polygoniser.finish()]
-    raw = np.concatenate([part.geometry[part.pixels * gsd**2 >= settings.min_area] for part in parts])
-    shapes, _ = Outlines(settings.outlines, scene.prediction.shape, (gsd, gsd)).add(raw, polygoniser.row, NOTHING)
-    return compare(*(shapely.transform(polygons, lambda xy: xy * gsd) for polygons in (shapes, footprints)))
+    raw = np.concatenate(
+        [part.geometry[part.pixels * gsd**2 >= settings.min_area] for part in parts]
+    )
+    shapes, _ = Outlines(settings.outlines, scene.prediction.shape, (gsd, gsd)).add(
+        raw, polygoniser.row, NOTHING
+    )
+    return compare(
+        *(shapely.transform(polygons, lambda xy: xy * gsd) for polygons in (shapes, footprints))
+    )
 
 
 def write_maps(folder: Path, city: CityTiles, scene) -> None:

@@ -1,7 +1,8 @@
 """Stage explain: what the map rests on in each city, and whether its explanations mean something.
 
-Writes metrics/explain.json, an ExplainMetrics. Intervals of drops are simultaneous: 95 % for all cues of all cities at
-once, over other tiles of the test split. Those of gains are over other buildings.
+Writes metrics/explain.json, an ExplainMetrics. Intervals of drops are simultaneous:
+95 % for all cues of all cities at once, over other tiles of the test split. Those
+of gains are over other buildings.
 
 Killed and started again it goes on with the next city.
 """
@@ -29,7 +30,9 @@ def run(
     arrays: Path = Path("arrays/explain"),
     work: Path = WORK / "explain",
 ) -> None:
-    """Explain a model folder on tiles of each city's test split. Raises InputError on bad tiles or models."""
+    """Explain a model folder on tiles of each city's test split. Raises
+    InputError on bad tiles or models.
+    """
     from pipeline.explanation.summary import summarise
     from pipeline.networks.card import check_fit
     from pipeline.networks.models import read_model
@@ -55,7 +58,9 @@ def _key(params: Params, cities: list[CityTiles], model: Path) -> str:
     """What a kept measurement depends on: settings, model, tiles, and the code that measures."""
     files = (model / name for name in ("weights.safetensors", "model.json"))
     about = [city.about for city in cities]
-    return fingerprint(params.explain.model_dump(), about, [digest(file) for file in files], version("explain"))
+    return fingerprint(
+        params.explain.model_dump(), about, [digest(file) for file in files], version("explain")
+    )
 
 
 def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
@@ -67,7 +72,9 @@ def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
     e = params.explain
     images, labels = city.sample("test", e.tiles, seed=e.seed)
     if not len(images):
-        raise InputError(f"{city.folder}: no test tiles to explain; raise tile.test and run the tile stage again")
+        raise InputError(
+            f"{city.folder}: no test tiles to explain; raise tile.test and run the tile stage again"
+        )
     measured, pictures = {}, {}
     steps = explain_city(deployed, images.astype(np.float32) / 255, labels, e)
     for name, numbers, arrays in progress(steps, f"explaining {city.city}"):

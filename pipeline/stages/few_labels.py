@@ -1,7 +1,8 @@
 """Stage few_labels: what an hour of labelling buys in a city never seen.
 
-Each known city is held out in turn: models/without-CITY maps it, and its test scenes' labels play the labeller; the
-frames it learns from are of its training scenes. Writes metrics/few_labels.json, a FewLabelsMetrics.
+Each known city is held out in turn: models/without-CITY maps it, and its test scenes' labels play
+the labeller; the frames it learns from are of its training scenes. Writes metrics/few_labels.json,
+a FewLabelsMetrics.
 """
 
 from pathlib import Path
@@ -56,8 +57,12 @@ def run(
     print_tables(write(out, FewLabelsMetrics, found))
 
 
-def surveyed(params: Params, model: Segmenter, city: CityTiles, split: Split) -> tuple[Frames, list[np.ndarray]]:
-    """The frames of a split, and the map of each of its regions in levels, 255 where nothing is known."""
+def surveyed(
+    params: Params, model: Segmenter, city: CityTiles, split: Split
+) -> tuple[Frames, list[np.ndarray]]:
+    """The frames of a split, and the map of each of its regions in levels, 255
+    where nothing is known.
+    """
     parts, maps = [], []
     for number, region in enumerate(city.of_split(split)):
         _, _, calibrated, _ = predict_region(model, city, region, params.evaluate)
@@ -73,32 +78,46 @@ def known_city(params: Params, model: Segmenter, city: CityTiles) -> KnownCity:
     frames, maps = surveyed(params, model, city, "test")
     regions = city.of_split("test")
     built = [
-        building_levels(maps[scene][frames.place(i).slices], city.label(regions[scene])[frames.place(i).slices])
+        building_levels(
+            maps[scene][frames.place(i).slices], city.label(regions[scene])[frames.place(i).slices]
+        )
         for i, scene in enumerate(frames.scene)
     ]
     return KnownCity(frames.histogram, np.array(built), model.decision.threshold)
 
 
-def of_city(params: Params, cities: Cities, name: str, model: Segmenter, forgotten: dict) -> dict | None:
+def of_city(
+    params: Params, cities: Cities, name: str, model: Segmenter, forgotten: dict
+) -> dict | None:
     """One city's entry; None where nothing is built in its test scenes."""
     few, city = params.few_labels, cities[name]
     known = known_city(params, model, city)
     tp, fp, fn = known.counts.sum(0)
     if not tp + fn:
         return None
-    entry = {"frames": len(known), "iou": float(tp / (tp + fp + fn)), "interval": {}, "promise": {}, "learned": {}}
+    entry = {
+        "frames": len(known),
+        "iou": float(tp / (tp + fp + fn)),
+        "interval": {},
+        "promise": {},
+        "learned": {},
+    }
     for n in few.samples if few.draws else []:
         if n <= SHARE * len(known):
             entry["interval"][str(n)] = coverage(known, n, few.draws, few.seed)
             repetitions = min(few.draws, 500)
-            entry["promise"][str(n)] = promises(known, n, repetitions, few.recall, CONFIDENCE, "frame", few.seed)
+            entry["promise"][str(n)] = promises(
+                known, n, repetitions, few.recall, CONFIDENCE, "frame", few.seed
+            )
     if few.budgets:
         entry["learned"] = learned(params, cities, name, model, forgotten)
     return entry
 
 
 def learned(params: Params, cities: Cities, name: str, model: Segmenter, forgotten: dict) -> dict:
-    """IoU of the test scenes after fine-tuning on frames of the training scenes, by strategy and number of frames."""
+    """IoU of the test scenes after fine-tuning on frames of the training scenes, by strategy
+    and number of frames.
+    """
     few, city = params.few_labels, cities[name]
     frames, _ = surveyed(params, model, city, "train")
     others = [other for other in cities.values() if other.city != name]
@@ -116,7 +135,9 @@ def learned(params: Params, cities: Cities, name: str, model: Segmenter, forgott
             chosen = [frame_of(city, frames, i) for i in order[:budget]]
             tuned = fine_tune(model, chosen, Tuning(steps=few.steps, seed=few.seed), replay)
             found[strategy][str(budget)] = iou(tuned, city)
-        forgotten.setdefault(strategy, {})[name] = mean_of(iou(tuned, other) for other in others) - before
+        forgotten.setdefault(strategy, {})[name] = (
+            mean_of(iou(tuned, other) for other in others) - before
+        )
     return found
 
 
@@ -143,7 +164,9 @@ def frame_of(city: CityTiles, frames: Frames, i: int) -> LabelledFrame:
 
 
 def narrower(cities: dict) -> dict:
-    """By what share the model-assisted interval is narrower than the plain one, on the mean of the cities."""
+    """By what share the model-assisted interval is narrower than the plain one,
+    on the mean of the cities.
+    """
     known = [entry["interval"] for entry in cities.values() if entry]
     shares: dict = {}
     for n in sorted({n for interval in known for n in interval}, key=int):
@@ -164,13 +187,21 @@ def print_tables(found: FewLabelsMetrics) -> None:
         [
             f"{city}, {n} frames",
             entry.iou,
-            *(value for road in ("assisted", "plain") for value in (row["iou"][road].coverage, row["iou"][road].width)),
+            *(
+                value
+                for road in ("assisted", "plain")
+                for value in (row["iou"][road].coverage, row["iou"][road].width)
+            ),
         ]
         for city, entry in known.items()
         for n, row in entry.interval.items()
     ]
     if rows:
-        table("95 % intervals of a city's IoU", ["city", "IoU", "coverage", "width", "plain coverage", "width"], rows)
+        table(
+            "95 % intervals of a city's IoU",
+            ["city", "IoU", "coverage", "width", "plain coverage", "width"],
+            rows,
+        )
     rows = [
         [f"{city}, {strategy}", entry.iou, *ious.values(), found.forgotten[strategy][city]]
         for city, entry in known.items()
@@ -178,4 +209,6 @@ def print_tables(found: FewLabelsMetrics) -> None:
     ]
     if rows:
         budgets = list(next(iter(known.values())).learned.values())[0]
-        table("IoU of a held-out city after labelling", ["city", "0", *budgets, "the others'"], rows)
+        table(
+            "IoU of a held-out city after labelling", ["city", "0", *budgets, "the others'"], rows
+        )

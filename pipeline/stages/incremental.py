@@ -1,9 +1,11 @@
-"""Stage incremental: what does a network forget as cities arrive one after another, and a class after the others?
+"""Stage incremental: what does a network forget as cities arrive one after another, and a class
+after the others?
 
-Small networks on the cities' training tiles, measured on tiles of their test scenes. Writes metrics/incremental.json,
-an IncrementalMetrics; its scores are those of incremental/scores.py.
+Small networks on the cities' training tiles, measured on tiles of their test scenes. Writes
+metrics/incremental.json, an IncrementalMetrics; its scores are those of incremental/scores.py.
 
-Killed and started again it goes on with the next sequence: what is measured stands in .work/incremental until all is.
+Killed and started again it goes on with the next sequence: what is measured stands in
+.work/incremental until all is.
 """
 
 import shutil
@@ -26,7 +28,9 @@ def run(
     out: Path = Path("metrics/incremental.json"),
     work: Path = WORK / "incremental",
 ) -> None:
-    """Train and measure every sequence. Raises InputError on bad tiles, and on one city, after which none arrives."""
+    """Train and measure every sequence. Raises InputError on bad tiles, and on one city, after
+    which none arrives.
+    """
     from pipeline.incremental.sequence import Tests, orders
     from pipeline.incremental.summary import class_table, sequence_table
     from pipeline.networks.precision import device
@@ -38,17 +42,26 @@ def run(
     about = [city.about for city in cities]
     folder = Path(work) / fingerprint(version("incremental"), settings.model_dump(), about)
     arrivals = orders([city.city for city in cities], settings.orders, settings.seed)
-    jobs = [("joint", None), *((method, order) for order in arrivals for method in settings.methods)]
+    jobs = [
+        ("joint", None),
+        *((method, order) for order in arrivals for method in settings.methods),
+    ]
     found = {
         (method, *(order or ())): once(
             folder / f"{method}-{i}.json", measure, method, order, cities, tests, settings, on
         )
         for i, (method, order) in enumerate(progress(jobs, "incremental: sequences"))
     }
-    untrained = once(folder / "untrained.json", measure, "untrained", None, cities, tests, settings, on)
+    untrained = once(
+        folder / "untrained.json", measure, "untrained", None, cities, tests, settings, on
+    )
     metrics = sequence_table(found, untrained, arrivals, settings, tests)
     several = cities[0].classes > 1
-    kinds = once(folder / "classes.json", measure_classes, cities, tests, settings, on) if several else None
+    kinds = (
+        once(folder / "classes.json", measure_classes, cities, tests, settings, on)
+        if several
+        else None
+    )
     metrics["classes"] = kinds and class_table(kinds, settings, tests)
     kept = write(out, IncrementalMetrics, metrics)
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,14 +71,21 @@ def run(
 def check(cities: list[CityTiles]) -> None:
     """Raise InputError where no sequence can be made of the cities."""
     if len(cities) < 2:
-        raise InputError("incremental: a single city, and none arrives after it; name more in fetch.cities")
+        raise InputError(
+            "incremental: a single city, and none arrives after it; name more in fetch.cities"
+        )
     for key in ("channels", "gsd", "classes"):
         if len({getattr(city, key) for city in cities}) > 1:
-            raise InputError(f"the cities' tiles differ in {key}; run the tile stage for all of them again")
+            raise InputError(
+                f"the cities' tiles differ in {key}; run the tile stage for all of them again"
+            )
     for city in cities:
         for split in ("train", "test"):
             if not city.of_split(split):
-                raise InputError(f"{city.folder}: no {split} scenes; change tile.test, or drop it from fetch.cities")
+                raise InputError(
+                    f"{city.folder}: no {split} scenes; change tile.test, or drop it "
+                    f"from fetch.cities"
+                )
 
 
 def once(file: Path, work, *arguments):
@@ -75,8 +95,12 @@ def once(file: Path, work, *arguments):
     return read_json(file)
 
 
-def measure(method: str, order: list[str] | None, cities: list[CityTiles], tests, settings, on) -> list[dict]:
-    """Counts in every city after each step of a sequence; of joint and untrained, of one network."""
+def measure(
+    method: str, order: list[str] | None, cities: list[CityTiles], tests, settings, on
+) -> list[dict]:
+    """Counts in every city after each step of a sequence; of joint and
+    untrained, of one network.
+    """
     from pipeline.incremental.sequence import fresh, joint, run_sequence
 
     if order is None:
@@ -102,11 +126,19 @@ def measure_classes(cities: list[CityTiles], tests, settings, on) -> dict:
 
 
 def print_tables(found: IncrementalMetrics) -> None:
-    rows = [[name, *(getattr(row, score) for score in SCORES)] for name, row in found.method.items()]
+    rows = [
+        [name, *(getattr(row, score) for score in SCORES)] for name, row in found.method.items()
+    ]
     table("Cities one after another: IoU, mean over the orders", ["method", *SCORES],
           [*rows, ["joint", found.joint.average, None, None, None]])  # fmt: skip
     if found.classes:
-        table("A class that arrives later: IoU", ["method", "old, before", "old", "new"],
-              [[name, row.before, row.old, row.new] for name, row in found.classes.items()])  # fmt: skip
+        table(
+            "A class that arrives later: IoU",
+            ["method", "old, before", "old", "new"],
+            [[name, row.before, row.old, row.new] for name, row in found.classes.items()],
+        )
     else:
-        console.print("incremental: the tiles hold one class, so none arrives later; `preset streets` labels two")
+        console.print(
+            "incremental: the tiles hold one class, so none arrives later; `preset "
+            "streets` labels two"
+        )

@@ -12,10 +12,11 @@ OUT/merged.gpkg             with --merge the buildings of all scenes, each once,
 OUT/NAME.item.json          with --stac the map as a STAC item, and the run's index of them, OUT/items.parquet
 OUT/NAME.json               written last: what was found (null: not asked for), and from which model, scene, settings
 
-A file that was edited since is never overwritten: the scene fails, with a sentence that names the file.
+A file that was edited since is never overwritten: the scene fails, with a sentence
+that names the file.
 
-A scene is a pure function of the model, the scene and the settings: a finished one is skipped, a killed one
-is done again, and shards of a list may run anywhere as long as they share OUT.
+A scene is a pure function of the model, the scene and the settings: a finished one is skipped, a
+killed one is done again, and shards of a list may run anywhere as long as they share OUT.
 """
 
 import errno
@@ -60,20 +61,27 @@ def run(
     ray: str | None = None,
     merged: bool = False,
 ) -> None:
-    """Map scenes (files, folders, globs, lists, URLs) with a model folder or an ONNX file, into `out`.
+    """Map scenes (files, folders, globs, lists, URLs) with a model folder or an
+    ONNX file, into `out`.
 
-    known: a file of footprints, in any CRS, that the maps are held against; shard: "i/n", every n-th scene from the
-    i-th (from 1); ray: "local" or the address of a Ray cluster; merged: one layer of all their footprints too.
-    Raises InputError at the end where a scene failed; the others are done.
+    known: a file of footprints, in any CRS, that the maps are held against; shard:
+    "i/n", every n-th scene from the i-th (from 1); ray: "local" or the address of a
+    Ray cluster; merged: one layer of all their footprints too. Raises InputError at
+    the end where a scene failed; the others are done.
     """
     settings, begun = settings or Predict(), time.perf_counter()
     model = local_model(_absolute(model))
-    options: dict[str, Any] = {"gsd": gsd, "bands": bands and tuple(bands), "range": value_range and tuple(value_range),
-               "known": known and _absolute(known)}  # fmt: skip
+    options: dict[str, Any] = {
+        "gsd": gsd,
+        "bands": bands and tuple(bands),
+        "range": value_range and tuple(value_range),
+        "known": known and _absolute(known),
+    }
     if known and settings.polygons == "none":
         raise InputError("--known compares outlines; choose a format with --polygons, such as gpkg")
     tasks = [
-        Task(_absolute(scene), name, _absolute(out), settings, **options) for name, scene in list_scenes(scenes).items()
+        Task(_absolute(scene), name, _absolute(out), settings, **options)
+        for name, scene in list_scenes(scenes).items()
     ]
     _refuse_overwriting(tasks, out)
     if merged:
@@ -102,30 +110,42 @@ def run(
     if failed:
         names = ", ".join(task.name for task in failed[:5]) + (" …" if len(failed) > 5 else "")
         raise InputError(
-            f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the command again"
+            f"{len(failed)} of {len(tasks)} scenes failed ({names}); correct them and run the "
+            f"command again"
         )
     if indexed:
         found = index(Path(out), [task.name for task in tasks])
         console.print(f"catalogue: {found['items']} items in {Path(out) / 'items.parquet'}")
     if merged:
         found = merge(Path(out), [task.name for task in tasks], settings.polygons)
-        console.print(f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}")
+        console.print(
+            f"merged: {found['buildings']} buildings in {Path(out) / file_name(settings.polygons)}"
+        )
 
 
-def _refuse_merging(settings: Predict, shard: str | None, out: str | Path, tasks: list[Task]) -> None:
+def _refuse_merging(
+    settings: Predict, shard: str | None, out: str | Path, tasks: list[Task]
+) -> None:
     if any(task.name == NAME for task in tasks):
         raise InputError(f"--merge: a scene is called {NAME}, as the layer would be; rename it")
     if is_object(str(out)):
         raise InputError(
-            f"--merge reads maps on this machine, and --out {out} is none of it; merge where they are copied"
+            f"--merge reads maps on this machine, and --out {out} is none of it; merge where they "
+            f"are copied"
         )
     if settings.polygons == "none":
-        raise InputError("--merge merges footprints, and --polygons none makes none; choose gpkg or another")
+        raise InputError(
+            "--merge merges footprints, and --polygons none makes none; choose gpkg or another"
+        )
     if settings.polygons == "pmtiles":
-        raise InputError("--merge unites footprints, and PMTiles hold them cut into tiles; choose gpkg or another")
+        raise InputError(
+            "--merge unites footprints, and PMTiles hold them cut into tiles; choose "
+            "gpkg or another"
+        )
     if shard:
         raise InputError(
-            f"--merge needs every scene, and --shard {shard} maps some; once all shards are done run the command "
+            f"--merge needs every scene, and --shard {shard} maps some; once all shards are done "
+            f"run the command "
             "without --shard: what is mapped is not mapped again"
         )
 
@@ -139,7 +159,9 @@ def _make_folder(out: Path) -> None:
 
 
 def _absolute(path: str | Path) -> str:
-    """The same path for every working folder, so that a record is the same wherever its scene was mapped."""
+    """The same path for every working folder, so that a record is the same
+    wherever its scene was mapped.
+    """
     return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
@@ -149,12 +171,21 @@ def _refuse_overwriting(tasks: list[Task], out: str | Path) -> None:
         if "://" in task.scene:
             beside = task.scene.rpartition("/")[0] == str(out).rstrip("/")
         else:
-            beside = not is_object(out) and Path(out).resolve() in {scene.resolve().parent, scene.parent.resolve()}
+            beside = not is_object(out) and Path(out).resolve() in {
+                scene.resolve().parent,
+                scene.parent.resolve(),
+            }
         if beside:
-            raise InputError(f"{out}: holds the scene {scene.name}; choose another --out, results bear its name")
-    for name, times in Counter(name for task in tasks for name in file_names(task).values()).most_common(1):
+            raise InputError(
+                f"{out}: holds the scene {scene.name}; choose another --out, results bear its name"
+            )
+    for name, times in Counter(
+        name for task in tasks for name in file_names(task).values()
+    ).most_common(1):
         if times > 1:
-            raise InputError(f"{out}/{name}: two scenes would both be mapped to it; rename one of them")
+            raise InputError(
+                f"{out}/{name}: two scenes would both be mapped to it; rename one of them"
+            )
 
 
 def _attempt(model: str, task: Task) -> tuple[PredictMetrics | None, str | None]:
@@ -187,7 +218,9 @@ def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -
     if compared := [r.known for r in done if r.known]:
         columns = ["new", "matched", "changed", "missing"]
         shift = max((math.hypot(*r.shift_m) for r in compared if r.shift_m), default=None)
-        error = max((r.registration_m for r in compared if r.registration_m is not None), default=None)
+        error = max(
+            (r.registration_m for r in compared if r.registration_m is not None), default=None
+        )
         table(
             "Against the known footprints", [*columns, "largest shift m", "registration error m"],
             [[*(sum(getattr(r, name) for r in compared) for name in columns), shift and round(shift, 2), error]],
@@ -196,8 +229,9 @@ def _summarise(done: list[PredictMetrics], failed: list[Task], seconds: float) -
     for record in unlike[:CAUTIONS]:
         remark(
             "caution", "yellow",
-            f"{record.scene}: looks unlike the training cities: expected IoU {record.expected_iou:.2f} (no labels were "
-            f"used), {record.validation_iou:.2f} on validation; look before you trust it",
+            f"{record.scene}: looks unlike the training cities: expected IoU "
+            f"{record.expected_iou:.2f} (no labels "
+            f"were " f"used), {record.validation_iou:.2f} on validation; look before you trust it",
         )  # fmt: skip
     if len(unlike) > CAUTIONS:
         rest = f"{len(unlike) - CAUTIONS} more look unlike the training cities"

@@ -1,11 +1,14 @@
-"""Stage privacy: does the model tell which scenes it was trained on, and what does it cost to make sure it cannot?
+"""Stage privacy: does the model tell which scenes it was trained on, and what does
+it cost to make sure it cannot?
 
-Tiles of the training scenes of a city (members) against tiles of its test scenes. Reads privacy.model, the folds
-models/without-CITY and the tiles; writes metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are
-over scenes, the models held fixed. An attack finds what leaks at least; only auc_bound is a proof, in expectation over
-which scenes are trained on.
+Tiles of the training scenes of a city (members) against tiles of its test scenes.
+Reads privacy.model, the folds models/without-CITY and the tiles; writes
+metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are over
+scenes, the models held fixed. An attack finds what leaks at least; only auc_bound
+is a proof, in expectation over which scenes are trained on.
 
-The small networks are kept in .work/privacy until all is measured: killed and started again it goes on with the next.
+The small networks are kept in .work/privacy until all is measured: killed and started again it goes
+on with the next.
 """
 
 import shutil
@@ -26,7 +29,9 @@ def run(
     out: Path = Path("metrics/privacy.json"),
     work: Path = WORK / "privacy",
 ) -> None:
-    """Measure everything above. Raises InputError on bad tiles or models, and where there is nothing to compare."""
+    """Measure everything above. Raises InputError on bad tiles or models, and where there is
+    nothing to compare.
+    """
     from pipeline.networks.card import check_fit
     from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
@@ -46,7 +51,8 @@ def run(
     }
     if not samples:
         raise InputError(
-            f"{settings.model}: no city of fetch.cities that it was trained on has training and test tiles; name "
+            f"{settings.model}: no city of fetch.cities that it was trained on has training and "
+            f"test tiles; name "
             "another privacy.model, or raise tile.test and run the tile stage again"
         )
     found = judge(target, samples, settings.bootstrap, settings.seed)
@@ -74,7 +80,11 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
     from pipeline.networks.models import read_model
 
     names = [city.city for city in cities]
-    folds = [fold for name in names if (fold := models / f"without-{name}").joinpath("model.json").exists()]
+    folds = [
+        fold
+        for name in names
+        if (fold := models / f"without-{name}").joinpath("model.json").exists()
+    ]
     found: dict[str, list] = {name: [] for name in names}
     for folder in dict.fromkeys([*folds, *map(Path, params.privacy.references)]):
         model = read_model(folder, on)
@@ -84,7 +94,8 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
                 found[city.city].append(model)
     if lacking := [name for name in names if not found[name]]:
         console.print(
-            f"privacy: every model there is has seen {', '.join(lacking)}: no likelihood ratio without a reference; "
+            f"privacy: every model there is has seen {', '.join(lacking)}: no likelihood ratio "
+            f"without a reference; "
             f"run `python -m pipeline train --without {lacking[0]}`"
         )
     return found
@@ -105,7 +116,9 @@ def print_tables(found: PrivacyMetrics) -> None:
                for name, n in private.network.items()])  # fmt: skip
     if plant := found.planted:
         where = f"{plant.scene} of {plant.city}, {plant.repeats} times in training"
-        console.print(f"planted: {where}: its confidence rises {plant.rank}. of {plant.of} test scenes")
+        console.print(
+            f"planted: {where}: its confidence rises {plant.rank}. of {plant.of} test scenes"
+        )
 
 
 def _interval(of: Auc | None) -> tuple[float | None, ...]:

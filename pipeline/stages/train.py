@@ -13,11 +13,13 @@ from pipeline.storage import WORK, digest, write_json
 from pipeline.tiles.store import open_cities
 
 ARRAYS = Path("arrays/train")
-FOLDS = Path("models/folds")  # a file a fold, which changes as its weights do: generalize depends on these alone
+# a file a fold, which changes as its weights do: generalize depends on these alone
+FOLDS = Path("models/folds")
 
 
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
-    """Train models/all, or models/without-CITY for the leave-one-city-out folds. Raises InputError on bad tiles.
+    """Train models/all, or models/without-CITY for the leave-one-city-out folds.
+    Raises InputError on bad tiles.
 
     A single city leaves nothing to train on: its fold is an empty folder.
     """
@@ -26,12 +28,16 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
         name, folder = "all", Path("models/all")
     else:
         if without not in params.fetch.cities:
-            raise InputError(f"no city {without!r} to leave out of {', '.join(params.fetch.cities)}")
+            raise InputError(
+                f"no city {without!r} to leave out of {', '.join(params.fetch.cities)}"
+            )
         check_folds(params)
         cities = [city for city in cities if city.city != without]
         name, folder = f"without-{without}", Path(f"models/without-{without}")
         if not cities:
-            console.print(f"{without} is the only city: nothing to train on without it; {folder} stays empty")
+            console.print(
+                f"{without} is the only city: nothing to train on without it; {folder} stays empty"
+            )
             folder.mkdir(parents=True, exist_ok=True)
             write_json(FOLDS / f"{without}.json", {"weights": None})
             return
@@ -53,16 +59,24 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
     epochs = card.history[-3:]
     table(f"{folder} (last epochs)", list(epochs[-1]), [list(e.values()) for e in epochs])
     iou = card.metrics["validation_iou"]
-    best = "no building in validation: the last epoch is kept" if iou is None else f"best validation IoU {iou:.3f}"
+    best = (
+        "no building in validation: the last epoch is kept"
+        if iou is None
+        else f"best validation IoU {iou:.3f}"
+    )
     console.print(f"{best}; weights in {folder}/weights.safetensors")
 
 
 def check_folds(params: Params) -> None:
-    """Raise InputError where a fold would start from a model that knows its city, before the first one is trained."""
+    """Raise InputError where a fold would start from a model that knows its city, before the
+    first one is trained.
+    """
     from pipeline.training.fit import inherited
 
     if barred := [city for city in params.fetch.cities if city in inherited(params.train)]:
         raise InputError(
-            f"train.init: {params.train.init} has been trained on {', '.join(barred)}, so no fold can leave that out; "
-            "start from a model that has not, or from `python -m pipeline pretrain`, or run `dvc repro train` alone"
+            f"train.init: {params.train.init} has been trained on {', '.join(barred)}, so no fold "
+            f"can leave that out; "
+            "start from a model that has not, or from `python -m pipeline pretrain`, or run `dvc "
+            "repro train` alone"
         )

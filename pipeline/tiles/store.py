@@ -1,4 +1,5 @@
-"""Tiles on disk: a city's scenes at one ground sample distance, memory-mapped, plus a table of tiles.
+"""Tiles on disk: a city's scenes at one ground sample distance, memory-mapped, plus
+a table of tiles.
 
 data/tiles/CITY/
     images.npy      uint8, flat: the regions' (H, W, C) pixels one after another
@@ -10,8 +11,9 @@ data/tiles/CITY/
                     from the region's corner), building (share of its valid pixels), valid (share of the
                     tile), scene
 
-A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one split. Regions are
-stored unbroken: a training crop may start at any pixel, and a metric is one over scenes, not over tiles.
+A region is a whole scene, or one block of a city's single large scene; it belongs to exactly one
+split. Regions are stored unbroken: a training crop may start at any pixel, and a metric is one over
+scenes, not over tiles.
 """
 
 import os
@@ -55,7 +57,11 @@ class Region:
 
     def windows(self, size: int) -> list[Window]:
         """Its tiles, row by row; the last of a row or column may reach past the region."""
-        return [Window(r, c, size, size) for r in range(0, self.height, size) for c in range(0, self.width, size)]
+        return [
+            Window(r, c, size, size)
+            for r in range(0, self.height, size)
+            for c in range(0, self.width, size)
+        ]
 
 
 @dataclass(frozen=True)
@@ -68,19 +74,24 @@ class Index:
     channels: Count
     classes: Annotated[int, Field(ge=1, le=254)]
     regions: list[Region]
-    groups: Annotated[list[str], Field(max_length=254)] = field(default_factory=list)  # names, by code from 1
+    # names, by code from 1
+    groups: Annotated[list[str], Field(max_length=254)] = field(default_factory=list)
 
 
 INDEX = TypeAdapter(Index)
 
 
 def read_index(folder: Path) -> tuple[dict, Index]:
-    """FOLDER/regions.json as it stands, and checked. Raises InputError where it is absent or damaged."""
+    """FOLDER/regions.json as it stands, and checked. Raises InputError where it
+    is absent or damaged.
+    """
     try:
         about = read_json(folder / "regions.json")
         index = INDEX.validate_python(about)
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename}: not found; run the tile stage for {folder.name} first") from None
+        raise InputError(
+            f"{error.filename}: not found; run the tile stage for {folder.name} first"
+        ) from None
     except (OSError, ValueError) as error:
         raise _damaged(folder / "regions.json", error) from None
     if index.city != folder.resolve().name:  # it names files that are written
@@ -89,11 +100,15 @@ def read_index(folder: Path) -> tuple[dict, Index]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); run the tile stage again")
+    return InputError(
+        f"{path}: damaged ({' '.join(str(error).split())[:200]}); run the tile stage again"
+    )
 
 
 class CityTiles:
-    """One city's tiles, opened read-only. `image` and `label` return views into the mapped files."""
+    """One city's tiles, opened read-only. `image` and `label` return views into
+    the mapped files.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -112,15 +127,21 @@ class CityTiles:
             or any(array.shape != (pixels,) for array in flat)
             or self._images.shape != (pixels * self.channels,)
         ):
-            raise InputError(f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again")
+            raise InputError(
+                f"{self.folder}: tile arrays and regions.json disagree; run the tile stage again"
+            )
 
     def _mapped(self, name: str) -> np.ndarray:
-        """An array of bytes as long as its file: what a header claims beyond it is never allocated."""
+        """An array of bytes as long as its file: what a header claims beyond it
+        is never allocated.
+        """
         path = self.folder / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise InputError(f"{path}: not found; run the tile stage for {self.folder.name} first") from None
+            raise InputError(
+                f"{path}: not found; run the tile stage for {self.folder.name} first"
+            ) from None
         except (OSError, ValueError, EOFError, OverflowError) as error:
             raise _damaged(path, error) from None
         if array.dtype != np.uint8:
@@ -141,11 +162,15 @@ class CityTiles:
         return _cut(self._labels, region)
 
     def groups(self, region: Region) -> np.ndarray | None:
-        """(H, W) uint8 codes of groups of buildings, 0 where there is none; None where none were asked for."""
+        """(H, W) uint8 codes of groups of buildings, 0 where there is none;
+        None where none were asked for.
+        """
         return None if self._groups is None else _cut(self._groups, region)
 
     def numbers(self, region: Region) -> np.ndarray | None:
-        """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where labels were rasters."""
+        """(H, W) uint8: 0, or a number that neighbouring buildings do not share; None where
+        labels were rasters.
+        """
         return None if self._numbers is None else _cut(self._numbers, region)
 
     def instances(self, region: Region) -> np.ndarray:
@@ -154,7 +179,9 @@ class CityTiles:
 
     @cached_property
     def table(self) -> dict[str, np.ndarray]:
-        """tiles.parquet without its geometry: region (index), split, row, column, building, valid."""
+        """tiles.parquet without its geometry: region (index), split, row,
+        column, building, valid.
+        """
         import pyarrow.parquet as parquet
         from pyarrow import ArrowException
 
@@ -175,11 +202,14 @@ class CityTiles:
         """`count` tiles of a split: `read` of what `chosen` picks."""
         return self.read(self.chosen(split, count, size, seed), size)
 
-    def chosen(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
-        """Rows (N,) of the table: `count` tiles of a split, without replacement, those with buildings first.
+    def chosen(
+        self, split: Split, count: int, size: int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Rows (N,) of the table: `count` tiles of a split, without replacement, those with
+        buildings first.
 
-        N ≤ count. Tiles less than half of which (of their centre of `size` pixels) is valid are taken only where all
-        are such.
+        N ≤ count. Tiles less than half of which (of their centre of `size` pixels) is valid are
+        taken only where all are such.
         """
         table, size = self.table, size or self.size
         rows = np.flatnonzero(table["split"] == split)
@@ -193,8 +223,8 @@ class CityTiles:
     def read(self, rows: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, S, S, C) uint8 and labels (N, S, S) uint8 of tiles by their rows of the table.
 
-        S is `size` (centre of the tile) or the tile size. Where a region is smaller than a tile, the rest is image 0
-        and label 255.
+        S is `size` (centre of the tile) or the tile size. Where a region is smaller than a tile,
+        the rest is image 0 and label 255.
         """
         size = size or self.size
         images = np.zeros((len(rows), size, size, self.channels), np.uint8)
@@ -208,13 +238,18 @@ class CityTiles:
 
     def scenes(self, rows: np.ndarray) -> np.ndarray:
         """Names (N,) of the scenes that tiles were cut from, by their rows of the table."""
-        return np.array([self.regions[region].parent for region in self.table["region"][rows]], object)
+        return np.array(
+            [self.regions[region].parent for region in self.table["region"][rows]], object
+        )
 
     def _place(self, row: int, size: int) -> tuple[Region, tuple[slice, slice]]:
         """The region of a tile of the table, and in it the tile's centre of size × size pixels."""
         inset = max(0, self.size - size) // 2
         top, left = (int(self.table[name][row]) + inset for name in ("row", "column"))
-        return self.regions[self.table["region"][row]], (slice(top, top + size), slice(left, left + size))
+        return self.regions[self.table["region"][row]], (
+            slice(top, top + size),
+            slice(left, left + size),
+        )
 
     def _valid(self, row: int, size: int) -> float:
         """Valid pixels of a tile, or of its centre, by its label where the table does not say."""
@@ -223,11 +258,15 @@ class CityTiles:
         region, place = self._place(row, size)
         return float(np.count_nonzero(self.label(region)[place] != IGNORE))
 
-    def unlabelled(self, split: Split, count: int, size: int | None = None, seed: int = 0) -> np.ndarray:
-        """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and given without any label.
+    def unlabelled(
+        self, split: Split, count: int, size: int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """`count` random crops of a split's images, (N, S, S, C) uint8, chosen and
+        given without any label.
 
-        Neither labels.npy nor the table of tiles (whose building shares are labels too) is opened. Crops that
-        are mostly 0 in every band are nodata and left out, so N ≤ count; regions smaller than S are mirrored.
+        Neither labels.npy nor the table of tiles (whose building shares are labels too) is opened.
+        Crops that are mostly 0 in every band are nodata and left out, so N ≤ count; regions smaller
+        than S are mirrored.
         """
         regions, size, rng = self.of_split(split), size or self.size, np.random.default_rng(seed)
         area = np.array([r.height * r.width for r in regions], float)
@@ -248,8 +287,12 @@ def _cut(flat: np.ndarray, region: Region) -> np.ndarray:
     return flat[region.offset : region.offset + region.pixels].reshape(region.height, region.width)
 
 
-def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = False, numbers: bool = False) -> None:
-    """Lay out the arrays for `write_window` to fill. Raises InputError where the disk is too small."""
+def allocate(
+    folder: Path, regions: list[Region], channels: int, groups: bool = False, numbers: bool = False
+) -> None:
+    """Lay out the arrays for `write_window` to fill. Raises InputError where
+    the disk is too small.
+    """
     pixels = sum(r.pixels for r in regions)
     depths = {"images": channels, "labels": 1, "groups": int(groups), "numbers": int(numbers)}
     needed, free = pixels * sum(depths.values()), shutil.disk_usage(folder).free
@@ -262,7 +305,8 @@ def allocate(folder: Path, regions: list[Region], channels: int, groups: bool = 
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(length,))
         if hasattr(os, "posix_fallocate"):  # not on macOS
-            with path.open("r+b") as file:  # take the space now, not window by window until the disk is full
+            # take the space now, not window by window until the disk is full
+            with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
@@ -275,15 +319,19 @@ def write_window(
     groups: np.ndarray | None = None,
     numbers: np.ndarray | None = None,
 ) -> None:
-    """Put a window of a region, image (h, w, C), label and, if any, groups and numbers (h, w) uint8, into the arrays;
-    processes may side by side.
+    """Put a window of a region, image (h, w, C), label and, if any, groups and numbers (h, w)
+    uint8, into the arrays; processes may side by side.
 
-    Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who touches it. Raises
-    InputError where the disk is full.
+    Written, not mapped: a fresh page of a map costs a fault every 4 kB, and a full disk kills who
+    touches it. Raises InputError where the disk is full.
     """
     whole_rows = window.width == region.width
     layers = [("images", image, image.shape[2]), ("labels", label, 1)]
-    layers += [(name, layer, 1) for name, layer in (("groups", groups), ("numbers", numbers)) if layer is not None]
+    layers += [
+        (name, layer, 1)
+        for name, layer in (("groups", groups), ("numbers", numbers))
+        if layer is not None
+    ]
     for name, pixels, depth in layers:
         try:
             with (folder / f"{name}.npy").open("r+b") as file:
@@ -310,20 +358,26 @@ def written_label(folder: Path, region: Region) -> np.ndarray:
 
 
 def count_tiles(label: np.ndarray, size: int) -> np.ndarray:
-    """Building pixels and valid pixels of each tile of a (H, W) label: (2, ⌈H/size⌉, ⌈W/size⌉) int64."""
+    """Building pixels and valid pixels of each tile of a (H, W) label: (2,
+    ⌈H/size⌉, ⌈W/size⌉) int64.
+    """
     rows, columns = (range(0, length, size) for length in label.shape)
     valid = label != IGNORE
 
     def count(mask: np.ndarray) -> list[list[int]]:
-        return [[int(np.count_nonzero(mask[r : r + size, c : c + size])) for c in columns] for r in rows]
+        return [
+            [int(np.count_nonzero(mask[r : r + size, c : c + size])) for c in columns] for r in rows
+        ]
 
     return np.array([count(valid & (label > 0)), count(valid)], np.int64)
 
 
 def write_index(folder: Path, about: dict, regions: list[Region], counts: list[np.ndarray]) -> dict:
-    """Write regions.json (returned) and tiles.parquet. counts: of each region's label by `count_tiles`.
+    """Write regions.json (returned) and tiles.parquet. counts: of each region's
+    label by `count_tiles`.
 
-    The footprint of a tile is its part inside the region; it is missing where the image carries no CRS.
+    The footprint of a tile is its part inside the region; it is missing where the
+    image carries no CRS.
     """
     import geopandas
 
@@ -345,7 +399,10 @@ def write_index(folder: Path, about: dict, regions: list[Region], counts: list[n
             footprints.append(np.full(len(windows), None, object))
             continue
         inside = [
-            w._replace(height=min(size, region.height - w.top), width=min(size, region.width - w.left)) for w in windows
+            w._replace(
+                height=min(size, region.height - w.top), width=min(size, region.width - w.left)
+            )
+            for w in windows
         ]
         footprints.append(region.grid.outlines(inside))
     merged = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
@@ -360,5 +417,7 @@ Cities = dict[str, CityTiles]  # by name
 
 
 def open_cities(cities: list[str], root: str | Path = "data/tiles") -> list[CityTiles]:
-    """The tiles of each named city under `root`. Raises InputError where the tile stage has not run."""
+    """The tiles of each named city under `root`. Raises InputError where the
+    tile stage has not run.
+    """
     return [CityTiles(Path(root) / city) for city in cities]

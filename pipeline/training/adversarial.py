@@ -22,7 +22,13 @@ from torch.nn import functional as F
 from pipeline import params
 from pipeline.labels import IGNORE
 from pipeline.scoring.metrics import counts
-from pipeline.training.perturb import pixel_gradient, project, random_direction, steepest, valid_mean
+from pipeline.training.perturb import (
+    pixel_gradient,
+    project,
+    random_direction,
+    steepest,
+    valid_mean,
+)
 
 BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -41,7 +47,9 @@ _replays: WeakKeyDictionary = WeakKeyDictionary()  # segmenter: Replay
 
 
 def replay(segmenter) -> dict | None:
-    """What a checkpoint must hold so that free training goes on in the middle of a replayed batch."""
+    """What a checkpoint must hold so that free training goes on in the middle
+    of a replayed batch.
+    """
     return vars(_replays[segmenter]).copy() if segmenter in _replays else None
 
 
@@ -51,8 +59,10 @@ def resume_replay(segmenter, state: dict | None) -> None:
 
 
 def epsilon_at(config: params.Adversarial, progress: float) -> float:
-    """ε in the unit of the images: it grows linearly from 0 over the share `warmup` of training. As in the attack
-    stage, ℓ∞ budgets are written in 1/255 and ℓ2 budgets in units of the pixel range [0, 1]."""
+    """ε in the unit of the images: it grows linearly from 0 over the share `warmup`
+    of training. As in the attack stage, ℓ∞ budgets are written in 1/255 and ℓ2
+    budgets in units of the pixel range [0, 1].
+    """
     share = 1.0 if config.warmup == 0 else min(1.0, progress / config.warmup)
     return share * config.epsilon / (255 if config.norm == "linf" else 1)
 
@@ -63,7 +73,9 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _divergence(clean: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """KL(clean ‖ moved) per pixel, (N, H, W)."""
-    return F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return F.kl_div(
+        logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
 
 
 @contextmanager
@@ -88,8 +100,10 @@ def move(
     random_start: bool = True,
     pixel_loss=_cross_entropy,
 ) -> torch.Tensor:
-    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball, or from themselves: the last point,
-    as training wants it, where `robustness.attacks.pgd` keeps the best. `step` is by default 2.5 ε / steps."""
+    """Images (N, C, H, W) after `steps` of ascent from a random point of the ball, or from
+    themselves: the last point, as training wants it, where `robustness.attacks.pgd` keeps the best.
+    `step` is by default 2.5 ε / steps.
+    """
     step = 2.5 * epsilon / steps if step is None else step
     moved = images
     if random_start:
@@ -102,11 +116,17 @@ def move(
 
 
 def adversarial_loss(
-    segmenter, images: torch.Tensor, labels: torch.Tensor, loss: BatchLoss, config: params.Adversarial, progress: float
+    segmenter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: BatchLoss,
+    config: params.Adversarial,
+    progress: float,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss to step on for images (N, C, H, W) in [0, 1] and labels (N, H, W), and what to log.
 
-    `loss` is the training loss on logits and labels; `progress` the share of training done, which sets ε.
+    `loss` is the training loss on logits and labels; `progress` the share of
+    training done, which sets ε.
     """
     epsilon = epsilon_at(config, progress)
     logs = {"epsilon": 255 * epsilon if config.norm == "linf" else epsilon}
@@ -132,20 +152,31 @@ def _trades(segmenter, images, labels, loss, config, attack, logs):
     clean, hurt = segmenter(torch.cat([images, moved])).float().chunk(2)
     divergence = valid_mean(_divergence(clean, hurt), labels).mean()
     natural = loss(clean, labels)
-    return natural + config.beta * divergence, {**logs, "clean": natural.detach(), "divergence": divergence.detach()}
+    return natural + config.beta * divergence, {
+        **logs,
+        "clean": natural.detach(),
+        "divergence": divergence.detach(),
+    }
 
 
 def _free(segmenter, images, labels, loss, config, epsilon):
     """The batches that arrive while one is replayed are dropped, so any trainer's loop will do."""
     now = _replays.get(segmenter)
     if now is not None:  # a checkpoint's tensors come back on the CPU
-        now.images, now.labels, now.delta = now.images.to(images), now.labels.to(labels), now.delta.to(images)
+        now.images, now.labels, now.delta = (
+            now.images.to(images),
+            now.labels.to(labels),
+            now.delta.to(images),
+        )
     if now is None or now.left == 0 or now.delta.shape[1:] != images.shape[1:]:
         fits = now is not None and now.delta.shape == images.shape
-        delta = now.delta if fits else torch.zeros_like(images)  # the paper carries δ over to the next batch
+        # the paper carries δ over to the next batch
+        delta = now.delta if fits else torch.zeros_like(images)
         now = _replays[segmenter] = Replay(images, labels, delta, config.steps)
     now.left -= 1
-    moved = project(now.images + now.delta, now.images, config.norm, epsilon).detach().requires_grad_()
+    moved = (
+        project(now.images + now.delta, now.images, config.norm, epsilon).detach().requires_grad_()
+    )
 
     def remember(gradient: torch.Tensor) -> None:
         further = moved.detach() + epsilon * steepest(gradient, config.norm)
@@ -157,10 +188,16 @@ def _free(segmenter, images, labels, loss, config, epsilon):
 
 @torch.no_grad()
 def overfitting_gap(
-    segmenter, images: torch.Tensor, labels: torch.Tensor, config: params.Adversarial, steps: int = 10
+    segmenter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    config: params.Adversarial,
+    steps: int = 10,
 ) -> dict[str, float]:
-    """IoU of the buildings under FGSM, under PGD of `steps` steps, and the difference: a large one means that
-    training has learned to fool the one-step attack (catastrophic overfitting; Wong, Rice & Kolter 2020)."""
+    """IoU of the buildings under FGSM, under PGD of `steps` steps, and the difference: a large one
+    means that training has learned to fool the one-step attack (catastrophic overfitting; Wong,
+    Rice & Kolter 2020).
+    """
     epsilon = epsilon_at(config, 1)
     attack = partial(move, segmenter, images, labels, norm=config.norm, epsilon=epsilon)
 

@@ -1,4 +1,6 @@
-"""Confidence that means something: a temperature and thresholds, fitted on validation, stored in the card."""
+"""Confidence that means something: a temperature and thresholds, fitted on
+validation, stored in the card.
+"""
 
 from dataclasses import asdict
 
@@ -16,19 +18,26 @@ from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
 from pipeline.training.crops import WindowGrid
 
-UNCALIBRATED: dict = {"temperature": 1.0, "threshold": 0.5, "confidence": None, "least_expected_iou": None}
+UNCALIBRATED: dict = {
+    "temperature": 1.0,
+    "threshold": 0.5,
+    "confidence": None,
+    "least_expected_iou": None,
+}
 
 
 @torch.inference_mode()
-def calibrate(segmenter: Segmenter, cities: list[CityTiles], size: int, pixels: int = 200_000) -> dict:
-    """A segmenter's `temperature`, `threshold`, `confidence` and `least_expected_iou` on the validation regions, as the
-    card holds them.
+def calibrate(
+    segmenter: Segmenter, cities: list[CityTiles], size: int, pixels: int = 200_000
+) -> dict:
+    """A segmenter's `temperature`, `threshold`, `confidence` and `least_expected_iou` on the
+    validation regions, as the card holds them.
 
     The temperature minimises the cross-entropy of softmax(z / T) (Guo et al. 2017, section 4.2) on
     `pixels` random pixels; fitted on every other window, it must lower the calibration error of the
     rest, or it is 1. The threshold on the building probability maximises IoU after that; the
-    thresholds of `confidence` give the IoU to expect elsewhere (see expected_iou.py), and the least that they give of a
-    validation scene tells what is still usual.
+    thresholds of `confidence` give the IoU to expect elsewhere (see expected_iou.py), and the least
+    that they give of a validation scene tells what is still usual.
     """
     windows = WindowGrid(cities, "validation", size)
     rng, on = np.random.default_rng(0), next(segmenter.buffers()).device
@@ -57,23 +66,32 @@ def calibrate(segmenter: Segmenter, cities: list[CityTiles], size: int, pixels: 
     }
 
 
-def least_expected_iou(probability: np.ndarray, scenes: np.ndarray, thresholds: Thresholds) -> float | None:
-    """The least IoU expected of a scene from its building probabilities (N,), `scenes` (N,) telling whose they are.
+def least_expected_iou(
+    probability: np.ndarray, scenes: np.ndarray, thresholds: Thresholds
+) -> float | None:
+    """The least IoU expected of a scene from its building probabilities (N,),
+    `scenes` (N,) telling whose they are.
 
     None where no scene holds a building, as `label_free_iou` says of one.
     """
     built = np.unique(scenes[probability > 0.5])
-    return min((thresholded_iou(probability[scenes == scene], thresholds) for scene in built), default=None)
+    return min(
+        (thresholded_iou(probability[scenes == scene], thresholds) for scene in built), default=None
+    )
 
 
 def fit_temperature(z: torch.Tensor, y: torch.Tensor) -> float:
     """T of least cross-entropy of softmax(z / T), logits (N, K) and classes (N,)."""
-    fit = minimize_scalar(lambda t: float(F.cross_entropy(z / np.exp(t), y)), bounds=(-3, 3), method="bounded")
+    fit = minimize_scalar(
+        lambda t: float(F.cross_entropy(z / np.exp(t), y)), bounds=(-3, 3), method="bounded"
+    )
     return float(np.exp(fit.x))
 
 
 def helps(fitted: torch.Tensor, z: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether the temperature of the pixels `fitted` (N,) lowers the calibration error of the others."""
+    """Whether the temperature of the pixels `fitted` (N,) lowers the
+    calibration error of the others.
+    """
     held, truth = z[~fitted], y[~fitted].byte().numpy()
     if not fitted.any() or not len(held):
         return False
@@ -93,7 +111,9 @@ def in_255(probability: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(counts: np.ndarray) -> float:
-    """The building probability above which a pixel counts as building so that IoU is largest; 0.5 where it is moot."""
+    """The building probability above which a pixel counts as building so that IoU is largest;
+    0.5 where it is moot.
+    """
     fp, tp = counts[:, ::-1].cumsum(1)[:, ::-1]
     if not tp[0]:
         return 0.5

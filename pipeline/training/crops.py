@@ -1,4 +1,6 @@
-"""Training crops from memory-mapped tiles: crop i is a function of (seed, i), so any run can be resumed exactly."""
+"""Training crops from memory-mapped tiles: crop i is a function of (seed, i), so any run can be
+resumed exactly.
+"""
 
 from collections.abc import Iterable
 
@@ -11,8 +13,12 @@ from pipeline.tiles.instances import contacts, instances
 from pipeline.tiles.store import CityTiles, Region
 
 
-def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (S, S, C) and label (S, S), copied; beyond the region's edge the image is 0 and the label 255."""
+def read_crop(
+    city: CityTiles, region: Region, top: int, left: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (S, S, C) and label (S, S), copied; beyond the region's edge the
+    image is 0 and the label 255.
+    """
     label = city.label(region)[top : top + size, left : left + size]
     image = city.image(region)[top : top + size, left : left + size]
     height, width = label.shape
@@ -24,14 +30,20 @@ def read_crop(city: CityTiles, region: Region, top: int, left: int, size: int) -
     return whole_image, whole_label
 
 
-def read_contacts(city: CityTiles, region: Region, top: int, left: int, size: int, metres: float) -> np.ndarray:
-    """(S, S) uint8: 1 within `metres` of two buildings, also beyond the crop's edge; 0 past the region's."""
+def read_contacts(
+    city: CityTiles, region: Region, top: int, left: int, size: int, metres: float
+) -> np.ndarray:
+    """(S, S) uint8: 1 within `metres` of two buildings, also beyond the crop's
+    edge; 0 past the region's.
+    """
     reach = metres / city.gsd
     around = round(reach) + 1
     first = max(0, top - around), max(0, left - around)
     seen = slice(first[0], top + size + around), slice(first[1], left + size + around)
     numbers = city.numbers(region)
-    near = contacts(instances(city.label(region)[seen], None if numbers is None else numbers[seen]), reach)
+    near = contacts(
+        instances(city.label(region)[seen], None if numbers is None else numbers[seen]), reach
+    )
     found = near[top - first[0] :, left - first[1] :][:size, :size]
     whole = np.zeros((size, size), np.uint8)
     whole[: found.shape[0], : found.shape[1]] = found
@@ -39,13 +51,21 @@ def read_contacts(city: CityTiles, region: Region, top: int, left: int, size: in
 
 
 class RandomCrops(Dataset):
-    """Random crops of the training regions; cities drawn evenly, by the root of their area, or by their area.
+    """Random crops of the training regions; cities drawn evenly, by the root of
+    their area, or by their area.
 
-    With `contact` metres there is a third tensor, (S, S) uint8: 1 within so much of two buildings, 255 to ignore.
+    With `contact` metres there is a third tensor, (S, S) uint8: 1 within so much of
+    two buildings, 255 to ignore.
     """
 
     def __init__(
-        self, cities: list[CityTiles], size: int, seed: int, level: str, weighting: str = "even", contact: float = 0
+        self,
+        cities: list[CityTiles],
+        size: int,
+        seed: int,
+        level: str,
+        weighting: str = "even",
+        contact: float = 0,
     ):
         self.size, self.seed, self.level, self.contact = size, seed, level, contact
         self.regions = [(c, r) for c in cities for r in c.of_split("train")]
@@ -59,7 +79,9 @@ class RandomCrops(Dataset):
         return self.drawn(index)[1:]
 
     def drawn(self, index: int) -> tuple:
-        """Crop `index`: the city it is of, its image (S, S, C), label and, if any, contacts (S, S) uint8."""
+        """Crop `index`: the city it is of, its image (S, S, C), label and, if
+        any, contacts (S, S) uint8.
+        """
         from pipeline.training.augment import augment
 
         random = np.random.default_rng((self.seed, index))
@@ -79,13 +101,21 @@ class RandomCrops(Dataset):
 
 
 class StepSampler(Sampler):
-    """The crops of one process: step s of the whole run holds crops s·batch … (s+1)·batch, shared among processes.
+    """The crops of one process: step s of the whole run holds crops s·batch … (s+1)·batch, shared
+    among processes.
 
-    So one process and many see the same global batches, and epoch e starts at the same crop however often it is run.
+    So one process and many see the same global batches, and epoch e starts at the same crop however
+    often it is run.
     """
 
     def __init__(self, batch_size: int, steps: int, rank: int = 0, world: int = 1):
-        self.batch, self.steps, self.rank, self.world, self.epoch = batch_size, steps, rank, world, 0
+        self.batch, self.steps, self.rank, self.world, self.epoch = (
+            batch_size,
+            steps,
+            rank,
+            world,
+            0,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -101,7 +131,9 @@ class StepSampler(Sampler):
 
 
 class WindowGrid(Dataset):
-    """Windows that cover the regions of a split once, without overlap: a fast look at validation IoU."""
+    """Windows that cover the regions of a split once, without overlap: a fast
+    look at validation IoU.
+    """
 
     def __init__(self, cities: list[CityTiles], split: Split, size: int):
         self.size = size
@@ -153,8 +185,12 @@ def loader(dataset: Dataset, batches: Iterable[list[int]], workers: int, cuda: b
 
 
 def channel_statistics(cities: list[CityTiles], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel in [0, 1], over valid pixels of 256 training crops, cities evenly."""
+    """Mean and standard deviation of each channel in [0, 1], over valid pixels of 256 training
+    crops, cities evenly.
+    """
     crops = RandomCrops(cities, 64, seed, "none")
     batches = [crops[i] for i in range(256)]
-    pixels = np.concatenate([image.numpy()[label.numpy() != IGNORE] for image, label in batches]) / 255.0
+    pixels = (
+        np.concatenate([image.numpy()[label.numpy() != IGNORE] for image, label in batches]) / 255.0
+    )
     return pixels.mean(0), pixels.std(0)

@@ -1,4 +1,6 @@
-"""How long training will take, before it begins: a few steps on few pixels, timed, times what is asked for."""
+"""How long training will take, before it begins: a few steps on few pixels,
+timed, times what is asked for.
+"""
 
 import time
 
@@ -10,12 +12,15 @@ from pipeline.params import Params
 from pipeline.training.adversarial import adversarial_loss
 from pipeline.training.losses import build_loss
 
-PIXELS = {"cpu": 2**16, "cuda": 2**20}  # of the batch that is timed: the time of a larger one grows with its pixels
+# of the batch that is timed: the time of a larger one grows with its pixels
+PIXELS = {"cpu": 2**16, "cuda": 2**20}
 WARM, TIMED = 1, 2  # steps; the first one fills caches
 
 
 def seconds_a_step(params: Params) -> float:
-    """Seconds that this machine takes for a training step (batch_size crops), by steps of fewer and smaller crops."""
+    """Seconds that this machine takes for a training step (batch_size crops), by steps of fewer
+    and smaller crops.
+    """
     train, on = params.train, device()
     side = min(train.crop, 128)
     batch = max(2, min(train.batch_size, PIXELS[on.type] // side**2))
@@ -44,7 +49,8 @@ def _now(on: torch.device) -> float:
 
 
 def forecast(params: Params, seconds: float) -> tuple[float, float]:
-    """Seconds of `train` (models/all), and of `dvc repro` with it: a fold for each city, none where there is but one.
+    """Seconds of `train` (models/all), and of `dvc repro` with it: a fold for each city, none where
+    there is but one.
 
     seconds: of a step.
     """

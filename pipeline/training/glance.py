@@ -21,7 +21,9 @@ WINDOWS = 256  # of validation, at most
 
 
 def train_glance(cities: list[CityTiles], train: Train, on: torch.device) -> Glance:
-    """Cross-entropy of each cell with whether it holds building, train.glance batches. Deterministic for a seed."""
+    """Cross-entropy of each cell with whether it holds building, train.glance batches.
+    Deterministic for a seed.
+    """
     torch.manual_seed(train.seed)
     glance = Glance(cities[0].channels).to(on)
     crops = RandomCrops(cities, train.crop, train.seed + 1, train.augment, train.city_weighting)
@@ -33,7 +35,9 @@ def train_glance(cities: list[CityTiles], train: Train, on: torch.device) -> Gla
         images, labels = (torch.stack(part).to(on) for part in zip(*pairs, strict=True))
         known = built(labels != IGNORE) > 0
         holds = built((labels > 0) & (labels != IGNORE)) > 0
-        loss = F.binary_cross_entropy_with_logits(glance(to_float(images))[known], holds[known].float())
+        loss = F.binary_cross_entropy_with_logits(
+            glance(to_float(images))[known], holds[known].float()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -42,12 +46,16 @@ def train_glance(cities: list[CityTiles], train: Train, on: torch.device) -> Gla
 
 
 @torch.inference_mode()
-def threshold_glance(glance: Glance, segmenter: Segmenter, cities: list[CityTiles], size: int) -> dict | None:
-    """Set the glance's threshold by the map that `segmenter` draws of validation windows of `size` pixels.
+def threshold_glance(
+    glance: Glance, segmenter: Segmenter, cities: list[CityTiles], size: int
+) -> dict | None:
+    """Set the glance's threshold by the map that `segmenter` draws of validation
+    windows of `size` pixels.
 
-    A larger window is skipped only where each of these within it would be; a smaller one never is. Returns the card's
-    `glance`: threshold, the share of the built area that is lost in windows below it, the share of windows that are,
-    their side; None where the map shows no building, and nothing can be said.
+    A larger window is skipped only where each of these within it would be; a smaller one never is.
+    Returns the card's `glance`: threshold, the share of the built area that is lost in windows
+    below it, the share of windows that are, their side; None where the map shows no building, and
+    nothing can be said.
     """
     windows, on = WindowGrid(cities, "validation", size), next(segmenter.buffers()).device
     scores, areas = [], []
@@ -68,12 +76,19 @@ def threshold_glance(glance: Glance, segmenter: Segmenter, cities: list[CityTile
 
 
 def skippable(scores: np.ndarray, areas: np.ndarray, lost: float = LOST) -> dict | None:
-    """The highest threshold under which windows of these scores (N,) hold at most `lost` of the area (N,) of all."""
+    """The highest threshold under which windows of these scores (N,) hold at most `lost` of the
+    area (N,) of all.
+    """
     order = np.argsort(scores, kind="stable")
     held = areas[order].cumsum()
     if not held[-1]:
         return None
-    first = int(np.searchsorted(held, lost * held[-1], side="right"))  # the first that must be looked at
+    # the first that must be looked at
+    first = int(np.searchsorted(held, lost * held[-1], side="right"))
     threshold = float(scores[order[first]])
     below = scores < threshold
-    return {"threshold": threshold, "lost": float(areas[below].sum() / held[-1]), "skipped": float(below.mean())}
+    return {
+        "threshold": threshold,
+        "lost": float(areas[below].sum() / held[-1]),
+        "skipped": float(below.mean()),
+    }

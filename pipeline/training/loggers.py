@@ -1,4 +1,6 @@
-"""Who else is told of a training: Lightning's own loggers, each imported only where `train.loggers` names it."""
+"""Who else is told of a training: Lightning's own loggers, each imported only where
+`train.loggers` names it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,9 @@ def _logger(name: str, run: str):
                 return loggers.MLFlowLogger("buildings", run_name=run, save_dir=str(LOGS / name))
     except ModuleNotFoundError:
         package = {"mlflow": "mlflow-skinny"}.get(name, name)
-        raise InputError(f"train.loggers: {name} is not installed; pip install {package}, or leave it out") from None
+        raise InputError(
+            f"train.loggers: {name} is not installed; pip install {package}, or leave it out"
+        ) from None
 
 
 def tell(trainer, record: dict) -> None:

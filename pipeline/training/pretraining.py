@@ -1,8 +1,10 @@
-"""Self-supervised pre-training on unlabelled tiles: masked-image modelling for a convolutional segmenter.
+"""Self-supervised pre-training on unlabelled tiles: masked-image modelling for a
+convolutional segmenter.
 
-Squares of each tile are hidden and the network paints them in (SimMIM, Xie et al., CVPR 2022: raw pixels, L1 on what
-was hidden, one light head; the square's mean colour stands for the learned mask token). The network is the segmenter
-itself with one output a band, so encoder and decoder are both trained; its last layer is not kept.
+Squares of each tile are hidden and the network paints them in (SimMIM, Xie et al., CVPR 2022: raw
+pixels, L1 on what was hidden, one light head; the square's mean colour stands for the learned mask
+token). The network is the segmenter itself with one output a band, so encoder and decoder are both
+trained; its last layer is not kept.
 
 The result is a model folder: `train.init` starts from it.
 """
@@ -27,7 +29,9 @@ from pipeline.training.steps import batches_of_several, one_cycle
 
 
 def hide(images: torch.Tensor, square: int, share: float, generator: torch.Generator):
-    """Replace about `share` of each image's squares by its mean colour: (images, mask), the mask (N, 1, H, W)."""
+    """Replace about `share` of each image's squares by its mean colour: (images, mask), the
+    mask (N, 1, H, W).
+    """
     n, _, height, width = images.shape
     rows, columns = -(-height // square), -(-width // square)
     coarse = (torch.rand(n, 1, rows, columns, generator=generator) < share).to(images)
@@ -36,29 +40,41 @@ def hide(images: torch.Tensor, square: int, share: float, generator: torch.Gener
 
 
 def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> Card:
-    """Train train.model on the training scenes' images as `pretrain` says; write `folder`, return its card.
+    """Train train.model on the training scenes' images as `pretrain` says; write
+    `folder`, return its card.
 
-    The same call again returns what is there. No label is read: crops come from CityTiles.unlabelled. The
-    card's history holds the mean loss of each tenth.
+    The same call again returns what is there. No label is read: crops come from
+    CityTiles.unlabelled. The card's history holds the mean loss of each tenth.
     """
     options, model, channels = p.pretrain, p.train.model, cities[0].channels
-    key = fingerprint(version("pretrain"), options.model_dump(), model.model_dump(), [c.about for c in cities])
+    key = fingerprint(
+        version("pretrain"), options.model_dump(), model.model_dump(), [c.about for c in cities]
+    )
     if (Path(folder) / "model.json").exists() and (done := read_card(folder)).fingerprint == key:
         return done
     torch.manual_seed(options.seed)
-    pool = np.concatenate([c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities])
+    pool = np.concatenate(
+        [c.unlabelled("train", options.tiles, options.crop, options.seed) for c in cities]
+    )
     if not len(pool):
         names = ", ".join(c.city for c in cities)
-        raise InputError(f"pretrain: no training scene of {names} shows anything but nodata; add scenes")
+        raise InputError(
+            f"pretrain: no training scene of {names} shows anything but nodata; add scenes"
+        )
     painter = build_model(model.model_copy(update={"classes": max(1, channels - 1)}), channels)
-    if model.encoder_weights != "imagenet" or channels != 3:  # those come with a normalisation of their own
+    # those come with a normalisation of their own
+    if model.encoder_weights != "imagenet" or channels != 3:
         pixels = pool.reshape(-1, channels) / 255
         painter.set_normalisation(pixels.mean(0), pixels.std(0))
     on = device()
     channels_last(painter.to(on)).train()
-    with batches_of_several("pretrain.batch_size", f"{model.architecture} of {len(pool)} crops in all"):
+    with batches_of_several(
+        "pretrain.batch_size", f"{model.architecture} of {len(pool)} crops in all"
+    ):
         losses = _paint(painter, pool, options, on)
-    segmenter = _with_new_head(painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels))
+    segmenter = _with_new_head(
+        painter.cpu(), build_model(model.model_copy(update={"encoder_weights": None}), channels)
+    )
     tenth = max(1, len(losses) // 10)
     card = Card(  # it has seen no city's labels: a fold may start from it whatever city is held out
         model=model,
@@ -68,7 +84,10 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> Card:
         gsd=cities[0].gsd,
         images=[c.city for c in cities],
         params=p.model_dump(mode="json", include={"tile", "pretrain"}),
-        metrics={"first_loss": float(np.mean(losses[:tenth])), "last_loss": float(np.mean(losses[-tenth:]))},
+        metrics={
+            "first_loss": float(np.mean(losses[:tenth])),
+            "last_loss": float(np.mean(losses[-tenth:])),
+        },
         fingerprint=key,
         history=[float(np.mean(losses[i : i + tenth])) for i in range(0, len(losses), tenth)],
     )
@@ -77,17 +96,30 @@ def pretrain(p: params.Params, cities: list[CityTiles], folder: Path) -> Card:
 
 
 def check_place(folder: Path) -> None:
-    """Raise InputError where writing `folder` would take away what is not pre-trained: it is replaced as a whole."""
+    """Raise InputError where writing `folder` would take away what is not pre-trained: it is
+    replaced as a whole.
+    """
     if params.written_by_a_stage(str(folder)):
-        raise InputError(f"{folder}: a stage writes there, and DVC deletes it; take another, such as --out pretrained")
+        raise InputError(
+            f"{folder}: a stage writes there, and DVC deletes it; take another, such "
+            f"as --out pretrained"
+        )
     if not Path(folder).exists() or not any(Path(folder).iterdir()):
         return
     if not (Path(folder) / "model.json").exists() or not read_card(folder).images:
-        raise InputError(f"{folder}: holds something else than a pre-trained model; take another folder, or empty it")
+        raise InputError(
+            f"{folder}: holds something else than a pre-trained model; take another "
+            f"folder, or empty it"
+        )
 
 
-def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: torch.device) -> list[float]:
-    rng, generator = np.random.default_rng(options.seed), torch.Generator().manual_seed(options.seed)
+def _paint(
+    painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: torch.device
+) -> list[float]:
+    rng, generator = (
+        np.random.default_rng(options.seed),
+        torch.Generator().manual_seed(options.seed),
+    )
     optimizer = torch.optim.AdamW(painter.parameters(), options.learning_rate)
     schedule, losses = one_cycle(optimizer, options.learning_rate, options.steps), []
     for step in progress(range(options.steps), "pre-training"):
@@ -113,13 +145,18 @@ def _paint(painter: Segmenter, pool: np.ndarray, options: params.Pretrain, on: t
 
 def _diverged(step: int, options: params.Pretrain) -> InputError:
     return InputError(
-        f"pre-training: the loss is not finite at step {step}; lower pretrain.learning_rate ({options.learning_rate})"
+        f"pre-training: the loss is not finite at step {step}; lower pretrain.learning_rate "
+        f"({options.learning_rate})"
     )
 
 
 def _with_new_head(painter: Segmenter, segmenter: Segmenter) -> Segmenter:
-    """Copy every weight whose shape fits; the last layer, one output a band in the painter, stays random."""
+    """Copy every weight whose shape fits; the last layer, one output a band in
+    the painter, stays random.
+    """
     fresh = segmenter.state_dict()
-    fitting = {k: w for k, w in painter.state_dict().items() if k in fresh and fresh[k].shape == w.shape}
+    fitting = {
+        k: w for k, w in painter.state_dict().items() if k in fresh and fresh[k].shape == w.shape
+    }
     segmenter.load_state_dict({**fresh, **fitting})
     return segmenter

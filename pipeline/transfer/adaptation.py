@@ -1,6 +1,8 @@
-"""Adaptation without labels: a segmenter and images of a new city in, a segmenter fitted to that city out.
+"""Adaptation without labels: a segmenter and images of a new city in, a segmenter
+fitted to that city out.
 
-No function here takes a label, so none can be read while adapting. The ladder, from the lightest touch:
+No function here takes a label, so none can be read while adapting. The ladder, from
+the lightest touch:
 
     histogram       the new city's colours are mapped to the training cities', band by band
     fda             low frequencies get the amplitude of the training cities (Yang and Soatto, CVPR 2020)
@@ -8,8 +10,9 @@ No function here takes a label, so none can be read while adapting. The ladder, 
     entropy         and scales and shifts lower the entropy of its predictions (TENT: Wang et al., ICLR 2021)
     self_training   and all weights learn its confident predictions (CBST: Zou et al., ECCV 2018)
 
-The first two change the input, the last three the model. None repairs a concept shift (roofs darker than the
-ground where training showed them brighter): the new city's images alone do not say what its roofs are.
+The first two change the input, the last three the model. None repairs a concept
+shift (roofs darker than the ground where training showed them brighter): the new
+city's images alone do not say what its roofs are.
 """
 
 import copy
@@ -43,9 +46,9 @@ def adapt(
 ) -> Segmenter:
     """An adapted copy of `segmenter`, in eval mode; the original is not changed.
 
-    `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new one. `steps` and
-    `learning_rate` are those of entropy and self_training. Models without batch norm pass adabn unchanged, and every
-    model does where a side has no image (all of it is nodata).
+    `source` (N, S, S, C) uint8 are images of its training cities, `target` (M, S, S, C) of the new
+    one. `steps` and `learning_rate` are those of entropy and self_training. Models without batch
+    norm pass adabn unchanged, and every model does where a side has no image (all of it is nodata).
     """
     if not len(source) or not len(target):
         return copy.deepcopy(segmenter).eval()
@@ -79,8 +82,12 @@ def _distribution(images: np.ndarray) -> np.ndarray:
     return counts.cumsum(axis=1) / max(1, len(pixels))
 
 
-def histogram_matching(source: np.ndarray, target: np.ndarray) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The monotone map, a band, from the target city's distribution of values to the source cities'."""
+def histogram_matching(
+    source: np.ndarray, target: np.ndarray
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The monotone map, a band, from the target city's distribution of values
+    to the source cities'.
+    """
     pairs = zip(_distribution(source), _distribution(target), strict=True)
     curves = np.stack([np.interp(t, s, LEVELS) for s, t in pairs]) / 255
     curves = torch.from_numpy(curves.astype(np.float32))
@@ -93,13 +100,19 @@ def histogram_matching(source: np.ndarray, target: np.ndarray) -> Callable[[torc
     return match
 
 
-def fourier_matching(source: np.ndarray, share: float = 0.01) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Replace the lowest `share` of frequencies' amplitude by the source's mean, keep every phase (FDA, equation 3).
+def fourier_matching(
+    source: np.ndarray, share: float = 0.01
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Replace the lowest `share` of frequencies' amplitude by the source's mean, keep every phase
+    (FDA, equation 3).
 
-    The source's crops should have the size of the windows to come: other sizes interpolate its amplitudes.
+    The source's crops should have the size of the windows to come: other sizes
+    interpolate its amplitudes.
     """
     half = max(1, int(min(source.shape[1:3]) * share))
-    spectra = [torch.fft.fft2(b, norm="forward").abs() for b in batches(source, 16, torch.device("cpu"))]
+    spectra = [
+        torch.fft.fft2(b, norm="forward").abs() for b in batches(source, 16, torch.device("cpu"))
+    ]
     centred = torch.fft.fftshift(torch.cat(spectra).mean(0, keepdim=True), dim=(2, 3))
     row, column = source.shape[1] // 2, source.shape[2] // 2
     low = centred[..., row - half : row + half + 1, column - half : column + half + 1]
@@ -109,11 +122,15 @@ def fourier_matching(source: np.ndarray, share: float = 0.01) -> Callable[[torch
         here = max(1, int(min(height, width) * share))
         spectrum = torch.fft.fftshift(torch.fft.fft2(images.float(), norm="forward"), dim=(2, 3))
         rows, columns = (slice(side // 2 - here, side // 2 + here + 1) for side in (height, width))
-        wanted = F.interpolate(low.to(images), size=(2 * here + 1,) * 2, mode="bilinear", align_corners=True)
+        wanted = F.interpolate(
+            low.to(images), size=(2 * here + 1,) * 2, mode="bilinear", align_corners=True
+        )
         spectrum[..., rows, columns] = torch.polar(
             wanted.float().expand(len(images), -1, -1, -1), spectrum[..., rows, columns].angle()
         )
-        return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(2, 3)), norm="forward").real.clamp(0, 1)
+        return torch.fft.ifft2(
+            torch.fft.ifftshift(spectrum, dim=(2, 3)), norm="forward"
+        ).real.clamp(0, 1)
 
     return match
 
@@ -125,8 +142,9 @@ def batch_norms(segmenter: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @contextmanager
 def normalising_by_batch(layers: list[nn.modules.batchnorm._BatchNorm]):
-    """Batch norm normalises by each batch and keeps its statistics; a layer that pools a single image to a single pixel
-    has no variance to measure there, and goes on by those it has."""
+    """Batch norm normalises by each batch and keeps its statistics; a layer that pools a single
+    image to a single pixel has no variance to measure there, and goes on by those it has.
+    """
 
     def choose(layer, inputs) -> None:
         layer.train(inputs[0][:, 0].numel() > 1)
@@ -142,7 +160,9 @@ def normalising_by_batch(layers: list[nn.modules.batchnorm._BatchNorm]):
 
 @torch.no_grad()
 def adabn(segmenter: Segmenter, target: np.ndarray, batch_size: int = 8) -> Segmenter:
-    """Batch norm's running mean and variance become the target's: the mean over its batches, of nearly equal size."""
+    """Batch norm's running mean and variance become the target's: the mean over its batches, of
+    nearly equal size.
+    """
     adapted = copy.deepcopy(segmenter).eval()
     layers, on = batch_norms(adapted), next(adapted.buffers()).device
     momenta = [layer.momentum for layer in layers]
@@ -177,9 +197,16 @@ def _descend(segmenter, weights, target, loss, steps, learning_rate, batch_size,
 
 
 def entropy_minimisation(
-    segmenter: Segmenter, target: np.ndarray, steps: int, learning_rate: float, batch_size: int, seed: int
+    segmenter: Segmenter,
+    target: np.ndarray,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
 ) -> Segmenter:
-    """TENT: batch norm normalises by the target's batches, its scales and shifts minimise the mean entropy."""
+    """TENT: batch norm normalises by the target's batches, its scales and
+    shifts minimise the mean entropy.
+    """
     adapted = adabn(segmenter, target, batch_size)
     layers = batch_norms(adapted)
     weights = [w for layer in layers if layer.affine for w in (layer.weight, layer.bias)]
@@ -203,7 +230,9 @@ def self_training(
     seed: int,
     share: float = 0.5,
 ) -> Segmenter:
-    """After AdaBN, learn the most confident `share` of each predicted class; the other pixels are ignored."""
+    """After AdaBN, learn the most confident `share` of each predicted class;
+    the other pixels are ignored.
+    """
     adapted = adabn(segmenter, target, batch_size)
     pseudo = torch.from_numpy(confident_labels(building_probability(adapted, target), share)).long()
 
@@ -211,12 +240,23 @@ def self_training(
         building = torch.cat([logits[:, :1], logits[:, 1:].logsumexp(1, keepdim=True)], 1)
         return F.cross_entropy(building, pseudo[drawn].to(logits.device), ignore_index=IGNORE)
 
-    _descend(adapted, list(adapted.parameters()), target, cross_entropy, steps, learning_rate, batch_size, seed)
+    _descend(
+        adapted,
+        list(adapted.parameters()),
+        target,
+        cross_entropy,
+        steps,
+        learning_rate,
+        batch_size,
+        seed,
+    )
     return adapted.eval()
 
 
 def confident_labels(probability: np.ndarray, share: float) -> np.ndarray:
-    """Pseudo-labels uint8: of each predicted class the most confident `share`, 255 elsewhere (CBST, equation 5)."""
+    """Pseudo-labels uint8: of each predicted class the most confident `share`, 255 elsewhere
+    (CBST, equation 5).
+    """
     labels = np.full(probability.shape, IGNORE, np.uint8)
     building = probability > 0.5
     for value, mask, confidence in ((1, building, probability), (0, ~building, 1 - probability)):

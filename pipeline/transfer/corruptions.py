@@ -1,8 +1,9 @@
-"""What the next flight may look like: a frozen table of corruptions at five severities, in the manner of
-ImageNet-C (Hendrycks and Dietterich, ICLR 2019), chosen for imagery from above.
+"""What the next flight may look like: a frozen table of corruptions at five severities, in the
+manner of ImageNet-C (Hendrycks and Dietterich, ICLR 2019), chosen for imagery from above.
 
-A corruption depends on its name, its severity, a tile's place in the batch and a seed, on nothing else. The
-table is frozen: numbers measured with it stay comparable, so a change of any entry is a new table.
+A corruption depends on its name, its severity, a tile's place in the batch and a
+seed, on nothing else. The table is frozen: numbers measured with it stay
+comparable, so a change of any entry is a new table.
 
 Most corruptions leave the ground where it is. Three do not, and move labels with it or on purpose:
     coarser, finer     the same camera higher or lower: image and label are resampled by the same factor and
@@ -22,7 +23,8 @@ from pipeline.labels import IGNORE
 from pipeline.training.augment import compression, defocus, motion_blur
 
 SEVERITIES = (1, 2, 3, 4, 5)
-Corrupt = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # (H, W, C) float in [0, 1] and back
+# (H, W, C) float in [0, 1] and back
+Corrupt = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
 def _smooth_field(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -51,7 +53,9 @@ def striping(image, amplitude, rng):
 
 
 def haze(image, share, rng):
-    """Koschmieder's law with a bright, slightly blue airlight and a transmission that varies by ±20 %."""
+    """Koschmieder's law with a bright, slightly blue airlight and a
+    transmission that varies by ±20 %.
+    """
     airlight = np.resize([0.80, 0.83, 0.87], image.shape[-1])
     veil = share * (0.8 + 0.4 * _smooth_field(image.shape[:2], 64, rng))[..., None]
     return image * (1 - veil) + airlight * veil
@@ -82,7 +86,9 @@ def saturation(image, factor, _):
 
 
 def colour_cast(image, strength, _):
-    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and further bands unchanged."""
+    """Gains that warm (> 0) or cool (< 0) the light: red up as blue goes down, green and
+    further bands unchanged.
+    """
     gains = np.ones(image.shape[-1])
     gains[[0, min(2, len(gains) - 1)]] = 1 + strength, 1 - strength
     return image * gains
@@ -95,7 +101,9 @@ def band_shift(image, pixels, rng):
     for band, sign in ((0, 1), (min(2, len(moved) - 1), -1)):
         dx, dy = sign * pixels * np.cos(turn), sign * pixels * np.sin(turn)
         matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-        moved[band] = cv2.warpAffine(moved[band], matrix, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
+        moved[band] = cv2.warpAffine(
+            moved[band], matrix, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT
+        )
     return np.stack(moved, axis=-1)
 
 
@@ -126,11 +134,15 @@ TABLE: dict[str, tuple[Corrupt, tuple[float, float, float, float, float]]] = {
     "cool_light": (colour_cast, (-0.06, -0.12, -0.2, -0.3, -0.42)),
     "band_shift": (band_shift, (0.5, 1, 1.5, 2.25, 3)),  # pixels
 }
-RESAMPLED: dict[str, tuple[float, float, float, float, float]] = {  # factor on the ground sample distance
+# factor on the ground sample distance
+RESAMPLED: dict[str, tuple[float, float, float, float, float]] = {
     "coarser": (1.15, 1.3, 1.5, 1.75, 2.0),
     "finer": (0.87, 0.77, 0.67, 0.57, 0.5),
 }
-SHIFTED: dict[str, tuple[float, float, float, float, float]] = {"misregistration": (0.5, 1, 1.5, 2.25, 3)}  # metres
+# metres
+SHIFTED: dict[str, tuple[float, float, float, float, float]] = {
+    "misregistration": (0.5, 1, 1.5, 2.25, 3)
+}
 NAMES = (*TABLE, *RESAMPLED, *SHIFTED)
 
 
@@ -146,7 +158,9 @@ def _resample(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.n
     top, left = (rows - inside[0]) // 2, (columns - inside[1]) // 2
     window = slice(top, top + inside[0]), slice(left, left + inside[1])
     return (
-        cv2.resize(image[window], (columns, rows), interpolation=cv2.INTER_CUBIC).reshape(rows, columns, -1),
+        cv2.resize(image[window], (columns, rows), interpolation=cv2.INTER_CUBIC).reshape(
+            rows, columns, -1
+        ),
         cv2.resize(label[window], (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT),
     )
 
@@ -154,15 +168,19 @@ def _resample(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.n
 def _shift(label: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
     turn = rng.uniform(0, 2 * np.pi)
     matrix = np.array([[1, 0, pixels * np.cos(turn)], [0, 1, pixels * np.sin(turn)]])
-    return cv2.warpAffine(label, matrix, label.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=IGNORE)
+    return cv2.warpAffine(
+        label, matrix, label.shape[::-1], flags=cv2.INTER_NEAREST, borderValue=IGNORE
+    )
 
 
 def corrupt(
     name: str, severity: int, images: np.ndarray, labels: np.ndarray, gsd: float, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for `coarser` smaller.
+    """Corrupt images (N, S, S, C) uint8 with labels (N, S, S) uint8; same shapes back, but for
+    `coarser` smaller.
 
-    Severity is 1 to 5; `gsd` (metres a pixel) turns metres into pixels. Raises KeyError on an unknown name.
+    Severity is 1 to 5; `gsd` (metres a pixel) turns metres into pixels. Raises
+    KeyError on an unknown name.
     """
     out_images, out_labels = [], []
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):

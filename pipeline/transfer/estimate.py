@@ -1,7 +1,8 @@
-"""How much of an IoU estimated without labels to believe: how far a city's features lie, how wrong estimates were.
+"""How much of an IoU estimated without labels to believe: how far a city's features
+lie, how wrong estimates were.
 
-The estimates themselves, from a city's probabilities, are in pipeline/scoring/expected_iou.py. They are worth having
-where they err less than guesses that look at no image of the new city.
+The estimates themselves, from a city's probabilities, are in pipeline/scoring/expected_iou.py. They
+are worth having where they err less than guesses that look at no image of the new city.
 """
 
 import numpy as np
@@ -10,7 +11,13 @@ import torch
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.params import Params
-from pipeline.scoring.expected_iou import cooled, expected_iou, fit_threshold, fit_thresholds, thresholded_iou
+from pipeline.scoring.expected_iou import (
+    cooled,
+    expected_iou,
+    fit_threshold,
+    fit_thresholds,
+    thresholded_iou,
+)
 from pipeline.tiles.store import Cities
 from pipeline.transfer.adaptation import batch_norms
 from pipeline.transfer.gap import Fold
@@ -21,11 +28,15 @@ NAIVE = ("no_gap", "mean_gap", "mean_unseen")  # guesses that look at no image o
 
 
 @torch.inference_mode()
-def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int = 16) -> float | None:
-    """How far a city's features lie from the training cities', in units of their spread; 0 = the same.
+def feature_distance(
+    segmenter: Segmenter, images: np.ndarray, batch_size: int = 16
+) -> float | None:
+    """How far a city's features lie from the training cities', in units of their
+    spread; 0 = the same.
 
-    At every batch norm, the Fréchet distance of each channel's normal distribution (Δμ² + Δσ²) to the stored
-    one, over the stored variance; the root of the mean. None for a model without batch norm, or without images.
+    At every batch norm, the Fréchet distance of each channel's normal distribution (Δμ² + Δσ²) to
+    the stored one, over the stored variance; the root of the mean. None for a model without batch
+    norm, or without images.
     """
     layers, on = batch_norms(segmenter), next(segmenter.buffers()).device
     if not layers or not len(images):
@@ -54,44 +65,61 @@ def feature_distance(segmenter: Segmenter, images: np.ndarray, batch_size: int =
 
 
 def mean_error(rows: dict[str, dict], guess: str) -> float | None:
-    """Mean absolute error of one way to guess IoU over the folds; None where no fold has its guess."""
+    """Mean absolute error of one way to guess IoU over the folds; None where no
+    fold has its guess.
+    """
     return mean(abs(row[guess] - row["iou"]) for row in rows.values() if row[guess] is not None)
 
 
-def estimated(params: Params, cities: Cities, fold: Fold, segmenter: Segmenter) -> dict[str, float | None]:
+def estimated(
+    params: Params, cities: Cities, fold: Fold, segmenter: Segmenter
+) -> dict[str, float | None]:
     """Label-free estimates of a held-out city's IoU, by a model that has met none of its labels.
 
-    "thresholded" is average thresholded confidence once a class, "atc" the published one, "expected" Soft Dice
-    Confidence as an IoU, of calibrated probabilities.
+    "thresholded" is average thresholded confidence once a class, "atc" the published one,
+    "expected" Soft Dice Confidence as an IoU, of calibrated probabilities.
     """
     g = params.generalize
-    validation = [cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training]
+    validation = [
+        cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training
+    ]
     images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
     classes, probability = maps(segmenter, images)
-    thresholds, one = (fit(probability, labels, classes > 0) for fit in (fit_thresholds, fit_threshold))
-    target = unlabelled(cities[fold.held_out], 2 * g.adaptation_tiles, params.tile.size, g.seed, "test")
+    thresholds, one = (
+        fit(probability, labels, classes > 0) for fit in (fit_thresholds, fit_threshold)
+    )
+    target = unlabelled(
+        cities[fold.held_out], 2 * g.adaptation_tiles, params.tile.size, g.seed, "test"
+    )
     classes, probability = maps(segmenter, target)
     return {
         "thresholded": thresholded_iou(probability, thresholds, found=classes > 0),
         "atc": thresholded_iou(probability, one, found=classes > 0),
-        "expected": expected_iou(cooled(probability, segmenter.decision.temperature), found=classes > 0),
+        "expected": expected_iou(
+            cooled(probability, segmenter.decision.temperature), found=classes > 0
+        ),
         "distance": feature_distance(segmenter, target),
     }
 
 
 def estimate_table(of_city: dict[str, dict], held_out: list[Fold], matrix: dict) -> dict:
-    """What each city's `estimated` says beside its IoU, and the mean absolute errors over the folds.
+    """What each city's `estimated` says beside its IoU, and the mean absolute
+    errors over the folds.
 
-    "estimate" is the one that erred least, in hindsight too.
-    Three naive guesses stand beside them: the model's IoU on its own cities' test scenes ("no_gap"), that guess less
-    the other folds' mean gap ("mean_gap"), and the other folds' mean unseen IoU ("mean_unseen"). The last two are
-    flattered, as the other folds' models have trained on this city; the estimates have met none of its labels.
-    "naive" is the guess that erred least, in hindsight: what the estimates must beat.
+    "estimate" is the one that erred least, in hindsight too. Three naive guesses stand beside them:
+    the model's IoU on its own cities' test scenes ("no_gap"), that guess less the other folds' mean
+    gap ("mean_gap"), and the other folds' mean unseen IoU ("mean_unseen"). The last two are
+    flattered, as the other folds' models have trained on this city; the estimates have met none of
+    its labels. "naive" is the guess that erred least, in hindsight: what the estimates must beat.
     """
     rows: dict[str, dict] = {}
     for fold in [fold for fold in held_out if fold.held_out in of_city]:
         city, known = fold.held_out, matrix[f"without-{fold.held_out}"]
-        rows[city] = {"iou": known[city], **of_city[city], "no_gap": mean(known[c] for c in fold.training)}
+        rows[city] = {
+            "iou": known[city],
+            **of_city[city],
+            "no_gap": mean(known[c] for c in fold.training),
+        }
     for city, row in rows.items():
         others = [other for c, other in rows.items() if c != city and other["no_gap"] is not None]
         row["mean_unseen"] = mean(other["iou"] for other in others)

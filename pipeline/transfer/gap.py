@@ -1,12 +1,14 @@
 """Leave one city out: how much of a city's IoU is owed to its own scenes being in the training set.
 
-gap = IoU(trained on all cities) − IoU(trained on all but this one), both on this city's test scenes: the reference is
-"in-distribution" on the *target*, because another city's IoU also differs by how hard that city is (WILDS, Koh et al.,
-ICML 2021, section 4, "mixed-to-test"). Scenes are resampled in pairs, each city within itself; the models are held
-fixed, so an interval says what other scenes of the city would show, not what another training would.
+gap = IoU(trained on all cities) − IoU(trained on all but this one), both on this city's test
+scenes: the reference is "in-distribution" on the *target*, because another city's IoU also differs
+by how hard that city is (WILDS, Koh et al., ICML 2021, section 4, "mixed-to-test"). Scenes are
+resampled in pairs, each city within itself; the models are held fixed, so an interval says what
+other scenes of the city would show, not what another training would.
 
-Every mean has an interval with degrees of freedom of its own (Satterthwaite): where the gap is known well, the unseen
-IoU need not be. The worst city is not known to be the worst: its interval is one of the least IoU of all cities.
+Every mean has an interval with degrees of freedom of its own (Satterthwaite): where the gap is
+known well, the unseen IoU need not be. The worst city is not known to be the worst: its interval is
+one of the least IoU of all cities.
 """
 
 from collections.abc import Iterable
@@ -41,7 +43,9 @@ class Fold:
 
 
 def folds(cities: Iterable[str]) -> list[Fold]:
-    """One fold a city, in the order of the names; a single city leaves nothing to train on, hence no fold."""
+    """One fold a city, in the order of the names; a single city leaves nothing
+    to train on, hence no fold.
+    """
     ordered = sorted(cities)
     if len(ordered) < 2:
         return []
@@ -49,22 +53,33 @@ def folds(cities: Iterable[str]) -> list[Fold]:
 
 
 def check_fold(fold: Fold, card: Card, reference: Card) -> None:
-    """Raise InputError unless a fold's model was trained on its cities, on no label of the held-out one, and as the
-    `reference` on all cities was. Both are the models' cards."""
-    folder, again = f"models/without-{fold.held_out}", f"run `python -m pipeline train --without {fold.held_out}` again"
+    """Raise InputError unless a fold's model was trained on its cities, on no label of the held-out
+    one, and as the `reference` on all cities was. Both are the models' cards.
+    """
+    folder, again = (
+        f"models/without-{fold.held_out}",
+        f"run `python -m pipeline train --without {fold.held_out}` again",
+    )
     if fold.held_out in card.cities:
         raise InputError(f"{folder}: its card says it was trained on {fold.held_out}; {again}")
     if fold.held_out in card.inherited:
         raise InputError(
-            f"{folder}: train.init started it from a model that had been trained on {fold.held_out}; "
+            f"{folder}: train.init started it from a model that had been trained on "
+            f"{fold.held_out}; "
             f"start from one that has not, or from `python -m pipeline pretrain`, and {again}"
         )
     if set(card.cities) != set(fold.training):
-        raise InputError(f"{folder}: trained on {', '.join(card.cities)}, not {', '.join(fold.training)}; {again}")
-    ours, theirs = card.params["train"], reference.params["train"]
-    if different := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
         raise InputError(
-            f"{folder}: train.{different[0]} is {ours.get(different[0])!r}, of the model on all cities "
+            f"{folder}: trained on {', '.join(card.cities)}, not "
+            f"{', '.join(fold.training)}; {again}"
+        )
+    ours, theirs = card.params["train"], reference.params["train"]
+    if different := sorted(
+        key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)
+    ):
+        raise InputError(
+            f"{folder}: train.{different[0]} is {ours.get(different[0])!r}, of the model on all "
+            f"cities "
             f"{theirs.get(different[0])!r}: their gap would say nothing; {again}"
         )
 
@@ -72,29 +87,40 @@ def check_fold(fold: Fold, card: Card, reference: Card) -> None:
 def check_ground(tiles: Cities) -> None:
     """Raise InputError where the ground of a city's test scenes was trained or tuned on.
 
-    A city of few scenes is split by strips of them: of one scene, no ground on both sides. Two cities may be one ground
-    flown twice; a hair's breadth between neighbours is no matter.
+    A city of few scenes is split by strips of them: of one scene, no ground on both sides. Two
+    cities may be one ground flown twice; a hair's breadth between neighbours is no matter.
     """
     for city, of_city in tiles.items():
         learned = [r for r in of_city.regions if r.split != "test"]
         for test in of_city.of_split("test"):
             if any(test.parent == r.parent and overlap(test.grid, r.grid) for r in learned):
-                raise InputError(f"data/tiles/{city}: {test.parent} is in training and test; run the tile stage again")
-    placed = [(city, r) for city, of_city in tiles.items() for r in of_city.regions if r.crs is not None]
+                raise InputError(
+                    f"data/tiles/{city}: {test.parent} is in training and test; run "
+                    f"the tile stage again"
+                )
+    placed = [
+        (city, r) for city, of_city in tiles.items() for r in of_city.regions if r.crs is not None
+    ]
     outlines = np.array([r.grid.outlines()[0] for _, r in placed], object)
     for i, j in shapely.STRtree(outlines).query(outlines, predicate="intersects").T.tolist():
         (city, test), (other, learned) = placed[i], placed[j]
         if city != other and test.split == "test" and learned.split != "test":
-            shared = outlines[i].intersection(outlines[j]).area / min(outlines[i].area, outlines[j].area)
+            shared = outlines[i].intersection(outlines[j]).area / min(
+                outlines[i].area, outlines[j].area
+            )
             if shared > SAME_GROUND:
                 raise InputError(
-                    f"{city}: its test scene {test.parent} shares {100 * shared:.0f} % of its ground with "
-                    f"{learned.parent} of {other}: a model without {city} has seen it; drop one, or make them one city"
+                    f"{city}: its test scene {test.parent} shares {100 * shared:.0f} % of its "
+                    f"ground with "
+                    f"{learned.parent} of {other}: a model without {city} has seen it; drop one, "
+                    f"or make them one city"
                 )
 
 
 def overlap(a: Grid, b: Grid) -> bool:
-    """Whether two parts of one scene's grid share a pixel: b's corners in pixels of a, where a is [0, W] × [0, H]."""
+    """Whether two parts of one scene's grid share a pixel: b's corners in pixels of a, where a
+    is [0, W] × [0, H].
+    """
     columns, rows = zip(*(~a.transform @ tuple(corner) for corner in b.corners()[0]), strict=True)
     across = min(max(columns), a.width) - max(min(columns), 0)
     down = min(max(rows), a.height) - max(min(rows), 0)
@@ -103,9 +129,11 @@ def overlap(a: Grid, b: Grid) -> bool:
 
 @dataclass(frozen=True)
 class Pair:
-    """One city's test units under both models: pixel counts (seeds, units), the seen model's and the unseen's.
+    """One city's test units under both models: pixel counts (seeds, units), the
+    seen model's and the unseen's.
 
-    `held` is the share of the errors' variance that lies between the units (see pipeline/scoring/blocks.py).
+    `held` is the share of the errors' variance that lies between the units (see
+    pipeline/scoring/blocks.py).
     """
 
     seen_intersection: np.ndarray
@@ -120,7 +148,9 @@ class Pair:
 
     @property
     def with_buildings(self) -> "Pair":
-        """Without the units in which neither labels nor models know a building: they say nothing of an IoU."""
+        """Without the units in which neither labels nor models know a building: they say
+        nothing of an IoU.
+        """
         some = ((self.seen_union > 0) | (self.unseen_union > 0)).any(axis=0)
         return replace(self, **{name: getattr(self, name)[:, some] for name in COUNTS})
 
@@ -128,7 +158,9 @@ class Pair:
         """IoU (seeds, draws) seen and unseen under the same resampling `weights` (draws, units)."""
         seen = zip(self.seen_intersection, self.seen_union, strict=True)
         unseen = zip(self.unseen_intersection, self.unseen_union, strict=True)
-        return np.stack([iou_of(weights, *s) for s in seen]), np.stack([iou_of(weights, *u) for u in unseen])
+        return np.stack([iou_of(weights, *s) for s in seen]), np.stack(
+            [iou_of(weights, *u) for u in unseen]
+        )
 
 
 COUNTS = ("seen_intersection", "seen_union", "unseen_intersection", "unseen_union")
@@ -137,18 +169,27 @@ Estimates = dict[str, Estimate]  # by NAMES
 
 
 def gap_table(pairs: dict[str, Pair], draws: int, seed: int) -> dict:
-    """{"city": {CITY: row}, "mean_city": row, "pooled": row, "worst_city": the least unseen IoU and its city's name}.
+    """{"city": {CITY: row}, "mean_city": row, "pooled": row, "worst_city": the least unseen IoU and
+    its city's name}.
 
-    A row: units (their number), seen, unseen, gap (means over seeds), their 95 % intervals *_low and *_high over test
-    units (the models held fixed; None where nothing can be said, as of a single unit), and the spread over training
-    seeds. Cities without any building in their test units are left out; the mean's and the pool's intervals resample
-    each city's units within the city. Without any pair, there is an empty "city" and nothing else.
+    A row: units (their number), seen, unseen, gap (means over seeds), their 95 % intervals *_low
+    and *_high over test units (the models held fixed; None where nothing can be said, as of a
+    single unit), and the spread over training seeds. Cities without any building in their test
+    units are left out; the mean's and the pool's intervals resample each city's units within the
+    city. Without any pair, there is an empty "city" and nothing else.
     """
     known = {city: pair.with_buildings for city, pair in sorted(pairs.items())}
-    kept = {c: pair for c, pair in known.items() if pair.units and not np.isnan(pair.ious(once(pair))).any()}
+    kept = {
+        c: pair
+        for c, pair in known.items()
+        if pair.units and not np.isnan(pair.ious(once(pair))).any()
+    }
     if not kept:
         if pairs:
-            raise InputError("no city has a building in its test scenes; enlarge tile.test or add labelled scenes")
+            raise InputError(
+                "no city has a building in its test scenes; enlarge tile.test or add "
+                "labelled scenes"
+            )
         return {"city": {}}
     drawn = {
         city: resample(pair.units, draws, np.random.default_rng([seed, i]))
@@ -192,14 +233,18 @@ def estimates(pair: Pair, weights: np.ndarray) -> Estimates:
 
 
 def pooled(pairs: dict[str, Pair], drawn: dict[str, np.ndarray]) -> Estimates:
-    """ΣI/ΣU over all cities. A city's part in its error: what its resampled units move ΣI − IoU · ΣU by, over ΣU."""
+    """ΣI/ΣU over all cities. A city's part in its error: what its resampled units move ΣI − IoU
+    · ΣU by, over ΣU.
+    """
     values = dict(zip(("seen", "unseen"), _pooled_values(pairs), strict=True))
     parts: dict[str, list[float]] = {name: [] for name in NAMES}
     for city, pair in pairs.items():
         moved = {}
         for side, value in values.items():
             total = sum(getattr(other, f"{side}_union").sum(1) for other in pairs.values())
-            residual = getattr(pair, f"{side}_intersection") - value[:, None] * getattr(pair, f"{side}_union")
+            residual = getattr(pair, f"{side}_intersection") - value[:, None] * getattr(
+                pair, f"{side}_union"
+            )
             moved[side] = ((residual / total[:, None]) @ drawn[city].T).mean(0)
         moved["gap"] = moved["seen"] - moved["unseen"]
         for name in NAMES:
@@ -228,7 +273,12 @@ def _row(found: Estimates, values: Iterable[np.ndarray], units: int) -> dict:
     row: dict = {"units": units}
     for name, of_seeds in zip(NAMES, (seen, unseen, seen - unseen), strict=True):
         low, high = found[name].shown()
-        row |= {name: found[name].value, f"{name}_low": low, f"{name}_high": high, f"{name}_spread": _spread(of_seeds)}
+        row |= {
+            name: found[name].value,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_spread": _spread(of_seeds),
+        }
     return row
 
 

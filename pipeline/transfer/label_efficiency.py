@@ -1,9 +1,12 @@
-"""Frugal learning: what a share of the training scenes buys, and what the start of training is worth.
+"""Frugal learning: what a share of the training scenes buys, and what the start of
+training is worth.
 
-One training a share sees that share of every city. The start "other_cities" is the question of a new city instead: the
-model that has all scenes of the others goes on with the share of this one's, one training a city.
+One training a share sees that share of every city. The start "other_cities" is the question of a
+new city instead: the model that has all scenes of the others goes on with the share of this one's,
+one training a city.
 
-Subsets are nested (1 % ⊂ 2 % ⊂ … ⊂ 100 %), so that a curve moves by the scenes added, not by a new draw.
+Subsets are nested (1 % ⊂ 2 % ⊂ … ⊂ 100 %), so that a curve moves by the scenes
+added, not by a new draw.
 """
 
 import copy
@@ -23,8 +26,12 @@ from pipeline.tiles.store import Cities, CityTiles
 from pipeline.training.fit import fit
 
 
-def nested_scenes(city: CityTiles, split: Split, fractions: list[float], seed: int) -> dict[float, list[str]]:
-    """Names of the first ⌈fraction · n⌉ of a split's regions, in one random order a seed; at least one."""
+def nested_scenes(
+    city: CityTiles, split: Split, fractions: list[float], seed: int
+) -> dict[float, list[str]]:
+    """Names of the first ⌈fraction · n⌉ of a split's regions, in one random
+    order a seed; at least one.
+    """
     names = sorted(r.name for r in city.of_split(split))
     order = np.random.default_rng(seed).permutation(len(names))
     return {
@@ -34,13 +41,16 @@ def nested_scenes(city: CityTiles, split: Split, fractions: list[float], seed: i
 
 
 def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
-    """The city as if only `fraction` of its training and of its validation scenes had been labelled.
+    """The city as if only `fraction` of its training and of its validation scenes
+    had been labelled.
 
-    Its test scenes stay. The table of tiles is rebuilt to match, and `about` (what a training's cache is
-    keyed by) lists the regions that are left.
+    Its test scenes stay. The table of tiles is rebuilt to match, and `about` (what a training's
+    cache is keyed by) lists the regions that are left.
     """
     kept = {
-        name for split in ("train", "validation") for name in nested_scenes(city, split, [fraction], seed)[fraction]
+        name
+        for split in ("train", "validation")
+        for name in nested_scenes(city, split, [fraction], seed)[fraction]
     }
     indices = [i for i, r in enumerate(city.regions) if r.split == "test" or r.name in kept]
     smaller = copy.copy(city)
@@ -54,18 +64,28 @@ def share_of(city: CityTiles, fraction: float, seed: int) -> CityTiles:
     return smaller
 
 
-def frugal(params: Params, cities: Cities, models: Path, reference: Path, ray: str | None = None) -> dict:
+def frugal(
+    params: Params, cities: Cities, models: Path, reference: Path, ray: str | None = None
+) -> dict:
     """IoU of each city after training on a nested share of scenes, from each initialisation.
 
-    A share limits validation scenes too: early stopping must not see more labels than training. `params.train` is that
-    of the model on all cities in the folder `reference`, which is the whole share from its own start; `models` holds
-    the folds, where "other_cities" begins. ray: where the trainings run, see pipeline.cluster.
+    A share limits validation scenes too: early stopping must not see more labels than training.
+    `params.train` is that of the model on all cities in the folder `reference`, which is the whole
+    share from its own start; `models` holds the folds, where "other_cities" begins. ray: where the
+    trainings run, see pipeline.cluster.
     """
     g, f, names = params.generalize, sorted(params.generalize.fractions), sorted(cities)
     starts = [start for start in g.initialisations if start != "other_cities" or len(cities) > 1]
-    groups = {start: [(city,) for city in names] if start == "other_cities" else [(*names,)] for start in starts}
+    groups = {
+        start: [(city,) for city in names] if start == "other_cities" else [(*names,)]
+        for start in starts
+    }
     jobs = [(start, share, group) for start in starts for share in f for group in groups[start]]
-    trains = {(s, group): start_of(params, cities, models, s, group[0]) for s in starts for group in groups[s]}
+    trains = {
+        (s, group): start_of(params, cities, models, s, group[0])
+        for s in starts
+        for group in groups[s]
+    }
     folders = {city: cities[city].folder for city in names}
 
     def learned(job: tuple) -> dict[str, float | None]:
@@ -79,13 +99,23 @@ def frugal(params: Params, cities: Cities, models: Path, reference: Path, ray: s
         segmenter = read_model(folder, device())
         return {city.city: evaluate_city(segmenter, city, params.evaluate).iou for city in smaller}
 
-    ious, found = dict(each(learned, jobs, ray)), {start: {f"{share:g}": {} for share in f} for start in starts}
+    ious, found = (
+        dict(each(learned, jobs, ray)),
+        {start: {f"{share:g}": {} for share in f} for start in starts},
+    )
     for start, share, group in jobs:
         found[start][f"{share:g}"] |= ious[start, share, group]
     scenes = {
-        f"{share:g}": {c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in names} for share in f
+        f"{share:g}": {
+            c: len(nested_scenes(cities[c], "train", [share], g.seed)[share]) for c in names
+        }
+        for share in f
     }
-    return {"frugal": next(iter(found.values()), {}), "frugal_by_initialisation": found, "frugal_scenes": scenes}
+    return {
+        "frugal": next(iter(found.values()), {}),
+        "frugal_by_initialisation": found,
+        "frugal_scenes": scenes,
+    }
 
 
 def start_of(params: Params, cities: Cities, models: Path, start: str, city: str) -> Train:

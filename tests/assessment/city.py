@@ -25,16 +25,30 @@ def red_model(folder: Path, bias: float = -4.0) -> Path:
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
         segmenter.network.bias[:] = torch.tensor([0.0, bias])
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5,
-            "threshold": 0.5, "temperature": 1.0, "metrics": {}, "cities": []}  # fmt: skip
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+        "threshold": 0.5,
+        "temperature": 1.0,
+        "metrics": {},
+        "cities": [],
+    }
     save_model(folder, segmenter, card)
     return folder
 
 
 def town(height: int = 448, width: int = 448, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 and truth (H, W): most roofs are red, one in four is pale, and some red things are no roofs."""
+    """(H, W, 3) uint8 and truth (H, W): most roofs are red, one in four is pale, and some red
+    things are no roofs.
+    """
     rng = np.random.default_rng(seed)
-    truth, colour = np.zeros((height, width), np.uint8), rng.integers(60, 160, (height, width, 1), dtype=np.uint8)
+    truth, colour = (
+        np.zeros((height, width), np.uint8),
+        rng.integers(60, 160, (height, width, 1), dtype=np.uint8),
+    )
     image = np.repeat(colour, 3, axis=2)
     for _ in range(height * width // 2500):
         top, left, kind = rng.integers(0, height - 30), rng.integers(0, width - 30), rng.random()
@@ -46,14 +60,22 @@ def town(height: int = 448, width: int = 448, seed: int = 0) -> tuple[np.ndarray
 
 def write_scene(path: Path, image: np.ndarray, transform=PLACE, crs=CRS) -> Path:
     height, width, count = image.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": count, "dtype": "uint8"}
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": count,
+        "dtype": "uint8",
+    }
     with rasterio.open(path, "w", transform=transform, crs=crs, **profile) as file:
         file.write(np.moveaxis(image, -1, 0))
     return path
 
 
 def true_polygons(truth: np.ndarray, transform=PLACE, crs=CRS) -> gpd.GeoDataFrame:
-    found = [shapely.geometry.shape(g) for g, v in shapes(truth, mask=truth > 0, transform=transform)]
+    found = [
+        shapely.geometry.shape(g) for g, v in shapes(truth, mask=truth > 0, transform=transform)
+    ]
     return gpd.GeoDataFrame({"label": np.ones(len(found), np.int32)}, geometry=found, crs=crs)
 
 
@@ -72,4 +94,6 @@ def map_counts(image: np.ndarray, truth: np.ndarray, bias: float = -4.0) -> np.n
     """TP, FP, FN of the whole city, computed without the pipeline."""
     x = image.astype(float) / 255
     drawn = 20 * x[..., 0] - 10 * x[..., 1] - 10 * x[..., 2] + bias > 0
-    return np.array([(drawn & (truth > 0)).sum(), (drawn & (truth == 0)).sum(), (~drawn & (truth > 0)).sum()])
+    return np.array(
+        [(drawn & (truth > 0)).sum(), (drawn & (truth == 0)).sum(), (~drawn & (truth > 0)).sum()]
+    )

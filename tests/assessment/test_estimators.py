@@ -1,4 +1,6 @@
-"""Estimates from a few labelled frames: known answers, and how often 95 % intervals hold what is true."""
+"""Estimates from a few labelled frames: known answers, and how often 95 %
+intervals hold what is true.
+"""
 
 import numpy as np
 import pytest
@@ -33,7 +35,8 @@ def test_everything_labelled_is_known():
 
 def test_counts_that_follow_the_model_are_known_from_few():
     counts = city().counts
-    auxiliary = np.stack([counts.sum(1), counts[:, 1:].sum(1)], 1) * 0.7  # wrong in scale, right in kind
+    # wrong in scale, right in kind
+    auxiliary = np.stack([counts.sum(1), counts[:, 1:].sum(1)], 1) * 0.7
     some = np.arange(0, 300, 20)
     design = Design.of(np.zeros(300, int), some)
     found = assess(counts[some], design, auxiliary[some], auxiliary.sum(0))["iou"]
@@ -48,13 +51,17 @@ def test_calibrated_weights_add_up_to_what_is_known():
     weights, auxiliary = rng.uniform(1, 9, (4, 12)), rng.gamma(1, 1, (4, 12, 2))
     known = np.array([70.0, 55.0])
     found = calibrated(weights, auxiliary, known)
-    np.testing.assert_allclose((found[..., None] * auxiliary).sum(1), np.tile(known, (4, 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        (found[..., None] * auxiliary).sum(1), np.tile(known, (4, 1)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("overconfident", [1.0, 3.0])
 @pytest.mark.parametrize("n", [10, 20, 40])
 def test_intervals_cover(n, overconfident):
-    """Also where the model is bad; 1,000 draws tell .95 within .014, and a small city is no normal distribution."""
+    """Also where the model is bad; 1,000 draws tell .95 within .014, and a small city is no
+    normal distribution.
+    """
     for unusable in (0, 1):
         found = coverage(city(overconfident=overconfident), n, 1000, unusable=unusable)
         for name in ("iou", "recall", "f1", "built"):
@@ -68,7 +75,9 @@ def test_a_promise_is_kept_and_a_false_one_is_not_made():
         found = promises(city(), 100, 100, recall=0.8, confidence=0.95, per=per)
         assert found["kept"] >= 0.95
     assert promises(city(), 100, 20, recall=0.8, confidence=0.95, per="frame")["made"] > 0.9
-    nothing = KnownCity(np.eye(1, LEVELS).repeat(50, 0) * 100, np.eye(1, LEVELS).repeat(50, 0) * 50, 0.5)
+    nothing = KnownCity(
+        np.eye(1, LEVELS).repeat(50, 0) * 100, np.eye(1, LEVELS).repeat(50, 0) * 50, 0.5
+    )
     assert promises(nothing, 30, 20, recall=0.8, confidence=0.95, per="frame")["made"] == 0
 
 
@@ -76,7 +85,9 @@ def test_neyman_gives_more_to_what_is_doubtful_and_to_what_is_large():
     stratum, size = np.repeat([0, 1], [100, 100]), np.repeat([1.0, 4.0], [100, 100])
     np.testing.assert_array_equal(allocate(stratum, size, 20), [4, 16])
     np.testing.assert_array_equal(allocate(np.repeat([0, 1], [150, 50]), np.ones(200), 20), [15, 5])
-    np.testing.assert_array_equal(allocate(np.repeat([0, 1], [3, 97]), np.repeat([50.0, 1], [3, 97]), 10), [3, 7])
+    np.testing.assert_array_equal(
+        allocate(np.repeat([0, 1], [3, 97]), np.repeat([50.0, 1], [3, 97]), 10), [3, 7]
+    )
 
 
 def test_a_sample_is_each_strata_share_and_the_chances_add_up():

@@ -48,7 +48,9 @@ HONEST = {
 def test_each_check_fails_alone_and_is_named(check, change):
     assert all(audit(**HONEST).values())
     checks = audit(**{**HONEST, **change})
-    assert set(checks) == set(CHECKS) and [name for name, passed in checks.items() if not passed] == [check]
+    assert set(checks) == set(CHECKS) and [
+        name for name, passed in checks.items() if not passed
+    ] == [check]
     with pytest.raises(AuditFailed, match=check):
         demand(checks, "evidence.json")
 
@@ -57,14 +59,18 @@ AT_REFERENCE = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise
 
 
 class Quantised(nn.Module):
-    """An input layer of a few grey levels: the network behind it hardly changes, its pixel gradient is zero."""
+    """An input layer of a few grey levels: the network behind it hardly changes, its pixel
+    gradient is zero.
+    """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images * 24).round() / 24
 
 
 class Saturated(nn.Module):
-    """An output so sure of itself that the gradient of its cross-entropy underflows, to zero in the end."""
+    """An output so sure of itself that the gradient of its cross-entropy
+    underflows, to zero in the end.
+    """
 
     def __init__(self, factor: float):
         super().__init__()
@@ -75,13 +81,18 @@ class Saturated(nn.Module):
 
 
 def measured(model: nn.Module, methods: list[str]) -> dict:
-    """As the stage does by default, with a surrogate that is a copy of the model, its mask included."""
+    """As the stage does by default, with a surrogate that is a copy of the
+    model, its mask included.
+    """
     settings = params.Attack(
         linf=[2, 4, 8], reference=8, steps=8, apgd_steps=4, patch=4, methods=methods, batch_size=16
     )
     relative = surrogate(model, *tint.tiles(8, 98))
     campaign = Campaign(model, relative, settings, torch.tensor([800, 200]), [50.0, 150.0])
-    return {name: numbers for name, numbers, _ in attack_city(campaign, *tint.tiles(24, 99), tint.tiles(8, 98), 0.5)}
+    return {
+        name: numbers
+        for name, numbers, _ in attack_city(campaign, *tint.tiles(24, 99), tint.tiles(8, 98), 0.5)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +109,15 @@ def test_an_honest_model_passes(model):
     assert all(checks.values()), found
     metrics = city_metrics(numbers)
     for row in metrics["linf"].values():
-        assert row["worst"] <= min(row[name] for name in ("clean", "noise", "fgsm", "pgd", "apgd")) + 1e-12
+        assert (
+            row["worst"]
+            <= min(row[name] for name in ("clean", "noise", "fgsm", "pgd", "apgd")) + 1e-12
+        )
         assert row["apgd"] <= min(row["apgd_losses"].values()) + 1e-12
     worst = [metrics["linf"][e]["worst"] for e in ("2", "4", "8")]
     assert all(b <= a for a, b in itertools.pairwise(worst))
-    assert 2 < metrics["halving"] < 4  # strictly between two budgets of the table: the bisection attacks as it does
+    # strictly between two budgets of the table: the bisection attacks as it does
+    assert 2 < metrics["halving"] < 4
     assert metrics["erase"]["attacked"] < metrics["erase"]["clean"]
     assert metrics["invent"]["attacked"] >= metrics["invent"]["clean"]
     assert metrics["patch"]["support_radius"] == 7 and metrics["patch"]["scored_share"] > 0.5
@@ -110,7 +125,11 @@ def test_an_honest_model_passes(model):
 
 @pytest.mark.parametrize(
     "mask,check",
-    {"quantised": "vanishes", "saturated": "white_box_below_scale_free", "sure": "white_box_below_scale_free"}.items(),
+    {
+        "quantised": "vanishes",
+        "saturated": "white_box_below_scale_free",
+        "sure": "white_box_below_scale_free",
+    }.items(),
 )
 def test_a_model_that_hides_its_gradients_is_flagged(model, mask, check):
     hidden = {
@@ -127,13 +146,17 @@ def test_each_budget_stands_on_its_own_attacks():
     """A larger budget's weaker attacks must show, though the worst IoU of the table never rises."""
 
     def city(at_two: int) -> dict:
-        one, two = {"noise": [[9], [10]], "pgd": [[4], [10]]}, {"noise": [[9], [10]], "pgd": [[at_two], [10]]}
+        one, two = (
+            {"noise": [[9], [10]], "pgd": [[4], [10]]},
+            {"noise": [[9], [10]], "pgd": [[at_two], [10]]},
+        )
         checks = {name: [[9], [10]] for name in AT_REFERENCE}
         return {
             "clean": {"tiles": [[9], [10]], "buildings": [9]},
             "linf 1": one,
             "linf 2": two,
-            "checks": checks | {"vanishing": [[0], [10]], "relative_clean": [[9], [10]], "fullest": 0},
+            "checks": checks
+            | {"vanishing": [[0], [10]], "relative_clean": [[9], [10]], "fullest": 0},
             "excess": {"value": 0.0},
         }
 
@@ -145,14 +168,22 @@ def test_each_budget_stands_on_its_own_attacks():
 def test_mean_over_tiles_leaves_out_those_without_buildings():
     clean = {"tiles": [[8, 0, 0], [10, 0, 5]], "buildings": [9, 0, 0]}
     checks = {name: clean["tiles"] for name in ("transfer", "relative_clean")}
-    row = city_metrics({"clean": clean, "linf 1": {"noise": clean["tiles"]}, "checks": checks})["linf"]["1"]
+    row = city_metrics({"clean": clean, "linf 1": {"noise": clean["tiles"]}, "checks": checks})[
+        "linf"
+    ]["1"]
     assert row["image_clean"] == row["image_worst"] == 0.8
-    nothing = {"clean": {**clean, "buildings": [0, 0, 0]}, "linf 1": {"noise": clean["tiles"]}, "checks": checks}
+    nothing = {
+        "clean": {**clean, "buildings": [0, 0, 0]},
+        "linf 1": {"noise": clean["tiles"]},
+        "checks": checks,
+    }
     assert city_metrics(nothing)["linf"]["1"]["image_worst"] is None
 
 
 def test_the_longer_attack_counts_on_its_tile_alone():
-    """Two cities of two tiles: what all attacks found on the fullest ones, 3 + 2 of 20, falls to 1 + 2 of 20."""
+    """Two cities of two tiles: what all attacks found on the fullest ones, 3 +
+    2 of 20, falls to 1 + 2 of 20.
+    """
 
     def city(fullest: int, found: int, longer: int) -> dict:
         tiles = {name: [[9, 9], [10, 10]] for name in AT_REFERENCE}
@@ -171,6 +202,12 @@ def test_the_longer_attack_counts_on_its_tile_alone():
 
 
 def test_a_method_of_several_losses_is_their_worst_case():
-    found = {"noise": [[9, 9], [10, 10]], "apgd mce": [[2, 8], [10, 10]], "apgd js": [[7, 1], [10, 10]]}
-    row = by_method(found, lambda measurements: worst_case(*np.array(measurements).swapaxes(0, 1))[0])
+    found = {
+        "noise": [[9, 9], [10, 10]],
+        "apgd mce": [[2, 8], [10, 10]],
+        "apgd js": [[7, 1], [10, 10]],
+    }
+    row = by_method(
+        found, lambda measurements: worst_case(*np.array(measurements).swapaxes(0, 1))[0]
+    )
     assert row == {"noise": 0.9, "apgd": 0.15, "apgd_losses": {"mce": 0.5, "js": 0.4}}

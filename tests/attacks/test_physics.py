@@ -1,4 +1,6 @@
-"""What sun, air and camera do to a picture, by hand; and that a search never ends above the clean IoU."""
+"""What sun, air and camera do to a picture, by hand; and that a search never
+ends above the clean IoU.
+"""
 
 import math
 
@@ -21,7 +23,10 @@ def images():
 
 def numbers(name: str, **changed) -> torch.Tensor:
     family = ALL[name]
-    values = [changed.get(n.replace(" ", "_"), float(v)) for n, v in zip(family.names, family.neutral, strict=True)]
+    values = [
+        changed.get(n.replace(" ", "_"), float(v))
+        for n, v in zip(family.names, family.neutral, strict=True)
+    ]
     return torch.tensor([values, values])
 
 
@@ -35,7 +40,9 @@ def test_the_neutral_point_changes_nothing(name, images):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_view_is_a_picture_with_a_gradient(name, images):
-    unit = torch.rand(2, len(ALL[name].low), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    unit = torch.rand(
+        2, len(ALL[name].low), generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
     seen = ALL[name].view(images, ALL[name].numbers(unit))
     assert seen.shape == images.shape and seen.min() >= 0 and seen.max() <= 1
     (slope,) = torch.autograd.grad((seen * torch.rand_like(seen)).sum(), unit)
@@ -46,12 +53,16 @@ def test_koschmieder_and_exposure_by_hand(images):
     hazy = ALL["haze"].view(images, numbers("haze", depth=0.3, airlight=0.9))
     assert torch.allclose(hazy, images * math.exp(-0.3) + 0.9 * (1 - math.exp(-0.3)))
     seen = ALL["gain"].view(images, numbers("gain", gain_1=1.1, offset_2=-0.02))
-    assert torch.allclose(seen[:, 0], images[:, 0]) and torch.allclose(seen[:, 1], 1.1 * images[:, 1])
+    assert torch.allclose(seen[:, 0], images[:, 0]) and torch.allclose(
+        seen[:, 1], 1.1 * images[:, 1]
+    )
     assert torch.allclose(seen[:, 2], images[:, 2] - 0.02)
 
 
 def test_a_warmer_light_is_redder_and_less_blue(images):
-    """At a higher mired the light is nearer to a lamp's: Planck's ratio of 610 to 465 nm, at 5500 K and at 4721 K."""
+    """At a higher mired the light is nearer to a lamp's: Planck's ratio of 610 to 465 nm, at
+    5500 K and at 4721 K.
+    """
     warm = ALL["colour"].view(images, numbers("colour", mired=30)) / images
 
     def planck(wave, kelvin):
@@ -59,8 +70,13 @@ def test_a_warmer_light_is_redder_and_less_blue(images):
 
     kelvin = 1e6 / (1e6 / 5500 + 30)
     red, blue = (planck(w, kelvin) / planck(w, 5500) for w in (610e-9, 465e-9))
-    assert float(warm[0, 0, 0, 0] / warm[0, 2, 0, 0]) == pytest.approx((red / blue) ** (1 / 2.2), rel=1e-4)
-    assert torch.allclose(warm[:, 1], torch.ones(()), atol=1e-5) and warm[0, 0, 0, 0] > 1 > warm[0, 2, 0, 0]
+    assert float(warm[0, 0, 0, 0] / warm[0, 2, 0, 0]) == pytest.approx(
+        (red / blue) ** (1 / 2.2), rel=1e-4
+    )
+    assert (
+        torch.allclose(warm[:, 1], torch.ones(()), atol=1e-5)
+        and warm[0, 0, 0, 0] > 1 > warm[0, 2, 0, 0]
+    )
 
 
 def test_a_blur_keeps_light_and_spreads_a_point():
@@ -88,7 +104,9 @@ def test_a_whole_pixel_shift_and_a_quarter_turn_are_exact(images):
 def test_a_shadow_takes_its_share_inside_and_nothing_far_outside():
     light = torch.ones(1, 3, 64, 64)
     dark = ALL["shadow"].view(light, torch.tensor([[0.0, 0.0, 0.5, 0.4, 2.0]]))[0, 0]
-    assert float(dark[0, 0]) == pytest.approx(0.6, abs=1e-4) and float(dark[-1, -1]) == pytest.approx(1, abs=1e-4)
+    assert float(dark[0, 0]) == pytest.approx(0.6, abs=1e-4) and float(
+        dark[-1, -1]
+    ) == pytest.approx(1, abs=1e-4)
 
 
 def test_families_that_cannot_be_are_left_out():
@@ -111,12 +129,14 @@ class Bright(torch.nn.Module):
 
 
 def test_gradients_go_on_where_the_grid_ends():
-    """Roofs of 0.53 on ground of 0.42: 0.93 · 0.53 is below ½, and no point of a coarse grid is a tile's worst."""
+    """Roofs of 0.53 on ground of 0.42: 0.93 · 0.53 is below ½, and no point of
+    a coarse grid is a tile's worst.
+    """
     labels = torch.zeros(2, SIDE, SIDE, dtype=torch.long)
     labels[:, 8:20, 8:20] = 1
-    images = torch.where(labels == 1, 0.53, 0.42)[:, None].expand(-1, 3, -1, -1) + 0.004 * torch.randn(
-        2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.where(labels == 1, 0.53, 0.42)[:, None].expand(
+        -1, 3, -1, -1
+    ) + 0.004 * torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     family = families(Physics(gain=0.1, offset=0), 3)["gain"]
     loss, judge = losses.soft_iou(0.5), lambda z, y: harm(z, y)[0]
     seen = list(search(family, Bright(), images, labels, loss, judge, 5, 6))

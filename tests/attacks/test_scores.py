@@ -1,20 +1,45 @@
-"""A city whose tiles hold no building: measured, null in every table, and no evidence for or against an attack."""
+"""A city whose tiles hold no building: measured, null in every table, and no evidence for or
+against an attack.
+"""
 
 import pytest
 
 from pipeline.attacks.audit import audit
 from pipeline.attacks.scores import city_metrics, evidence
 
-CHECKS = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise", "relative_clean", "longer")
+CHECKS = (
+    "half_steps",
+    "steps",
+    "cooled",
+    "sharpened",
+    "transfer",
+    "noise",
+    "relative_clean",
+    "longer",
+)
 
 
 def city(buildings: list[int], tiles: list, attacked: list) -> dict:
     return {
         "clean": {"tiles": tiles, "buildings": buildings},
-        "linf 1": {"noise": tiles, "pgd": attacked, **dict.fromkeys(("apgd mce", "apgd js"), attacked)},
-        "checks": {**dict.fromkeys(CHECKS, tiles), "steps": attacked, "fullest": 0, "vanishing": [[0, 0], tiles[1]]},
+        "linf 1": {
+            "noise": tiles,
+            "pgd": attacked,
+            **dict.fromkeys(("apgd mce", "apgd js"), attacked),
+        },
+        "checks": {
+            **dict.fromkeys(CHECKS, tiles),
+            "steps": attacked,
+            "fullest": 0,
+            "vanishing": [[0, 0], tiles[1]],
+        },
         "halving": {"linf": None},
-        "patch": {"clean": tiles, "attacked": attacked, "scored_share": 0.5, "buildings": sum(buildings)},
+        "patch": {
+            "clean": tiles,
+            "attacked": attacked,
+            "scored_share": 0.5,
+            "buildings": sum(buildings),
+        },
         "excess": {"value": 0.0},
     }
 
@@ -30,10 +55,15 @@ FIELDS = {
 def test_every_iou_of_a_city_without_buildings_is_null(field):
     metrics = city_metrics(FIELDS[field])
     row = metrics["linf"]["1"]
-    assert {v for k, v in row.items() if k != "apgd_losses"} | set(row["apgd_losses"].values()) == {None}
+    assert {v for k, v in row.items() if k != "apgd_losses"} | set(row["apgd_losses"].values()) == {
+        None
+    }
     assert metrics["transfer"] == {"iou": None, "relative_clean": None}
     assert metrics["patch"]["clean"] is metrics["patch"]["attacked"] is None
-    assert city_metrics(TOWN)["linf"]["1"]["worst"] == 7 / 16 and "buildings" not in city_metrics(TOWN)["patch"]
+    assert (
+        city_metrics(TOWN)["linf"]["1"]["worst"] == 7 / 16
+        and "buildings" not in city_metrics(TOWN)["patch"]
+    )
 
 
 @pytest.mark.parametrize("field", FIELDS)

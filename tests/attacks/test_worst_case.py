@@ -25,7 +25,9 @@ def test_equals_brute_force(seed):
 
 
 def test_choosing_each_tile_alone_is_not_the_answer():
-    """The tile's own IoU prefers 1/3 to 10/20; the pool does not: its union is what dilutes the first tile."""
+    """The tile's own IoU prefers 1/3 to 10/20; the pool does not: its union is
+    what dilutes the first tile.
+    """
     intersections, unions = np.array([[50, 1], [50, 10]]), np.array([[100, 3], [100, 60]])
     iou, choice = worst_case(intersections, unions)
     assert choice[1] == 1 and iou == 60 / 160

@@ -8,7 +8,14 @@ from torch.nn import functional as F
 from pipeline.attacks.engine import Target, pgd
 from pipeline.certificates import bounds as bounds_module
 from pipeline.certificates import crown
-from pipeline.certificates.bounds import Bounds, Box, certified_classes, image_box, interval_margins, worst_margins
+from pipeline.certificates.bounds import (
+    Bounds,
+    Box,
+    certified_classes,
+    image_box,
+    interval_margins,
+    worst_margins,
+)
 from pipeline.certificates.crown import crown_ibp_margins, linear_lower
 from pipeline.errors import InputError
 from pipeline.networks.decision import Decision
@@ -20,7 +27,8 @@ def every_layer() -> nn.Module:
     """One of each kind of layer that the small nets lack."""
     norm = nn.BatchNorm2d(6)
     norm.running_mean, norm.running_var = torch.randn(6), torch.rand(6) + 0.5
-    norm.weight.data, norm.bias.data = torch.randn(6), torch.randn(6)  # negative scales swap the ends
+    # negative scales swap the ends
+    norm.weight.data, norm.bias.data = torch.randn(6), torch.randn(6)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1, bias=False), norm, nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2),
@@ -34,7 +42,9 @@ NETS = {
     "unet": lambda: SmallUNet(3, 2, 4),
     "every-layer": every_layer,
     "linear": lambda: nn.Conv2d(3, 4, 1),
-    "grouped-end": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, groups=2)),
+    "grouped-end": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, groups=2)
+    ),
     "transposed-end": lambda: nn.Sequential(
         nn.AvgPool2d(2), nn.Conv2d(3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 2, stride=2)
     ),
@@ -131,7 +141,9 @@ def test_ibp_below_crown_ibp_below_pgd_below_clean(case):
 def halved(channels, outputs, width) -> nn.Module:
     """An odd image does not halve evenly: 21 pixels become 11."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(width, outputs, 3, padding=1)
+        nn.Conv2d(channels, width, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(width, outputs, 3, padding=1),
     )
 
 
@@ -150,14 +162,24 @@ def narrowed(channels, outputs, width) -> nn.Module:
 
 def widened(channels, outputs, width) -> nn.Module:
     """The answer has more pixels than the image."""
-    return nn.Sequential(nn.Conv2d(channels, 4 * outputs, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2))
+    return nn.Sequential(
+        nn.Conv2d(channels, 4 * outputs, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2)
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "size"),
-    [(SmallFCN, 24), (SmallFCN, 7), (SmallUNet, 40), (SmallUNet, 16), (halved, 21), (doubled, 24), (narrowed, 24),
-     (widened, 6)],
-)  # fmt: skip
+    [
+        (SmallFCN, 24),
+        (SmallFCN, 7),
+        (SmallUNet, 40),
+        (SmallUNet, 16),
+        (halved, 21),
+        (doubled, 24),
+        (narrowed, 24),
+        (widened, 6),
+    ],
+)
 def test_pixels_that_share_a_pass_get_what_they_get_alone(make, size, monkeypatch):
     torch.manual_seed(1)
     network = make(2, 2, 4).double().eval().requires_grad_(False)
@@ -166,7 +188,8 @@ def test_pixels_that_share_a_pass_get_what_they_get_alone(make, size, monkeypatc
     spec = torch.randn_like(boxes[bounds.logits].lower[0])
     where = torch.rand(spec.shape[1:]) < 50 / spec[0].numel()
     shared = linear_lower(bounds, boxes, bounds.logits, spec, where=where)
-    monkeypatch.setattr(crown, "_reach", lambda *_: size)  # every pixel is believed to see the whole image
+    # every pixel is believed to see the whole image
+    monkeypatch.setattr(crown, "_reach", lambda *_: size)
     alone = linear_lower(bounds, boxes, bounds.logits, spec, where=where, chunk=7)
     assert where.any() and torch.allclose(shared[where], alone[where], atol=1e-12, rtol=0)
 
@@ -189,12 +212,19 @@ def test_float32_gives_up_little():
 
 
 def cancelling() -> nn.Module:
-    """Last weights ±100 w + 0.001: the linear form is tiny where what the network adds up is large."""
-    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 2, 1))
+    """Last weights ±100 w + 0.001: the linear form is tiny where what the
+    network adds up is large.
+    """
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 2, 1)
+    )
     large = 100 * torch.randn(8)
     net[2].weight.data[8:] = net[2].weight.data[:8]
     net[2].bias.data[8:] = net[2].bias.data[:8]
-    net[3].weight.data[1, :8, 0, 0], net[3].weight.data[1, 8:, 0, 0] = large, -large + 1e-3 * torch.randn(8)
+    net[3].weight.data[1, :8, 0, 0], net[3].weight.data[1, 8:, 0, 0] = (
+        large,
+        -large + 1e-3 * torch.randn(8),
+    )
     net[3].weight.data[0] = 0
     return net
 
@@ -232,7 +262,11 @@ def test_what_float32_rounds_stays_inside(make):
 def test_the_image_box_holds_the_ball_that_an_attack_may_use():
     """An attack's ε is held to 1e-6, and x ± ε is no float32."""
     torch.manual_seed(4)
-    segmenter, images, epsilon = Segmenter(nn.Identity(), 3, 1), 0.2 + 0.6 * torch.rand(1, 3, 8, 8), 2 / 255
+    segmenter, images, epsilon = (
+        Segmenter(nn.Identity(), 3, 1),
+        0.2 + 0.6 * torch.rand(1, 3, 8, 8),
+        2 / 255,
+    )
     box = image_box(segmenter, images, epsilon)
     assert (box.lower.double() <= images.double() - epsilon - 1e-6).all()
     assert (box.upper.double() >= images.double() + epsilon + 1e-6).all()
@@ -251,9 +285,10 @@ def two_neurons() -> nn.Module:
 def test_two_neurons_by_hand(monkeypatch):
     """x = (1, 0.9) ± 0.2: h₀ in [1.5, 2.3] is stable; a = x₀ − x₁ in [−0.3, 0.5] is not.
 
-    IBP: h₁ in [0, 0.5], so l₁ − l₀ in [1.5 − 0.5 + 1, 2.3 − 0 + 1] = [2, 3.3]. CROWN, lower: h₁ ≤ (0.5 / 0.8)(a + 0.3)
-    and the form is x₀ + x₁ − 0.625 (x₀ − x₁) − 0.1875 + 1 = 0.375 x₀ + 1.625 x₁ + 0.8125, least at x = (0.8, 0.7):
-    2.25. CROWN, upper: h₁ ≥ a, since 0.5 > 0.3, so x₀ + x₁ − a + 1 = 2 x₁ + 1, greatest at x₁ = 1.1: 3.2.
+    IBP: h₁ in [0, 0.5], so l₁ − l₀ in [1.5 − 0.5 + 1, 2.3 − 0 + 1] = [2, 3.3]. CROWN, lower: h₁ ≤
+    (0.5 / 0.8)(a + 0.3) and the form is x₀ + x₁ − 0.625 (x₀ − x₁) − 0.1875 + 1 = 0.375 x₀ + 1.625
+    x₁ + 0.8125, least at x = (0.8, 0.7): 2.25. CROWN, upper: h₁ ≥ a, since 0.5 > 0.3, so x₀ + x₁ −
+    a + 1 = 2 x₁ + 1, greatest at x₁ = 1.1: 3.2.
     """
     monkeypatch.setattr(bounds_module, "UNIT", 0.0)
     bounds, x = Bounds(two_neurons().double()), torch.tensor([1.0, 0.9]).double().view(1, 2, 1, 1)
@@ -267,7 +302,9 @@ def test_two_neurons_by_hand(monkeypatch):
 
 
 def test_worst_margin_is_the_least_difference():
-    differences = torch.tensor([[0.0, 2.0, -1.0], [-3.0, 0.0, -2.0], [0.5, 0.1, 0.0]]).view(1, 3, 3, 1, 1)
+    differences = torch.tensor([[0.0, 2.0, -1.0], [-3.0, 0.0, -2.0], [0.5, 0.1, 0.0]]).view(
+        1, 3, 3, 1, 1
+    )
     margins = worst_margins(differences)
     assert margins.flatten().tolist() == pytest.approx([-1, -3, 0.1])
     assert certified_classes(margins).item() == 2
@@ -275,10 +312,17 @@ def test_worst_margin_is_the_least_difference():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Sigmoid(), nn.BatchNorm2d(3).train(), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
-              nn.Upsample(scale_factor=2, mode="bicubic"), nn.Dropout(0.5),
-              nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Upsample(scale_factor=3)],
-)  # fmt: skip
+    "layer",
+    [
+        nn.Sigmoid(),
+        nn.BatchNorm2d(3).train(),
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Upsample(scale_factor=2, mode="bicubic"),
+        nn.Dropout(0.5),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        nn.Upsample(scale_factor=3),
+    ],
+)
 def test_a_layer_without_a_sound_rule_is_refused_by_name(layer):
     with pytest.raises(InputError, match=type(layer).__name__):
         Bounds(nn.Sequential(nn.Conv2d(3, 3, 1), layer))
@@ -342,7 +386,9 @@ DECISIONS = [Decision(1.93, 0.394), Decision(0.5, 0.8)]
 @pytest.mark.parametrize("decision", DECISIONS)
 @pytest.mark.parametrize("name", ["fcn", "every-layer", "linear"])
 def test_what_is_certified_is_what_is_drawn(name, decision):
-    """Two, three and four classes; no random point of the box, and no attack on the map drawn, changes a class."""
+    """Two, three and four classes; no random point of the box, and no attack on the map drawn,
+    changes a class.
+    """
     torch.manual_seed(0)
     network, images = NETS[name]().eval().requires_grad_(False), torch.rand(1, 3, 16, 16)
     segmenter = Segmenter(network, 3, 1).eval()
@@ -357,17 +403,29 @@ def test_what_is_certified_is_what_is_drawn(name, decision):
     for certified in (certified_classes(ibp), certified_classes(crown)):
         known = certified >= 0
         assert (certified == drawn)[known].all()
-        assert (segmenter.decide(segmenter(points)) == certified)[known.expand(len(points), -1, -1)].all()
+        assert (segmenter.decide(segmenter(points)) == certified)[
+            known.expand(len(points), -1, -1)
+        ].all()
     assert (certified_classes(crown) >= 0).any()
 
 
 def test_a_threshold_moves_the_certificate_with_the_map():
-    """Margin 12 x − 6, drawn from −0.83 on: what is certified background ends where buildings are drawn."""
+    """Margin 12 x − 6, drawn from −0.83 on: what is certified background ends
+    where buildings are drawn.
+    """
     net = nn.Conv2d(1, 2, 1)
-    net.weight.data, net.bias.data = torch.tensor([-6.0, 6.0]).view(2, 1, 1, 1), torch.tensor([3.0, -3.0])
-    segmenter, rule = Segmenter(net.eval().requires_grad_(False), 1, 1).eval(), Decision(1.93, 0.394)
+    net.weight.data, net.bias.data = (
+        torch.tensor([-6.0, 6.0]).view(2, 1, 1, 1),
+        torch.tensor([3.0, -3.0]),
+    )
+    segmenter, rule = (
+        Segmenter(net.eval().requires_grad_(False), 1, 1).eval(),
+        Decision(1.93, 0.394),
+    )
     segmenter.decision, images = rule, torch.linspace(0, 1, 1024).view(1, 1, 32, 32)
-    certified = certified_classes(crown_ibp_margins(Bounds(net, rule), image_box(segmenter, images, 1 / 255)))
+    certified = certified_classes(
+        crown_ibp_margins(Bounds(net, rule), image_box(segmenter, images, 1 / 255))
+    )
     drawn = ((segmenter(images) / rule.temperature).softmax(1)[:, 1] > rule.threshold).long()
     assert (certified >= 0).sum() == 1024 - 8 and (certified == drawn)[certified >= 0].all()
     edge = (6 + rule.shift) / 12
@@ -377,8 +435,8 @@ def test_a_threshold_moves_the_certificate_with_the_map():
 def extreme(width: int = 8, big: float = 1e6) -> nn.Module:
     """Channels of very different sizes, of which the last layer subtracts equal ones."""
     net = nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(width, 2, 3, padding=1),
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(), nn.Conv2d(width, 2, 3, padding=1),
     )  # fmt: skip
     net[0].weight.data *= big
     net[2].weight.data[1], net[2].bias.data[1] = net[2].weight.data[0], net[2].bias.data[0]
@@ -387,7 +445,9 @@ def extreme(width: int = 8, big: float = 1e6) -> nn.Module:
 
 
 def test_bounds_hold_whatever_kernel_the_machine_has():
-    """Without oneDNN a batch of sixteen goes to NNPACK, whose Winograd kernels round otherwise: it is not asked."""
+    """Without oneDNN a batch of sixteen goes to NNPACK, whose Winograd kernels round otherwise:
+    it is not asked.
+    """
     torch.manual_seed(5)
     segmenter, images = Segmenter(extreme(), 3, 1).eval(), torch.rand(1, 3, 12, 12)
     bounds = Bounds(segmenter.network)
@@ -400,7 +460,11 @@ def test_bounds_hold_whatever_kernel_the_machine_has():
 def test_what_a_hook_may_change_is_refused():
     net = SmallFCN(3, 2, 4).eval()
     bounds, x = Bounds(net), torch.rand(1, 3, 8, 8)
-    for register in (net[2].register_forward_hook, net[2].register_forward_pre_hook, net.register_forward_hook):
+    for register in (
+        net[2].register_forward_hook,
+        net[2].register_forward_pre_hook,
+        net.register_forward_hook,
+    ):
         handle = register(lambda _, given, *__: None)
         with pytest.raises(InputError, match="hook"):
             Bounds(net)

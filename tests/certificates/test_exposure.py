@@ -1,4 +1,6 @@
-"""A certificate over exposures: sound for every one tried, tighter in more cells, and exact for a linear network."""
+"""A certificate over exposures: sound for every one tried, tighter in more cells, and exact for
+a linear network.
+"""
 
 import torch
 from torch import nn
@@ -26,7 +28,9 @@ def test_no_exposure_within_the_bounds_changes_a_certified_pixel():
     segmenter, images = given()
     deployed, gain, offset = segmenter.deployed(), 0.04, 0.02
     certified = exposure_classes(segmenter, images, gain, offset, 4)
-    assert 0.1 < (certified != ABSTAIN).float().mean() < 1 and (certified[certified >= 0] == 1).any()
+    assert (
+        0.1 < (certified != ABSTAIN).float().mean() < 1 and (certified[certified >= 0] == 1).any()
+    )
     random = torch.Generator().manual_seed(0)
     for _ in range(300):
         g = 1 + gain * (2 * torch.randint(0, 2, (2, 3, 1, 1), generator=random) - 1)
@@ -37,15 +41,22 @@ def test_no_exposure_within_the_bounds_changes_a_certified_pixel():
 
 def test_more_cells_certify_no_less_and_no_change_certifies_all():
     segmenter, images = given(1)
-    shares = [float((exposure_classes(segmenter, images, 0.06, 0.03, n) != ABSTAIN).float().mean()) for n in (1, 8, 64)]
+    shares = [
+        float((exposure_classes(segmenter, images, 0.06, 0.03, n) != ABSTAIN).float().mean())
+        for n in (1, 8, 64)
+    ]
     assert shares[0] <= shares[1] <= shares[2] and shares[2] > shares[0]
     nothing = exposure_classes(segmenter, images, 0.0, 0.0, 16)
     drawn = segmenter.deployed()(images).argmax(1)
-    assert (nothing == drawn).float().mean() > 0.98 and ((nothing == ABSTAIN) | (nothing == drawn)).all()
+    assert (nothing == drawn).float().mean() > 0.98 and (
+        (nothing == ABSTAIN) | (nothing == drawn)
+    ).all()
 
 
 def test_of_a_linear_network_it_is_exact():
-    """z₁ − z₀ = 10 · (mean of the bands − ½): within gain ± g and offset ± o the least is at the least exposure."""
+    """z₁ − z₀ = 10 · (mean of the bands − ½): within gain ± g and offset ± o the least is at
+    the least exposure.
+    """
     network = nn.Conv2d(3, 2, 1).eval().requires_grad_(False)
     network.weight[:] = torch.tensor([[0.0] * 3, [10 / 3] * 3])[..., None, None]
     network.bias[:] = torch.tensor([0.0, -5])
@@ -54,7 +65,15 @@ def test_of_a_linear_network_it_is_exact():
     found = exposure_classes(segmenter, grey.expand(-1, 3, -1, -1), 0.1, 0.05, 1)
     building, ground = grey[:, 0] * 0.9 - 0.05 > 0.5 + 1e-4, grey[:, 0] * 1.1 + 0.05 < 0.5 - 1e-4
     assert (found[building] == 1).all() and (found[ground] == 0).all()
-    assert (found[~building & ~ground & ((grey[:, 0] * 0.9 - 0.05) < 0.5 - 1e-4) & (grey[:, 0] * 1.1 > 0.46)] < 0).all()
+    assert (
+        found[
+            ~building
+            & ~ground
+            & ((grey[:, 0] * 0.9 - 0.05) < 0.5 - 1e-4)
+            & (grey[:, 0] * 1.1 > 0.46)
+        ]
+        < 0
+    ).all()
 
 
 def test_where_the_sensor_saturates_it_stays_sound():

@@ -1,4 +1,6 @@
-"""Certified IoU against every prediction it allows; the collective certificate against brute force."""
+"""Certified IoU against every prediction it allows; the collective certificate
+against brute force.
+"""
 
 import itertools
 import math
@@ -53,14 +55,19 @@ def test_literature_is_not_a_lower_bound():
 
 
 def test_a_certificate_of_several_classes_is_of_buildings_as_every_other_iou():
-    """Taken for another kind of building it is still found; what may be anything may be background."""
+    """Taken for another kind of building it is still found; what may be
+    anything may be background.
+    """
     labels = torch.tensor([[[1, 2, 2, 0, 255]]], dtype=torch.uint8)
     certified = torch.tensor([[[1, 1, ABSTAIN, ABSTAIN, 2]]])
     assert [int(n) for n in counts(certified, labels)] == [2, 4]
 
 
 def test_where_there_is_no_building_nothing_is_proven():
-    labels, certified = torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.long)
+    labels, certified = (
+        torch.zeros(1, 4, 4, dtype=torch.long),
+        torch.zeros(1, 4, 4, dtype=torch.long),
+    )
     labels[0, 0] = 255
     for found in (certified, certified + 1):  # nor where one was invented
         assert certified_iou(found, labels) is None and literature_iou(found, labels) is None
@@ -80,7 +87,10 @@ def test_collective_equals_brute_force_on_a_dozen_pixels():
         radius = torch.rand(1, 3, 4, generator=random) * 0.5
         epsilon = 0.1 + 0.05 * trial
         allowed = flips[(radius.double().square() * flips).sum((1, 2)) <= epsilon**2]
-        worst = min(iou(map_, labels[0]) for map_ in torch.where(allowed, 1 - prediction, prediction).unique(dim=0))
+        worst = min(
+            iou(map_, labels[0])
+            for map_ in torch.where(allowed, 1 - prediction, prediction).unique(dim=0)
+        )
         together = collective_iou(radius, prediction, labels, epsilon)
         assert together == pytest.approx(worst, abs=1e-9)
         single = certified_iou(at_radius(prediction, radius * (1 - 1e-6), epsilon), labels)
@@ -95,7 +105,10 @@ def test_collective_over_tiles_gives_each_tile_its_own_budget():
     radius = torch.rand(2, 2, 3, generator=random)
     worst = 2.0
     choices = list(itertools.product((False, True), repeat=6))
-    allowed = [[f for f in choices if r.flatten()[torch.tensor(f)].double().square().sum() <= 0.36] for r in radius]
+    allowed = [
+        [f for f in choices if r.flatten()[torch.tensor(f)].double().square().sum() <= 0.36]
+        for r in radius
+    ]
     for flips in itertools.product(*allowed):
         flipped = torch.tensor(flips).view(2, 2, 3)
         worst = min(worst, iou(torch.where(flipped, 1 - labels, labels), labels))
@@ -103,7 +116,9 @@ def test_collective_over_tiles_gives_each_tile_its_own_budget():
 
 
 def test_lipschitz_radius_is_the_distance_to_a_linear_boundary():
-    """Logits W x of one pixel: ‖W‖ = 1 bounds the radius; with two opposite rows of norm 1/√2 it is exact."""
+    """Logits W x of one pixel: ‖W‖ = 1 bounds the radius; with two opposite
+    rows of norm 1/√2 it is exact.
+    """
     x = torch.tensor([0.3, -0.4])
     w = torch.tensor([[0.6, 0.8], [-0.6, -0.8]]) / math.sqrt(2)
     assert torch.linalg.matrix_norm(w, 2) == pytest.approx(1)
@@ -173,7 +188,9 @@ def test_a_radius_gives_up_its_share_of_large_logits(bias):
     certified = lipschitz_radii(net(x)).double()
     for m in convs:
         kernel, b = m.kernel().double(), m.bias.double()
-        m.forward = lambda x, k=kernel, b=b: torch.nn.functional.conv2d(x, k, b, padding=k.shape[-1] // 2)
+        m.forward = lambda x, k=kernel, b=b: torch.nn.functional.conv2d(
+            x, k, b, padding=k.shape[-1] // 2
+        )
     exact = net.double()(x.double())
     assert (certified <= (exact[:, 1] - exact[:, 0]).abs() / math.sqrt(2)).all()
 

@@ -1,4 +1,6 @@
-"""The rows of each road on linear networks, whose radius is known, and what must break a sandwich."""
+"""The rows of each road on linear networks, whose radius is known, and what
+must break a sandwich.
+"""
 
 import math
 
@@ -24,11 +26,14 @@ STD = 0.5
 
 
 def linear(weight) -> Segmenter:
-    """Logits ∓w·(x − ½) / (σ√2) of each pixel by itself: the exact ℓ2 radius is |w·(x − ½)|, w of length 1; the ℓ∞
-    radius is that over Σ|w|; the network after the normalisation is 1-Lipschitz, the segmenter 1/σ.
+    """Logits ∓w·(x − ½) / (σ√2) of each pixel by itself: the exact ℓ2 radius is |w·(x − ½)|, w of
+    length 1; the ℓ∞ radius is that over Σ|w|; the network after the normalisation is 1-Lipschitz,
+    the segmenter 1/σ.
     """
     net = nn.Conv2d(2, 2, 1, bias=False)
-    net.weight.data = torch.stack([-torch.tensor(weight), torch.tensor(weight)]).view(2, 2, 1, 1) / math.sqrt(2)
+    net.weight.data = torch.stack([-torch.tensor(weight), torch.tensor(weight)]).view(
+        2, 2, 1, 1
+    ) / math.sqrt(2)
     segmenter = Segmenter(net, 2, 1)
     segmenter.set_normalisation([0.5, 0.5], [STD, STD])
     return segmenter.eval().requires_grad_(False)
@@ -36,7 +41,9 @@ def linear(weight) -> Segmenter:
 
 @pytest.fixture
 def data():
-    """Labels that the linear network of weight (.6, .8) finds at margins of 0 to .4, one in ten of them wrong."""
+    """Labels that the linear network of weight (.6, .8) finds at margins of 0
+    to .4, one in ten of them wrong.
+    """
     random = torch.Generator().manual_seed(0)
     margin = torch.rand(3, 1, 8, 8, generator=random) * 0.8 - 0.4
     images = 0.5 + margin * torch.tensor([0.6, 0.8]).view(1, 2, 1, 1)
@@ -48,8 +55,13 @@ def data():
 def test_lipschitz_rows_are_the_certificates_at_their_radius(data):
     images, labels, exact = data
     segmenter = linear([0.6, 0.8])
-    rows = ordering.lipschitz_rows(segmenter, (images, labels), LipschitzNet(radii=[0.05, 0.2]), 10, 0, "here")
-    prediction, radius = segmenter(images).argmax(1), (exact * (1 - ROUNDING) - STD * LOGIT_ROUNDING).clamp_min(0)
+    rows = ordering.lipschitz_rows(
+        segmenter, (images, labels), LipschitzNet(radii=[0.05, 0.2]), 10, 0, "here"
+    )
+    prediction, radius = (
+        segmenter(images).argmax(1),
+        (exact * (1 - ROUNDING) - STD * LOGIT_ROUNDING).clamp_min(0),
+    )
     for r in (0.05, 0.2):
         row = rows[f"{r:g}"]
         assert row["clean"] == certified_iou(prediction, labels)
@@ -59,19 +71,25 @@ def test_lipschitz_rows_are_the_certificates_at_their_radius(data):
 
 
 def test_lipschitz_rows_fail_where_pixels_together_cost_too_little(data, monkeypatch):
-    """Radii of pixels that hold one by one, and a perturbation that flips two for the price of one."""
+    """Radii of pixels that hold one by one, and a perturbation that flips two
+    for the price of one.
+    """
     images, labels, _ = data
     monkeypatch.setattr(ordering, "refuted", lambda *_: torch.zeros(1, dtype=torch.bool))
     monkeypatch.setattr(ordering, "lipschitz_radii", lambda *a: 100 * lipschitz_radii(*a))
     with pytest.raises(SandwichBroken, match="inside their certified radius"):
-        ordering.lipschitz_rows(linear([0.6, 0.8]), (images, labels), LipschitzNet(radii=[0.2]), 10, 0, "here")
+        ordering.lipschitz_rows(
+            linear([0.6, 0.8]), (images, labels), LipschitzNet(radii=[0.2]), 10, 0, "here"
+        )
 
 
 def test_overspent_by_hand():
     radius, prediction = torch.tensor([[[3.0, 4.0, 9.0]]]), torch.tensor([[[1, 0, 1]]])
     attacked = torch.tensor([[[0, 1, 1]]])
     assert not overspent(radius, prediction, attacked, torch.tensor([5.0])).any()
-    assert overspent(radius, prediction, attacked, torch.tensor([4.9])).tolist() == [[[True, True, False]]]
+    assert overspent(radius, prediction, attacked, torch.tensor([4.9])).tolist() == [
+        [[True, True, False]]
+    ]
 
 
 def test_convex_rows_are_exact_on_a_linear_network(data):
@@ -81,7 +99,12 @@ def test_convex_rows_are_exact_on_a_linear_network(data):
     rows = ordering.convex_rows(segmenter, (images, labels), Convex(radii=radii), 10, 0, "here")
     for r in radii:
         certified = certified_iou(at_radius(prediction, exact / 1.4, r / 255), labels)
-        assert rows[f"{r:g}"]["certified"] == rows[f"{r:g}"]["ibp"] == certified == rows[f"{r:g}"]["attacked"]
+        assert (
+            rows[f"{r:g}"]["certified"]
+            == rows[f"{r:g}"]["ibp"]
+            == certified
+            == rows[f"{r:g}"]["attacked"]
+        )
     assert rows["64"]["certified"] < rows["4"]["certified"]
 
 
@@ -92,20 +115,29 @@ def test_what_holds_at_a_radius_holds_at_every_smaller_one(data, monkeypatch):
 
     def only_wide(bounds, box, chunk):
         margins = whole(bounds, box, chunk=chunk)
-        return margins if (box.upper - box.lower).max() > 30 / 255 / STD else -torch.ones_like(margins)
+        return (
+            margins if (box.upper - box.lower).max() > 30 / 255 / STD else -torch.ones_like(margins)
+        )
 
     monkeypatch.setattr(ordering, "crown_ibp_margins", only_wide)
-    monkeypatch.setattr(ordering, "interval_margins", lambda bounds, box, chunk: -torch.ones(3, 2, 8, 8))
+    monkeypatch.setattr(
+        ordering, "interval_margins", lambda bounds, box, chunk: -torch.ones(3, 2, 8, 8)
+    )
     settings = Convex(radii=[4.0, 16.0])
     rows = ordering.convex_rows(linear([0.6, 0.8]), (images, labels), settings, 2, 0, "here")
     assert rows["4"]["certified"] == rows["16"]["certified"] > 0
 
 
 def test_smoothing_rows_stand_at_the_radius_they_prove(data):
-    """Where a pixel's margin is below σ·Φ⁻¹(τ) nothing is certified, and where it is 3σ everything."""
+    """Where a pixel's margin is below σ·Φ⁻¹(τ) nothing is certified, and where
+    it is 3σ everything.
+    """
     images, _, exact = data
     segmenter = linear([0.6, 0.8])
-    prediction, settings = segmenter(images).argmax(1), Smoothing(sigma=[0.05], n0=10, n=100, batch_size=3)
+    prediction, settings = (
+        segmenter(images).argmax(1),
+        Smoothing(sigma=[0.05], n0=10, n=100, batch_size=3),
+    )
     rows = ordering.smoothing_rows(segmenter, (images, prediction), settings, 5, 0, "here")
     assert list(rows) == ["0.03372"] and float("0.03372") <= 0.05 * 0.6744897
     most = certified_iou(at_radius(prediction, exact, 0.0337), prediction)
@@ -122,7 +154,9 @@ def test_a_published_radius_is_rounded_down():
 def test_rising_names_what_is_out_of_order():
     row = {"certified": 0.5, "attacked": 0.4, "clean": 0.9}
     ordering.rising("here", row, "attacked", "certified", "clean")
-    with pytest.raises(SandwichBroken, match="here: certified IoU 0.5000 is above attacked IoU 0.4000"):
+    with pytest.raises(
+        SandwichBroken, match="here: certified IoU 0.5000 is above attacked IoU 0.4000"
+    ):
         ordering.rising("here", row, "certified", "attacked", "clean")
 
 
@@ -146,5 +180,7 @@ def test_where_there_is_no_building_every_iou_is_null(data, road):
         "lipschitz": LipschitzNet(radii=[0.1]),
     }[road]  # fmt: skip
     for empty in (0 * labels, 0 * labels + 255):
-        (row,) = ordering.ROWS[road](linear([0.6, 0.8]), (images, empty), settings, 2, 0, "here").values()
+        (row,) = ordering.ROWS[road](
+            linear([0.6, 0.8]), (images, empty), settings, 2, 0, "here"
+        ).values()
         assert {value for name, value in row.items() if name != "abstained"} == {None}

@@ -1,5 +1,6 @@
-"""The Wong–Kolter dual: sound, tighter than intervals, equal to a hand-written dual of algorithm 1, backward and
-forward; and by random projections something to train by."""
+"""The Wong–Kolter dual: sound, tighter than intervals, equal to a hand-written dual of algorithm 1,
+backward and forward; and by random projections something to train by.
+"""
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ def dense(layer: nn.Conv2d, channels: int, side: int):
 
 
 def wong_kolter(weights, biases, x, epsilon):
-    """Algorithm 1 of the paper with dense matrices: bounds (lowers, uppers) of every layer's output."""
+    """Algorithm 1 of the paper with dense matrices: bounds (lowers, uppers) of
+    every layer's output.
+    """
     lowers, uppers = [], []
     for depth in range(len(weights)):
         ends = []
@@ -45,7 +48,8 @@ def wong_kolter(weights, biases, x, epsilon):
 
 
 def test_equals_the_dense_dual_and_contains_every_point(monkeypatch):
-    monkeypatch.setattr("pipeline.certificates.bounds.UNIT", 0.0)  # the paper's bounds give up nothing to rounding
+    # the paper's bounds give up nothing to rounding
+    monkeypatch.setattr("pipeline.certificates.bounds.UNIT", 0.0)
     torch.manual_seed(0)
     net = SmallFCN(2, 2, 3).double().eval().requires_grad_(False)
     bounds, x, epsilon = Bounds(net), torch.rand(1, 2, 5, 5, dtype=torch.float64), 0.05
@@ -102,7 +106,9 @@ def test_the_forward_dual_is_the_backward_one(monkeypatch):
     points = box.lower[0] + (box.upper - box.lower)[0] * torch.randint(0, 2, (2000, 2, 5, 5))
     z = net(points)
     lead = z[:, :, None] - z[:, None]
-    assert (lead >= forward[0] - 1e-12).all() and (lead.amin(0) - forward[0]).mean() < forward[0].abs().mean()
+    assert (lead >= forward[0] - 1e-12).all() and (lead.amin(0) - forward[0]).mean() < forward[
+        0
+    ].abs().mean()
 
 
 def test_cauchy_projections_estimate_an_l1_norm():
@@ -114,7 +120,9 @@ def test_cauchy_projections_estimate_an_l1_norm():
 
 
 def test_its_gradient_raises_the_proven_bound():
-    """A given network, its margins at given labels: thirty steps up the estimate raise what the exact dual proves."""
+    """A given network, its margins at given labels: thirty steps up the estimate raise what the
+    exact dual proves.
+    """
     net, x = given_network(2.0)
     labels = net(x).argmax(1, keepdim=True)  # the map as it is
     bounds, box = Bounds(net), Box(x - 0.05, x + 0.05)
@@ -139,4 +147,6 @@ def test_its_gradient_raises_the_proven_bound():
 def test_a_layer_without_a_dual_is_named():
     net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.MaxPool2d(2)).eval()
     with pytest.raises(InputError, match="the dual has no rule for"):
-        dual_differences(Bounds(net), Box(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)), Cauchy())
+        dual_differences(
+            Bounds(net), Box(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)), Cauchy()
+        )

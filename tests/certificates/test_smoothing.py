@@ -26,7 +26,9 @@ from pipeline.errors import InputError
 
 
 def linear(weight=(0.6, 0.8), bias=-0.7) -> nn.Conv2d:
-    """logits (0, wᵀx + b): with ‖w‖ = 1 a pixel's exact radius is |wᵀx + b|, for the network and its smoothing."""
+    """logits (0, wᵀx + b): with ‖w‖ = 1 a pixel's exact radius is |wᵀx + b|, for the network
+    and its smoothing.
+    """
     net = nn.Conv2d(len(weight), 2, 1)
     net.weight.data = torch.tensor([[0.0] * len(weight), weight]).view(2, -1, 1, 1)
     net.bias.data = torch.tensor([0.0, bias])
@@ -41,15 +43,18 @@ def ramp(net, sigma, levels):
 
 
 def test_family_wise_error_is_at_most_alpha():
-    """Pixels whose class has probability exactly τ must not be certified: a false rejection anywhere in at most a share
-    α of the runs. Half the pixels sit on τ, the others are sure, which is where Holm is less strict.
+    """Pixels whose class has probability exactly τ must not be certified: a false rejection
+    anywhere in at most a share α of the runs. Half the pixels sit on τ, the others are sure, which
+    is where Holm is less strict.
     """
     tau, alpha, sigma, runs = 0.75, 0.1, 0.1, 400
     net, edge = linear(), float(norm.ppf(tau))
     image = ramp(net, sigma, [edge - 1e-4] * 20 + [6.0] * 20)
     random, errors, certified = torch.Generator().manual_seed(0), {"holm": 0, "bonferroni": 0}, 0
     for _ in range(runs):
-        seen = smooth(net, image, sigma, 20, 200, batch_size=200, generator=random, precision="fp32")
+        seen = smooth(
+            net, image, sigma, 20, 200, batch_size=200, generator=random, precision="fp32"
+        )
         for correction in errors:
             kept = seen.certified(tau, alpha, correction)[0, 0]
             errors[correction] += bool((kept[:20] >= 0).any())
@@ -87,7 +92,8 @@ def test_radius_and_p_values_by_hand():
 
 def test_holm_by_hand():
     p = np.array([[0.01, 0.04], [0.03, 0.005]])
-    assert holm(p, 0.05).tolist() == [[True, False], [False, True]]  # .005 ≤ .0125, .01 ≤ .0167, .03 > .025
+    # .005 ≤ .0125, .01 ≤ .0167, .03 > .025
+    assert holm(p, 0.05).tolist() == [[True, False], [False, True]]
     assert bonferroni(p, 0.05).tolist() == [[True, False], [False, True]]
     p = np.array([0.012, 0.016, 0.024, 0.04])
     assert holm(p, 0.05).all() and bonferroni(p, 0.05).sum() == 1
@@ -102,7 +108,9 @@ def test_holm_certifies_all_that_bonferroni_does():
         assert not (holm(p, alpha) & (p > alpha)).any()
 
 
-@pytest.mark.parametrize(("pixels", "tau", "alpha"), [(1024, 0.9, 1e-4), (4096, 0.75, 1e-3), (1, 0.51, 0.5)])
+@pytest.mark.parametrize(
+    ("pixels", "tau", "alpha"), [(1024, 0.9, 1e-4), (4096, 0.75, 1e-3), (1, 0.51, 0.5)]
+)
 def test_settings_that_can_never_certify_are_refused_with_the_n_that_would(pixels, tau, alpha):
     need = samples_needed(pixels, tau, alpha)
     assert tau**need <= alpha / pixels < tau ** (need - 1)
@@ -110,7 +118,9 @@ def test_settings_that_can_never_certify_are_refused_with_the_n_that_would(pixel
     with pytest.raises(InputError, match=f"at least {need}"):
         check_samples(need - 1, pixels, tau, alpha)
     for n in (need, need - 1):  # unanimous pixels
-        unanimous = Smoothed(torch.zeros(1, 1, pixels).long(), torch.full((1, 1, pixels), n), None, n)
+        unanimous = Smoothed(
+            torch.zeros(1, 1, pixels).long(), torch.full((1, 1, pixels), n), None, n
+        )
         assert bool((unanimous.certified(tau, alpha, "bonferroni") == 0).all()) == (n == need)
 
 
@@ -165,5 +175,7 @@ def test_a_scene_is_certified_window_by_window_at_one_error():
     assert kept.mean() > 0.5
     assert (certified[kept] == (margin > 0)[kept]).all()
     assert (np.abs(margin)[kept] >= radius(0.05, 0.75)).all()
-    with pytest.raises(InputError, match=str(math.ceil(math.log(0.01 / (37 * 50)) / math.log(0.75)))):
+    with pytest.raises(
+        InputError, match=str(math.ceil(math.log(0.01 / (37 * 50)) / math.log(0.75)))
+    ):
         certify_scene(net, scene, 0.05, 5, 20, 0.75, 0.01)

@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.certificates.bounds import Bounds, Box
-from pipeline.course import by_hand, cities, encoders, layers, pixels, polytope, topics, towns, windows
+from pipeline.course import (
+    by_hand,
+    cities,
+    encoders,
+    layers,
+    pixels,
+    polytope,
+    topics,
+    towns,
+    windows,
+)
 from pipeline.course.fit import fit, segmenter
 from pipeline.course.lesson import Lesson, board
 from pipeline.errors import InputError
@@ -30,7 +40,10 @@ def random():
 
 
 def test_least_squares_by_hand_is_autograds_and_vanishes_at_the_normal_equations(random):
-    x, y, w = (torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((50, 3), (50,), (3,)))
+    x, y, w = (
+        torch.randn(shape, generator=random, dtype=torch.float64)
+        for shape in ((50, 3), (50,), (3,))
+    )
     automatic = torch.func.grad(lambda w: (x @ w - y).square().sum() / (2 * len(y)))(w)
     assert torch.allclose(by_hand.squares_gradient(x, y, w), automatic, atol=1e-6)
     assert by_hand.squares_gradient(x, y, by_hand.solve(x, y)).abs().max() < 1e-12
@@ -38,8 +51,13 @@ def test_least_squares_by_hand_is_autograds_and_vanishes_at_the_normal_equations
 
 def test_backward_by_hand_is_autograds(random):
     shapes = (3, 5), (5,), (5, 4), (4,)
-    weights = [torch.randn(s, generator=random, dtype=torch.float64).requires_grad_() for s in shapes]
-    x, y = torch.randn(40, 3, generator=random, dtype=torch.float64), torch.randint(4, (40,), generator=random)
+    weights = [
+        torch.randn(s, generator=random, dtype=torch.float64).requires_grad_() for s in shapes
+    ]
+    x, y = (
+        torch.randn(40, 3, generator=random, dtype=torch.float64),
+        torch.randint(4, (40,), generator=random),
+    )
     loss, kept = by_hand.forward(x, y, weights)
     h = (x @ weights[0] + weights[1]).relu()
     assert torch.allclose(loss, F.cross_entropy(h @ weights[2] + weights[3], y))
@@ -64,7 +82,11 @@ def test_a_perceptron_on_pixels_is_matrices_one_after_the_other(random):
     network, image = pixels.perceptron(6), torch.rand(1, 3, 4, 5, generator=random)
     x = image.flatten(2)[0].T
     for layer in network:
-        x = x @ layer.weight[:, :, 0, 0].T + layer.bias if isinstance(layer, nn.Conv2d) else layer(x)
+        x = (
+            x @ layer.weight[:, :, 0, 0].T + layer.bias
+            if isinstance(layer, nn.Conv2d)
+            else layer(x)
+        )
     assert torch.allclose(network(image).flatten(2)[0].T, x, atol=1e-6)
 
 
@@ -111,11 +133,16 @@ def test_by_window_is_by_layer(random):
 
 def test_the_outer_polytope_holds_all_that_is_reached_and_is_exact_without_an_unstable_relu(random):
     network = polytope.perceptron(8).double().requires_grad_(False)
-    box = Box(*torch.tensor([-0.5, 0.5], dtype=torch.float64)[:, None, None, None, None].expand(2, 1, 2, 1, 1))
+    box = Box(
+        *torch.tensor([-0.5, 0.5], dtype=torch.float64)[:, None, None, None, None].expand(
+            2, 1, 2, 1, 1
+        )
+    )
     c, points = polytope.directions(16), polytope.reached(network, box, 500)
     assert (points @ c.T >= polytope.support(Bounds(network), box, c)).all()
 
-    for layer in (network[0], network[2]):  # every ReLU on: the network is affine, its image a parallelogram
+    # every ReLU on: the network is affine, its image a parallelogram
+    for layer in (network[0], network[2]):
         layer.bias.fill_(50)
     corners = torch.tensor([(a, b) for a in (-0.5, 0.5) for b in (-0.5, 0.5)], dtype=torch.float64)
     exact = (network(corners[:, :, None, None]).flatten(1) @ c.T).amin(0)
@@ -133,7 +160,9 @@ def test_minmax_keeps_norms_and_is_relus(random):
     x = torch.randn(64, 8, generator=random)
     a, b = x.split(4, 1)
     assert torch.allclose(minmax(x).norm(dim=1), x.norm(dim=1), rtol=1e-6)
-    assert torch.allclose(minmax(x), torch.cat([b - F.relu(b - a), a + F.relu(b - a)], 1), atol=1e-6)
+    assert torch.allclose(
+        minmax(x), torch.cat([b - F.relu(b - a), a + F.relu(b - a)], 1), atol=1e-6
+    )
     one = x[:, :1]
     assert torch.allclose(layers.absolute_by_minmax(one), one.abs(), atol=1e-6)
 
@@ -168,7 +197,10 @@ def test_squares_are_cut_row_by_row():
     picture = torch.arange(24.0).view(1, 1, 4, 6)
     squares = towns.cut(picture, 2)
     assert squares.shape == (6, 1, 2, 2)
-    assert squares[1, 0].tolist() == [[2, 3], [8, 9]] and squares[3, 0].tolist() == [[12, 13], [18, 19]]
+    assert squares[1, 0].tolist() == [[2, 3], [8, 9]] and squares[3, 0].tolist() == [
+        [12, 13],
+        [18, 19],
+    ]
 
 
 def test_a_town_is_the_same_every_time_and_has_buildings():
@@ -204,7 +236,9 @@ def test_the_document_has_every_topic_in_the_lectures_order():
 
 
 def test_a_topic_is_listed_run_and_drawn_and_drawn_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(topics.Topic, "run", lambda self: Lesson({"by hand − autograd": 0.0}, board(1)[0]))
+    monkeypatch.setattr(
+        topics.Topic, "run", lambda self: Lesson({"by hand − autograd": 0.0}, board(1)[0])
+    )
     topics.contents()
     listed = capsys.readouterr().out
     assert all(name in listed for name in NAMES)

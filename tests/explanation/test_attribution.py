@@ -47,7 +47,9 @@ def test_deletion_ends_at_the_flat_image_and_insertion_at_the_image(by_colour, b
     whole, flat = (float(found(x[None])) for x in (building.image, building.flat))
     gone = attribution.deletion(found, building.image, building.flat, square, order)
     come = attribution.deletion(found, building.flat, building.image, square, order)
-    assert gone[0] == come[-1] == pytest.approx(whole) and gone[-1] == come[0] == pytest.approx(flat)
+    assert gone[0] == come[-1] == pytest.approx(whole) and gone[-1] == come[0] == pytest.approx(
+        flat
+    )
 
 
 def test_the_network_that_answers_from_the_tint_is_explained_by_it(by_colour, building):
@@ -71,7 +73,9 @@ def test_the_network_that_answers_from_brightness_sees_all_bands_alike(by_bright
 
 def test_randomised_layers_keep_their_weights_in_no_order():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)).requires_grad_(False)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+    ).requires_grad_(False)
     before = [w.clone() for w in network.parameters()]
     head, everything = (attribution.randomised(network, share, 0) for share in (0.0, 1.0))
     same = [torch.equal(a, b) for a, b in zip(network.parameters(), head.parameters(), strict=True)]

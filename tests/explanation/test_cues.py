@@ -26,22 +26,32 @@ def tinted(count: int = 24):
 
 
 def doubtful(labels: np.ndarray) -> np.ndarray:
-    """With a few wrong pixels: an IoU of 1 in every tile would not say how far others are from it."""
+    """With a few wrong pixels: an IoU of 1 in every tile would not say how far
+    others are from it.
+    """
     labels[:, 0, ::2] ^= 1
     return labels.astype(np.uint8)
 
 
 def shadowed(count: int = 12):
     """Roofs of eight by eight with a dark strip along their right side, on ground of one grey."""
-    images, labels = np.full((count, 48, 48, 3), 0.6, np.float32), np.zeros((count, 48, 48), np.uint8)
-    for image, label, (top, left) in zip(images, labels, RNG(1).integers(2, 30, (count, 2)), strict=True):
+    images, labels = (
+        np.full((count, 48, 48, 3), 0.6, np.float32),
+        np.zeros((count, 48, 48), np.uint8),
+    )
+    for image, label, (top, left) in zip(
+        images, labels, RNG(1).integers(2, 30, (count, 2)), strict=True
+    ):
         label[top : top + 8, left : left + 8] = 1
         image[top : top + 8, left + 8 : left + 11] = 0.1
     return images, labels
 
 
 def summary_of(segmenter, tiles) -> dict:
-    measured = dict((name, numbers) for name, numbers, _ in explain_city(segmenter, *tiles, Explain(buildings=0)))
+    measured = dict(
+        (name, numbers)
+        for name, numbers, _ in explain_city(segmenter, *tiles, Explain(buildings=0))
+    )
     return summarise({"here": measured}, {"here": 0.5})["city"]["here"]
 
 
@@ -92,7 +102,9 @@ def test_other_ground_around_the_same_roofs_and_its_roofs_are_not_scored(tile):
     image, label = tile
     other, theirs = np.zeros_like(image), np.zeros_like(label)
     theirs[0:6, 0:6] = 1
-    images, labels = cues.without_surroundings(np.stack([image, other]), np.stack([label, theirs]), RNG(0))
+    images, labels = cues.without_surroundings(
+        np.stack([image, other]), np.stack([label, theirs]), RNG(0)
+    )
     roof = label == 1  # of the first, on the ground of the second
     np.testing.assert_array_equal(images[0][roof], image[roof])
     assert not images[0][~roof].any()
@@ -106,7 +118,8 @@ def test_no_cue_is_taken_where_there_is_none():
     assert cues.taken("colour", images, labels, 0) is None
     assert cues.taken("surroundings", images[:1], labels[:1], 0) is None
     labels[0] = IGNORE
-    for name in set(cues.CUES) - {"colour"}:  # a tile without labels or shadow or roofs does no harm
+    # a tile without labels or shadow or roofs does no harm
+    for name in set(cues.CUES) - {"colour"}:
         assert np.isfinite(cues.taken(name, images, labels, 0)[0]).all()
 
 
@@ -129,7 +142,8 @@ def test_the_network_that_answers_from_shadow_leans_on_shadow(by_shadow):
     assert (drawn(by_shadow, tiles[0]) == tiles[1]).all()
     found = summary_of(by_shadow, (tiles[0], doubtful(tiles[1])))
     assert found["cue"]["shadow"]["iou"] == 0 and found["cue"]["colour"]["drop"] == 0
-    assert found["leans_on"] in {"shadow", "surroundings"}  # another tile's ground has its shadow elsewhere
+    # another tile's ground has its shadow elsewhere
+    assert found["leans_on"] in {"shadow", "surroundings"}
 
 
 def test_a_city_without_buildings_leans_on_nothing(by_colour):

@@ -1,4 +1,6 @@
-"""Every stage of a tiny project run once undisturbed: what each finds, what it leaves, how long it takes."""
+"""Every stage of a tiny project run once undisturbed: what each finds, what it
+leaves, how long it takes.
+"""
 
 import json
 import multiprocessing
@@ -31,7 +33,9 @@ def stages(tmp_path_factory) -> dict[str, Stage]:
 
 
 def audited(tree: Tree) -> Tree:
-    """The tree with an audit that holds: whether it does, of a few hundred weights under four gradients, is luck."""
+    """The tree with an audit that holds: whether it does, of a few hundred weights under four
+    gradients, is luck.
+    """
     path = tree.folder / "metrics/attack.json"
     measured = json.loads(path.read_text())
     path.write_text(json.dumps(measured | {"audit": dict.fromkeys(measured["audit"], True)}))

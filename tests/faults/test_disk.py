@@ -1,5 +1,6 @@
-"""A disk that fills up, and one that takes nothing at all: one sentence, nothing half written, and the same command
-goes on when there is room again."""
+"""A disk that fills up, and one that takes nothing at all: one sentence, nothing half written, and
+the same command goes on when there is room again.
+"""
 
 import os
 import subprocess
@@ -34,17 +35,23 @@ def same(tree: Tree, stage: Stage) -> None:
 @each(STAGES)
 def test_a_disk_that_fills_at_a_change_of_a_file(stage, tree, request):
     draw = np.random.default_rng(zlib.crc32(request.node.callspec.id.encode()))
-    moment = int(draw.integers(1, sum(c.startswith(("open", "os.mkdir")) for c in stage.changes) + 1))
+    moment = int(
+        draw.integers(1, sum(c.startswith(("open", "os.mkdir")) for c in stage.changes) + 1)
+    )
     refused(tree, stage, tree.run(stage.arguments, "full", moment))
     same(tree, stage)
 
 
 @pytest.fixture
 def small_disk(stage, tmp_path):
-    """The work tree on a file system of its own, and a function that leaves so many bytes free on it."""
+    """The work tree on a file system of its own, and a function that leaves so
+    many bytes free on it.
+    """
     folder = tmp_path / "tree"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("only root may mount a small disk")
     try:
         tree = stage.before.copy(folder)
@@ -63,7 +70,9 @@ def small_disk(stage, tmp_path):
 
 def pages(folder: Path) -> int:
     """Bytes a folder takes on a tmpfs."""
-    return sum(-(-file.stat().st_size // PAGE) * PAGE for file in folder.rglob("*") if file.is_file())
+    return sum(
+        -(-file.stat().st_size // PAGE) * PAGE for file in folder.rglob("*") if file.is_file()
+    )
 
 
 @each(STAGES)
@@ -77,12 +86,15 @@ def test_a_small_disk(stage, small_disk):
     same(tree, stage)
 
 
-READING = [name for name in STAGES if name not in {"fetch", "tile"}]  # these write nothing into data/
+# these write nothing into data/
+READING = [name for name in STAGES if name not in {"fetch", "tile"}]
 
 
 @each(STAGES)
 def test_a_read_only_disk(stage, small_disk, request):
-    """Refused where a stage must write, no hindrance where it only reads: data/ of a stage behind tiling."""
+    """Refused where a stage must write, no hindrance where it only reads: data/
+    of a stage behind tiling.
+    """
     tree, _ = small_disk
     subprocess.run(["mount", "-o", "remount,ro", tree.folder], check=True)
     refused(tree, stage, tree.run(stage.arguments), words=("Read-only file system",))

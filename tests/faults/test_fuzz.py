@@ -1,6 +1,8 @@
-"""Whatever is in a file, it is taken or refused in a sentence: parameters, footprints, rasters, archives.
+"""Whatever is in a file, it is taken or refused in a sentence: parameters,
+footprints, rasters, archives.
 
-Every example is drawn the same in every run; see tests/test_params.py for single values of parameters.
+Every example is drawn the same in every run; see tests/test_params.py for single
+values of parameters.
 """
 
 import json
@@ -30,7 +32,12 @@ TEXT = full(ROOT / "tests/tiny.yaml")
 
 
 def fuzz(examples: int):
-    return settings(max_examples=examples, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def sentence(error: InputError) -> bool:
@@ -42,9 +49,34 @@ def sentence(error: InputError) -> bool:
 # ------------------------------------------------------------------ parameters
 
 
-pieces = st.sampled_from(["\t", "- ", ": ", "{", "[", "&a ", "*a", "!!python/object/apply:os.system [ls]", "2020-13-45",
-                          "1" * 5000, "\0", "é", "<<: *a\n", "? ", "|", "%", "''", ".nan", "-.inf", "0x", "\n", "#",
-                          "!!binary =", "!!set {a}"])  # fmt: skip
+pieces = st.sampled_from(
+    [
+        "\t",
+        "- ",
+        ": ",
+        "{",
+        "[",
+        "&a ",
+        "*a",
+        "!!python/object/apply:os.system [ls]",
+        "2020-13-45",
+        "1" * 5000,
+        "\0",
+        "é",
+        "<<: *a\n",
+        "? ",
+        "|",
+        "%",
+        "''",
+        ".nan",
+        "-.inf",
+        "0x",
+        "\n",
+        "#",
+        "!!binary =",
+        "!!set {a}",
+    ]
+)
 cuts = st.integers(0, len(TEXT))
 
 
@@ -79,8 +111,16 @@ for before, name in zip("abcdefgh", "bcdefghi", strict=True):
         TEXT.replace("[brickvale, tinroof, duskholm]", "['../x']"),
         TEXT.replace("width: 32", "width: 1000000000"),
     ],
-    ids=["a bomb of aliases", "nested without end", "no such day", "a number of 5000 digits", "..", "../x", "a width"],
-)  # fmt: skip
+    ids=[
+        "a bomb of aliases",
+        "nested without end",
+        "no such day",
+        "a number of 5000 digits",
+        "..",
+        "../x",
+        "a width",
+    ],
+)
 def test_parameters_that_mean_harm(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError) as error:
@@ -95,13 +135,33 @@ def write(path: Path, pixels: np.ndarray, **profile) -> Path:
     count, height, width = pixels.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with rasterio.open(path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype,
-                           **profile) as dataset:  # fmt: skip
+        with rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            count=count,
+            height=height,
+            width=width,
+            dtype=pixels.dtype,
+            **profile,
+        ) as dataset:
             dataset.write(pixels)
     return path
 
 
-DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64", "complex64"]
+DTYPES = [
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+    "complex64",
+]
 TRANSFORMS = {
     "half a metre": Affine(0.5, 0, 5e5, 0, -0.5, 5e6),
     "south up": Affine(0.5, 0, 5e5, 0, 0.5, 5e6),
@@ -132,25 +192,36 @@ def pixels(dtype: str, bands: int, height: int, width: int, fill: str) -> np.nda
             if kind.kind == "c"
             else (lambda i: (i.min, i.max))(np.finfo(kind) if kind.kind == "f" else np.iinfo(kind))
         )
-        return np.where(random.random((bands, height, width)) < 0.5, kind.type(low), kind.type(high)).astype(kind)
+        return np.where(
+            random.random((bands, height, width)) < 0.5, kind.type(low), kind.type(high)
+        ).astype(kind)
     return random.integers(1, 100, (bands, height, width)).astype(kind)
 
 
 rasters = st.fixed_dictionaries({
-    "dtype": st.sampled_from(DTYPES), "bands": st.integers(1, 5), "height": st.sampled_from([1, 2, 33, 64]),
-    "width": st.sampled_from([1, 40, 64]), "fill": st.sampled_from(FILLS), "crs": st.sampled_from(CRSS),
-    "transform": st.sampled_from(list(TRANSFORMS)), "nodata": st.sampled_from([None, 0, 255, -9999, float("nan")]),
+    "dtype": st.sampled_from(DTYPES), "bands": st.integers(1, 5),
+    "height": st.sampled_from([1, 2, 33, 64]), "width": st.sampled_from([1, 40, 64]),
+    "fill": st.sampled_from(FILLS), "crs": st.sampled_from(CRSS),
+    "transform": st.sampled_from(list(TRANSFORMS)),
+    "nodata": st.sampled_from([None, 0, 255, -9999, float("nan")]),
 })  # fmt: skip
 
 
 def drawn(place: Path, about: dict) -> Path:
-    """A raster as described; hypothesis is told to draw another where GDAL itself will not write it."""
+    """A raster as described; hypothesis is told to draw another where GDAL
+    itself will not write it.
+    """
     from hypothesis import assume
 
     array = pixels(*(about[key] for key in ("dtype", "bands", "height", "width", "fill")))
     try:
-        return write(place / "a.tif", array, crs=about["crs"], transform=TRANSFORMS[about["transform"]],
-                     nodata=about["nodata"])  # fmt: skip
+        return write(
+            place / "a.tif",
+            array,
+            crs=about["crs"],
+            transform=TRANSFORMS[about["transform"]],
+            nodata=about["nodata"],
+        )
     except (ValueError, OverflowError, rasterio.errors.RasterioError):
         assume(False)
 
@@ -158,7 +229,11 @@ def drawn(place: Path, about: dict) -> Path:
 @fuzz(80)
 @given(rasters)
 def test_any_raster_is_tiled_or_refused_in_words(about):
-    with tempfile.TemporaryDirectory() as place, np.errstate(all="ignore"), warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as place,
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         root = Path(place)
         image = drawn(root, about)
@@ -186,25 +261,41 @@ def test_any_raster_is_mapped_or_refused_in_words(about):
     from pipeline.networks.models import build_model, save_model
     from pipeline.params import Model
 
-    with tempfile.TemporaryDirectory() as place, np.errstate(all="ignore"), warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as place,
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         root = Path(place)
         image = drawn(root, about)
         torch.manual_seed(0)
-        card = {"model": {"architecture": "linear"}, "channels": 3, "classes": 1, "gsd": 0.5, "bands": [1, 2, 3]}
+        card = {
+            "model": {"architecture": "linear"},
+            "channels": 3,
+            "classes": 1,
+            "gsd": 0.5,
+            "bands": [1, 2, 3],
+        }
         save_model(root / "model", build_model(Model(**card["model"]), 3), card)
         try:
-            found = predict_scene(str(root / "model"), Task(str(image), "a", str(root / "maps"), Predict(window=64)))
+            found = predict_scene(
+                str(root / "model"), Task(str(image), "a", str(root / "maps"), Predict(window=64))
+            )
         except InputError as error:
             assert sentence(error) and not list((root / "maps").glob("*"))
         else:
-            assert sorted(p.name for p in (root / "maps").iterdir()) == sorted([*found.files, "a.json"])
+            assert sorted(p.name for p in (root / "maps").iterdir()) == sorted(
+                [*found.files, "a.json"]
+            )
 
 
 # ------------------------------------------------------------------ footprints
 
 
-numbers = st.sampled_from([0, 1, 500_010, 5_999_970, 1e308, -1e308, float("nan"), float("inf"), "x", None, []])
+numbers = st.sampled_from(
+    [0, 1, 500_010, 5_999_970, 1e308, -1e308, float("nan"), float("inf"), "x", None, []]
+)
 points = st.lists(numbers, max_size=3)
 shapes = st.recursive(points, lambda inner: st.lists(inner, max_size=5), max_leaves=12)
 SQUARE = [[[500_010, 5_999_970], [500_020, 5_999_970], [500_020, 5_999_980], [500_010, 5_999_970]]]
@@ -235,7 +326,9 @@ def test_any_footprints_are_taken_or_refused_in_words(found, crs, suffix):
         collection |= {"crs": {"type": "name", "properties": {"name": crs}}}
         (root / f"town/buildings.{suffix}").write_text(json.dumps(collection))
         try:
-            city = folder.fetch(Fetch(source="folder", path=place, cities=["town"]), "town", root, root)
+            city = folder.fetch(
+                Fetch(source="folder", path=place, cities=["town"]), "town", root, root
+            )
         except InputError as error:
             assert sentence(error)
             return
@@ -252,11 +345,16 @@ def test_any_footprints_are_taken_or_refused_in_words(found, crs, suffix):
 # ------------------------------------------------------------------ archives
 
 
-parts = st.sampled_from(["..", ".", "", "a", "train", "C:", "\\", "/", "images", "a.tif", "\0", "é", "~", "x" * 300])
+parts = st.sampled_from(
+    ["..", ".", "", "a", "train", "C:", "\\", "/", "images", "a.tif", "\0", "é", "~", "x" * 300]
+)
 
 
 @fuzz(150)
-@given(st.lists(st.lists(parts, min_size=1, max_size=4).map("/".join), min_size=1, max_size=4), st.booleans())
+@given(
+    st.lists(st.lists(parts, min_size=1, max_size=4).map("/".join), min_size=1, max_size=4),
+    st.booleans(),
+)
 def test_members_of_any_name_are_written_where_asked_or_not_at_all(names, links):
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,7 +6,8 @@ import zlib
 import numpy as np
 from faulty import STAGES, each, snapshot, visible
 
-KILLS = 3  # a stage, at changes of its files drawn with a fixed seed; one more falls at a moment of the clock
+# a stage, at changes of its files drawn with a fixed seed; one more falls at a moment of the clock
+KILLS = 3
 
 
 @each(STAGES)

@@ -1,4 +1,6 @@
-"""Two at once in one tree, Ctrl-C, and a parent that dies: one result, and no process is left behind."""
+"""Two at once in one tree, Ctrl-C, and a parent that dies: one result, and no
+process is left behind.
+"""
 
 import os
 import shutil
@@ -15,7 +17,9 @@ from faulty import ROOT, Tree, content, snapshot, tiny
 
 @pytest.mark.parametrize("stage", ["tile", "train", "predict"], indirect=True)
 def test_the_same_command_twice_at_once(stage, tree):
-    """Trainers take turns and the second finds the work done; the others write the same twice. None fails."""
+    """Trainers take turns and the second finds the work done; the others write
+    the same twice. None fails.
+    """
     logs = [f"{tree.log}.{i}" for i in (1, 2)]
     first, second = (tree.start(stage.arguments, log=log) for log in logs)
     first.join(), second.join()
@@ -23,14 +27,19 @@ def test_the_same_command_twice_at_once(stage, tree):
     assert snapshot(tree.folder) == stage.left
     if stage.arguments == ["train"]:
         saved = [
-            sum("os.rename models/all" in c for c in Path(f"{log}.changes").read_text().splitlines()) for log in logs
+            sum(
+                "os.rename models/all" in c for c in Path(f"{log}.changes").read_text().splitlines()
+            )
+            for log in logs
         ]
         assert sorted(saved) == [0, 1], "both trained"
 
 
 @pytest.mark.slow
 def test_two_dvc_repro_at_once(stages, tmp_path):
-    """One of them works, the other waits or says in a sentence that it is locked out; a third finds all done."""
+    """One of them works, the other waits or says in a sentence that it is
+    locked out; a third finds all done.
+    """
     for name in ("pipeline", "data/sources"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     stages_ = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -41,7 +50,11 @@ def test_two_dvc_repro_at_once(stages, tmp_path):
     params["fetch"]["cities"] = ["brickvale"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     tools = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+    }
     options = {
         "cwd": tmp_path,
         "env": environment,
@@ -85,7 +98,9 @@ def wait_for(what, seconds: float = 300) -> bool:
 
 
 def busy(tree: Tree, stage) -> tuple:
-    """A run that tiles or trains with two workers, and is in the middle of it: the process, how many belong to it."""
+    """A run that tiles or trains with two workers, and is in the middle of it: the process, how
+    many belong to it.
+    """
     if stage.arguments == ["tile"]:
         tree.change(tile={"workers": 2})
         started = "data/tiles/.brickvale.*.partial/labels.npy"
@@ -93,7 +108,9 @@ def busy(tree: Tree, stage) -> tuple:
         tree.change(train={"workers": 2, "epochs": 1000})
         started = ".work/train-all-*/last.ckpt"
     process = tree.start(stage.arguments)
-    assert wait_for(lambda: list(tree.folder.glob(started)) and len(living(process.pid)) > 2), tree.said
+    assert wait_for(lambda: list(tree.folder.glob(started)) and len(living(process.pid)) > 2), (
+        tree.said
+    )
     return process, living(process.pid)
 
 
@@ -103,7 +120,10 @@ def test_ctrl_c_leaves_no_process_and_no_half_file(stage, tree):
     os.killpg(process.pid, signal.SIGINT)
     process.join(120)
     assert process.exitcode == 130, tree.said
-    assert tree.said.strip().endswith("stopped; the same command goes on from here") and "Traceback" not in tree.said
+    assert (
+        tree.said.strip().endswith("stopped; the same command goes on from here")
+        and "Traceback" not in tree.said
+    )
     assert wait_for(lambda: not living(process.pid), 60), "processes are left behind"
     assert not list(tree.folder.rglob("*.partial"))
 

@@ -53,9 +53,12 @@ def test_degrees_become_metres(latitude):
     step = 1e-5
     grid = Grid(8, 8, Affine(step, 0, 10 - 4 * step, 0, -step, latitude + 4 * step), "EPSG:4326")
     east, north = radii(latitude)
-    assert ground_sample_distance(grid) == pytest.approx((east * radians(step), north * radians(step)), rel=1e-6)
+    assert ground_sample_distance(grid) == pytest.approx(
+        (east * radians(step), north * radians(step)), rel=1e-6
+    )
     square = target_grid(grid, ground_sample_distance(grid), 0.1)
-    assert square.width / square.height == pytest.approx(east / north, rel=0.03)  # tiles are square on the ground
+    # tiles are square on the ground
+    assert square.width / square.height == pytest.approx(east / north, rel=0.03)
 
 
 def test_feet_and_rotation_and_flips_keep_the_length():
@@ -63,8 +66,11 @@ def test_feet_and_rotation_and_flips_keep_the_length():
     expected = ground_sample_distance(Grid(100, 100, metres, "EPSG:26914"))
     assert expected == pytest.approx((0.5, 0.5), rel=1e-3)
     for other in (metres @ Affine.rotation(30), metres @ Affine.scale(1, -1)):
-        assert ground_sample_distance(Grid(100, 100, other, "EPSG:26914")) == pytest.approx(expected, rel=1e-4)
-    feet = Grid(100, 100, Affine(1, 0, 3.1e6, 0, -1, 1.0e7), "EPSG:2277")  # Texas Central, US survey feet
+        assert ground_sample_distance(Grid(100, 100, other, "EPSG:26914")) == pytest.approx(
+            expected, rel=1e-4
+        )
+    # Texas Central, US survey feet
+    feet = Grid(100, 100, Affine(1, 0, 3.1e6, 0, -1, 1.0e7), "EPSG:2277")
     assert ground_sample_distance(feet) == pytest.approx((0.3048, 0.3048), rel=1e-3)
 
 
@@ -81,12 +87,17 @@ def test_no_place_on_the_ground_is_refused(grid):
         ground_sample_distance(grid)
 
 
-@given(st.integers(1, 400), st.integers(1, 400), st.floats(0.05, 3), st.floats(0.1, 1.2), st.booleans())
+@given(
+    st.integers(1, 400), st.integers(1, 400), st.floats(0.05, 3), st.floats(0.1, 1.2), st.booleans()
+)
 def test_target_grid_keeps_the_outline(height, width, native, gsd, south_up):
     grid = Grid(height, width, Affine(native, 0.1, 500, 0.1, native if south_up else -native, 900))
     target = target_grid(grid, (native, native), gsd)
     assert np.allclose(target.corners(), grid.corners())
-    assert target.height == grid.height or abs(target.height - max(1, height * native / gsd)) <= 0.5 + 1e-9
+    assert (
+        target.height == grid.height
+        or abs(target.height - max(1, height * native / gsd)) <= 0.5 + 1e-9
+    )
     assert (target.shape == grid.shape) or abs(native / gsd - 1) > 0.01 or min(height, width) < 60
 
 
@@ -116,13 +127,20 @@ def test_windows_cover_once_within_the_budget(height, width, pixels):
 SPLIT = st.sampled_from([None, *SPLITS])
 
 
-@given(st.lists(SPLIT, min_size=1, max_size=40), st.floats(0.01, 0.49), st.floats(0.01, 0.59), st.integers(0, 9))
+@given(
+    st.lists(SPLIT, min_size=1, max_size=40),
+    st.floats(0.01, 0.49),
+    st.floats(0.01, 0.59),
+    st.integers(0, 9),
+)
 def test_drawn_splits_honour_the_given_and_leave_none_empty(given_splits, validation, test, seed):
     splits = draw_splits(given_splits, validation, test, seed)
     assert splits == draw_splits(given_splits, validation, test, seed)
     assert all(asked in (None, got) for asked, got in zip(given_splits, splits, strict=True))
     if given_splits.count(None) >= len(missing_splits(given_splits)):
-        assert None not in splits and (len(splits) < 3 or given_splits.count(None) < 3 or set(splits) == set(SPLITS))
+        assert None not in splits and (
+            len(splits) < 3 or given_splits.count(None) < 3 or set(splits) == set(SPLITS)
+        )
     else:
         assert splits == given_splits
 
@@ -136,10 +154,18 @@ def test_inria_keeps_its_test_scenes_and_draws_validation_from_the_rest():
 
 @given(
     st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 300), st.floats(0.01, 0.49),
-    st.floats(0.01, 0.59), st.sampled_from([list(SPLITS), ["train", "validation"], ["validation", "test"]]),
+    st.floats(0.01, 0.59),
+    st.sampled_from([list(SPLITS), ["train", "validation"], ["validation", "test"]]),
 )  # fmt: skip
 def test_strips_are_disjoint_by_the_margin(height, width, margin, validation, test, splits):
-    blocks = strips(Grid(height, width, Affine.identity()), splits, validation, test, margin, (0, max(height, width)))
+    blocks = strips(
+        Grid(height, width, Affine.identity()),
+        splits,
+        validation,
+        test,
+        margin,
+        (0, max(height, width)),
+    )
     if blocks is None:
         assert max(height, width) < len(splits) * LEAST_STRIP * 12 + (len(splits) - 1) * margin
         return
@@ -149,8 +175,13 @@ def test_strips_are_disjoint_by_the_margin(height, width, margin, validation, te
         along = window.slices[0 if height >= width else 1]
         across = window.slices[1 if height >= width else 0]
         assert (across.start, across.stop) == (0, min(height, width))
-        assert along.start >= 0 and along.stop <= len(owner) and along.stop - along.start >= LEAST_STRIP
-        assert (owner[max(0, along.start - margin) : along.stop + margin] == -1).all()  # no other within the margin
+        assert (
+            along.start >= 0
+            and along.stop <= len(owner)
+            and along.stop - along.start >= LEAST_STRIP
+        )
+        # no other within the margin
+        assert (owner[max(0, along.start - margin) : along.stop + margin] == -1).all()
         owner[along] = i
     assert (owner == -1).sum() == margin * (len(splits) - 1)  # and nothing else is dropped
 
@@ -167,8 +198,11 @@ def test_outlines_are_cut_at_the_antimeridian():
         return Grid(100, 100, Affine(1e-4, 0, west, 0, -1e-4, -17), "EPSG:4326")
 
     across, east, other = (town(west).outlines()[0] for west in (179.995, -179.999, 10.0))
-    assert across.area == pytest.approx(1e-4) and across.bounds == pytest.approx((-180, -17.01, 180, -17))
-    assert across.intersection(east).area / across.area == pytest.approx(0.4)  # 179.999° W to 179.995° W
+    assert across.area == pytest.approx(1e-4) and across.bounds == pytest.approx(
+        (-180, -17.01, 180, -17)
+    )
+    # 179.999° W to 179.995° W
+    assert across.intersection(east).area / across.area == pytest.approx(0.4)
     assert not across.intersects(other)
     utm = Grid(100, 100, Affine(10, 0, 817_100, 0, -10, 8_000_000), "EPSG:32760")
     upper = utm.outlines([Window(0, 0, 50, 100)])[0]

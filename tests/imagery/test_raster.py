@@ -73,7 +73,11 @@ def test_resampling_averages_over_the_area(source, target):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.sampled_from([(20, 31), (47, 33), (40, 20), (90, 13)]), st.integers(1, 400), st.integers(0, 5))
+@given(
+    st.sampled_from([(20, 31), (47, 33), (40, 20), (90, 13)]),
+    st.integers(1, 400),
+    st.integers(0, 5),
+)
 def test_windows_leave_no_seams(sizes, pixels, seed):
     source, target = (sizes[0], sizes[0] + 5), (sizes[1], sizes[1] + 2)
     resample, pixel = Resampler(source, target), noise(*source, seed=seed)
@@ -122,8 +126,11 @@ def test_nodata_is_black_and_invalid(tmp_path, gsd):
 def test_nodata_does_not_darken_its_neighbours(tmp_path):
     pixels = np.full((3, 8, 8), 200, np.uint16)
     pixels[:, :, 0] = 65535
-    image, valid = read_all(write(tmp_path / "a.tif", pixels, nodata=65535), gsd=1.5, value_range=(0, 255))
-    assert valid.all() and (image == 200).all()  # a third of the first column is nodata: it weighs nothing
+    image, valid = read_all(
+        write(tmp_path / "a.tif", pixels, nodata=65535), gsd=1.5, value_range=(0, 255)
+    )
+    # a third of the first column is nodata: it weighs nothing
+    assert valid.all() and (image == 200).all()
 
 
 @pytest.mark.parametrize("kind", ["nan", "every band", "internal mask", "alpha"])
@@ -175,7 +182,8 @@ def test_a_band_without_data_spoils_neither_range_nor_neighbours(tmp_path):
     with open_image(path, [1, 2, 3], 1.0) as opened:
         assert robust_range([opened.sample()]) == pytest.approx((0.5, 1.5))
     image, _ = read_all(path, gsd=0.75, value_range=(0, 1))
-    assert image[..., 2].max() == 128 and (np.unique(image[0, :, 2]) < 128).sum() <= 2  # black, one mixed, grey
+    # black, one mixed, grey
+    assert image[..., 2].max() == 128 and (np.unique(image[0, :, 2]) < 128).sum() <= 2
 
 
 @pytest.mark.parametrize("kind", ["mask", "alpha"])
@@ -238,7 +246,9 @@ def test_missing_crs_and_missing_band_name_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("left", [0.5, 0.9999])
-@pytest.mark.parametrize("profile", [{"compress": "deflate"}, {}, {"tiled": True}, {"interleave": "band"}], ids=str)
+@pytest.mark.parametrize(
+    "profile", [{"compress": "deflate"}, {}, {"tiled": True}, {"interleave": "band"}], ids=str
+)
 def test_a_truncated_file_names_itself(profile, left, tmp_path):
     path = write(tmp_path / "cut.tif", noise(3, 300, 300), **profile)
     read_all(path)
@@ -270,7 +280,8 @@ def test_label_rasters(tmp_path):
     assert np.array_equal(read_labels(tmp_path, kinds, classes=3), kinds)
     unknown = np.where(labels, 1, -1).astype(np.float32)
     assert np.array_equal(read_labels(tmp_path, unknown, nodata=-1), np.where(labels, 1, 255))
-    assert np.array_equal(read_labels(tmp_path, labels, nodata=0), labels)  # 0 is background, whatever the header says
+    # 0 is background, whatever the header says
+    assert np.array_equal(read_labels(tmp_path, labels, nodata=0), labels)
     with pytest.raises(InputError, match=r"label\.tif: labels hold 3"):
         read_labels(tmp_path, kinds, classes=2)
     with pytest.raises(InputError, match="labels hold 7"):
@@ -288,8 +299,14 @@ def test_labels_shrink_to_what_covers_most_and_grow_to_the_nearest(tmp_path):
 def test_labels_of_another_size_or_place_are_refused(tmp_path):
     image = write(tmp_path / "image.tif", noise(3, 40, 40))
     small = write(tmp_path / "small.tif", noise(40, 39, high=2))
-    moved = write(tmp_path / "moved.tif", noise(40, 40, high=2), HALF_METRE @ Affine.translation(3, 0))
-    for path, words in ((small, "39×40 pixels for an image of 40×40"), (moved, "elsewhere"), (image, "3 bands")):
+    moved = write(
+        tmp_path / "moved.tif", noise(40, 40, high=2), HALF_METRE @ Affine.translation(3, 0)
+    )
+    for path, words in (
+        (small, "39×40 pixels for an image of 40×40"),
+        (moved, "elsewhere"),
+        (image, "3 bands"),
+    ):
         with (
             open_image(image, [1], 0.5) as opened,
             open_raster(path) as dataset,
@@ -303,7 +320,8 @@ def test_labels_of_another_size_or_place_are_refused(tmp_path):
     [
         (None, HALF_METRE, "carries no CRS"),
         ("EPSG:32633", Affine.identity(), "no geotransform"),
-        ("EPSG:4326", Affine.scale(1, -1), "no geotransform"),  # QGIS counts the rows of such pictures downwards
+        # QGIS counts the rows of such pictures downwards
+        ("EPSG:4326", Affine.scale(1, -1), "no geotransform"),
         ('LOCAL_CS["site",UNIT["metre",1]]', HALF_METRE, "site does not place it on Earth"),
         ("EPSG:5817", HALF_METRE, "Tombak LNG plant does not place it on Earth"),
         ("IAU_2015:30100", Affine(1e-5, 0, 10, 0, -1e-5, 20), "Moon"),
@@ -336,7 +354,12 @@ BLUE_FIRST = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
     ],
 )
 def test_red_green_and_blue_are_where_the_file_says(tmp_path, declared, asked, read):
-    path = write(tmp_path / "a.tif", noise(len(declared), 8, 8), colorinterp=declared, photometric="minisblack")
+    path = write(
+        tmp_path / "a.tif",
+        noise(len(declared), 8, 8),
+        colorinterp=declared,
+        photometric="minisblack",
+    )
     with open_raster(path) as dataset:
         assert declared_bands(dataset, asked) == read
 
@@ -346,7 +369,11 @@ def test_red_green_and_blue_are_where_the_file_says(tmp_path, declared, asked, r
     [
         (["Blue", "Green", "Red", "NIR"], [1, 2, 3], [3, 2, 1]),
         (["B02 blue", "B03 green", "B04 red", "B08 nir"], [1, 2, 3, 4], [3, 2, 1, 4]),
-        (["coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir"], [1, 2, 3], [6, 4, 2]),
+        (
+            ["coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir"],
+            [1, 2, 3],
+            [6, 4, 2],
+        ),
         (["blue", "green", "red edge"], [1, 2, 3], [1, 2, 3]),
         (["red", "green", "blue"], [1, 2, 3], [1, 2, 3]),
         (["a", None, "blue"], [1, 2, 3], [1, 2, 3]),
@@ -377,12 +404,18 @@ def test_units_are_told_by_their_brightness():
         (None, HALF_METRE, True),
         (None, HALF_METRE @ Affine.translation(0, 80), False),  # a world file of the next sheet
         ('LOCAL_CS["RGF93 / Lambert-93",UNIT["metre",1]]', HALF_METRE, True),
-        ('LOCAL_CS["RGF93 / Lambert-93",UNIT["metre",1]]', HALF_METRE @ Affine.translation(40, 0), False),
-        ('LOCAL_CS["site",UNIT["metre",1]]', Affine(0.5, 0, 0, 0, -0.5, 20), True),  # its own numbers tell nothing
+        (
+            'LOCAL_CS["RGF93 / Lambert-93",UNIT["metre",1]]',
+            HALF_METRE @ Affine.translation(40, 0),
+            False,
+        ),
+        # its own numbers tell nothing
+        ('LOCAL_CS["site",UNIT["metre",1]]', Affine(0.5, 0, 0, 0, -0.5, 20), True),
         ("EPSG:32633", Affine.identity(), True),
-        ("EPSG:32633", HALF_METRE @ Affine.translation(0, 40) @ Affine.scale(1, -1), False),  # upside down
+        # upside down
+        ("EPSG:32633", HALF_METRE @ Affine.translation(0, 40) @ Affine.scale(1, -1), False),
     ],
-)  # fmt: skip
+)
 def test_labels_lie_on_their_image_in_whatever_crs(tmp_path, labels, transform, taken):
     image = write(tmp_path / "image.tif", noise(3, 40, 40))
     path = write(tmp_path / "label.tif", noise(40, 40, high=2), transform=transform, crs=labels)
@@ -390,7 +423,11 @@ def test_labels_lie_on_their_image_in_whatever_crs(tmp_path, labels, transform, 
         if taken:
             RasterLabels(dataset, opened, classes=1)
             return
-        with pytest.raises(InputError, match=r"label\.tif: lies elsewhere .*rio warp LABELS NEW --like IMAGE"):
+        with pytest.raises(
+            InputError,
+            match=r"label\.tif: lies elsewhere .*rio warp LABELS NEW "
+            r"--like IMAGE",
+        ):
             RasterLabels(dataset, opened, classes=1)
 
 
@@ -401,7 +438,10 @@ def test_what_a_label_does_not_know_is_ignored(tmp_path):
     read = read_labels(tmp_path, labels, nodata=-3.40282306074e38)
     assert (read[:9] == 255).all() and np.array_equal(read[9:], labels[9:])
     image = write(tmp_path / "image.tif", noise(3, 40, 40))
-    write_mask(write(tmp_path / "masked.tif", np.zeros((40, 40), np.uint8)), np.arange(40)[:, None] > np.full(40, 9))
+    write_mask(
+        write(tmp_path / "masked.tif", np.zeros((40, 40), np.uint8)),
+        np.arange(40)[:, None] > np.full(40, 9),
+    )
     with open_image(image, [1], 0.5) as opened, open_raster(tmp_path / "masked.tif") as dataset:
         read = RasterLabels(dataset, opened, classes=1).read(Window(0, 0, 40, 40))
     assert (read[:10] == 255).all() and not read[10:].any()

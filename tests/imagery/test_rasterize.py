@@ -17,7 +17,9 @@ def polygons(*shapes):
 
 
 def ground(transform, *rings):
-    """A polygon given in pixels (column, row), placed by `transform`; rings after the first are holes."""
+    """A polygon given in pixels (column, row), placed by `transform`; rings
+    after the first are holes.
+    """
     placed = [[transform @ point for point in ring] for ring in rings]
     return shapely.Polygon(placed[0], placed[1:])
 
@@ -83,4 +85,9 @@ def test_windows_equal_the_whole(seed, pixels, kind):
 
 def test_a_label_beyond_the_classes_is_refused():
     with pytest.raises(InputError, match="label 3"):
-        VectorLabels(polygons(ground(GRID.transform, square(0, 0, 3))), np.array([3], np.uint8), GRID, classes=2)
+        VectorLabels(
+            polygons(ground(GRID.transform, square(0, 0, 3))),
+            np.array([3], np.uint8),
+            GRID,
+            classes=2,
+        )

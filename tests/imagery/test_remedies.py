@@ -1,4 +1,6 @@
-"""One sentence a cause, for what cannot be read or written, with the remedy that helps against it."""
+"""One sentence a cause, for what cannot be read or written, with the remedy
+that helps against it.
+"""
 
 import errno
 import os
@@ -24,11 +26,14 @@ SAID = {  # GDAL's words
     "HTTP response code: 503": "again later",
     "CURL error: Could not resolve host: nowhere.invalid": "the network",
     "CURL error: TLS connect error: wrong version number": "http or https",
-    "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined": "AWS_NO_SIGN_REQUEST=YES",
-    "GS_SECRET_ACCESS_KEY or GS_NO_SIGN_REQUEST=YES configuration options not defined": "GS_NO_SIGN_REQUEST=YES",
+    "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not "
+    "defined": "AWS_NO_SIGN_REQUEST=YES",
+    "GS_SECRET_ACCESS_KEY or GS_NO_SIGN_REQUEST=YES configuration options not "
+    "defined": "GS_NO_SIGN_REQUEST=YES",
     "a.tif: Permission denied": "permissions",
     "a.tif is no TIFF, PNG, JPEG, JPEG 2000 or Imagine file": "write it as a GeoTIFF",
-    "TIFFReadDirectory:Failed to read directory at offset 8": "damaged or cut short: fetch it again",
+    "TIFFReadDirectory:Failed to read directory at offset "
+    "8": "damaged or cut short: fetch it again",
 }
 
 
@@ -40,7 +45,10 @@ def test_what_cannot_be_read_names_its_cause_s_remedy(words):
 
 
 def test_a_folder_is_no_damaged_file(tmp_path):
-    with pytest.raises(InputError, match="Is a directory.*a folder is where a file is wanted"), open_raster(tmp_path):
+    with (
+        pytest.raises(InputError, match="Is a directory.*a folder is where a file is wanted"),
+        open_raster(tmp_path),
+    ):
         pass
 
 
@@ -56,12 +64,17 @@ def test_the_disk_is_blamed_only_where_it_refuses(tmp_path, monkeypatch):
     """GDAL's own numbers are no errno; where it names no cause the disk is asked."""
     error = RasterioIOError("TIFFAppendToStrip:Write error")
     error.errno = None
-    with pytest.raises(InputError, match="Write error.*it is not the disk"), onto_disk(tmp_path / "a.tif"):
+    with (
+        pytest.raises(InputError, match="Write error.*it is not the disk"),
+        onto_disk(tmp_path / "a.tif"),
+    ):
         raise error
     foreign = Exception("Parse error")
     foreign.errno = errno.EPERM
     assert cause(foreign) is None
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.EDQUOT, "")), False)
+    monkeypatch.setattr(
+        os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.EDQUOT, "")), False
+    )
     with pytest.raises(InputError, match="free some of your quota"), onto_disk(tmp_path / "a.tif"):
         raise error
 

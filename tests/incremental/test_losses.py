@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.incremental.losses import distillation, ewc, fisher, grow, unbiased_cross_entropy, unbiased_distillation
+from pipeline.incremental.losses import (
+    distillation,
+    ewc,
+    fisher,
+    grow,
+    unbiased_cross_entropy,
+    unbiased_distillation,
+)
 
 
 @pytest.fixture
@@ -21,10 +28,15 @@ def labels():
 
 
 def test_distillation_is_zero_of_the_same_answer_and_torch_s_divergence_of_another(logits, labels):
-    assert distillation(logits, logits + 3, labels) == pytest.approx(0, abs=1e-12)  # a softmax knows no constant
+    # a softmax knows no constant
+    assert distillation(logits, logits + 3, labels) == pytest.approx(0, abs=1e-12)
     other, t = logits.flip(1), 2.0
-    pixels = F.kl_div((logits / t).log_softmax(1), (other / t).log_softmax(1), reduction="none", log_target=True).sum(1)
-    assert distillation(logits, other, labels, t).item() == pytest.approx(4 * pixels[labels != 255].mean().item())
+    pixels = F.kl_div(
+        (logits / t).log_softmax(1), (other / t).log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    assert distillation(logits, other, labels, t).item() == pytest.approx(
+        4 * pixels[labels != 255].mean().item()
+    )
     assert distillation(logits, other, labels) > 0
 
 
@@ -49,7 +61,9 @@ def test_ewc_is_a_parabola_in_each_weight_and_zero_where_nothing_moved():
     with torch.no_grad():
         layer.weight += torch.tensor([[1.0, -2.0]])
         layer.bias += 0.5
-    assert ewc(layer, [(information, then)]).item() == pytest.approx(0.5 * (2 * 1 + 3 * 4 + 4 * 0.25))
+    assert ewc(layer, [(information, then)]).item() == pytest.approx(
+        0.5 * (2 * 1 + 3 * 4 + 4 * 0.25)
+    )
     assert ewc(layer, [(information, then)] * 2).item() == pytest.approx(15.0)
     ewc(layer, [(information, then)]).backward()
     assert layer.weight.grad.tolist()[0] == pytest.approx([2.0, -6.0])
@@ -77,17 +91,23 @@ def test_unbiased_losses_are_the_plain_ones_where_no_class_is_old_or_new(logits,
 
 
 def test_an_old_class_called_background_costs_nothing():
-    """A network sure of the old class 1 where the label says background: plain loss punishes it, MiB does not."""
+    """A network sure of the old class 1 where the label says background: plain loss punishes
+    it, MiB does not.
+    """
     sure = torch.tensor([-20.0, 20.0, -20.0]).view(1, 3, 1, 1)
     background = torch.zeros(1, 1, 1, dtype=torch.long)
     assert F.cross_entropy(sure, background) > 30
     assert unbiased_cross_entropy(sure, background, old=2) < 1e-6
-    assert unbiased_cross_entropy(sure, background + 2, old=2) > 30  # the new class is asked for as ever
+    # the new class is asked for as ever
+    assert unbiased_cross_entropy(sure, background + 2, old=2) > 30
 
 
 def test_a_new_class_where_the_old_network_saw_background_costs_nothing():
     sure = torch.tensor([-20.0, -20.0, 20.0]).view(1, 3, 1, 1)
-    taught, label = torch.tensor([20.0, -20.0]).view(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)
+    taught, label = (
+        torch.tensor([20.0, -20.0]).view(1, 2, 1, 1),
+        torch.zeros(1, 1, 1, dtype=torch.long),
+    )
     assert unbiased_distillation(sure, taught, label) < 1e-6
     assert unbiased_distillation(sure, -taught, label) > 30  # not where it saw the old class
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from pipeline.incremental.scores import average_accuracy, backward_transfer, forgetting, forward_transfer, summary
+from pipeline.incremental.scores import (
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    summary,
+)
 
 R = np.array([[0.8, 0.3, 0.1], [0.9, 0.7, 0.2], [0.5, 0.6, 0.4]])
 
@@ -11,7 +17,9 @@ R = np.array([[0.8, 0.3, 0.1], [0.9, 0.7, 0.2], [0.5, 0.6, 0.4]])
 def test_a_matrix_by_hand():
     assert average_accuracy(R) == pytest.approx((0.5 + 0.6 + 0.4) / 3)
     assert backward_transfer(R) == pytest.approx(((0.5 - 0.8) + (0.6 - 0.7)) / 2)
-    assert forward_transfer(R, np.array([0.0, 0.1, 0.05])) == pytest.approx(((0.3 - 0.1) + (0.2 - 0.05)) / 2)
+    assert forward_transfer(R, np.array([0.0, 0.1, 0.05])) == pytest.approx(
+        ((0.3 - 0.1) + (0.2 - 0.05)) / 2
+    )
     assert forgetting(R) == pytest.approx(((0.9 - 0.5) + (0.7 - 0.6)) / 2)
 
 
@@ -25,7 +33,12 @@ def test_forgetting_is_no_less_than_what_backward_transfer_loses():
 def test_nothing_is_forgotten_where_nothing_changes():
     constant = np.tile([0.2, 0.5, 0.9], (3, 1))
     found = summary(constant, np.zeros(3))
-    assert found == {"average": pytest.approx(1.6 / 3), "forgetting": 0, "backward": 0, "forward": pytest.approx(0.7)}
+    assert found == {
+        "average": pytest.approx(1.6 / 3),
+        "forgetting": 0,
+        "backward": 0,
+        "forward": pytest.approx(0.7),
+    }
 
 
 def test_a_city_without_a_building_enters_no_mean():

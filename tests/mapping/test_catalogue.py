@@ -23,7 +23,12 @@ from pipeline.mapping.catalogue import PROPERTIES, check_name, index, map_item
 SCHEMAS = Path(__file__).parent / "stac_schemas"
 UTM = Grid(200, 300, Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000), "EPSG:32632")
 FOUND = {"scene": "/scenes/town.tif", "gsd": [0.5, 0.6], "buildings": 7, "built_area_m2": 812.5}
-ABOUT = {"source": "town.tif", "captured": "2021-06-30", "model": "all", "model_version": "0123456789abcdef"}
+ABOUT = {
+    "source": "town.tif",
+    "captured": "2021-06-30",
+    "model": "all",
+    "model_version": "0123456789abcdef",
+}
 FILES = {"mask": "town.tif", "polygons": "town.gpkg", "item": "town.item.json"}
 
 
@@ -38,14 +43,19 @@ def check(found: dict) -> None:
         name: schema["$id"].rpartition("/")[0] for name, schema in schemas.items()
     }  # common.json misspells its $id
     registry = referencing.Registry().with_resources(
-        (f"{places[name]}/{name}", DRAFT7.create_resource(schema)) for name, schema in schemas.items()
+        (f"{places[name]}/{name}", DRAFT7.create_resource(schema))
+        for name, schema in schemas.items()
     )
-    validator = jsonschema.Draft7Validator(schemas["item.json"], registry=registry, format_checker=FormatChecker())
+    validator = jsonschema.Draft7Validator(
+        schemas["item.json"], registry=registry, format_checker=FormatChecker()
+    )
     validator.validate(found)
 
 
 @pytest.mark.parametrize("captured", ["2021-06-30", None])
-@pytest.mark.parametrize("crs", ["EPSG:32632", None, "+proj=laea +lat_0=60 +lon_0=9 +x_0=500000 +y_0=6650000"])
+@pytest.mark.parametrize(
+    "crs", ["EPSG:32632", None, "+proj=laea +lat_0=60 +lon_0=9 +x_0=500000 +y_0=6650000"]
+)
 def test_an_item_is_what_the_schema_says(crs, captured):
     check(item(Grid(200, 300, UTM.transform, crs), captured=captured))
 
@@ -64,7 +74,12 @@ def test_an_item_says_where_when_and_what():
     assert p["proj:transform"] == [0.5, 0, 500_000, 0, -0.5, 6_650_000]
     assert (p["gsd"], p["buildings"], p["model_version"]) == (0.6, 7, "0123456789abcdef")
     west, south, east, north = found["bbox"]
-    assert west == pytest.approx(9) and north == pytest.approx(59.985, abs=0.01) and west < east and south < north
+    assert (
+        west == pytest.approx(9)
+        and north == pytest.approx(59.985, abs=0.01)
+        and west < east
+        and south < north
+    )
     assert shapely.geometry.shape(found["geometry"]).bounds == pytest.approx(found["bbox"])
     assert {name: asset["href"] for name, asset in found["assets"].items()} == {
         "mask": "./town.tif", "polygons": "./town.gpkg", "record": "./town.json"
@@ -75,7 +90,11 @@ def test_an_item_says_where_when_and_what():
 
 def test_what_has_no_place_has_no_geometry_and_what_has_no_code_is_written_out():
     nowhere = item(Grid(2, 3, Affine.scale(1, -1)))
-    assert nowhere["geometry"] is None and "bbox" not in nowhere and nowhere["properties"]["proj:code"] is None
+    assert (
+        nowhere["geometry"] is None
+        and "bbox" not in nowhere
+        and nowhere["properties"]["proj:code"] is None
+    )
     own = item(Grid(2, 3, Affine.scale(1, -1), "+proj=laea +lat_0=60 +lon_0=9"))["properties"]
     assert own["proj:code"] is None and own["proj:wkt2"].startswith("PROJCRS")
 
@@ -89,7 +108,10 @@ def test_across_the_antimeridian_west_is_more_than_east():
 
 @pytest.fixture
 def items(tmp_path) -> tuple[Path, dict[str, dict]]:
-    found = {"town": item(), "nowhere": item(Grid(2, 3, Affine.scale(1, -1)), "nowhere", captured=None)}
+    found = {
+        "town": item(),
+        "nowhere": item(Grid(2, 3, Affine.scale(1, -1)), "nowhere", captured=None),
+    }
     for name, one in found.items():
         (tmp_path / f"{name}.item.json").write_text(json.dumps(one))
     return tmp_path, found
@@ -100,13 +122,19 @@ def test_the_index_has_a_row_an_item(items):
     assert index(out, list(found))["items"] == 2
     rows = gpd.read_parquet(out / "items.parquet")
     assert list(rows.id) == ["town", "nowhere"] and rows.crs == "OGC:CRS84"
-    assert rows.geometry[0].equals(shapely.geometry.shape(found["town"]["geometry"])) and rows.geometry[1] is None
+    assert (
+        rows.geometry[0].equals(shapely.geometry.shape(found["town"]["geometry"]))
+        and rows.geometry[1] is None
+    )
     assert set(PROPERTIES) < set(rows) and list(rows["proj:code"].dropna()) == ["EPSG:32632"]
     assert rows.datetime[0].isoformat() == "2021-06-30T00:00:00+00:00"
     assert rows.assets[0]["polygons"]["href"] == "./town.gpkg"
     metadata = parquet.read_metadata(out / "items.parquet").metadata
     assert json.loads(metadata[b"stac-geoparquet"])["version"] == "1.1.0"
-    assert json.loads(metadata[b"geo"])["columns"]["geometry"]["covering"]["bbox"]["xmin"] == ["bbox", "xmin"]
+    assert json.loads(metadata[b"geo"])["columns"]["geometry"]["covering"]["bbox"]["xmin"] == [
+        "bbox",
+        "xmin",
+    ]
 
 
 def test_an_index_is_made_once_and_an_edited_one_stays(items):
@@ -126,9 +154,17 @@ def test_an_index_is_made_once_and_an_edited_one_stays(items):
 
 def test_pmtiles_hold_every_building_and_need_a_place_and_a_driver(tmp_path, monkeypatch):
     check_driver("pmtiles")
-    fields = {name: kind for name, kind in writer.FIELDS.items() if name in {"id", "confidence", "regularised"}}
+    fields = {
+        name: kind
+        for name, kind in writer.FIELDS.items()
+        if name in {"id", "confidence", "regularised"}
+    }
     houses = shapely.box(
-        *(np.array([[0, 0, 9, 6]]) + [500_000, 6_650_000, 500_000, 6_650_000] + np.arange(40)[:, None] * 20).T
+        *(
+            np.array([[0, 0, 9, 6]])
+            + [500_000, 6_650_000, 500_000, 6_650_000]
+            + np.arange(40)[:, None] * 20
+        ).T
     )
     columns = {
         "id": np.array([f"{k:x}" for k in range(40)]),
@@ -140,7 +176,10 @@ def test_pmtiles_hold_every_building_and_need_a_place_and_a_driver(tmp_path, mon
     rows = gpd.read_file(tmp_path / "town.pmtiles").to_crs("EPSG:32632").dissolve("id")
     assert set(rows.index) == set(columns["id"])
     assert rows.area.to_numpy() == pytest.approx(54, rel=0.15)
-    with pytest.raises(InputError, match="no place on a web map"), footprints(tmp_path / "a.pmtiles", None):
+    with (
+        pytest.raises(InputError, match="no place on a web map"),
+        footprints(tmp_path / "a.pmtiles", None),
+    ):
         pass
     monkeypatch.setattr(writer.pyogrio, "list_drivers", lambda write: {"GPKG": "rw"})
     with pytest.raises(InputError, match="no driver PMTiles"):

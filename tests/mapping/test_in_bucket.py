@@ -23,14 +23,17 @@ pytest.importorskip("moto.server", reason="the test extra is not installed")
 boto3 = pytest.importorskip("boto3", reason="the s3 extra is not installed")
 
 SETTINGS = Predict(window=128, min_area=0)
-EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+EXPIRED = (
+    b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+)
 
 
 @dataclass
 class Store:
     """Moto's server, and what goes wrong with the next requests of a method."""
 
-    faults: list[tuple[str, str]] = field(default_factory=list)  # method, and busy, cut or expired; first come first
+    # method, and busy, cut or expired; first come first
+    faults: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -49,7 +52,8 @@ class Store:
             return self.app(environ, start_response)
         if fault[1] == "expired":
             start_response(
-                "403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(EXPIRED)))]
+                "403 Forbidden",
+                [("Content-Type", "application/xml"), ("Content-Length", str(len(EXPIRED)))],
             )
             return [EXPIRED]
         self.faults.remove(fault)
@@ -59,7 +63,8 @@ class Store:
             return []
         if method == "PUT":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        start_response("200 OK", [("Content-Length", "100000")])  # and the connection ends long before
+        # and the connection ends long before
+        start_response("200 OK", [("Content-Length", "100000")])
         return [b"II"]
 
     @property
@@ -67,17 +72,30 @@ class Store:
         return boto3.client("s3")
 
     def keys(self, name: str) -> list[str]:
-        return sorted(item["Key"] for item in self.client.list_objects_v2(Bucket=name).get("Contents", []))
+        return sorted(
+            item["Key"] for item in self.client.list_objects_v2(Bucket=name).get("Contents", [])
+        )
 
 
 @pytest.fixture
 def store(monkeypatch):
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    for variable in (
+        "http_proxy",
+        "HTTP_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "AWS_PROFILE",
+        "AWS_SESSION_TOKEN",
+    ):
         monkeypatch.delenv(variable, raising=False)
     store = Store()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server.port}")
-    for name, value in {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "ACCESS_KEY_ID": "me",
+        "SECRET_ACCESS_KEY": "secret",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     bucket._client.cache_clear()
     yield store
@@ -87,7 +105,9 @@ def store(monkeypatch):
 
 @pytest.fixture
 def town(store, tmp_path, monkeypatch) -> str:
-    """A bucket of this test's own with two scenes, a list of them and a model; the same lie in the working folder."""
+    """A bucket of this test's own with two scenes, a list of them and a model; the same lie in
+    the working folder.
+    """
     monkeypatch.chdir(tmp_path)
     name = f"town-{abs(hash(tmp_path))}"
     store.client.create_bucket(Bucket=name)
@@ -96,14 +116,22 @@ def town(store, tmp_path, monkeypatch) -> str:
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
         segmenter.network.bias[:] = torch.tensor([0.0, -4])
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+    }
     save_model("model", segmenter, card)
     place = {"crs": "EPSG:32632", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 6_650_000)}
     Path("scenes").mkdir()
     for i in range(2):
         pixels = np.random.default_rng(i).integers(60, 120, (3, 90, 110), dtype=np.uint8)
         pixels[0, 20:50, 30 + 10 * i : 70] = 230
-        with rasterio.open(f"scenes/s{i}.tif", "w", "GTiff", 110, 90, 3, dtype="uint8", **place) as file:
+        with rasterio.open(
+            f"scenes/s{i}.tif", "w", "GTiff", 110, 90, 3, dtype="uint8", **place
+        ) as file:
             file.write(pixels)
     Path("list.txt").write_text("# two scenes\nscenes/s0.tif\nscenes/s1.tif\n")
     for path in [*Path("scenes").iterdir(), *Path("model").iterdir(), Path("list.txt")]:
@@ -128,7 +156,9 @@ def test_a_finished_scene_is_skipped_until_it_changes_and_two_shards_make_one_ma
     out, folder = f"s3://{town}/maps", f"s3://{town}/scenes/"
     for shard in ("1/2", "2/2"):  # two machines that share nothing but the bucket
         run(f"s3://{town}/model", [folder], out, settings=SETTINGS, shard=shard)
-    assert {f"maps/s{i}{end}" for i in range(2) for end in (".tif", ".gpkg", ".json")} <= set(store.keys(town))
+    assert {f"maps/s{i}{end}" for i in range(2) for end in (".tif", ".gpkg", ".json")} <= set(
+        store.keys(town)
+    )
     store.asked.clear()
     run("model", [folder], out, settings=SETTINGS)
     assert not [path for method, path in store.asked if method in {"PUT", "POST", "DELETE"}]
@@ -142,7 +172,9 @@ def test_what_others_put_there_stays(town, store):
     store.client.put_object(Bucket=town, Key="maps/s0.tif", Body=b"mine")
     with pytest.raises(InputError, match="1 of 2 scenes failed"):
         run("model", ["scenes"], f"s3://{town}/maps", settings=SETTINGS)
-    assert bucket.read(f"s3://{town}/maps/s0.tif") == b"mine" and bucket.about(f"s3://{town}/maps/s1.json")
+    assert bucket.read(f"s3://{town}/maps/s0.tif") == b"mine" and bucket.about(
+        f"s3://{town}/maps/s1.json"
+    )
     with pytest.raises(InputError, match="holds the scene s0.tif; choose another --out"):
         run("model", [f"s3://{town}/scenes"], f"s3://{town}/scenes", settings=SETTINGS)
 

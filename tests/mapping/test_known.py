@@ -1,4 +1,6 @@
-"""A map against known footprints: what is built, torn down, enlarged and shifted is told by its name."""
+"""A map against known footprints: what is built, torn down, enlarged and
+shifted is told by its name.
+"""
 
 import sqlite3
 from pathlib import Path
@@ -31,7 +33,13 @@ def model(tmp_path_factory) -> Path:
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [10, 10, 10]])[..., None, None]
         segmenter.network.bias[:] = torch.tensor([0.0, -15])
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": GSD}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": GSD,
+    }
     save_model(folder, segmenter, card)
     return folder
 
@@ -50,8 +58,16 @@ def draw(path: Path, built: list, nodata: tuple = ()) -> Path:
     image = (40 + 170 * seen).astype(np.uint8)
     for rows, columns in nodata:
         image[rows, columns] = 0
-    profile = {"driver": "GTiff", "width": 230, "height": 230, "count": 3, "dtype": "uint8", "crs": "EPSG:32632",
-               "transform": place, "nodata": 0}  # fmt: skip
+    profile = {
+        "driver": "GTiff",
+        "width": 230,
+        "height": 230,
+        "count": 3,
+        "dtype": "uint8",
+        "crs": "EPSG:32632",
+        "transform": place,
+        "nodata": 0,
+    }
     with rasterio.open(path, "w", **profile) as file:
         file.write(np.stack([image] * 3))
         file.update_tags(TIFFTAG_DATETIME="2024:05:17 10:11:12")
@@ -64,19 +80,33 @@ def test_new_matched_changed_and_missing_are_told_apart(model, tmp_path, crs, su
     town = houses()
     known = town[:-3]  # three are new
     enlarged = shapely.union(town[0], translate(town[0], 0, -6))
-    built = [enlarged, *town[1:4], *town[6:]]  # two were torn down; one stands under nodata, and is not missing
+    # two were torn down; one stands under nodata, and is not missing
+    built = [enlarged, *town[1:4], *town[6:]]
     scene = draw(tmp_path / "town.tif", built[:-1] + [town[-1]], [(slice(16, 36), slice(176, 204))])
     gpd.GeoDataFrame(geometry=known, crs="EPSG:32632").to_crs(crs).to_file(tmp_path / "known.gpkg")
     settings = SETTINGS.model_copy(update={"polygons": suffix})
     run(model, [str(scene)], tmp_path / "out", settings=settings, known=tmp_path / "known.gpkg")
     read = gpd.read_parquet if suffix == "parquet" else gpd.read_file
-    found, missing = read(tmp_path / f"out/town.{suffix}"), read(tmp_path / f"out/town.missing.{suffix}")
+    found, missing = (
+        read(tmp_path / f"out/town.{suffix}"),
+        read(tmp_path / f"out/town.missing.{suffix}"),
+    )
     status = found.set_index(found.geometry.centroid.translate(*-SHIFT).to_wkb()).status
-    told = {name: found[found.status == name].geometry.values for name in ("new", "matched", "changed")}
+    told = {
+        name: found[found.status == name].geometry.values for name in ("new", "matched", "changed")
+    }
     assert len(status) == len(found) and set(found.status) == {"new", "matched", "changed"}
-    assert all(any(translate(town[i], *SHIFT).intersects(g) for g in told["new"]) for i in (22, 23, 24))
-    assert len(told["new"]) == 3 and len(told["changed"]) == 1 and told["changed"][0].intersects(enlarged)
-    assert sorted(missing.area_m2.round().tolist()) == [108, 108] and set(missing.status) == {"missing"}
+    assert all(
+        any(translate(town[i], *SHIFT).intersects(g) for g in told["new"]) for i in (22, 23, 24)
+    )
+    assert (
+        len(told["new"]) == 3
+        and len(told["changed"]) == 1
+        and told["changed"][0].intersects(enlarged)
+    )
+    assert sorted(missing.area_m2.round().tolist()) == [108, 108] and set(missing.status) == {
+        "missing"
+    }
     for house in (town[4], town[5]):
         assert missing.to_crs(32632).geometry.intersection(house).area.max() > 107
     record = read_json(tmp_path / "out/town.json")["known"]
@@ -90,7 +120,9 @@ def test_new_matched_changed_and_missing_are_told_apart(model, tmp_path, crs, su
         and set(found.captured) == {"2024-05-17"}
         and set(found["class"]) == {"building"}
     )
-    assert set(found.model) == {"bright"} and found.model_version.str.fullmatch("[0-9a-f]{16}").all()
+    assert (
+        set(found.model) == {"bright"} and found.model_version.str.fullmatch("[0-9a-f]{16}").all()
+    )
 
 
 def test_qgis_opens_it_coloured_by_status(model, tmp_path):
@@ -104,7 +136,9 @@ def test_qgis_opens_it_coloured_by_status(model, tmp_path):
         ("plain/town.gpkg", "buildings", 'attr="confidence"'),
     ):
         with sqlite3.connect(tmp_path / file) as database:
-            query = "select f_table_name, f_geometry_column, useAsDefault, styleQML from layer_styles"
+            query = (
+                "select f_table_name, f_geometry_column, useAsDefault, styleQML from layer_styles"
+            )
             ((name, column, default, qml),) = database.execute(query).fetchall()
             listed = database.execute("select table_name from gpkg_contents order by 1").fetchall()
         assert (name, column, default) == (layer, "geom", 1) and attribute in qml
@@ -129,8 +163,8 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
     frame[:0].to_file(tmp_path / "empty.gpkg")
     (tmp_path / "damaged.gpkg").write_bytes((tmp_path / "bare.gpkg").read_bytes()[:3000])
     for name, reason in (
-        ("bare", "CRS"), ("elsewhere", "lies elsewhere"), ("points", "no layer of polygons"), ("empty", "no"),
-        ("damaged", "cannot be read"), ("absent", "absent"),
+        ("bare", "CRS"), ("elsewhere", "lies elsewhere"), ("points", "no layer of polygons"),
+        ("empty", "no"), ("damaged", "cannot be read"), ("absent", "absent"),
     ):  # fmt: skip
         refused(model, tmp_path, tmp_path / f"{name}.gpkg", reason, capsys)
     with pytest.raises(InputError, match="compares outlines"):

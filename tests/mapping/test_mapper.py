@@ -13,7 +13,9 @@ from pipeline.params import Predict
 
 @pytest.mark.parametrize("times", [0.25, 1, 4, 20])
 def test_memory_is_that_of_a_band_however_fine_the_model(times, monkeypatch):
-    """A scene of 10 m and a model of half a metre have 400 pixels of the model in one of the scene."""
+    """A scene of 10 m and a model of half a metre have 400 pixels of the model
+    in one of the scene.
+    """
     chunk, (height, width) = 20_000, (400, 200)
     monkeypatch.setattr(module, "CHUNK", chunk)
     scene = Grid(height, width, Affine(10, 0, 5e5, 0, -10, 6.65e6), "EPSG:32632")
@@ -24,7 +26,9 @@ def test_memory_is_that_of_a_band_however_fine_the_model(times, monkeypatch):
         written[top : top + pixels.shape[1]] = pixels[0] + 1
 
     decide = Decision().of_probabilities
-    mapper = Mapper(model, scene, (10, 10), Predict(min_area=0), decide, {"mask": rows}, lambda *_: None)
+    mapper = Mapper(
+        model, scene, (10, 10), Predict(min_area=0), decide, {"mask": rows}, lambda *_: None
+    )
     advance = mapper._advance
     monkeypatch.setattr(mapper, "_advance", lambda: held.append(mapper.band.size) or advance())
     for top in range(0, model.height, 64):

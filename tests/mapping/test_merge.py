@@ -1,4 +1,6 @@
-"""Many scenes' footprints as one layer: whole on seams, once in overlaps, and the same however they are read."""
+"""Many scenes' footprints as one layer: whole on seams, once in overlaps, and
+the same however they are read.
+"""
 
 import geopandas
 import numpy as np
@@ -16,9 +18,19 @@ from pipeline.mapping.merge import merge
 EAST, NORTH, SIDE = 500_000.0, 5_400_000.0, 100  # a scene is 100 × 100 pixels of 1 m
 
 
-def scene(folder, name: str, left: float, top: float, buildings: list, suffix="gpkg", crs="EPSG:32633", labels=None):
-    """A mapped scene whose corner lies `left` and `top` metres from the first's, and `buildings` (metres from there)
-    clipped to it, as predict leaves them."""
+def scene(
+    folder,
+    name: str,
+    left: float,
+    top: float,
+    buildings: list,
+    suffix="gpkg",
+    crs="EPSG:32633",
+    labels=None,
+):
+    """A mapped scene whose corner lies `left` and `top` metres from the first's, and `buildings`
+    (metres from there) clipped to it, as predict leaves them.
+    """
     transform = Affine(1, 0, EAST + left, 0, -1, NORTH - top)
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": SIDE, "width": SIDE}
     with rasterio.open(folder / f"{name}.tif", "w", **profile, crs=crs, transform=transform):
@@ -26,15 +38,27 @@ def scene(folder, name: str, left: float, top: float, buildings: list, suffix="g
     edge = box(left, top, left + SIDE, top + SIDE)
     seen = [b.intersection(edge) for b in buildings]
     kept = [i for i, b in enumerate(seen) if b.area > 0]
-    placed = geopandas.GeoSeries([seen[i] for i in kept]).affine_transform([1, 0, 0, -1, EAST, NORTH])
+    placed = geopandas.GeoSeries([seen[i] for i in kept]).affine_transform(
+        [1, 0, 0, -1, EAST, NORTH]
+    )
     grid = Grid(SIDE, SIDE, transform, rasterio.CRS.from_string(crs))
     (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     with footprints(folder / f"{name}.{suffix}", grid.crs) as write:
         if kept:
-            columns = {"id": [f"{name}-{i}" for i in kept], "label": [labels[i] if labels else 1 for i in kept],
-                       "area_m2": [seen[i].area for i in kept], "confidence": [0.9] * len(kept)}  # fmt: skip
-            said = {"class": "building", "regularised": False, "source": name, "captured": None, "model": "m",
-                    "model_version": "1"}  # fmt: skip
+            columns = {
+                "id": [f"{name}-{i}" for i in kept],
+                "label": [labels[i] if labels else 1 for i in kept],
+                "area_m2": [seen[i].area for i in kept],
+                "confidence": [0.9] * len(kept),
+            }
+            said = {
+                "class": "building",
+                "regularised": False,
+                "source": name,
+                "captured": None,
+                "model": "m",
+                "model_version": "1",
+            }
             columns |= {key: [value] * len(kept) for key, value in said.items()}
             write(columns, np.array(list(placed), object))
 
@@ -45,7 +69,13 @@ def merged(folder, names, suffix="gpkg"):
     return geopandas.read_parquet(path) if suffix == "parquet" else geopandas.read_file(path)
 
 
-TOWN = [box(10, 10, 20, 30), box(90, 40, 115, 60), box(130, 70, 140, 80), box(85, 90, 110, 120), box(40, 95, 60, 130)]
+TOWN = [
+    box(10, 10, 20, 30),
+    box(90, 40, 115, 60),
+    box(130, 70, 140, 80),
+    box(85, 90, 110, 120),
+    box(40, 95, 60, 130),
+]
 
 
 @pytest.mark.parametrize("step", [100, 70], ids=["abutting", "overlapping"])
@@ -80,7 +110,9 @@ def test_neighbours_within_one_scene_and_other_classes_stay_apart(tmp_path):
 
 
 def test_a_piece_cut_by_an_edge_gives_way_to_the_whole_and_no_ground_counts_twice(tmp_path):
-    """The second scene sees the house whole, 2 m further east, and a neighbour that overlaps the first's."""
+    """The second scene sees the house whole, 2 m further east, and a neighbour
+    that overlaps the first's.
+    """
     scene(tmp_path, "a", 0, 0, [box(90, 20, 120, 40), box(60, 60, 90, 80)])
     scene(tmp_path, "b", 50, 0, [box(92, 20, 122, 40), box(85, 60, 110, 80)])
     layer = merged(tmp_path, ["a", "b"])
@@ -93,8 +125,12 @@ def test_a_piece_cut_by_an_edge_gives_way_to_the_whole_and_no_ground_counts_twic
 def test_the_layer_does_not_depend_on_how_much_is_held_at_a_time(tmp_path, monkeypatch, batch):
     monkeypatch.setattr(module, "BATCH", batch)
     random = np.random.default_rng(0)
-    town = [box(x, y, x + 8, y + 8) for x, y in random.permutation([(x, y) for x in range(0, 160, 12)
-                                                                    for y in range(0, 90, 12)])]  # fmt: skip
+    town = [
+        box(x, y, x + 8, y + 8)
+        for x, y in random.permutation(
+            [(x, y) for x in range(0, 160, 12) for y in range(0, 90, 12)]
+        )
+    ]
     for i in range(3):
         scene(tmp_path, f"s{i}", 40 * i, 0, town)
     layer = merged(tmp_path, ["s0", "s1", "s2"])
@@ -107,12 +143,25 @@ def test_scenes_of_two_zones_meet_in_the_first_ones_crs(tmp_path):
     scene(tmp_path, "a", 0, 0, [box(80, 20, 100, 40)])
     scene(tmp_path, "b", 0, 0, [box(80, 20, 100, 40)])
     both = merged(tmp_path, ["a"])
-    geopandas.read_file(tmp_path / "b.gpkg").to_crs("EPSG:3857").to_file(tmp_path / "b.gpkg", layer="buildings")
-    corners = geopandas.GeoSeries([box(EAST, NORTH - SIDE, EAST + SIDE, NORTH)], crs="EPSG:32633").to_crs("EPSG:3857")
+    geopandas.read_file(tmp_path / "b.gpkg").to_crs("EPSG:3857").to_file(
+        tmp_path / "b.gpkg", layer="buildings"
+    )
+    corners = geopandas.GeoSeries(
+        [box(EAST, NORTH - SIDE, EAST + SIDE, NORTH)], crs="EPSG:32633"
+    ).to_crs("EPSG:3857")
     west, south, east, north = corners.total_bounds
     transform = Affine((east - west) / SIDE, 0, west, 0, -(north - south) / SIDE, north)
-    with rasterio.open(tmp_path / "b.tif", "w", driver="GTiff", dtype="uint8", count=1, height=SIDE, width=SIDE,
-                       crs="EPSG:3857", transform=transform):  # fmt: skip
+    with rasterio.open(
+        tmp_path / "b.tif",
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=1,
+        height=SIDE,
+        width=SIDE,
+        crs="EPSG:3857",
+        transform=transform,
+    ):
         pass
     layer = merged(tmp_path, ["a", "b"])
     assert layer.crs == both.crs and len(layer) == 1

@@ -8,20 +8,30 @@ from scipy import ndimage
 
 from pipeline.imagery.grid import Grid, Window
 from pipeline.labels import IGNORE
-from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, longitude_latitude, pixel_areas
+from pipeline.mapping.polygons import (
+    Buildings,
+    Polygoniser,
+    identifiers,
+    longitude_latitude,
+    pixel_areas,
+)
 
 
 def polygons_of(mask: np.ndarray, confidence: np.ndarray, step: int, least: int = 1) -> Buildings:
     """Pushed in bands of `step` rows, sorted."""
     polygoniser = Polygoniser(mask.shape[1], least)
     bands = range(0, len(mask), step)
-    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [polygoniser.finish()]
+    parts = [polygoniser.add(mask[i : i + step], confidence[i : i + step]) for i in bands] + [
+        polygoniser.finish()
+    ]
     whole = Buildings(*(np.concatenate([getattr(p, key) for p in parts]) for key in vars(parts[0])))
     return whole.where(np.argsort(shapely.to_wkb(whole.geometry)))
 
 
 def random_mask(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Speckle at the percolation threshold: long, branching components with holes and diagonal touches."""
+    """Speckle at the percolation threshold: long, branching components with
+    holes and diagonal touches.
+    """
     rng = np.random.default_rng(seed)
     shape = rng.integers(5, 60, 2)
     mask = (rng.random(shape) < rng.uniform(0.3, 0.7)) * rng.integers(1, 3, shape)
@@ -75,7 +85,8 @@ def test_a_ring_across_many_seams_keeps_its_hole_and_its_yard_building():
     mask[20:30, 15:20] = 1
     ring, inner = sorted(polygons_of(mask, mask, 4).geometry, key=shapely.area, reverse=True)
     assert len(ring.interiors) == 1 and ring.area == 50 * 30 - 30 * 16
-    assert len(shapely.get_coordinates(ring)) == 10  # two closed rectangles: no vertex left by a seam
+    # two closed rectangles: no vertex left by a seam
+    assert len(shapely.get_coordinates(ring)) == 10
     assert inner.area == 50 and not inner.interiors
 
 
@@ -110,7 +121,9 @@ def test_areas_are_those_on_the_ellipsoid(name):
         longitude, latitude = longitude_latitude(grid, shapely.get_coordinates(house))
         on_ground = abs(Geod(ellps="WGS84").polygon_area_perimeter(longitude, latitude)[0])
         centre = shapely.get_coordinates(house.centroid)
-        assert house.area * pixel_areas(grid, centre, (0, 0))[0] == pytest.approx(on_ground, rel=1e-6)
+        assert house.area * pixel_areas(grid, centre, (0, 0))[0] == pytest.approx(
+            on_ground, rel=1e-6
+        )
 
 
 def test_without_a_crs_a_pixel_has_its_stated_size():
@@ -123,7 +136,8 @@ def test_identifiers_are_unique_and_of_the_place():
     grid = GRIDS["utm"]
     ids = identifiers(polygons_of(mask, confidence, 7), grid, "scene")
     assert len(set(ids)) == len(ids) and all(len(i) == 12 for i in ids)
-    around = [np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)]  # another scene of the same ground
+    # another scene of the same ground
+    around = [np.pad(array, ((10, 0), (20, 0))) for array in (mask, confidence)]
     wider = grid.window(Window(-10, -20, 200, 200))
     assert set(identifiers(polygons_of(*around, 100), wider, "another")) == set(ids)
     elsewhere = grid.window(Window(500, 500, 100, 100))

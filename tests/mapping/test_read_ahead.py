@@ -9,8 +9,16 @@ from pipeline.mapping.read_ahead import ReadAhead
 class Pixels:
     """A raster in memory that counts what is read of it."""
 
-    def __init__(self, array: np.ndarray, fail_at: int | None = None, valid: np.ndarray | None = None):
-        self.array, self.shape, self.fail_at, self.rows_read, self.valid = array, array.shape, fail_at, 0, valid
+    def __init__(
+        self, array: np.ndarray, fail_at: int | None = None, valid: np.ndarray | None = None
+    ):
+        self.array, self.shape, self.fail_at, self.rows_read, self.valid = (
+            array,
+            array.shape,
+            fail_at,
+            0,
+            valid,
+        )
 
     def read(self, window):
         if self.fail_at is not None and window.top >= self.fail_at:
@@ -28,7 +36,10 @@ def test_any_walk_downwards_sees_the_raster_and_reads_it_once(seed, monkeypatch)
     raster, first, last = Pixels(pixels), 0, 0
     with ReadAhead(raster) as image:
         while last < len(pixels):
-            first, last = int(rng.integers(first, last + 1)), int(rng.integers(last, len(pixels) + 1))
+            first, last = (
+                int(rng.integers(first, last + 1)),
+                int(rng.integers(last, len(pixels) + 1)),
+            )
             np.testing.assert_array_equal(image[first:last], pixels[first:last])
     assert raster.rows_read == len(pixels)
 
@@ -42,7 +53,8 @@ def test_a_window_is_empty_where_no_pixel_is_valid(seed, monkeypatch):
         for top in range(0, 50, 7):
             assert len(image[top : top + 20])
             for left in range(0, 40, 8):
-                window = slice(top, min(60, top + 20)), slice(left, left + 9)  # the last one ends beyond the raster
+                # the last one ends beyond the raster
+                window = slice(top, min(60, top + 20)), slice(left, left + 9)
                 assert image.empty(*window) == (not valid[window].any())
 
 

@@ -1,4 +1,6 @@
-"""Regular outlines: known houses come back from their rasters, and whatever a mask holds, outlines are sound."""
+"""Regular outlines: known houses come back from their rasters, and whatever a mask holds,
+outlines are sound.
+"""
 
 import numpy as np
 import pytest
@@ -13,8 +15,14 @@ PIXEL = (0.5, 0.25)  # metres: an image in degrees has oblong pixels
 
 
 def outlines_of(mask: np.ndarray, step: int, style: str = "regular", pixel=(0.5, 0.5)):
-    """Outlines, which are regular, and the raw ones, of a mask pushed in bands of `step` rows; sorted by the raw."""
-    polygoniser, outlines, found = Polygoniser(mask.shape[1]), Outlines(style, mask.shape, pixel), []
+    """Outlines, which are regular, and the raw ones, of a mask pushed in bands of `step` rows;
+    sorted by the raw.
+    """
+    polygoniser, outlines, found = (
+        Polygoniser(mask.shape[1]),
+        Outlines(style, mask.shape, pixel),
+        [],
+    )
     for top in [*range(0, len(mask), step), None]:
         band = mask[top : top + step] if top is not None else None
         raw = (polygoniser.finish() if band is None else polygoniser.add(band, band)).geometry
@@ -42,19 +50,28 @@ def turns(polygon: shapely.Polygon) -> np.ndarray:
 
 
 HOUSE = shapely.Polygon(
-    [(60, 60), (160, 60), (160, 110), (110, 110), (110, 160), (60, 160)], [[(72, 72), (98, 72), (98, 98), (72, 98)]]
+    [(60, 60), (160, 60), (160, 110), (110, 110), (110, 160), (60, 160)],
+    [[(72, 72), (98, 72), (98, 98), (72, 98)]],
 )
 
 
 @pytest.mark.parametrize("angle", [0, 17, 45, 80])
 def test_an_l_with_a_yard_comes_back_in_right_angles(angle):
     house = shapely.affinity.rotate(HOUSE, angle, "centroid")
-    raw = drawn(shapely.transform(house, lambda xy: xy * [1, 2]), 420)  # pixels are half as high as wide
+    # pixels are half as high as wide
+    raw = drawn(shapely.transform(house, lambda xy: xy * [1, 2]), 420)
     (outline,), (regular,) = regularise(raw, PIXEL)
     metres = shapely.transform(outline, lambda xy: xy * PIXEL)
     assert regular and np.abs(turns(metres) - 90).max() < 1e-3
-    assert len(metres.exterior.coords) == 7 and len(metres.interiors) == 1 and len(metres.interiors[0].coords) == 5
-    assert overlap(np.array([metres]), np.array([shapely.transform(house, lambda xy: xy * 0.5)]))[0] > 0.94
+    assert (
+        len(metres.exterior.coords) == 7
+        and len(metres.interiors) == 1
+        and len(metres.interiors[0].coords) == 5
+    )
+    assert (
+        overlap(np.array([metres]), np.array([shapely.transform(house, lambda xy: xy * 0.5)]))[0]
+        > 0.94
+    )
 
 
 def test_a_chamfered_wall_stays_at_45_degrees():
@@ -70,7 +87,12 @@ def test_a_tank_is_a_circle_and_a_block_of_its_size_is_not():
     tank = shapely.Point(100, 100).buffer(40)
     (circle,), (regular,) = regularise(drawn(tank), (0.5, 0.5))
     radii = np.hypot(*(shapely.get_coordinates(circle) - [100, 100]).T)
-    assert regular and len(radii) == 25 and np.ptp(radii) < 0.1 and abs(circle.area / tank.area - 1) < 0.01
+    assert (
+        regular
+        and len(radii) == 25
+        and np.ptp(radii) < 0.1
+        and abs(circle.area / tank.area - 1) < 0.01
+    )
     (block,), _ = regularise(drawn(shapely.box(60, 60, 140, 140)), (0.5, 0.5))
     assert len(block.exterior.coords) == 5
 
@@ -84,7 +106,9 @@ def test_what_straight_walls_would_spoil_stays_and_says_so():
 
 
 def town(seed: int, side: int = 150) -> np.ndarray:
-    """Houses at any angle, many of which touch or lie a pixel apart, some with yards, some cut by the border."""
+    """Houses at any angle, many of which touch or lie a pixel apart, some with
+    yards, some cut by the border.
+    """
     rng, mask = np.random.default_rng(seed), np.zeros((side, side), np.uint8)
     for _ in range(40):
         middle, size, angle = rng.uniform(0, side, 2), rng.uniform(6, 24, 2), rng.uniform(0, 90)
@@ -106,14 +130,20 @@ def test_outlines_are_valid_inside_apart_and_do_not_depend_on_the_bands(seed, st
     assert regular.any() == (style == "regular") and len(shapes) > 20
     shapes = shapes[~shapely.is_empty(shapes)]
     assert len(shapes) >= len(raw) - 1
-    assert shapely.is_valid(shapes).all() and (shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON).all()
+    assert (
+        shapely.is_valid(shapes).all()
+        and (shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON).all()
+    )
     assert shapely.covers(shapely.box(0, 0, 150, 150), shapes).all()
     one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
     shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
     assert shared[one != other].max(initial=0) < 1e-3
     for step in (1, 7, 40):
         banded = outlines_of(mask, step, style)
-        assert shapely.to_wkb(banded[0]).tolist() == shapely.to_wkb(outlines_of(mask, 150, style)[0]).tolist()
+        assert (
+            shapely.to_wkb(banded[0]).tolist()
+            == shapely.to_wkb(outlines_of(mask, 150, style)[0]).tolist()
+        )
         np.testing.assert_array_equal(banded[1], regular)
 
 
@@ -124,7 +154,8 @@ def test_what_two_claim_stays_with_the_one_that_ends_first():
     (second,), _ = outlines.add(np.array([lower]), 61, np.empty((0, 4)))
     assert first.equals(upper) or abs(first.area - upper.area) < 1e-3
     assert abs(second.area - 40 * 29.4) < 0.01 and first.intersection(second).area < 1e-6
-    assert len(outlines.earlier) == 1  # the upper one lies beyond the reach of what is still to come
+    # the upper one lies beyond the reach of what is still to come
+    assert len(outlines.earlier) == 1
 
 
 def test_raw_outlines_are_those_of_the_raster():

@@ -46,7 +46,9 @@ def test_rows_that_are_held_are_those_of_a_block_and_its_surroundings():
     mask, confidence, contact = (np.concatenate([layer] * 4) for layer in scene())
     splitter, most = Splitter(mask.shape[1], PIXEL), 0
     for top in range(0, len(mask), 10):
-        for _ in splitter.add(mask[top : top + 10], confidence[top : top + 10], contact[top : top + 10]):
+        for _ in splitter.add(
+            mask[top : top + 10], confidence[top : top + 10], contact[top : top + 10]
+        ):
             pass
         most = max(most, len(splitter.mask))
     assert most <= splitting.ROWS + 2 * surroundings(PIXEL) + 10 < len(mask) / 4

@@ -1,4 +1,6 @@
-"""One rule from logits to the map: the same in logits, in probabilities, in the margins that certificates bound."""
+"""One rule from logits to the map: the same in logits, in probabilities, in the margins that
+certificates bound.
+"""
 
 import math
 
@@ -15,7 +17,9 @@ RULES = [Decision(), Decision(1.93, 0.394), Decision(0.5, 0.8), Decision(4.0, 0.
 
 
 def drawn(z: torch.Tensor, rule: Decision) -> torch.Tensor:
-    """As predict draws it, in float64: a building where its tempered probability exceeds the threshold."""
+    """As predict draws it, in float64: a building where its tempered
+    probability exceeds the threshold.
+    """
     p = (z.double() / rule.temperature).softmax(1)
     return torch.where(1 - p[:, 0] > rule.threshold, p[:, 1:].argmax(1) + 1, 0)
 
@@ -56,7 +60,14 @@ def test_the_rule_stretches_no_distance(rule):
 
 def test_a_model_folder_brings_its_rule(tmp_path):
     model = params.Model(architecture="linear")
-    card = {"model": model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5, "temperature": 2.0, "threshold": 0.3}
+    card = {
+        "model": model.model_dump(),
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+        "temperature": 2.0,
+        "threshold": 0.3,
+    }
     save_model(tmp_path / "m", build_model(model, 3), card)
     segmenter, images = read_model(tmp_path / "m"), torch.rand(2, 3, 16, 16)
     assert segmenter.decision == Decision(2.0, 0.3)

@@ -60,7 +60,9 @@ def test_whatever_a_network_answers_the_map_is_the_same(how, about):
 def test_the_normalisation_is_taken_off_before_the_network():
     model = pipeline.foreign(Bright(0.0), mean=[0.4, 0.5, 0.6], std=[0.2])
     mean = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)
-    assert torch.allclose(model(IMAGES)[:, 1:], 20 * ((IMAGES - mean) / 0.2).mean(1, keepdim=True), atol=1e-4)
+    assert torch.allclose(
+        model(IMAGES)[:, 1:], 20 * ((IMAGES - mean) / 0.2).mean(1, keepdim=True), atol=1e-4
+    )
 
 
 def test_a_smaller_map_is_enlarged():
@@ -71,7 +73,12 @@ def test_a_smaller_map_is_enlarged():
 @pytest.mark.parametrize(
     ("network", "about", "says"),
     [
-        (Wrapped(Bright(), lambda z: z.repeat(1, 3, 1, 1)), {}, r"answers \(1, 3, 64, 64\) .* \(N, 2, H, W\)"),
+        (
+            Wrapped(Bright(), lambda z: z.repeat(1, 3, 1, 1)),
+            {},
+            r"answers \(1, 3, 64, 64\) .* \(N, "
+            r"2, H, W\)",
+        ),
         (Wrapped(Bright(), lambda z: None), {}, "answers NoneType"),
         (nn.Conv2d(4, 2, 1), {}, "does not read 3 channels of 64 × 64 pixels"),
         (Bright(), {"sdt": [1]}, "sdt: Extra inputs"),
@@ -88,15 +95,25 @@ def place(toy_tiles, monkeypatch):
     """A folder with toy tiles and a params.yaml of their cities."""
     data = load_params(ROOT / "tests/tiny.yaml").model_dump(mode="json")
     data["fetch"]["cities"] = ["toyton", "dimham"]
-    data["attack"] |= {"tiles": 2, "crop": 32, "steps": 2, "apgd_steps": 2, "soft_iou_steps": 2, "patch": 0,
-                       "universal": False, "targeted": 0}  # fmt: skip
+    data["attack"] |= {
+        "tiles": 2,
+        "crop": 32,
+        "steps": 2,
+        "apgd_steps": 2,
+        "soft_iou_steps": 2,
+        "patch": 0,
+        "universal": False,
+        "targeted": 0,
+    }
     (toy_tiles.parent / "params.yaml").write_text(yaml.safe_dump(data))
     monkeypatch.chdir(toy_tiles.parent)
     return toy_tiles
 
 
 def test_a_torch_module_is_evaluated_and_attacked(place):
-    """The recipe of docs/first_hour.md: a threshold of brightness finds bright buildings, and one of 1 finds none."""
+    """The recipe of docs/first_hour.md: a threshold of brightness finds bright buildings, and
+    one of 1 finds none.
+    """
     found = pipeline.evaluate(pipeline.foreign(Bright(0.5)), tiles=place)
     assert found["city"]["toyton"]["iou"] > 0.9
     assert pipeline.evaluate(pipeline.foreign(Bright(1.5)), tiles=place)["pooled"]["iou"] == 0
@@ -110,8 +127,8 @@ def onnx_file(path: Path, network: nn.Module = None, sides=None) -> Path:
     shape = (2, 3, *(sides or (64, 64)))
     axes = {"images": {0: dynamic} if sides else {0: dynamic, 2: dynamic, 3: dynamic}}
     program = torch.onnx.export(
-        (network or Bright()).eval(), (torch.rand(shape),), input_names=["images"], dynamic_shapes=axes, dynamo=True,
-        verbose=False,
+        (network or Bright()).eval(), (torch.rand(shape),), input_names=["images"],
+        dynamic_shapes=axes, dynamo=True, verbose=False,
     )  # fmt: skip
     program.save(path)
     return path
@@ -121,7 +138,8 @@ def test_an_onnx_file_is_evaluated_as_its_module(place, tmp_path):
     path = onnx_file(tmp_path / "bright.onnx")
     by_file = pipeline.evaluate(str(path), tiles=place)
     assert by_file == pipeline.evaluate(pipeline.foreign(Bright()), tiles=place)
-    (tmp_path / "bright.json").write_text(json.dumps({"mean": [1.0]}))  # nothing is brighter than that
+    # nothing is brighter than that
+    (tmp_path / "bright.json").write_text(json.dumps({"mean": [1.0]}))
     assert pipeline.evaluate(str(path), tiles=place)["pooled"]["iou"] == 0
 
 

@@ -53,8 +53,16 @@ def test_windows_in_which_nothing_is_seen_are_not_computed(bright):
 def test_the_threshold_loses_no_more_area_than_allowed_and_skips_all_it_may():
     scores = np.array([3.0, 0.0, 1.0, 2.0, 2.0, 4.0])
     areas = np.array([500.0, 0.0, 1.0, 0.0, 2.0, 497.0])
-    assert skippable(scores, areas, lost=0.002) == {"threshold": 2.0, "lost": 0.001, "skipped": 2 / 6}
-    assert skippable(scores, areas, lost=0.003) == {"threshold": 3.0, "lost": 0.003, "skipped": 4 / 6}
+    assert skippable(scores, areas, lost=0.002) == {
+        "threshold": 2.0,
+        "lost": 0.001,
+        "skipped": 2 / 6,
+    }
+    assert skippable(scores, areas, lost=0.003) == {
+        "threshold": 3.0,
+        "lost": 0.003,
+        "skipped": 4 / 6,
+    }
     assert skippable(scores, areas, lost=0) == {"threshold": 1.0, "lost": 0.0, "skipped": 1 / 6}
     assert skippable(scores, 0 * areas) is None
 
@@ -64,7 +72,11 @@ def test_it_is_kept_beside_the_model(bright, tmp_path):
     segmenter = build_model(params.Model(**model), 3)
     card = {"model": model, "channels": 3, "classes": 1, "gsd": 0.5}
     save_model(tmp_path / "none", segmenter, card)
-    with pytest.raises(InputError, match=r"none has no glance to skip by; train with train\.glance"):
+    with pytest.raises(
+        InputError,
+        match=r"none has no glance to skip by; train with "
+        r"train\.glance",
+    ):
         read_glance(tmp_path / "none")
     bright.threshold.fill_(0.25)
     save_model(tmp_path / "model", segmenter, card | {"glance": {"threshold": 0.25}}, bright)

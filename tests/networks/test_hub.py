@@ -9,9 +9,9 @@ from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model
 
 CARD = {
-    "model": Model(architecture="linear").model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.3,
-    "cities": ["austin", "zanzibar"], "inherited": ["ohio"], "threshold": 0.45, "temperature": 1.2,
-    "metrics": {"validation_iou": 0.7123456},
+    "model": Model(architecture="linear").model_dump(), "bands": [1, 2, 3], "channels": 3,
+    "classes": 1, "gsd": 0.3, "cities": ["austin", "zanzibar"], "inherited": ["ohio"],
+    "threshold": 0.45, "temperature": 1.2, "metrics": {"validation_iou": 0.7123456},
 }  # fmt: skip
 
 
@@ -25,7 +25,14 @@ def test_a_saved_model_has_a_page_that_says_what_its_card_says(tmp_path):
     save_model(tmp_path / "model", build_model(Model(architecture="linear"), 3), CARD)
     page = (tmp_path / "model/README.md").read_text()
     assert page == readme(Card(**CARD))
-    for said in ("austin, zanzibar", "knew ohio", "0.712", "0.3 m", "## Intended use, and limits", "## Licence"):
+    for said in (
+        "austin, zanzibar",
+        "knew ohio",
+        "0.712",
+        "0.3 m",
+        "## Intended use, and limits",
+        "## Licence",
+    ):
         assert said in page
 
 

@@ -47,7 +47,9 @@ def test_pixels_are_scaled_as_the_weights_were_taught():
 def test_another_number_of_bands_answers_a_grey_image_alike(bands):
     grey = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
-        stems = [unet(n).network.encoder.model.conv_stem(grey.expand(-1, n, -1, -1)) for n in (3, bands)]
+        stems = [
+            unet(n).network.encoder.model.conv_stem(grey.expand(-1, n, -1, -1)) for n in (3, bands)
+        ]
     assert torch.allclose(*stems, atol=1e-5)
 
 
@@ -59,8 +61,12 @@ def test_a_fourth_band_repeats_the_first():
 
 def test_a_saved_model_needs_no_package(tmp_path, monkeypatch):
     model = unet()
-    card = {"model": Model(architecture="unet", encoder=LITE0, encoder_weights="imagenet").model_dump(),
-            "channels": 3, "classes": 1, "gsd": 0.3}  # fmt: skip
+    card = {
+        "model": Model(architecture="unet", encoder=LITE0, encoder_weights="imagenet").model_dump(),
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.3,
+    }
     save_model(tmp_path / "m", model, card)
     monkeypatch.setattr(imagenet.Package, "path", lambda self: None)
     image = torch.rand(1, 3, 64, 64)

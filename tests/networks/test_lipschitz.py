@@ -68,7 +68,9 @@ def test_orthogonal_convolution_keeps_norms_away_from_the_border():
     assert torch.allclose(layer(x).norm(), x.norm(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("convolution", "group"), [("orthogonal", 2), ("orthogonal", 4), ("aol", 2)])
+@pytest.mark.parametrize(
+    ("convolution", "group"), [("orthogonal", 2), ("orthogonal", 4), ("aol", 2)]
+)
 def test_network_is_non_expansive(convolution, group):
     torch.manual_seed(2)
     net = LipschitzNet(3, 2, 8, convolution, group).eval().requires_grad_(False)
@@ -85,20 +87,27 @@ def test_network_is_non_expansive(convolution, group):
         (step,) = torch.autograd.grad(ratio.sum(), delta)
         step = 0.02 * step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         delta = (delta + step).detach().requires_grad_()
-    assert ratio.max() > (0.5 if convolution == "orthogonal" else 0)  # the climb found a tight direction
+    # the climb found a tight direction
+    assert ratio.max() > (0.5 if convolution == "orthogonal" else 0)
 
 
 def test_segmenter_of_any_size_is_non_expansive():
-    """17 = 4 · 4 + 1: the rows and columns put on repeat no pixel's change, which would count it four times."""
+    """17 = 4 · 4 + 1: the rows and columns put on repeat no pixel's change,
+    which would count it four times.
+    """
     torch.manual_seed(2)
-    segmenter = build_model(params.Model(architecture="lipschitz", width=8), 3).eval().requires_grad_(False)
+    segmenter = (
+        build_model(params.Model(architecture="lipschitz", width=8), 3).eval().requires_grad_(False)
+    )
     entered = []
     segmenter.network.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     x, delta = torch.rand(4, 3, 17, 17), torch.zeros(4, 3, 17, 17)
     delta[..., -1, -1] = 0.1
     moved = segmenter(x + delta) - segmenter(x)
     assert entered[0].shape[-2:] == (20, 20)
-    assert torch.allclose((entered[0] - entered[1]).flatten(1).norm(dim=1), delta.flatten(1).norm(dim=1), rtol=1e-5)
+    assert torch.allclose(
+        (entered[0] - entered[1]).flatten(1).norm(dim=1), delta.flatten(1).norm(dim=1), rtol=1e-5
+    )
     assert (moved.flatten(1).norm(dim=1) <= delta.flatten(1).norm(dim=1)).all()
 
 
@@ -114,12 +123,15 @@ def test_groupsort_of_pairs_is_minmax(shape):
 
 
 def test_groupsort_sorts_each_group_and_keeps_the_rest():
-    x = torch.tensor([3.0, 5.0, 1.0, 9.0, 2.0, 0.0, 7.0]).view(1, 7, 1, 1)  # groups 3, 1, 2 and 5, 9, 0
+    # groups 3, 1, 2 and 5, 9, 0
+    x = torch.tensor([3.0, 5.0, 1.0, 9.0, 2.0, 0.0, 7.0]).view(1, 7, 1, 1)
     assert groupsort(x, 3).flatten().tolist() == [1, 0, 2, 5, 3, 9, 7]
 
 
 def test_replace_relu_reaches_nested_modules():
-    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.ReLU()))
+    net = torch.nn.Sequential(
+        torch.nn.ReLU(), torch.nn.Sequential(torch.nn.Conv2d(2, 2, 1), torch.nn.ReLU())
+    )
     kinds = [type(m) for m in replace_relu(net).modules()]
     assert torch.nn.ReLU not in kinds and kinds.count(MinMax) == 2
 
@@ -150,7 +162,11 @@ def test_radius_of_a_signed_output_is_its_absolute_value():
 
 def test_eval_kernel_follows_training_and_loading():
     torch.manual_seed(3)
-    layer, other, x = OrthogonalConv(4, 4).eval(), OrthogonalConv(4, 4).eval(), torch.randn(1, 4, 6, 6)
+    layer, other, x = (
+        OrthogonalConv(4, 4).eval(),
+        OrthogonalConv(4, 4).eval(),
+        torch.randn(1, 4, 6, 6),
+    )
     assert not torch.allclose(layer(x), other(x))
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(x), other(x))

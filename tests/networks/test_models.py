@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import InputError
-from pipeline.networks.models import SMP, TORCHVISION, WindowCNN, build_model, read_model, save_model
+from pipeline.networks.models import (
+    SMP,
+    TORCHVISION,
+    WindowCNN,
+    build_model,
+    read_model,
+    save_model,
+)
 from pipeline.params import Model
 
 OWN = ["linear", "window_cnn", "small_fcn", "small_unet", "lipschitz"]
@@ -26,7 +33,9 @@ def test_logits_have_the_image_size_whatever_it_is(architecture):
     assert {*SMP, *OWN, *TORCHVISION} == set(Model.model_fields["architecture"].annotation.__args__)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet34", "vgg11", "vgg11_bn", "tu-mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "resnet34", "vgg11", "vgg11_bn", "tu-mobilenetv3_small_050"]
+)
 def test_encoders_of_other_families_and_band_counts(encoder):
     model = build_model(Model(architecture="unet", encoder=encoder), 4).eval()
     with torch.no_grad():
@@ -42,7 +51,9 @@ def test_reasoning_by_layer_gives_the_logits_of_reasoning_by_window():
     rows, columns = windows.shape[2:4]
     logits = net.classify(windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 32, 32))
     logits = logits.T.reshape(2, rows, columns)
-    torch.testing.assert_close(dense[0, :, 15 : 15 + rows, 15 : 15 + columns], logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        dense[0, :, 15 : 15 + rows, 15 : 15 + columns], logits, rtol=0, atol=1e-12
+    )
 
 
 def test_linear_segmenter_is_one_affine_map_a_pixel():
@@ -58,8 +69,14 @@ def test_saved_and_loaded_it_gives_the_same_logits(tmp_path, architecture):
     save_model(tmp_path / "m", model, card(settings, 3))
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(read_model(tmp_path / "m")(image), model.eval()(image), atol=1e-4, rtol=0)
-    assert {f.name for f in (tmp_path / "m").iterdir()} == {"weights.safetensors", "model.json", "README.md"}
+        torch.testing.assert_close(
+            read_model(tmp_path / "m")(image), model.eval()(image), atol=1e-4, rtol=0
+        )
+    assert {f.name for f in (tmp_path / "m").iterdir()} == {
+        "weights.safetensors",
+        "model.json",
+        "README.md",
+    }
 
 
 def test_normalisation_lives_inside(tmp_path):
@@ -74,14 +91,19 @@ def test_an_encoder_starts_from_a_file(tmp_path):
     first = build_model(Model(architecture="unet"), 3)
     save_model(tmp_path / "m", first, card(Model(architecture="unet"), 3))
     second = build_model(Model(architecture="fpn", encoder_weights=str(tmp_path / "m")), 3)
-    for a, b in zip(first.network.encoder.parameters(), second.network.encoder.parameters(), strict=True):
+    for a, b in zip(
+        first.network.encoder.parameters(), second.network.encoder.parameters(), strict=True
+    ):
         assert torch.equal(a, b)
     with pytest.raises(InputError, match="does not fit the encoder"):
-        build_model(Model(architecture="fpn", encoder="resnet34", encoder_weights=str(tmp_path / "m")), 3)
+        build_model(
+            Model(architecture="fpn", encoder="resnet34", encoder_weights=str(tmp_path / "m")), 3
+        )
 
 
 @pytest.mark.parametrize(
-    ("architecture", "shallow"), [("unet", [64, 32, 16, 16]), ("unet", None), ("fcn_resnet50", None)]
+    ("architecture", "shallow"),
+    [("unet", [64, 32, 16, 16]), ("unet", None), ("fcn_resnet50", None)],
 )
 def test_an_encoder_starts_from_a_classifiers_file(tmp_path, architecture, shallow):
     from torchvision.models import resnet18, resnet50
@@ -89,7 +111,9 @@ def test_an_encoder_starts_from_a_classifiers_file(tmp_path, architecture, shall
     classifier = (resnet50 if architecture == "fcn_resnet50" else resnet18)(weights=None)
     save_file(classifier.state_dict(), tmp_path / "resnet.safetensors")
     settings = Model(
-        architecture=architecture, decoder_channels=shallow, encoder_weights=str(tmp_path / "resnet.safetensors")
+        architecture=architecture,
+        decoder_channels=shallow,
+        encoder_weights=str(tmp_path / "resnet.safetensors"),
     )
     weights = build_model(settings, 3).state_dict()
     for name, w in classifier.layer3.state_dict().items():
@@ -116,16 +140,21 @@ def test_damaged_models_are_refused_with_a_sentence(tmp_path):
     (tmp_path / "m" / "model.json").write_text(json.dumps(card(settings, 4)))
     with pytest.raises(InputError, match="weights do not fit"):
         read_model(tmp_path / "m")
-    (tmp_path / "m" / "model.json").write_text('{"model": {"architecture": "unet", "evil": 1}, "channels": 3}')
+    (tmp_path / "m" / "model.json").write_text(
+        '{"model": {"architecture": "unet", "evil": 1}, "channels": 3}'
+    )
     with pytest.raises(InputError, match="not a model card"):
         read_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
-    "encoder", ["resnet18", "vgg11_bn", "efficientnet-b0", "densenet121", "tu-mobilenetv3_small_050"]
+    "encoder",
+    ["resnet18", "vgg11_bn", "efficientnet-b0", "densenet121", "tu-mobilenetv3_small_050"],
 )
 def test_a_shallower_encoder_has_no_idle_weights(encoder):
-    model = build_model(Model(architecture="unet", encoder=encoder, decoder_channels=[64, 32, 16, 16]), 3)
+    model = build_model(
+        Model(architecture="unet", encoder=encoder, decoder_channels=[64, 32, 16, 16]), 3
+    )
     model(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -133,13 +162,19 @@ def test_a_shallower_encoder_has_no_idle_weights(encoder):
 def test_a_shallower_encoder_is_a_third_of_the_weights():
     shallow = build_model(Model(architecture="unet", decoder_channels=[64, 32, 16, 16]), 3)
     deep = build_model(Model(architecture="unet"), 3)
-    assert sum(p.numel() for p in shallow.parameters()) < sum(p.numel() for p in deep.parameters()) / 3
+    assert (
+        sum(p.numel() for p in shallow.parameters()) < sum(p.numel() for p in deep.parameters()) / 3
+    )
 
 
 @pytest.mark.parametrize("architecture", [*SMP, "deeplabv3_resnet50", "lipschitz"])
 def test_every_weight_is_trained(architecture):
-    """Of any architecture under the shipped parameters: what has no gradient stops several processes."""
-    model = build_model(Model(architecture=architecture, width=8, decoder_channels=[64, 32, 16, 16]), 3)
+    """Of any architecture under the shipped parameters: what has no gradient
+    stops several processes.
+    """
+    model = build_model(
+        Model(architecture=architecture, width=8, decoder_channels=[64, 32, 16, 16]), 3
+    )
     model(torch.rand(2, 3, 64, 64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
@@ -148,7 +183,8 @@ def test_every_weight_is_trained(architecture):
     "encoder,says",
     {
         "tu-resnet18d_typo": "unknown encoder 'tu-resnet18d_typo'; near it are tu-resnet18d,",
-        "tu-swin_tiny_patch4_window7_224": "does not accept these settings: .*224.*; choose another encoder",
+        "tu-swin_tiny_patch4_window7_224": "does not accept these settings: .*224.*; choose "
+        "another encoder",
     }.items(),
 )
 def test_an_encoder_of_timm_is_built_or_refused_in_a_sentence(encoder, says):

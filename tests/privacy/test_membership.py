@@ -6,7 +6,15 @@ import torch
 from scipy.stats import norm
 from torch.nn import functional as F
 
-from pipeline.privacy.membership import Side, auc, city_iou, likelihood_ratio, rises, tile_scores, true_positives
+from pipeline.privacy.membership import (
+    Side,
+    auc,
+    city_iou,
+    likelihood_ratio,
+    rises,
+    tile_scores,
+    true_positives,
+)
 from pipeline.scoring.bootstrap import mean_of
 
 
@@ -43,7 +51,8 @@ def test_a_confident_network_has_a_finite_score_and_a_tile_without_a_label_has_n
 
 def test_the_auc_counts_pairs_and_halves_ties():
     members, others = side([3, 1, 2], "aab"), side([2, 0], "cd")
-    assert auc(members, others, 100, 0).value == 4.5 / 6  # of 3, 1, 2 against 2, 0: 1 loses once, 2 ties once
+    # of 3, 1, 2 against 2, 0: 1 loses once, 2 ties once
+    assert auc(members, others, 100, 0).value == 4.5 / 6
     assert auc(side([5, 6], "ab"), side([1, 2], "cd"), 100, 0).value == 1
     assert auc(members, members, 100, 0).value == 0.5
 
@@ -53,7 +62,9 @@ def test_one_scene_a_side_tells_of_no_other():
 
 
 def test_the_interval_covers_the_truth_where_tiles_of_a_scene_are_alike():
-    """300 draws of the demo's shape: 5 cities of 6 and 4 scenes, whose own level varies as much as their tiles do."""
+    """300 draws of the demo's shape: 5 cities of 6 and 4 scenes, whose own level varies as much
+    as their tiles do.
+    """
     random, shift, covered = np.random.default_rng(0), 0.5, 0
     truth = norm.cdf(shift / 2)  # of N(shift, 2) above N(0, 2)
     for _ in range(100):
@@ -61,7 +72,9 @@ def test_the_interval_covers_the_truth_where_tiles_of_a_scene_are_alike():
         for _ in range(5):
             sides = []
             for scenes, tiles, level in ((6, 12, shift), (4, 16, 0)):
-                scores = np.repeat(random.normal(level, 1, scenes), tiles) + random.normal(0, 1, scenes * tiles)
+                scores = np.repeat(random.normal(level, 1, scenes), tiles) + random.normal(
+                    0, 1, scenes * tiles
+                )
                 sides.append(side(scores, np.repeat(np.arange(scenes), tiles)))
             cities.append(auc(*sides, 200, 0))
         low, high = mean_of(cities).interval()
@@ -78,17 +91,24 @@ def test_true_positives_accuse_at_most_one_non_member_in_a_hundred():
 
 
 def test_the_likelihood_ratio_takes_off_how_hard_a_tile_is():
-    """Members are one more confident than a model that never saw them; tiles differ by a hundred times as much."""
+    """Members are one more confident than a model that never saw them; tiles differ by a
+    hundred times as much.
+    """
     random = np.random.default_rng(0)
     hard, member = random.normal(0, 100, 400), np.arange(400) < 200
     target = hard + member + random.normal(0, 0.2, 400)
     references = hard + random.normal(0, 0.2, (4, 400))
 
     def found(scores):
-        return auc(side(scores[member], np.arange(200)), side(scores[~member], np.arange(200)), 100, 0).value
+        return auc(
+            side(scores[member], np.arange(200)), side(scores[~member], np.arange(200)), 100, 0
+        ).value
 
     assert abs(found(target) - 0.5) < 0.1
-    assert found(likelihood_ratio(target, references[:1])) > 0.97 and found(likelihood_ratio(target, references)) > 0.99
+    assert (
+        found(likelihood_ratio(target, references[:1])) > 0.97
+        and found(likelihood_ratio(target, references)) > 0.99
+    )
     z = likelihood_ratio(references.mean(0) + np.sqrt(references.var(0, ddof=1).mean()), references)
     assert z == pytest.approx(np.ones(400))
 
@@ -99,7 +119,9 @@ def test_cities_put_together_keep_their_scenes_apart():
 
 
 def test_a_scene_known_by_heart_rises_by_what_the_network_gained():
-    """A network that has learned scene b by heart, by hand: it answers b's label where it sees b's mark."""
+    """A network that has learned scene b by heart, by hand: it answers b's
+    label where it sees b's mark.
+    """
     labels = torch.randint(0, 2, (6, 4, 4), generator=torch.Generator().manual_seed(0))
     images = torch.zeros(6, 3, 4, 4)
     scenes = np.array(list("aabbcc"), object)
@@ -115,6 +137,13 @@ def test_a_scene_known_by_heart_rises_by_what_the_network_gained():
 
 def test_iou_of_tiles_and_none_where_nothing_is_built():
     labels = torch.tensor([[[1, 1, 0, 255]], [[0, 0, 1, 0]]])
-    found = city_iou(constant([0.0, 1.0]), torch.zeros(2, 3, 1, 4), labels, np.array(["a", "b"], object), 100)
+    found = city_iou(
+        constant([0.0, 1.0]), torch.zeros(2, 3, 1, 4), labels, np.array(["a", "b"], object), 100
+    )
     assert found.value == 3 / 7
-    assert city_iou(constant([0.0, 1.0]), torch.zeros(2, 3, 1, 4), 0 * labels, np.array(["a", "b"]), 100) is None
+    assert (
+        city_iou(
+            constant([0.0, 1.0]), torch.zeros(2, 3, 1, 4), 0 * labels, np.array(["a", "b"]), 100
+        )
+        is None
+    )

@@ -1,4 +1,6 @@
-"""DP-SGD against its definition, its accountant against published values, and the bound on any attack."""
+"""DP-SGD against its definition, its accountant against published values, and
+the bound on any attack.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from toy import toy_scene, write_city
 
 from pipeline.networks.models import Segmenter
 from pipeline.networks.small_nets import SmallFCN
-from pipeline.privacy.private_training import Mechanism, auc_bound, crop_loss, noise_for, records, train
+from pipeline.privacy.private_training import (
+    Mechanism,
+    auc_bound,
+    crop_loss,
+    noise_for,
+    records,
+    train,
+)
 from pipeline.tiles.store import CityTiles
 
 MNIST = 60_000  # images that the published examples train on, in batches of 256
@@ -29,7 +38,8 @@ def network() -> Segmenter:
 @pytest.mark.parametrize(
     ("noise", "rate", "steps", "delta", "published"),
     [
-        (4.0, 0.01, 10_000, 1e-5, 1.26),  # Abadi et al. 2016, section 3.2: "(1.26, 1e-5)", strong composition 9.34
+        # Abadi et al. 2016, section 3.2: "(1.26, 1e-5)", strong composition 9.34
+        (4.0, 0.01, 10_000, 1e-5, 1.26),
         (1.3, 256 / MNIST, 15 * MNIST // 256, 1e-5, 1.19),  # TensorFlow Privacy's tutorial on MNIST
         (1.1, 256 / MNIST, 60 * MNIST // 256, 1e-5, 3.01),
         (0.7, 256 / MNIST, 45 * MNIST // 256, 1e-5, 7.10),
@@ -38,18 +48,26 @@ def network() -> Segmenter:
 def test_the_accountant_beats_what_was_published_by_no_more_than_its_newer_conversion(
     noise, rate, steps, delta, published
 ):
-    """Those take Mironov's (2017) way from Rényi to (ε, δ), Opacus that of Balle et al. (2020), which is tighter."""
+    """Those take Mironov's (2017) way from Rényi to (ε, δ), Opacus that of Balle et al. (2020),
+    which is tighter.
+    """
     assert 0.78 * published < Mechanism(noise, 1.0, rate, steps).epsilon(delta) < published
 
 
 def test_one_plain_step_is_the_gaussian_mechanism():
-    """q = 1, one step: Rényi's ε(α) = α / 2σ² (Mironov 2017, proposition 7); more noise or fewer steps tell less."""
+    """q = 1, one step: Rényi's ε(α) = α / 2σ² (Mironov 2017, proposition 7); more noise or
+    fewer steps tell less.
+    """
     sigma, delta = 5.0, 1e-5
     orders = np.linspace(1.5, 500, 5000)
     bound = orders / (2 * sigma**2) + np.log(1 / delta) / (orders - 1)  # proposition 3
     once = Mechanism(sigma, 1.0, 1.0, 1).epsilon(delta)
     assert 0.7 * bound.min() < once <= bound.min()
-    assert once < Mechanism(sigma, 1.0, 1.0, 4).epsilon(delta) < Mechanism(sigma / 2, 1.0, 1.0, 4).epsilon(delta)
+    assert (
+        once
+        < Mechanism(sigma, 1.0, 1.0, 4).epsilon(delta)
+        < Mechanism(sigma / 2, 1.0, 1.0, 4).epsilon(delta)
+    )
 
 
 def test_the_noise_is_the_least_that_keeps_epsilon():
@@ -65,10 +83,13 @@ def test_no_attack_is_the_better_for_privacy_and_none_is_bounded_without():
 
 
 def test_randomised_response_reaches_the_bound():
-    """Of a pair, a mechanism that answers each scene's bit truly with odds e^ε: what it tells is what is allowed."""
+    """Of a pair, a mechanism that answers each scene's bit truly with odds e^ε: what it tells
+    is what is allowed.
+    """
     epsilon = 0.7
     true = np.exp(epsilon) / (1 + np.exp(epsilon))  # a bit of one record, ε-private
-    within = true**2 + 0.5 * 2 * true * (1 - true)  # the one in says 1 and the one out 0, or they tie
+    # the one in says 1 and the one out 0, or they tie
+    within = true**2 + 0.5 * 2 * true * (1 - true)
     assert within <= auc_bound(epsilon, 0)
 
 
@@ -79,30 +100,41 @@ def test_a_crops_loss_is_its_own():
     together = crop_loss(logits, labels)
     alone = torch.cat([crop_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(4)])
     assert torch.allclose(together, alone)
-    assert crop_loss(logits, torch.full_like(labels, 255)).tolist() == [0, 0, 0, 0]  # nothing to learn, no NaN
+    # nothing to learn, no NaN
+    assert crop_loss(logits, torch.full_like(labels, 255)).tolist() == [0, 0, 0, 0]
 
 
 def test_records_are_scenes_or_tiles_and_their_crops_stay_inside(city):
-    assert len(records([city], "train", "scene")) == 2 and len(records([city], "train", "tile")) == 8
+    assert (
+        len(records([city], "train", "scene")) == 2 and len(records([city], "train", "tile")) == 8
+    )
     tile = records([city], "train", "tile")[5]
     image, label = tile.crop(32, np.random.default_rng(0))
     assert image.shape == (32, 32, 3) and label.shape == (32, 32) and (label != 255).all()
     whole = city.image(tile.region)[tile.top : tile.top + 64, tile.left : tile.left + 64]
-    windows = np.lib.stride_tricks.sliding_window_view(whole, (32, 32), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (32, 32), axis=(0, 1)).transpose(
+        0, 1, 3, 4, 2
+    )
     turned = [np.rot90(side, k) for side in (image, image[:, ::-1]) for k in range(4)]
     assert any((windows == one).all((2, 3, 4)).any() for one in turned)
 
 
 def test_a_step_is_the_sum_of_clipped_gradients_and_noise_over_the_batch(city, monkeypatch):
-    """By definition, record by record (Abadi et al. 2016, algorithm 1), with SGD of rate 1 in Adam's place."""
+    """By definition, record by record (Abadi et al. 2016, algorithm 1), with
+    SGD of rate 1 in Adam's place.
+    """
     of, clip = records([city], "train", "tile"), 0.05
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate: torch.optim.SGD(weights, 1.0))
-    monkeypatch.setattr("pipeline.privacy.private_training.Record.crop", lambda self, size, random: plain(self))
+    monkeypatch.setattr(
+        "pipeline.privacy.private_training.Record.crop", lambda self, size, random: plain(self)
+    )
 
     def plain(record):
         top, left = record.top, record.left
         window = np.s_[top : top + 64, left : left + 64]
-        return np.array(city.image(record.region)[window]), np.array(city.label(record.region)[window])
+        return np.array(city.image(record.region)[window]), np.array(
+            city.label(record.region)[window]
+        )
 
     before = network()
     after = train(network(), of, Mechanism(1e-9, clip, 1.0, 1), crop=64, learning_rate=1.0, seed=0)
@@ -124,9 +156,14 @@ def test_a_step_nobody_is_drawn_for_is_noise_alone(city, monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate: torch.optim.SGD(weights, 1.0))
     of, before = records([city], "train", "scene"), network()
     after = train(network(), of, Mechanism(3.0, 0.5, 1e-12, 1), crop=64, learning_rate=1.0, seed=1)
-    moved = torch.cat([(a - b).flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)])
+    moved = torch.cat(
+        [(a - b).flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    )
     expected = 3.0 * 0.5 / (1e-12 * len(of))
-    assert moved.std().item() == pytest.approx(expected, rel=0.15) and abs(moved.mean()) < 0.2 * expected
+    assert (
+        moved.std().item() == pytest.approx(expected, rel=0.15)
+        and abs(moved.mean()) < 0.2 * expected
+    )
 
 
 def test_without_noise_it_is_plain_training(city):

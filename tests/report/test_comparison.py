@@ -80,8 +80,14 @@ def test_what_is_no_run_and_no_number_is_one_sentence(two, names, kind, says):
 def test_experiments_are_found_by_their_names(two, capsys):
     root = two / "a"
     commit(root)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    subprocess.run(["git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/brisk-loss", head], cwd=root, check=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True
+    ).stdout.strip()
+    subprocess.run(
+        ["git", "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/brisk-loss", head],
+        cwd=root,
+        check=True,
+    )
     subprocess.run(["git", "update-ref", "refs/exps/stash", head], cwd=root, check=True)
     compare([], file=root / "numbers.csv", root=root)
     with (root / "numbers.csv").open() as file:

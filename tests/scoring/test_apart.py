@@ -8,7 +8,9 @@ from pipeline.scoring.apart import flood, lines, tell_apart
 
 
 def terrace() -> tuple[np.ndarray, np.ndarray]:
-    """Three houses of 12 × 10 pixels wall to wall, and contacts along the two walls; nodata beside them."""
+    """Three houses of 12 × 10 pixels wall to wall, and contacts along the two
+    walls; nodata beside them.
+    """
     mask, contact = np.zeros((30, 50), np.uint8), np.zeros((30, 50), bool)
     mask[8:20, 5:35] = 1
     mask[:, 45:] = IGNORE
@@ -20,7 +22,8 @@ def test_a_terrace_comes_apart_at_its_walls():
     mask, contact = terrace()
     apart = tell_apart(mask, contact, 0.5)
     houses, count = ndimage.label(apart == 1)
-    assert count == 3 and (mask == 1).sum() - (apart == 1).sum() == 2 * 12  # two lines, a pixel thin
+    # two lines, a pixel thin
+    assert count == 3 and (mask == 1).sum() - (apart == 1).sum() == 2 * 12
     assert [np.ptp(np.flatnonzero((houses == k).any(0))) + 1 for k in (1, 2, 3)] == [9, 9, 10]
     assert np.array_equal(apart == IGNORE, mask == IGNORE)
 
@@ -35,7 +38,12 @@ def test_classes_are_kept():
     mask, contact = terrace()
     mask[8:20, 20:35] *= 2
     apart = tell_apart(mask, contact, 0.5)
-    assert np.array_equal(np.where(apart, mask, 0), apart) and set(np.unique(apart)) == {0, 1, 2, IGNORE}
+    assert np.array_equal(np.where(apart, mask, 0), apart) and set(np.unique(apart)) == {
+        0,
+        1,
+        2,
+        IGNORE,
+    }
 
 
 def test_a_flood_is_the_geodesic_distance_from_its_marker():

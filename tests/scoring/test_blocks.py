@@ -11,7 +11,10 @@ from pipeline.scoring.bootstrap import iou_interval
 
 def test_the_range_is_how_far_errors_are_alike():
     rng = np.random.default_rng(0)
-    ranges = [np.median([correlated_over([scene(rng, 64, s)]) for _ in range(5)]) for s in (0, 64, 128, 256)]
+    ranges = [
+        np.median([correlated_over([scene(rng, 64, s)]) for _ in range(5)])
+        for s in (0, 64, 128, 256)
+    ]
     assert ranges[0] == CELL and ranges == sorted(ranges)
     # A Gaussian blur of σ leaves a correlation exp(−h²/4σ²), which is under 5 % from 3.5 σ on.
     assert ranges[2:] == pytest.approx([3.5 * 128, 3.5 * 256], rel=0.3)
@@ -32,7 +35,9 @@ def test_blocks_are_as_long_as_asked_or_as_errors_are_alike():
     even, patchy = scene(rng, 64, 0), scene(rng, 64, 160)
     assert len(blocks.blocks([even], 256).union) == (64 * CELL / 256) ** 2
     assert len(blocks.blocks([patchy], 256).union) < len(blocks.blocks([even], 256).union)
-    assert blocks.blocks([even], 256, reach=512).held < blocks.blocks([even], 512, reach=64).held < 1
+    assert (
+        blocks.blocks([even], 256, reach=512).held < blocks.blocks([even], 512, reach=64).held < 1
+    )
 
 
 def test_a_scene_of_few_blocks_is_one_unit_and_has_no_interval():

@@ -1,20 +1,38 @@
 import numpy as np
 import pytest
 
-from benchmarks.intervals import SCENES, alike, built_up_better, coverage, one_in_eight_fails, uneven
-from pipeline.scoring.bootstrap import Estimate, degrees_of_freedom, iou_interval, iou_of, mean_of, resample, worst_of
+from benchmarks.intervals import (
+    SCENES,
+    alike,
+    built_up_better,
+    coverage,
+    one_in_eight_fails,
+    uneven,
+)
+from pipeline.scoring.bootstrap import (
+    Estimate,
+    degrees_of_freedom,
+    iou_interval,
+    iou_of,
+    mean_of,
+    resample,
+    worst_of,
+)
 
 
 @pytest.mark.parametrize("count", SCENES)
 @pytest.mark.parametrize(
-    ("city", "least"), [(alike, 0.94), (uneven, 0.94), (built_up_better, 0.9), (one_in_eight_fails, 0.9)]
+    ("city", "least"),
+    [(alike, 0.94), (uneven, 0.94), (built_up_better, 0.9), (one_in_eight_fails, 0.9)],
 )
 def test_intervals_of_cities_cover_the_truth(city, least, count):
     assert coverage(city, count, trials=300) >= least
 
 
 def test_intervals_are_not_wide_for_nothing():
-    """Of forty scenes alike, about as wide as a normal mean's would be: 2 · 2.02 · σ / √(effective number)."""
+    """Of forty scenes alike, about as wide as a normal mean's would be: 2 · 2.02 · σ /
+    √(effective number).
+    """
     rng = np.random.default_rng(2)
     widths = [np.diff(iou_interval(*alike(rng, 40), 200, 0)).item() for _ in range(50)]
     assert 0.06 < np.mean(widths) < 0.12
@@ -37,7 +55,9 @@ def test_equal_scenes_have_all_degrees_of_freedom_but_one_and_a_giant_hardly_any
 def test_a_mean_knows_as_little_as_its_worst_known_part():
     known, vague = Estimate(0.6, 0.01, 40, 0.6), Estimate(0.5, 0.1, 1, 0.5)
     together, alone = mean_of([known, vague]), mean_of([known, known])
-    assert together.value == pytest.approx(0.55) and together.error == pytest.approx(np.hypot(0.01, 0.1) / 2)
+    assert together.value == pytest.approx(0.55) and together.error == pytest.approx(
+        np.hypot(0.01, 0.1) / 2
+    )
     assert together.freedom < 1.1 and alone.freedom == pytest.approx(80)
     assert mean_of([known, Estimate(0.5, np.nan, 0, 0.5)]).shown() == (None, None)
 
@@ -47,7 +67,9 @@ def test_an_interval_stays_within_its_limits_and_does_not_know_what_lies_at_an_e
     assert 0 < low < 0.97 < high < 1
     low, high = Estimate(-0.1, 0.3, 3, -0.1, (-1.0, 1.0)).interval()
     assert -1 < low < -0.1 < high < 1
-    assert Estimate(0.0, 0.0, 5, 0.0).interval() == (0.0, 1.0) and Estimate(1.0, 0.0, 5, 1.0).shown() == (None, None)
+    assert Estimate(0.0, 0.0, 5, 0.0).interval() == (0.0, 1.0) and Estimate(
+        1.0, 0.0, 5, 1.0
+    ).shown() == (None, None)
 
 
 def test_the_worst_of_equal_cities_covers_the_truth_that_a_chosen_minimum_misses():
@@ -74,7 +96,9 @@ def test_draws_agree_with_a_loop_over_resampled_scenes():
 
 
 def test_few_scenes_widen_the_interval_and_one_says_nothing():
-    widths = [np.diff(Estimate(0.5, 0.01, freedom, 0.5).interval()).item() for freedom in (1, 2, 9, 1000)]
+    widths = [
+        np.diff(Estimate(0.5, 0.01, freedom, 0.5).interval()).item() for freedom in (1, 2, 9, 1000)
+    ]
     assert widths[0] > widths[1] > widths[2] > widths[3] == pytest.approx(2 * 1.96 * 0.01, rel=0.01)
     assert iou_interval(np.array([5]), np.array([10]), 100, 0) == (0.0, 1.0)
     assert iou_interval(np.zeros(3), np.zeros(3), 100, 0) == (0.0, 1.0)

@@ -1,4 +1,6 @@
-"""The contact channel on its way: asked for, blended, averaged over turns, and never in anybody's way."""
+"""The contact channel on its way: asked for, blended, averaged over turns, and
+never in anybody's way.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,13 @@ from pipeline.scoring.inference import infer
 from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
 
-CARD = {"model": {"architecture": "unet", "contact": 1}, "channels": 3, "bands": [1, 2, 3], "classes": 1, "gsd": 0.5}
+CARD = {
+    "model": {"architecture": "unet", "contact": 1},
+    "channels": 3,
+    "bands": [1, 2, 3],
+    "classes": 1,
+    "gsd": 0.5,
+}
 
 
 def given() -> Segmenter:
@@ -63,7 +71,9 @@ def test_windows_blend_the_probability_of_a_contact(wrapped):
     segmenter = given()
     bands = infer(wrapped(segmenter), image, window=32, precision="fp32", contacts=True)
     last = np.concatenate([p for _, p in bands])[..., -1]
-    expected = segmenter(to_float(torch.from_numpy(image)[None]), contacts=True)[0, -1].sigmoid().numpy()
+    expected = (
+        segmenter(to_float(torch.from_numpy(image)[None]), contacts=True)[0, -1].sigmoid().numpy()
+    )
     np.testing.assert_allclose(last, expected, atol=1e-5)
 
 
@@ -72,7 +82,8 @@ def test_predict_tells_a_terrace_apart_and_the_mask_is_whole(options):
     image, truth = terrace()
     found = Predictor(given()).predict(image, window=64, outlines="raw", **options)
     assert np.array_equal(found.mask, truth) and len(found.geometry) == 4
-    assert shapely.union_all(found.geometry).area == truth.sum() - 3 * 30  # three lines, a pixel thin
+    # three lines, a pixel thin
+    assert shapely.union_all(found.geometry).area == truth.sum() - 3 * 30
     whole = Predictor(given()).predict(image, window=64, outlines="raw", split=1.0, **options)
     assert len(whole.geometry) == 1 and np.array_equal(whole.mask, truth)
 
@@ -84,9 +95,15 @@ def test_evaluate_counts_what_predict_delivers(tmp_path):
         numbers[:, 20 + 20 * i : 40 + 20 * i] *= i + 1
     np.save(folder / "numbers.npy", numbers.ravel())
     city = CityTiles(folder)
-    apart, merged = (evaluate_city(given(), city, Evaluate(), predict=Predict(split=split)) for split in (0.3, 1.0))
+    apart, merged = (
+        evaluate_city(given(), city, Evaluate(), predict=Predict(split=split))
+        for split in (0.3, 1.0)
+    )
     assert apart.buildings.quality[1] == 1 and merged.buildings.quality[1] == 0
-    assert (apart.buildings.merged, merged.buildings.merged) == (0, 1) and apart.iou == merged.iou == 1
+    assert (apart.buildings.merged, merged.buildings.merged) == (
+        0,
+        1,
+    ) and apart.iou == merged.iou == 1
     least = evaluate_city(given(), city, Evaluate(), predict=Predict(min_area=200))
     assert len(least.buildings.match) == 0 and len(least.buildings.area) == 4
 

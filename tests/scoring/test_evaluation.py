@@ -20,7 +20,9 @@ BIASES = {1: [7.0, -7], 2: [5.0, -8, -6]}
 
 def coloured(classes: int) -> Segmenter:
     """Bright pixels are class 1, reddish ones class 2, and it is surer of it than it should be."""
-    segmenter = build_model(Model(architecture="linear", classes=classes), 3).eval().requires_grad_(False)
+    segmenter = (
+        build_model(Model(architecture="linear", classes=classes), 3).eval().requires_grad_(False)
+    )
     segmenter.network.weight.copy_(torch.tensor(COLOURS[classes])[..., None, None])
     segmenter.network.bias.copy_(torch.tensor(BIASES[classes]))
     segmenter.decision = Decision(TEMPERATURE, THRESHOLD)
@@ -45,9 +47,14 @@ def test_the_calibrated_numbers_are_those_of_the_tempered_softmax(classes, tmp_p
     about = write_city(tmp_path, [("test", image, label)]) / "regions.json"
     about.write_text(json.dumps({**json.loads(about.read_text()), "classes": classes}))
     settings, segmenter = Evaluate(), coloured(classes)
-    found = city_metrics(evaluate_city(segmenter, CityTiles(tmp_path / "toyton"), settings), settings)
+    found = city_metrics(
+        evaluate_city(segmenter, CityTiles(tmp_path / "toyton"), settings), settings
+    )
 
-    logits, valid = segmenter(torch.from_numpy(image[None]).movedim(-1, 1).float() / 255)[0], label != 255
+    logits, valid = (
+        segmenter(torch.from_numpy(image[None]).movedim(-1, 1).float() / 255)[0],
+        label != 255,
+    )
     truth = label[valid] > 0
 
     def building(temperature: float) -> np.ndarray:
@@ -63,9 +70,15 @@ def test_the_calibrated_numbers_are_those_of_the_tempered_softmax(classes, tmp_p
 def test_a_city_without_a_building_has_no_iou(tmp_path):
     """Whether the model invents some there, or none, or there is nothing but nodata."""
     image, label = toy_scene(0)
-    cities = {"invented": (image, label * 0), "bare": (image // 4, label * 0), "nodata": (image * 0, label * 0 + 255)}
+    cities = {
+        "invented": (image, label * 0),
+        "bare": (image // 4, label * 0),
+        "nodata": (image * 0, label * 0 + 255),
+    }
     for city, (pixels, truth) in cities.items():
         write_city(tmp_path, [("test", pixels, truth)], city)
-        row = city_metrics(evaluate_city(coloured(1), CityTiles(tmp_path / city), Evaluate()), Evaluate())
+        row = city_metrics(
+            evaluate_city(coloured(1), CityTiles(tmp_path / city), Evaluate()), Evaluate()
+        )
         assert row["iou"] is row["iou_low"] is row["recall"] is None
         assert row["precision"] == (0 if city == "invented" else None)

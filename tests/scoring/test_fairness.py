@@ -11,9 +11,12 @@ from pipeline.tiles.instances import instances
 SETTINGS = Evaluate(size_bins=[50], bootstrap=200)
 
 
-def scene(number: int, found_small: float = 1.0, city: str = "here", groups: bool = False) -> SceneCounts:
-    """Twelve houses of 36 m² in a row of the upper half, one of 144 m² below: all large ones and a share of the small
-    are mapped."""
+def scene(
+    number: int, found_small: float = 1.0, city: str = "here", groups: bool = False
+) -> SceneCounts:
+    """Twelve houses of 36 m² in a row of the upper half, one of 144 m² below: all large ones and a
+    share of the small are mapped.
+    """
     label = np.zeros((96, 192), np.uint8)
     for i in range(12):
         label[8:14, 8 + 14 * i : 14 + 14 * i] = 1
@@ -25,7 +28,9 @@ def scene(number: int, found_small: float = 1.0, city: str = "here", groups: boo
     squares = metrics.cell_counts(prediction, label, 48)
     found, truth = (instances(mask) for mask in (prediction, label))
     objects = metrics.match_objects(found, truth, prediction, codes)
-    return SceneCounts(city, f"scene {number}", 1.0, squares, objects, ["poor", "rich"] if groups else [])
+    return SceneCounts(
+        city, f"scene {number}", 1.0, squares, objects, ["poor", "rich"] if groups else []
+    )
 
 
 def city(shares, **options) -> list[SceneCounts]:
@@ -46,15 +51,24 @@ def test_ground_is_parted_by_how_much_of_it_is_built():
     scenes = city([0.5, 0.5, 0.5])
     groups = fairness.by_density(scenes)
     pixels = sum(counts for group in groups.values() for counts in group.values())
-    np.testing.assert_array_equal(pixels, sum(s.ground.sum(1) for s in scenes))  # each pixel in one group
+    # each pixel in one group
+    np.testing.assert_array_equal(pixels, sum(s.ground.sum(1) for s in scenes))
     assert pixels[3] == 3 * (12 * 36 + 144)
-    share = {n: sum(c[3] for c in g.values()) / max(1, sum(c[1] for c in g.values())) for n, g in groups.items()}
+    share = {
+        n: sum(c[3] for c in g.values()) / max(1, sum(c[1] for c in g.values()))
+        for n, g in groups.items()
+    }
     assert set(share) == set(fairness.DENSITIES)
 
 
 def test_the_groups_of_a_column_are_told_apart_by_its_buildings():
-    found = fairness.fairness(city([0.5, 0.25, 0.5], groups=True), SETTINGS, "income")["by"]["income"]
-    assert found["group"]["poor"]["recall"] == pytest.approx(15 / 36) and found["group"]["rich"]["recall"] == 1
+    found = fairness.fairness(city([0.5, 0.25, 0.5], groups=True), SETTINGS, "income")["by"][
+        "income"
+    ]
+    assert (
+        found["group"]["poor"]["recall"] == pytest.approx(15 / 36)
+        and found["group"]["rich"]["recall"] == 1
+    )
     assert found["recall"]["worst_group"] == "poor"
 
 
@@ -68,7 +82,10 @@ def test_within_each_city_and_between_them():
 
 def test_without_buildings_there_is_nothing_to_compare():
     label = np.zeros((96, 96), np.uint8)
-    squares, objects = metrics.cell_counts(label, label, 48), metrics.match_objects(label, label, label)
+    squares, objects = (
+        metrics.cell_counts(label, label, 48),
+        metrics.match_objects(label, label, label),
+    )
     bare = [SceneCounts("bare", "only", 1.0, squares, objects)]
     assert fairness.fairness(bare, SETTINGS) == {"by": {}, "size_within_city": {}}
     assert fairness.fairness([], SETTINGS) == {"by": {}, "size_within_city": {}}
@@ -103,4 +120,6 @@ def test_a_building_belongs_to_the_group_on_its_pixels():
     label[2:6, 2:6] = label[2:6, 9:14] = 1
     codes = np.zeros_like(label)
     codes[2:6, 9:14] = 2
-    assert metrics.match_objects(instances(label), instances(label), label, codes).group.tolist() == [0, 2]
+    assert metrics.match_objects(
+        instances(label), instances(label), label, codes
+    ).group.tolist() == [0, 2]

@@ -1,4 +1,6 @@
-"""Scene inference: windows cover everything, blending changes nothing that is translation-equivariant."""
+"""Scene inference: windows cover everything, blending changes nothing that is
+translation-equivariant.
+"""
 
 import numpy as np
 import pytest
@@ -43,14 +45,18 @@ def test_blend_weights_are_nowhere_zero():
 def test_a_translation_equivariant_model_gives_the_same_tiled_and_whole(shape, overlap):
     image = np.random.default_rng(0).integers(1, 256, (*shape, 3), np.uint8)
     model = pointwise(classes=2)
-    whole = model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).detach().numpy()
+    whole = (
+        model(to_float(torch.from_numpy(image)[None])).softmax(1)[0].movedim(0, -1).detach().numpy()
+    )
     tiled = inferred(model, image, window=64, overlap=overlap, precision="fp32")
     assert tiled.shape == (*shape, 3)
     np.testing.assert_allclose(tiled, whole, atol=2e-6)
 
 
 class Blocks(nn.Module):
-    """What an encoder of stride 32 knows of a pixel, without its borders: the mean of the block it lies in."""
+    """What an encoder of stride 32 knows of a pixel, without its borders: the
+    mean of the block it lies in.
+    """
 
     def forward(self, x):
         mean = F.interpolate(F.avg_pool2d(x, 32), scale_factor=32)
@@ -68,12 +74,15 @@ def test_windows_begin_where_the_networks_strides_do(shape, window, overlap):
 
 
 def test_a_unet_changes_little_with_the_window_on_a_real_city(shared_cities):
-    """Of given weights: their windows begin where the encoder's strides do, so that another size moves the map far less
-    than another phase of the strides, which begins half a stride aside."""
+    """Of given weights: their windows begin where the encoder's strides do, so that another size
+    moves the map far less than another phase of the strides, which begins half a stride aside.
+    """
     with rasterio.open(shared_cities / "austin" / "images" / "austin_0.tif") as scene:
         image = np.moveaxis(scene.read(window=((0, 512), (0, 512))), 0, -1)
     torch.manual_seed(0)
-    segmenter = build_model(Model(architecture="unet", encoder="resnet18", decoder_channels=[64, 32, 16, 8]), 3)
+    segmenter = build_model(
+        Model(architecture="unet", encoder="resnet18", decoder_channels=[64, 32, 16, 8]), 3
+    )
     segmenter.set_normalisation([0.4] * 3, [0.2] * 3)
     for layer in segmenter.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -116,7 +125,9 @@ def test_windows_without_data_are_background_and_black_ones_are_not():
         return rows.start == columns.start == 0
 
     everywhere = inferred(pointwise(), image, window=64, overlap=0, precision="fp32")[0, 0, 0]
-    found = inferred(pointwise(), image, window=64, overlap=0, precision="fp32", empty=empty)[..., 0]
+    found = inferred(pointwise(), image, window=64, overlap=0, precision="fp32", empty=empty)[
+        ..., 0
+    ]
     assert {(0, 64, 0), (36, 100, 66)} <= asked
     assert (found[:36, :33] == 1).all() and 0.1 < everywhere < 0.9  # up to the next windows
     np.testing.assert_allclose(found[64:], everywhere, atol=1e-6)
@@ -128,13 +139,19 @@ def test_the_eight_symmetries_average_out_a_direction():
             ramp = torch.linspace(-3, 3, x.shape[-1]).expand(x.shape[0], 1, *x.shape[-2:])
             return torch.cat([-ramp, ramp], 1)
 
-    p = inferred(Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True)
+    p = inferred(
+        Segmenter(Gradient(), 3, 1), np.full((64, 64, 3), 9, np.uint8), window=64, augment=True
+    )
     for other in (p[::-1], p[:, ::-1], p.transpose(1, 0, 2)):
         np.testing.assert_allclose(p, other, atol=1e-6)
 
 
 def test_every_view_comes_back_upright():
-    """A model of single pixels does not see the symmetries at all: on an image that none of them maps to itself."""
+    """A model of single pixels does not see the symmetries at all: on an image that none of
+    them maps to itself.
+    """
     image = np.random.default_rng(0).integers(1, 256, (40, 64, 3), np.uint8)
-    once, eight = (inferred(pointwise(), image, window=64, augment=a, precision="fp32") for a in (False, True))
+    once, eight = (
+        inferred(pointwise(), image, window=64, augment=a, precision="fp32") for a in (False, True)
+    )
     np.testing.assert_allclose(once, eight, atol=1e-6)

@@ -12,7 +12,9 @@ from pipeline.scoring import metrics
 from pipeline.scoring.evaluation import CityResult, city_metrics, summarise
 from pipeline.training.calibration import best_threshold
 
-masks = st.integers(0, 2**32 - 1).map(lambda s: np.random.default_rng(s).integers(0, 2, (2, 37, 53), np.uint8))
+masks = st.integers(0, 2**32 - 1).map(
+    lambda s: np.random.default_rng(s).integers(0, 2, (2, 37, 53), np.uint8)
+)
 
 
 @given(masks, st.integers(1, 60))
@@ -33,7 +35,9 @@ def test_counts_of_tiles_are_of_any_building_in_either_library(pair, classes):
     intersection, union = metrics.counts(prediction[None], label[None])
     tp, fp, fn, _ = metrics.pixel_counts(prediction > 0, np.where(label == 255, 255, label > 0))
     assert (intersection.tolist(), union.tolist()) == ([tp], [tp + fp + fn])
-    for ours, theirs in zip((intersection, union), metrics.counts(*torch.from_numpy(pair[:, None])), strict=True):
+    for ours, theirs in zip(
+        (intersection, union), metrics.counts(*torch.from_numpy(pair[:, None])), strict=True
+    ):
         assert theirs.tolist() == ours.tolist()
     assert metrics.iou(prediction, label) == ((tp / (tp + fp + fn)) if tp + fn else None)
 
@@ -46,14 +50,18 @@ def test_ignored_pixels_count_nowhere():
 
 
 def published_boundary(mask, distance):
-    """Cheng et al.'s own lines, in words of their own: pad by 0, erode by 3 × 3 `distance` times, subtract."""
+    """Cheng et al.'s own lines, in words of their own: pad by 0, erode by 3 × 3 `distance`
+    times, subtract.
+    """
     eroded = ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=0)
     return mask.astype(bool) & ~eroded
 
 
 @given(masks, st.integers(1, 6))
 def test_boundaries_are_the_published_ones(pair, distance):
-    prediction, label = (ndimage.binary_opening(mask, np.ones((4, 4))).astype(np.uint8) for mask in pair)
+    prediction, label = (
+        ndimage.binary_opening(mask, np.ones((4, 4))).astype(np.uint8) for mask in pair
+    )
     found, truth = published_boundary(prediction, distance), published_boundary(label, distance)
     assert metrics.boundary_counts(prediction, label, distance).tolist() == [
         (found & truth).sum(),
@@ -101,10 +109,18 @@ def test_objects_are_matched_above_half():
     truth = drawn((0, 0, 10, 10), (20, 20, 10, 10))
     found = drawn((0, 0, 10, 8), (20, 20, 4, 10), (35, 0, 3, 3))  # IoU .8, IoU .4, and of nothing
     o = metrics.match_objects(found, truth, found / 4)
-    assert o.best_iou.tolist() == [0.8, 0.4] and o.match.tolist() == [0.8, 0, 0] and o.area.tolist() == [100, 100]
+    assert (
+        o.best_iou.tolist() == [0.8, 0.4]
+        and o.match.tolist() == [0.8, 0, 0]
+        and o.area.tolist() == [100, 100]
+    )
     assert o.confidence.tolist() == [0.25, 0.5, 0.75] and (o.merged, o.split) == (0, 0)
     quality, recognition, segmentation = o.quality
-    assert recognition == pytest.approx(2 / 5) and segmentation == 0.8 and quality == pytest.approx(0.32)
+    assert (
+        recognition == pytest.approx(2 / 5)
+        and segmentation == 0.8
+        and quality == pytest.approx(0.32)
+    )
     assert o.average_precision == pytest.approx(1 / 3 / 2)  # the surest two are wrong
 
 
@@ -116,23 +132,33 @@ def test_numbers_with_gaps_are_the_same_buildings():
 
 
 def test_merged_and_split_buildings_are_counted():
-    terrace, halls = [(0, 0, 10, 6), (0, 6, 10, 6), (0, 12, 10, 6)], [(20, 0, 10, 10), (20, 10, 10, 10)]
+    terrace, halls = (
+        [(0, 0, 10, 6), (0, 6, 10, 6), (0, 12, 10, 6)],
+        [(20, 0, 10, 10), (20, 10, 10, 10)],
+    )
     truth = drawn(*terrace, (20, 0, 10, 20))
     found = drawn((0, 0, 10, 18), *halls)
     o = metrics.match_objects(found, truth, np.ones(truth.shape))
     assert (o.merged, o.split) == (1, 1)
     back = metrics.match_objects(truth, found, np.ones(truth.shape))
     assert (back.merged, back.split) == (1, 1)
-    assert not any(np.count_nonzero(way.match) for way in (o, back))  # a half is not more than a half
+    # a half is not more than a half
+    assert not any(np.count_nonzero(way.match) for way in (o, back))
     both = o + back + metrics.Objects.none()
     assert (both.merged, both.split, len(both.area), len(both.match)) == (2, 2, 7, 7)
 
 
 def test_average_precision_is_the_area_of_the_envelope():
     """Right, wrong, right, wrong, by falling confidence, of four true ones: 1/4 · (1 + 2/3)."""
-    o = metrics.Objects(np.ones(4), np.zeros(4), np.array([0.6, 0.9, 0.7, 0.8]), np.array([0, 0.9, 0.6, 0]))
+    o = metrics.Objects(
+        np.ones(4), np.zeros(4), np.array([0.6, 0.9, 0.7, 0.8]), np.array([0, 0.9, 0.6, 0])
+    )
     assert o.average_precision == pytest.approx((1 + 2 / 3) / 4)
-    assert metrics.Objects.none().average_precision is None and metrics.Objects.none().quality == (None, None, None)
+    assert metrics.Objects.none().average_precision is None and metrics.Objects.none().quality == (
+        None,
+        None,
+        None,
+    )
     unfound = metrics.Objects(np.ones(2), np.zeros(2), np.zeros(0), np.zeros(0))
     assert unfound.average_precision == 0 and unfound.quality == (0, 0, None)
 
@@ -148,7 +174,9 @@ def test_a_calibrated_model_has_no_error_and_an_overconfident_one_has():
 
 
 def test_the_calibration_error_is_of_the_predicted_class():
-    """Of 100 sure backgrounds (probability 0.1) 80 are right, of 100 sure buildings (0.9) 70: errors .1 and .2."""
+    """Of 100 sure backgrounds (probability 0.1) 80 are right, of 100 sure buildings (0.9) 70:
+    errors .1 and .2.
+    """
     counts = np.zeros((2, 256), int)
     counts[:, 51 // 2] = 80, 20
     counts[:, 255 - 51 // 2] = 30, 70
@@ -156,7 +184,9 @@ def test_the_calibration_error_is_of_the_predicted_class():
 
 
 def test_precision_and_recall_at_each_threshold():
-    counts = metrics.confidence_counts(np.array([0, 100, 200], np.uint8), np.array([0, 1, 1], np.uint8))
+    counts = metrics.confidence_counts(
+        np.array([0, 100, 200], np.uint8), np.array([0, 1, 1], np.uint8)
+    )
     curve = metrics.precision_recall(counts)
     assert curve["recall"][0] == 1 and curve["precision"][0] == pytest.approx(2 / 3)
     assert curve["precision"][-1] == 1 and curve["recall"][-1] == 0.5
@@ -180,13 +210,23 @@ def test_pooled_is_over_pixels_and_the_mean_over_cities():
         cells = np.array([tp, tp + fp + fn, 1000]).reshape(3, 1, 1)
         return CityResult(name, 0.5, np.array([tp, fp, fn, tn]), cells={name: [cells]})
 
-    cities = [city("a", 90, 5, 5, 900), city("b", 1, 5, 4, 10), city("bare", 0, 0, 0, 50), city("field", 0, 10, 0, 40)]
+    cities = [
+        city("a", 90, 5, 5, 900),
+        city("b", 1, 5, 4, 10),
+        city("bare", 0, 0, 0, 50),
+        city("field", 0, 10, 0, 40),
+    ]
     s = summarise(cities, Evaluate())
-    assert s["pooled"]["iou"] == pytest.approx(91 / 120)  # what is invented in the field counts here
+    # what is invented in the field counts here
+    assert s["pooled"]["iou"] == pytest.approx(91 / 120)
     assert s["mean_city"]["iou"] == pytest.approx((0.9 + 0.1) / 2)
     unknown = {"iou_low": None, "iou_high": None}
-    assert s["worst_city"] == {"iou": 0.1, "city": "b"} | unknown and s["mean_city"].items() >= unknown.items()
-    assert s["city"]["a"]["units"] == 1 and s["city"]["a"]["iou_low"] is None  # one scene says nothing of another
+    assert (
+        s["worst_city"] == {"iou": 0.1, "city": "b"} | unknown
+        and s["mean_city"].items() >= unknown.items()
+    )
+    # one scene says nothing of another
+    assert s["city"]["a"]["units"] == 1 and s["city"]["a"]["iou_low"] is None
     for bare, accuracy in (("bare", 1), ("field", 0.8)):
         row = s["city"][bare]
         assert row["iou"] is row["iou_low"] is row["iou_high"] is None
@@ -201,9 +241,9 @@ def test_a_city_by_hand():
     confidence = np.where(prediction > 0, 255, 0).astype(np.uint8)
     counts = metrics.confidence_counts(confidence, label)
     city = CityResult(
-        "x", 0.5, metrics.pixel_counts(prediction, label), metrics.class_counts(prediction, label, 2),
-        metrics.boundary_counts(prediction, label, 3), counts, counts,
-        [metrics.match_objects(prediction, label, confidence)],
+        "x", 0.5, metrics.pixel_counts(prediction, label),
+        metrics.class_counts(prediction, label, 2), metrics.boundary_counts(prediction, label, 3),
+        counts, counts, [metrics.match_objects(prediction, label, confidence)],
     )  # fmt: skip
     found = city_metrics(city, Evaluate(size_bins=[50]))
     assert found["iou"] == pytest.approx(360 / 500)

@@ -31,10 +31,12 @@ def test_a_shifted_box_is_as_far_off_as_it_was_shifted():
 @pytest.mark.parametrize("degrees", [-8, 3, 12])
 def test_a_turned_house_is_turned_by_as_much(degrees):
     found = scored(rotate(HOUSE, degrees, "centroid"))
-    assert found["rotation"] == pytest.approx(abs(degrees)) and found["tangent"] >= abs(degrees) - 1e-6
-    assert scored(rotate(HOUSE, 90 + degrees, "centroid"), rotate(HOUSE, 90, "centroid"))["rotation"] == pytest.approx(
-        abs(degrees)
+    assert (
+        found["rotation"] == pytest.approx(abs(degrees)) and found["tangent"] >= abs(degrees) - 1e-6
     )
+    assert scored(rotate(HOUSE, 90 + degrees, "centroid"), rotate(HOUSE, 90, "centroid"))[
+        "rotation"
+    ] == pytest.approx(abs(degrees))
 
 
 def test_stairs_have_the_house_s_area_and_not_its_corners_nor_its_walls():
@@ -59,7 +61,9 @@ def test_pairs_are_one_to_one():
 
 
 def test_a_summary_has_intervals_of_several_scenes_and_null_of_none():
-    turned = [compare(np.array([rotate(HOUSE, a, "centroid")]), np.array([HOUSE])) for a in (2, 3, 4, 5)]
+    turned = [
+        compare(np.array([rotate(HOUSE, a, "centroid")]), np.array([HOUSE])) for a in (2, 3, 4, 5)
+    ]
     found = summary(turned, 500)
     assert found["pairs"] == 4 and found["rotation"] == pytest.approx(3.5)
     for name in METRICS:

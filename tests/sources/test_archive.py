@@ -133,7 +133,9 @@ def test_zip_members_are_streamed_and_verified(zipped, tmp_path):
     assert names_in_zip(zipped) == ["data/a.tif", "data/b.tif"]
 
 
-@pytest.mark.parametrize("name", ["../evil.tif", "data/../../evil.tif", "/evil.tif", "C:\\evil", "..\\evil"])
+@pytest.mark.parametrize(
+    "name", ["../evil.tif", "data/../../evil.tif", "/evil.tif", "C:\\evil", "..\\evil"]
+)
 def test_a_zip_with_a_climbing_member_is_refused_whole(zipped, tmp_path, name):
     with zipfile.ZipFile(zipped, "a") as archive:
         archive.writestr(name, b"evil")
@@ -162,8 +164,12 @@ def test_a_flipped_byte_in_a_zip_is_an_error_and_leaves_nothing(zipped, tmp_path
 
 
 def test_a_bomb_is_refused_before_it_unpacks(zipped, tmp_path):
-    with pytest.raises(InputError, match="data/a.tif unpacks to 200000 bytes where at most 100 are expected"):
-        extract_zip(zipped, {"data/b.tif": tmp_path / "out.b", "data/a.tif": tmp_path / "out.a"}, limit=100)
+    with pytest.raises(
+        InputError, match="data/a.tif unpacks to 200000 bytes where at most 100 are expected"
+    ):
+        extract_zip(
+            zipped, {"data/b.tif": tmp_path / "out.b", "data/a.tif": tmp_path / "out.a"}, limit=100
+        )
     assert leftovers(tmp_path) == []
 
 

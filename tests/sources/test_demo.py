@@ -22,18 +22,24 @@ CITIES = list(KNOWN.cities)
 
 
 def asked(cities: list[str], **changes) -> params.Fetch:
-    return params.Fetch(source="demo", path=str(MANIFEST), cities=cities, **{"scene_size": 128, **changes})
+    return params.Fetch(
+        source="demo", path=str(MANIFEST), cities=cities, **{"scene_size": 128, **changes}
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory) -> dict[str, tuple]:
     """Two small scenes of every city: name to (folder, City)."""
     root = tmp_path_factory.mktemp("demo")
-    return {c: (root / c, demo.fetch(asked(CITIES, scenes=[1, 2]), c, root / c, root)) for c in CITIES}
+    return {
+        c: (root / c, demo.fetch(asked(CITIES, scenes=[1, 2]), c, root / c, root)) for c in CITIES
+    }
 
 
 def read(folder: Path, city, index: int):
@@ -48,7 +54,9 @@ def outlines(folder: Path, crs) -> np.ndarray:
 def test_same_seed_same_bytes_whatever_else_is_drawn(fetched, tmp_path):
     folder, _ = fetched["tinroof"]
     alone = demo.fetch(asked(["tinroof"], scenes=[2]), "tinroof", tmp_path / "a", tmp_path)
-    again = demo.fetch(asked(["pinemoor", "tinroof"], scenes=[2]), "tinroof", tmp_path / "b", tmp_path)
+    again = demo.fetch(
+        asked(["pinemoor", "tinroof"], scenes=[2]), "tinroof", tmp_path / "b", tmp_path
+    )
     image = alone.scenes[0].image
     assert (tmp_path / "a" / image).read_bytes() == (folder / image).read_bytes()
     assert files(tmp_path / "a") == files(tmp_path / "b")
@@ -58,7 +66,9 @@ def test_same_seed_same_bytes_whatever_else_is_drawn(fetched, tmp_path):
 def test_another_seed_is_another_place(fetched, tmp_path):
     folder, city = fetched["brickvale"]
     other = demo.fetch(asked(["brickvale"], scenes=[1], seed=1), "brickvale", tmp_path, tmp_path)
-    assert (tmp_path / other.scenes[0].image).read_bytes() != (folder / city.scenes[0].image).read_bytes()
+    assert (tmp_path / other.scenes[0].image).read_bytes() != (
+        folder / city.scenes[0].image
+    ).read_bytes()
     assert other.scenes[0].stamp != city.scenes[0].stamp
 
 
@@ -106,8 +116,11 @@ def test_footprints_cover_the_roofs_that_were_drawn(fetched, name, monkeypatch):
     monkeypatch.setattr(demo, "render", lambda *a: (seen.append(p) or p for p in whole(*a)))
     demo.fetch(asked([name], scenes=[1]), name, folder.parent / f"{name}-again", folder.parent)
     _, profile = read(folder, city, 0)
-    mask = rasterize(outlines(folder, profile["crs"]), (128, 128), transform=profile["transform"]) > 0
-    roofs, decided = seen[0].roofs > 0.5, seen[0].roofs != 0.5  # half a pixel of roof may go either way
+    mask = (
+        rasterize(outlines(folder, profile["crs"]), (128, 128), transform=profile["transform"]) > 0
+    )
+    # half a pixel of roof may go either way
+    roofs, decided = seen[0].roofs > 0.5, seen[0].roofs != 0.5
     assert (mask & roofs & decided).sum() / ((mask | roofs) & decided).sum() > 0.97
 
 
@@ -119,7 +132,10 @@ def test_the_picture_has_its_edges_where_footprints_end(fetched, name):
     """
     folder, city = fetched[name]
     image, profile = read(folder, city, 0)
-    mask = rasterize(outlines(folder, profile["crs"]), image.shape[:2], transform=profile["transform"]) > 0
+    mask = (
+        rasterize(outlines(folder, profile["crs"]), image.shape[:2], transform=profile["transform"])
+        > 0
+    )
     rows, cols = np.gradient(image.astype(float), axis=(0, 1))
     steep = np.hypot(rows, cols).max(2)
 
@@ -170,7 +186,8 @@ def test_windows_of_a_scene_join_without_seams(monkeypatch):
 def test_shadow_falls_away_from_the_sun_as_far_as_height_over_tangent():
     height = np.zeros((1, 64), np.float32)
     height[0, 40] = 10.0
-    shadow = render.shadow_height(height, (1.0, 0.0), 0.5)  # the sun stands to the right; 0.5 m a pixel
+    # the sun stands to the right; 0.5 m a pixel
+    shadow = render.shadow_height(height, (1.0, 0.0), 0.5)
     dark = np.flatnonzero(shadow[0] > 0.25)
     assert dark.tolist() == list(range(40 - 19, 40))
     assert shadow[0, 30] == pytest.approx(5.0)
@@ -190,7 +207,11 @@ def test_unknown_city_names_the_nearest():
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [(None, "cannot be read"), ("a: [", "not valid YAML"), ("materials: {}\ncities: {}\nmore: 1", "more")],
+    [
+        (None, "cannot be read"),
+        ("a: [", "not valid YAML"),
+        ("materials: {}\ncities: {}\nmore: 1", "more"),
+    ],
 )
 def test_a_bad_manifest_is_one_sentence(tmp_path, text, sentence):
     path = tmp_path / "demo.yaml"
@@ -206,20 +227,31 @@ def test_every_material_and_use_of_the_manifest_exists():
         city = find_city(KNOWN, name)
         assert set(city.uses) <= set(USES)
         roofs = [r.material for r in city.buildings.houses + city.buildings.halls]
-        ground = [*city.yards, city.streets.surface, city.plants.grass, *filter(None, [city.streets.kerb])]
+        ground = [
+            *city.yards,
+            city.streets.surface,
+            city.plants.grass,
+            *filter(None, [city.streets.kerb]),
+        ]
         assert set(roofs + ground) <= set(KNOWN.materials)
 
 
 def test_streets_are_a_second_class_between_the_blocks_of_the_same_picture(fetched, tmp_path):
     folder, before = fetched["brickvale"]
-    city = demo.fetch(asked(["brickvale"], scenes=[1, 2], streets=True), "brickvale", tmp_path, tmp_path)
+    city = demo.fetch(
+        asked(["brickvale"], scenes=[1, 2], streets=True), "brickvale", tmp_path, tmp_path
+    )
     image, profile = read(tmp_path, city, 0)
     assert (image == read(folder, before, 0)[0]).all() and city.notes == before.notes
     frame = pyogrio.read_dataframe(tmp_path / "footprints.fgb").to_crs(profile["crs"])
     houses, streets = (frame.geometry[frame["label"] == kind].to_numpy() for kind in (1, 2))
     assert len(houses) == before.notes["footprints"] and len(streets)
     assert shapely.intersection(shapely.union_all(houses), shapely.union_all(streets)).area < 1e-3
-    on, off = (rasterize(shapes, (128, 128), transform=profile["transform"]) > 0 for shapes in (streets, houses))
+    on, off = (
+        rasterize(shapes, (128, 128), transform=profile["transform"]) > 0
+        for shapes in (streets, houses)
+    )
     rest = ~on & ~off & (image > 0).all(-1)
-    grey = image.astype(int).max(-1) - image.astype(int).min(-1)  # asphalt has no colour, grass and tiles have
+    # asphalt has no colour, grass and tiles have
+    grey = image.astype(int).max(-1) - image.astype(int).min(-1)
     assert 0.05 < on.mean() < 0.5 and np.median(grey[on]) < np.median(grey[rest])

@@ -29,7 +29,9 @@ def served(server):
 @pytest.fixture
 def fetch(served, tmp_path):
     def fetch(**options):
-        return download(f"{served.url}/a.bin", tmp_path / "here" / "a.bin", progress=False, **options)
+        return download(
+            f"{served.url}/a.bin", tmp_path / "here" / "a.bin", progress=False, **options
+        )
 
     return fetch
 
@@ -67,7 +69,9 @@ def test_cuts_that_bring_new_bytes_do_not_use_up_the_retries(fetch, served):
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(fetch, served, tmp_path):
     served.fail("a.bin", cut_after=1000)
-    with pytest.raises(InputError, match="gave up after 1 failures.*1000 bytes are kept in .*a.bin.part"):
+    with pytest.raises(
+        InputError, match="gave up after 1 failures.*1000 bytes are kept in .*a.bin.part"
+    ):
         fetch(retries=0)
     assert nothing_under_the_final_name(tmp_path)
     served.fail("a.bin")
@@ -75,7 +79,9 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(fetch, served, tmp_pa
     assert served.asked("a.bin")[-1]["Range"] == "bytes=1000-"
 
 
-def test_killed_between_the_last_byte_and_the_rename_asks_for_nothing(fetch, served, tmp_path, monkeypatch):
+def test_killed_between_the_last_byte_and_the_rename_asks_for_nothing(
+    fetch, served, tmp_path, monkeypatch
+):
     def killed(*_):
         raise KeyboardInterrupt
 
@@ -134,7 +140,9 @@ def test_a_file_that_became_shorter_than_the_part_starts_again(fetch, served):
     assert fetch().read_bytes() == b"short"
 
 
-@pytest.mark.parametrize(("md5", "asked"), [(None, None), (MD5, "bytes=1000-")], ids=["without", "with"])
+@pytest.mark.parametrize(
+    ("md5", "asked"), [(None, None), (MD5, "bytes=1000-")], ids=["without", "with"]
+)
 def test_without_a_validator_only_a_checksum_allows_to_resume(fetch, served, md5, asked):
     served.fail("a.bin", cut_after=1000, no_validator=True)
     with pytest.raises(InputError):

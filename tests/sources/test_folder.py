@@ -1,4 +1,6 @@
-"""The user's own folder: what is right is taken as it stands, what is wrong is one sentence, said early."""
+"""The user's own folder: what is right is taken as it stands, what is wrong is
+one sentence, said early.
+"""
 
 import json
 import unicodedata
@@ -27,7 +29,9 @@ def tif(path, pixels, crs=UTM, left=0.0, **options):
     bands, height, width = pixels.shape
     transform = Affine(1, 0, ORIGIN[0] + left, 0, -1, ORIGIN[1]) if crs else None
     profile = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype, "crs": crs}
-    with rasterio.open(path, "w", driver="GTiff", transform=transform, **profile, **options) as dataset:
+    with rasterio.open(
+        path, "w", driver="GTiff", transform=transform, **profile, **options
+    ) as dataset:
         dataset.write(pixels)
     return path
 
@@ -40,7 +44,9 @@ def footprints(path, polygons, crs=UTM):
 
 @pytest.fixture
 def town(tmp_path):
-    """A city of two scenes with label rasters, and one with a footprint over the first of two scenes."""
+    """A city of two scenes with label rasters, and one with a footprint over
+    the first of two scenes.
+    """
     for i in (1, 2):
         tif(tmp_path / "raster" / "images" / f"s{i}.tif", NOISE)
         tif(tmp_path / "raster" / "labels" / f"s{i}.tif", (NOISE[:1] > 200).astype(np.uint8))
@@ -51,11 +57,15 @@ def town(tmp_path):
 
 def taken(root, city, **override):
     overrides = {city: CityOverride(**override)} if override else {}
-    return fetch(Fetch(source="folder", path=str(root), cities=[city], overrides=overrides), city, root, root)
+    return fetch(
+        Fetch(source="folder", path=str(root), cities=[city], overrides=overrides), city, root, root
+    )
 
 
 def grouped(root, city):
-    return fetch(Fetch(source="folder", path=str(root), cities=[city], groups="income"), city, root, root)
+    return fetch(
+        Fetch(source="folder", path=str(root), cities=[city], groups="income"), city, root, root
+    )
 
 
 def test_a_column_of_groups_is_asked_for_early_and_a_change_of_it_shows(town):
@@ -84,11 +94,15 @@ def test_files_stay_in_place_and_a_change_shows(town):
     assert city.notes["warnings"] == []
     tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8))
     again = taken(town, "raster")
-    assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [True, False]
+    assert [a.stamp == b.stamp for a, b in zip(city.scenes, again.scenes, strict=True)] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
-    ("values", "building"), [((0, 1), 1), ((0, 255), 255), ((0, 1, 255), 1), ((0, 1, 2), 1), ((255,), 255)]
+    ("values", "building"),
+    [((0, 1), 1), ((0, 255), 255), ((0, 1, 255), 1), ((0, 1, 2), 1), ((255,), 255)],
 )
 def test_which_value_draws_a_building(town, values, building):
     for i in (1, 2):
@@ -106,7 +120,9 @@ def test_what_255_means_is_not_guessed(town):
 
     draw("s1.tif", 0, 255), draw("s2.tif", 0, 1)
     with pytest.raises(
-        InputError, match=r"s1.tif holds 255 and no class, s2.tif a class and no 255; .*raster.building"
+        InputError,
+        match=r"s1.tif holds 255 and no class, s2.tif a class and no 255; "
+        r".*raster.building",
     ):
         taken(town, "raster")
     assert taken(town, "raster", building=1).raster_building == 1
@@ -119,7 +135,11 @@ def test_what_255_means_is_not_guessed(town):
 
 def test_declared_nodata_is_no_building(town):
     for i in (1, 2):
-        tif(town / "raster/labels" / f"s{i}.tif", np.resize(np.uint8([0, 255]), (1, 64, 64)), nodata=255)
+        tif(
+            town / "raster/labels" / f"s{i}.tif",
+            np.resize(np.uint8([0, 255]), (1, 64, 64)),
+            nodata=255,
+        )
     city = taken(town, "raster")
     assert city.raster_building == 1
     assert "no label holds a building" in city.notes["warnings"][0]
@@ -145,7 +165,9 @@ def test_invalid_polygons_are_counted(town):
 def test_scenes_of_several_crs_share_one_file(town):
     west = tif(town / "vector/images/west.tif", NOISE, crs="EPSG:3857")
     box = shapely.box(*rasterio.open(west).bounds)
-    footprints(town / "vector/buildings.gpkg", [BUILDING, reproject(np.array([box]), "EPSG:3857", UTM)[0]])
+    footprints(
+        town / "vector/buildings.gpkg", [BUILDING, reproject(np.array([box]), "EPSG:3857", UTM)[0]]
+    )
     notes = taken(town, "vector").notes
     assert notes["footprints"] == 2
     assert notes["scenes_without_buildings"] == ["s2"]
@@ -159,13 +181,19 @@ def test_missing_label(town):
 
 def test_a_missing_label_names_what_lies_there_instead(town):
     (town / "raster/labels/s2.tif").rename(town / "raster/labels/s2_mask.tif")
-    with pytest.raises(InputError, match=r"images: s2; add s2.tif \(here is s2_mask.tif\), take the image away"):
+    with pytest.raises(
+        InputError,
+        match=r"images: s2; add s2.tif \(here is s2_mask.tif\), take "
+        r"the image away",
+    ):
         taken(town, "raster")
 
 
 @pytest.mark.parametrize("labels", ["raster", "vector"])
 def test_an_accent_is_the_same_however_a_system_writes_it(labels, tmp_path):
-    """macOS takes it apart (NFD): a folder, an image and its label that look alike are one city's."""
+    """macOS takes it apart (NFD): a folder, an image and its label that look
+    alike are one city's.
+    """
     composed, apart = "Köln", unicodedata.normalize("NFD", "Köln")
     tif(tmp_path / apart / "images" / f"{composed}.tif", NOISE)
     if labels == "raster":
@@ -199,13 +227,19 @@ def test_a_label_that_is_none(town, pixels, message):
 
 def test_no_labels_at_all_goes_to_predict(town):
     (town / "vector/buildings.gpkg").unlink()
-    with pytest.raises(InputError, match="neither labels/ nor a file of footprints .*pipeline predict"):
+    with pytest.raises(
+        InputError, match="neither labels/ nor a file of footprints .*pipeline predict"
+    ):
         taken(town, "vector")
 
 
 def test_two_files_of_footprints_and_both_kinds(town):
     footprints(town / "vector/more.geojson", [shapely.box(1, 1, 2, 2)], "EPSG:4326")
-    with pytest.raises(InputError, match=r"2 files of footprints, buildings.gpkg, more.geojson; keep one"):
+    with pytest.raises(
+        InputError,
+        match=r"2 files of footprints, buildings.gpkg, more.geojson; "
+        r"keep one",
+    ):
         taken(town, "vector")
     footprints(town / "raster/more.geojson", [shapely.box(1, 1, 2, 2)], "EPSG:4326")
     assert "labels/ is used, more.geojson is not" in taken(town, "raster").notes["warnings"][0]
@@ -218,14 +252,20 @@ def test_crs_missing(town):
         taken(town, "raster")
     assert taken(town, "raster", gsd=0.5).gsd == 0.5
     tif(town / "vector/images/s2.tif", NOISE, crs=None)
-    with pytest.raises(InputError, match="s2.tif: carries no CRS, so buildings.gpkg cannot be laid"):
+    with pytest.raises(
+        InputError, match="s2.tif: carries no CRS, so buildings.gpkg cannot be laid"
+    ):
         taken(town, "vector", gsd=0.5)
 
 
 def test_footprints_elsewhere(town):
     path = town / "vector/buildings.gpkg"
     footprints(path, [shapely.affinity.translate(BUILDING, 0, 30_000)])
-    with pytest.raises(InputError, match=r"none of its 1 footprints overlaps an image of vector; they lie 30.0 km"):
+    with pytest.raises(
+        InputError,
+        match=r"none of its 1 footprints overlaps an image of vector; "
+        r"they lie 30.0 km",
+    ):
         taken(town, "vector")
     footprints(path, [BUILDING], "EPSG:3857")
     with pytest.raises(InputError, match="declare EPSG:3857 but would fit as EPSG:32633"):
@@ -245,7 +285,11 @@ def test_footprints_a_scene(town):
     (town / "vector/buildings.gpkg").unlink()
     (town / "vector/labels").mkdir()
     (town / "vector/labels/s2.geojson").write_text('{"type": "FeatureCollection", "features": []}')
-    with pytest.raises(InputError, match=r"no footprints for 1 of 2 images: s1; name them as their image, s1.geojson"):
+    with pytest.raises(
+        InputError,
+        match=r"no footprints for 1 of 2 images: s1; name them as their "
+        r"image, s1.geojson",
+    ):
         taken(town, "vector")
     degrees = reproject(np.array([BUILDING]), UTM, "EPSG:4326")
     own = footprints(town / "vector/labels/s1.geojson", degrees, "EPSG:4326")
@@ -253,7 +297,9 @@ def test_footprints_a_scene(town):
     assert [scene.labels for scene in city.scenes] == [str(own), str(own.with_name("s2.geojson"))]
     assert (city.notes["footprints"], city.notes["scenes_without_buildings"]) == (1, ["s2"])
     tif(town / "vector/labels/s1.tif", NOISE[:1])
-    with pytest.raises(InputError, match="holds both rasters, s1.tif, and footprints; keep one kind"):
+    with pytest.raises(
+        InputError, match="holds both rasters, s1.tif, and footprints; keep one kind"
+    ):
         taken(town, "vector")
 
 
@@ -262,7 +308,10 @@ def test_footprints_a_scene_in_sub_folders(town):
     tif(town / "vector/images/more/s1.tif", NOISE)
     (town / "vector/labels/more").mkdir(parents=True)
     buildings = {"s1": [BUILDING], "s2": [], "more/s1": [BUILDING]}
-    own = {name: footprints(town / f"vector/labels/{name}.gpkg", drawn) for name, drawn in buildings.items()}
+    own = {
+        name: footprints(town / f"vector/labels/{name}.gpkg", drawn)
+        for name, drawn in buildings.items()
+    }
     city = taken(town, "vector")
     assert {scene.name: scene.labels for scene in city.scenes} == {
         name.replace("/", "-"): str(path) for name, path in own.items()
@@ -270,7 +319,9 @@ def test_footprints_a_scene_in_sub_folders(town):
 
 
 def test_the_stamp_is_of_what_is_drawn(town):
-    """A file written anew is the same labels; one building more on a scene changes that scene's alone."""
+    """A file written anew is the same labels; one building more on a scene
+    changes that scene's alone.
+    """
     path = town / "vector/buildings.gpkg"
     before = [scene.stamp for scene in taken(town, "vector").scenes]
     footprints(path, [shapely.affinity.translate(BUILDING, 9_000, 0), BUILDING])
@@ -282,7 +333,13 @@ def test_the_stamp_is_of_what_is_drawn(town):
 
 def test_a_stac_item_is_no_file_of_footprints(town):
     outline = shapely.geometry.mapping(shapely.box(14, 53, 16, 55))
-    item = {"type": "Feature", "stac_version": "1.0.0", "id": "s1", "geometry": outline, "properties": {}}
+    item = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "s1",
+        "geometry": outline,
+        "properties": {},
+    }
     (town / "vector/s1.json").write_text(json.dumps(item))
     assert taken(town, "vector").notes["footprints"] == 1
     (town / "vector/buildings.gpkg").unlink()
@@ -292,23 +349,40 @@ def test_a_stac_item_is_no_file_of_footprints(town):
 
 def test_nothing_of_a_file_is_a_building(town):
     path = footprints(town / "vector/buildings.gpkg", [])
-    wkb = shapely.to_wkb(np.array([BUILDING.exterior.interpolate(0), shapely.LineString([(0, 0), (9, 9)])]))
+    wkb = shapely.to_wkb(
+        np.array([BUILDING.exterior.interpolate(0), shapely.LineString([(0, 0), (9, 9)])])
+    )
     pyogrio.raw.write(path, wkb, [], [], geometry_type="Unknown", crs=UTM)
-    with pytest.raises(InputError, match=r"not one of its features is a building \(0 .*, 2 are points, open lines"):
+    with pytest.raises(
+        InputError,
+        match=r"not one of its features is a building \(0 .*, 2 are "
+        r"points, open lines",
+    ):
         taken(town, "vector")
 
 
 def test_a_condition_chooses_the_buildings_and_is_kept(town):
     path, land = town / "vector/buildings.gpkg", shapely.box(499_000, 5_999_000, 501_000, 6_001_000)
     data = [np.array(["house", "parcel"], object)]
-    pyogrio.raw.write(path, shapely.to_wkb([BUILDING, land]), data, ["kind"], geometry_type="Polygon", crs=UTM)
-    assert "covers all of scene s1, s2; is it the outline" in taken(town, "vector").notes["warnings"][0]
+    pyogrio.raw.write(
+        path, shapely.to_wkb([BUILDING, land]), data, ["kind"], geometry_type="Polygon", crs=UTM
+    )
+    assert (
+        "covers all of scene s1, s2; is it the outline"
+        in taken(town, "vector").notes["warnings"][0]
+    )
     city = taken(town, "vector", where="kind = 'house'")
     assert (city.where, city.notes["footprints"]) == ("kind = 'house'", 1)
     assert not any("outline" in warning for warning in city.notes["warnings"])
-    with pytest.raises(InputError, match=r"no feature meets fetch.overrides.vector.where \(kind = 'tent'\)"):
+    with pytest.raises(
+        InputError,
+        match=r"no feature meets fetch.overrides.vector.where \(kind = "
+        r"'tent'\)",
+    ):
         taken(town, "vector", where="kind = 'tent'")
-    with pytest.raises(InputError, match="overrides.raster.where: .* holds rasters, which have no columns"):
+    with pytest.raises(
+        InputError, match="overrides.raster.where: .* holds rasters, which have no columns"
+    ):
         taken(town, "raster", where="kind = 'house'")
 
 
@@ -339,7 +413,9 @@ def test_a_web_page_instead_of_an_image(town):
         taken(town, "raster")
 
 
-@pytest.mark.parametrize("pixels", [np.zeros_like(NOISE), np.where(NOISE > 9, np.float32(np.nan), np.float32(7))])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros_like(NOISE), np.where(NOISE > 9, np.float32(np.nan), np.float32(7))]
+)
 def test_scene_without_data_is_left_out(town, pixels):
     tif(town / "raster/images/s2.tif", pixels, nodata=0 if pixels.dtype == np.uint8 else None)
     city = taken(town, "raster")
@@ -379,7 +455,12 @@ def test_two_scenes_of_one_name(town):
 def place(pixels, path, driver):
     """A picture without any place on Earth."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+    profile = {
+        "count": len(pixels),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "dtype": pixels.dtype,
+    }
     with rasterio.open(path, "w", driver=driver, **profile) as dataset:
         dataset.write(pixels)
 
@@ -407,7 +488,10 @@ def test_scenes_of_every_format_and_in_sub_folders(town):
     city = taken(town, "raster", gsd=1)
     assert [scene.name for scene in city.scenes] == ["more-s1", "s1", "s2", "s3", "s4", "s5"]
     assert city.scenes[0].labels == str(town / "raster/labels/more/s1.png")
-    assert any("passed over all.vrt, s1.jpg" in w or "passed over s1.jpg, all.vrt" in w for w in city.notes["warnings"])
+    assert any(
+        "passed over all.vrt, s1.jpg" in w or "passed over s1.jpg, all.vrt" in w
+        for w in city.notes["warnings"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -424,25 +508,39 @@ def test_a_picture_cut_short(town, name, driver):
 def test_a_crs_without_a_geotransform_is_none(town):
     with rasterio.open(town / "raster/images/s2.tif", "r+") as dataset:
         dataset.transform = Affine.identity()
-    with pytest.raises(InputError, match=r"s2.tif: carries a CRS but no geotransform; .*overrides.CITY.gsd"):
+    with pytest.raises(
+        InputError,
+        match=r"s2.tif: carries a CRS but no geotransform; "
+        r".*overrides.CITY.gsd",
+    ):
         taken(town, "raster")
     assert len(taken(town, "raster", gsd=1).scenes) == 2
 
 
 def test_labels_that_lie_elsewhere_are_found_early(town):
     tif(town / "raster/labels/s2.tif", np.ones((1, 64, 64), np.uint8), crs="EPSG:32632")
-    with pytest.raises(InputError, match="labels/s2.tif: lies elsewhere on the ground than its image"):
+    with pytest.raises(
+        InputError, match="labels/s2.tif: lies elsewhere on the ground than its image"
+    ):
         taken(town, "raster")
 
 
 def test_coordinates_that_tell_nothing_are_taken_and_said(town):
     path = town / "raster/labels/s2.tif"
     with rasterio.open(path, "r+") as dataset:
-        dataset.crs, dataset.transform = 'LOCAL_CS["site",UNIT["metre",1]]', Affine(1, 0, 5, 0, -1, 64)
-    assert "s2.tif: no CRS tells whether it lies on its image" in taken(town, "raster").notes["warnings"][0]
+        dataset.crs, dataset.transform = (
+            'LOCAL_CS["site",UNIT["metre",1]]',
+            Affine(1, 0, 5, 0, -1, 64),
+        )
+    assert (
+        "s2.tif: no CRS tells whether it lies on its image"
+        in taken(town, "raster").notes["warnings"][0]
+    )
 
 
-BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[None].astype(np.uint8)
+BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[None].astype(
+    np.uint8
+)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +552,10 @@ BLURRED = np.clip(np.add.outer(np.arange(64), np.arange(64)) * 4 - 127, 0, 255)[
         ),
         (np.resize(np.uint8([0, 128, 255]), (1, 64, 64)), "holds 128 between 0 and 255"),
         (BLURRED, ".* kept as JPEG or resized smoothly"),
-        (np.repeat(BLURRED, 3, axis=0), "has 3 bands; a label has one: keep the first, rio stack LABELS --bidx 1"),
+        (
+            np.repeat(BLURRED, 3, axis=0),
+            "has 3 bands; a label has one: keep the first, rio stack LABELS --bidx 1",
+        ),
         (NOISE, "has 3 bands; a label has one: recode its colours"),
     ],
 )
@@ -478,7 +579,9 @@ def test_scenes_without_footprints_are_background_or_left_out(town):
     assert "vector.unlabelled: ignore" in taken(town, "vector").notes["warnings"][0]
     assert taken(town, "vector", unlabelled="background").notes["warnings"] == []
     city = taken(town, "vector", unlabelled="ignore")
-    assert [scene.labels is None for scene in city.scenes] == [False, True] and city.notes["warnings"] == []
+    assert [scene.labels is None for scene in city.scenes] == [False, True] and city.notes[
+        "warnings"
+    ] == []
 
 
 def test_scenes_without_a_label_raster_may_be_left_out(town):

@@ -35,14 +35,22 @@ def write_tiff(path: Path, pixels: np.ndarray, **options) -> None:
     """Write (bands, height, width) uint8 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, height, width = pixels.shape
-    profile = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    profile = {
+        "driver": "GTiff",
+        "count": bands,
+        "height": height,
+        "width": width,
+        "dtype": pixels.dtype,
+    }
     with rasterio.open(path, "w", **{**profile, **PLACE, **options}) as target:
         target.write(pixels)
 
 
 @pytest.fixture
 def dataset(tmp_path) -> Path:
-    """AerialImageDataset in miniature: austin and tyrol-w with labels, sfo without, three scenes each."""
+    """AerialImageDataset in miniature: austin and tyrol-w with labels, sfo
+    without, three scenes each.
+    """
     root, random = tmp_path / "AerialImageDataset", np.random.default_rng(0)
     for city in ("austin", "tyrol-w", "sfo"):
         subset = "test" if city == "sfo" else "train"
@@ -78,7 +86,9 @@ def split_7z(path: Path, folder: Path) -> list[Path]:
 def write_manifest(path: Path, url: str, volumes: list[Path], zipped: Path, **changes) -> Path:
     real = yaml.safe_load(Path(MANIFEST).read_text(encoding="utf-8"))
     small = {
-        "volumes": [{"url": f"{url}/{volume.name}", "size": volume.stat().st_size} for volume in volumes],
+        "volumes": [
+            {"url": f"{url}/{volume.name}", "size": volume.stat().st_size} for volume in volumes
+        ],
         "zip": {"name": zipped.name, "md5": hashlib.md5(zipped.read_bytes()).hexdigest()},
         "side": SIDE,
         "numbers": 3,
@@ -93,14 +103,18 @@ def write_manifest(path: Path, url: str, volumes: list[Path], zipped: Path, **ch
 def published(server, dataset, tmp_path):
     """The dataset on the local server; returns the manifest."""
     zipped = zip_dataset(dataset, tmp_path / ZIP)
-    manifest = write_manifest(tmp_path / "inria.yaml", server.url, split_7z(zipped, server.root), zipped)
+    manifest = write_manifest(
+        tmp_path / "inria.yaml", server.url, split_7z(zipped, server.root), zipped
+    )
     zipped.unlink()
     return manifest
 
 
 @pytest.fixture
 def fetch(published, tmp_path):
-    """Fetch a city as the stage does, by default austin from the server; options are of the fetch section."""
+    """Fetch a city as the stage does, by default austin from the server;
+    options are of the fetch section.
+    """
 
     def fetch(city="austin", **options):
         asked = {"source": "inria", "path": str(published), "cities": [city], **options}
@@ -114,7 +128,11 @@ def fetch(published, tmp_path):
 
 
 def on_disk(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
+    return {
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
 
 
 def same_pixels(one: str | Path, other: str | Path) -> bool:
@@ -214,7 +232,9 @@ def test_a_download_that_was_cut_everywhere_completes(fetch, server, dataset):
         ({"cut_after": 10, "ignore_range": True}, "7z.003: gave up after 6 failures"),
     ],
 )
-def test_a_volume_that_does_not_come_is_an_error_and_costs_no_other(fetch, server, tmp_path, fault, sentence):
+def test_a_volume_that_does_not_come_is_an_error_and_costs_no_other(
+    fetch, server, tmp_path, fault, sentence
+):
     server.fail("aerialimagelabeling.7z.003", **fault)
     with pytest.raises(InputError, match=sentence):
         fetch()
@@ -353,9 +373,18 @@ def test_a_truncated_tiff_is_an_error(tmp_path, kept, compress):
 @pytest.mark.parametrize(
     ("pixels", "sentence"),
     [
-        (np.zeros((1, SIDE, SIDE - 1), np.uint8), "gt/austin1.tif: is 63×64 pixels of 1 uint8 where 64×64"),
-        (np.zeros((3, SIDE, SIDE), np.uint8), "gt/austin1.tif: is 64×64 pixels of 3 uint8 where 64×64 of 1"),
-        (np.full((1, SIDE, SIDE), 7, np.uint8), "gt/austin1.tif: holds the value 7; a label of Inria is"),
+        (
+            np.zeros((1, SIDE, SIDE - 1), np.uint8),
+            "gt/austin1.tif: is 63×64 pixels of 1 uint8 where 64×64",
+        ),
+        (
+            np.zeros((3, SIDE, SIDE), np.uint8),
+            "gt/austin1.tif: is 64×64 pixels of 3 uint8 where 64×64 of 1",
+        ),
+        (
+            np.full((1, SIDE, SIDE), 7, np.uint8),
+            "gt/austin1.tif: holds the value 7; a label of Inria is",
+        ),
     ],
 )
 def test_a_label_that_does_not_fit_is_an_error(fetch, dataset, pixels, sentence):
@@ -366,7 +395,9 @@ def test_a_label_that_does_not_fit_is_an_error(fetch, dataset, pixels, sentence)
 
 def test_an_image_of_one_band_is_an_error(fetch, dataset):
     write_tiff(dataset / "train" / "images" / "austin1.tif", np.zeros((1, SIDE, SIDE), np.uint8))
-    with pytest.raises(InputError, match="images/austin1.tif: is 64×64 pixels of 1 uint8 where 64×64 of 3"):
+    with pytest.raises(
+        InputError, match="images/austin1.tif: is 64×64 pixels of 1 uint8 where 64×64 of 3"
+    ):
         fetch(archive=str(dataset))
 
 
@@ -381,8 +412,13 @@ def test_a_manifest_that_is_wrong(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_section(Manifest, tmp_path / "none.yaml", MANIFEST)
     broken = tmp_path / "broken.yaml"
-    broken.write_text(Path(MANIFEST).read_text(encoding="utf-8").replace("side: 5000", "sides: 5000"))
-    with pytest.raises(InputError, match="parameter side is missing(.|\n)*unknown parameter sides; did you mean side"):
+    broken.write_text(
+        Path(MANIFEST).read_text(encoding="utf-8").replace("side: 5000", "sides: 5000")
+    )
+    with pytest.raises(
+        InputError,
+        match="parameter side is missing(.|\n)*unknown parameter sides; did you mean side",
+    ):
         load_section(Manifest, broken, MANIFEST)
 
 
@@ -390,12 +426,16 @@ def test_the_real_manifest_is_the_published_dataset():
     manifest = load_section(Manifest, MANIFEST, MANIFEST)
     assert sum(volume.size for volume in manifest.volumes) == 20_957_265_875
     assert [volume.url[-3:] for volume in manifest.volumes] == ["001", "002", "003", "004", "005"]
-    assert len(manifest.training + manifest.test) == len(set(manifest.training + manifest.test)) == 10
+    assert (
+        len(manifest.training + manifest.test) == len(set(manifest.training + manifest.test)) == 10
+    )
     assert all(name.rstrip("0123456789") in manifest.training for name in manifest.noisy)
 
 
 def test_real_crops_through_the_whole_road(server, inria_crops, tmp_path):
-    """Crops of real scenes under the names of scenes, in a miniature of the archive, cut on the way."""
+    """Crops of real scenes under the names of scenes, in a miniature of the
+    archive, cut on the way.
+    """
     root = tmp_path / "AerialImageDataset"
     for kind in ("images", "gt"):
         (root / "train" / kind).mkdir(parents=True)
@@ -441,14 +481,27 @@ def test_a_submission_is_a_zip_of_0_and_255(predicted, published, tmp_path):
 
 
 def test_a_submission_from_the_server_to_the_zip(published, tmp_path, monkeypatch):
-    """The README's recipe: the test cities are named in a parameter file of their own, and never tiled."""
-    manifest, preset = yaml.safe_load(published.read_text()), yaml.safe_load(Path("presets/inria.yaml").read_text())
+    """The README's recipe: the test cities are named in a parameter file of
+    their own, and never tiled.
+    """
+    manifest, preset = (
+        yaml.safe_load(published.read_text()),
+        yaml.safe_load(Path("presets/inria.yaml").read_text()),
+    )
     published.write_text(yaml.safe_dump({**manifest, "test": ["sfo"]}))
     preset["fetch"] |= {"path": str(published), "cities": ["sfo"]}
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(preset))
     network = params.Model(architecture="linear")
-    card = {"model": network.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.3,
-            "threshold": 0.5, "temperature": 1.0, "metrics": {}}  # fmt: skip
+    card = {
+        "model": network.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.3,
+        "threshold": 0.5,
+        "temperature": 1.0,
+        "metrics": {},
+    }
     save_model(tmp_path / "model", build_model(network, 3), card)
     monkeypatch.chdir(tmp_path)
     fetch_stage.run(params.load_params("test.yaml"))

@@ -1,4 +1,6 @@
-"""Open Buildings in its real layout, from a local server: what meets a scene, a threshold for each cell."""
+"""Open Buildings in its real layout, from a local server: what meets a scene, a
+threshold for each cell.
+"""
 
 import csv
 import gzip
@@ -24,7 +26,14 @@ from pipeline.imagery.scene import read_city, write_city
 from pipeline.imagery.vector import read_footprints, reproject
 from pipeline.labels import IGNORE
 from pipeline.params import Fetch
-from pipeline.sources.open_buildings.source import COLUMNS, Cell, _on_sphere, fetch, keep_near, read_cells
+from pipeline.sources.open_buildings.source import (
+    COLUMNS,
+    Cell,
+    _on_sphere,
+    fetch,
+    keep_near,
+    read_cells,
+)
 
 UTM = "EPSG:32636"  # the scenes lie at 0.3° north, 32.6° east
 SIDE, GSD, LEFT, TOP = 300, 0.5, 455_000, 35_000
@@ -36,7 +45,14 @@ def row(polygon, confidence=0.95, area=None):
     """A line of the CSV: `polygon` in UTM metres."""
     degrees = reproject(np.array([polygon], object), UTM, "EPSG:4326")[0]
     at, text = degrees.centroid, io.StringIO()
-    values = [f"{at.y:.8f}", f"{at.x:.8f}", f"{area or polygon.area:.4f}", f"{confidence:.4f}", degrees.wkt, "6GCRPR"]
+    values = [
+        f"{at.y:.8f}",
+        f"{at.x:.8f}",
+        f"{area or polygon.area:.4f}",
+        f"{confidence:.4f}",
+        degrees.wkt,
+        "6GCRPR",
+    ]
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()
 
@@ -71,15 +87,26 @@ def image(path, polygons=(), left=0, crs=UTM):
         roof = rasterize(np.array([polygon]), np.ones(1, np.uint8), Grid(SIDE, SIDE, transform)) > 0
         pixels[roof] = 60 if i % 2 else 190
     path.parent.mkdir(parents=True, exist_ok=True)
-    profile = {"count": 3, "height": SIDE, "width": SIDE, "dtype": "uint8", "crs": crs, "transform": transform}
-    with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=128, blockysize=128, **profile) as dataset:
+    profile = {
+        "count": 3,
+        "height": SIDE,
+        "width": SIDE,
+        "dtype": "uint8",
+        "crs": crs,
+        "transform": transform,
+    }
+    with rasterio.open(
+        path, "w", driver="GTiff", tiled=True, blockxsize=128, blockysize=128, **profile
+    ) as dataset:
         dataset.write(np.broadcast_to(pixels.clip(1, 255).astype(np.uint8), (3, SIDE, SIDE)))
     return path
 
 
 @pytest.fixture
 def place(server, tmp_path, monkeypatch):
-    """A server with two cells that meet at 32.7° east, and a manifest of the city `town` with one scene."""
+    """A server with two cells that meet at 32.7° east, and a manifest of the
+    city `town` with one scene.
+    """
     monkeypatch.chdir(tmp_path)
     west, east = shapely.box(30, -2, 32.7, 2), shapely.box(32.7, -2, 35, 2)
     table(server.root / "thresholds.csv", {WEST: west, EAST: east})
@@ -90,7 +117,9 @@ def place(server, tmp_path, monkeypatch):
 
 
 def elsewhere(url):
-    """A URL's name and first pixels, or the InputError, in another process: GDAL waits with Python held."""
+    """A URL's name and first pixels, or the InputError, in another process:
+    GDAL waits with Python held.
+    """
     code = f"""
 import pickle, sys
 from pipeline.errors import InputError
@@ -106,7 +135,9 @@ except InputError as error:
 pickle.dump(value, sys.stdout.buffer)
 """
     root = Path(__file__).parents[2]
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=root, capture_output=True, timeout=60
+    )
     assert ran.returncode == 0, ran.stderr.decode()
     return pickle.loads(ran.stdout)
 
@@ -122,19 +153,36 @@ def taken(server, scenes=("imagery/*.tif",), precision=90, **keywords):
     work = server.root.parent
     (work / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     (work / "town").mkdir(exist_ok=True)
-    section = Fetch(source="open_buildings", path=str(work / "manifest.yaml"), cities=["town"], precision=precision)
+    section = Fetch(
+        source="open_buildings",
+        path=str(work / "manifest.yaml"),
+        cities=["town"],
+        precision=precision,
+    )
     city = fetch(section, "town", work / "town", work / "downloads")
     return city, geopandas.read_parquet(work / "town" / "footprints.parquet")
 
 
 def test_each_cell_has_its_own_threshold(place):
-    """Both cells hold a building of confidence 0.82 over the scene: certain in one, doubtful in the other."""
-    cell(place.root / f"cells/{WEST}_buildings.csv.gz", [row(box(20, 20), 0.82), row(box(50, 20), 0.79)])
-    cell(place.root / f"cells/{EAST}_buildings.csv.gz", [row(box(80, 20), 0.82), row(box(110, 20), 0.9)])
+    """Both cells hold a building of confidence 0.82 over the scene: certain in
+    one, doubtful in the other.
+    """
+    cell(
+        place.root / f"cells/{WEST}_buildings.csv.gz",
+        [row(box(20, 20), 0.82), row(box(50, 20), 0.79)],
+    )
+    cell(
+        place.root / f"cells/{EAST}_buildings.csv.gz",
+        [row(box(80, 20), 0.82), row(box(110, 20), 0.9)],
+    )
     table(place.root / "thresholds.csv", {t: shapely.box(32, -1, 33, 1) for t in (WEST, EAST)})
     city, found = taken(place)
     assert city.notes["cells"] == {WEST: 0.8, EAST: 0.9}
-    assert dict(zip(found["confidence"], found["label"], strict=False)) == {0.82: 255, 0.79: 255, 0.9: 1}
+    assert dict(zip(found["confidence"], found["label"], strict=False)) == {
+        0.82: 255,
+        0.79: 255,
+        0.9: 1,
+    }
     assert found["label"].tolist() == [1, 255, 255, 1]
     assert (city.notes["footprints"], city.notes["doubtful_footprints"]) == (4, 2)
     assert taken(place, precision=80)[1]["label"].tolist() == [1, 1, 1, 1]
@@ -144,10 +192,15 @@ def test_what_crosses_the_edge_is_kept_and_what_lies_beside_is_not(place):
     crossing, beside = box(-38, 50, width=40), box(-60, 50, width=40)
     assert not shapely.box(LEFT, TOP - 150, LEFT + 150, TOP).contains(crossing.centroid)
     two_parts = shapely.MultiPolygon([box(100, 100), box(120, 100)])
-    cell(place.root / f"cells/{WEST}_buildings.csv.gz", [row(crossing), row(beside), row(two_parts)])
+    cell(
+        place.root / f"cells/{WEST}_buildings.csv.gz", [row(crossing), row(beside), row(two_parts)]
+    )
     _, found = taken(place)
     there = reproject(found.geometry.to_numpy(), "EPSG:4326", UTM)
-    assert [g.equals_exact(e, 1e-3) for g, e in zip(there, (crossing, two_parts), strict=True)] == [True, True]
+    assert [g.equals_exact(e, 1e-3) for g, e in zip(there, (crossing, two_parts), strict=True)] == [
+        True,
+        True,
+    ]
     assert found.geom_type.tolist() == ["Polygon", "MultiPolygon"]
     assert found["area_in_meters"].tolist() == [400, 200]
 
@@ -165,7 +218,9 @@ def test_the_city_reads_back_with_labels(place, tmp_path):
 
 def test_malformed_rows_are_counted_and_invalid_polygons_repaired(place):
     good, far = row(box(20, 20)), row(box(20_000, 20))
-    bowtie = shapely.Polygon([(LEFT + x, TOP - y) for x, y in ((60, 60), (70, 70), (70, 64), (60, 70))])
+    bowtie = shapely.Polygon(
+        [(LEFT + x, TOP - y) for x, y in ((60, 60), (70, 70), (70, 64), (60, 70))]
+    )
     wrong = [
         "not a row\n",
         "abc," + good.split(",", 1)[1],
@@ -174,7 +229,10 @@ def test_malformed_rows_are_counted_and_invalid_polygons_repaired(place):
         good.replace("0.9500", "9.5"),
         good.replace("0.9500", ""),
     ]
-    cell(place.root / f"cells/{WEST}_buildings.csv.gz", [*wrong, good, "\n", far, row(bowtie, area=50), good.strip()])
+    cell(
+        place.root / f"cells/{WEST}_buildings.csv.gz",
+        [*wrong, good, "\n", far, row(bowtie, area=50), good.strip()],
+    )
     city, found = taken(place)
     assert len(found) == 3 and found.is_valid.all()
     assert (city.notes["malformed_rows"], city.notes["repaired_polygons"]) == (len(wrong), 1)
@@ -210,12 +268,18 @@ def test_only_cells_that_meet_a_scene_are_downloaded(place):
 
 def test_no_cell_covers_the_scene(place):
     table(place.root / "thresholds.csv", {EAST: shapely.box(40, -2, 42, 2)})
-    with pytest.raises(InputError, match=r"a.tif: no Open Buildings cell covers latitude 0.31\d, longitude 32.59\d"):
+    with pytest.raises(
+        InputError,
+        match=r"a.tif: no Open Buildings cell covers latitude 0.31\d, "
+        r"longitude 32.59\d",
+    ):
         taken(place)
 
 
 def test_cells_have_edges_of_great_circles():
-    """The great circle from 18° to 28° east passes 10 km north of the parallel of 30° through its ends."""
+    """The great circle from 18° to 28° east passes 10 km north of the parallel
+    of 30° through its ends.
+    """
     corners = np.array([(18, 25), (28, 25), (28, 30), (18, 30)], float)
     for ring in (corners, corners[::-1]):
         west = Cell("1", [_on_sphere(ring)], 0.7)
@@ -227,7 +291,9 @@ def test_cells_have_edges_of_great_circles():
 
 
 def test_a_cell_without_threshold_is_all_doubt(place):
-    table(place.root / "thresholds.csv", {WEST: shapely.box(32, -1, 33, 1)}, {WEST: ("", "", "nan")})
+    table(
+        place.root / "thresholds.csv", {WEST: shapely.box(32, -1, 33, 1)}, {WEST: ("", "", "nan")}
+    )
     cell(place.root / f"cells/{WEST}_buildings.csv.gz", [row(box(20, 20), 1.0)])
     city, found = taken(place)
     assert found["label"].tolist() == [IGNORE]
@@ -281,7 +347,11 @@ def test_no_thresholds_table(place):
     (place.root / "thresholds.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="has no column confidence_threshold_90%_precision"):
         taken(place)
-    table(place.root / "thresholds.csv", {"../../evil": shapely.box(32, -1, 33, 1)}, {"../../evil": (0.7,) * 3})
+    table(
+        place.root / "thresholds.csv",
+        {"../../evil": shapely.box(32, -1, 33, 1)},
+        {"../../evil": (0.7,) * 3},
+    )
     with pytest.raises(InputError, match="'../../evil' is no S2 cell"):
         taken(place)
 
@@ -293,7 +363,10 @@ def test_no_thresholds_table(place):
         ({"cities": {"town": {"scene": ["a.tif"]}}}, "parameter cities.town.scenes is missing"),
         ({"cells": "http://x/cell.csv.gz"}, "it must be a URL with {token} in it"),
         ({"scenes": ["nowhere/*.tif"]}, r"nowhere/\*.tif: no such scene of town"),
-        ({"scenes": ["ftp://x/a.tif"]}, "a scene of town is a file, or a URL of gs, http, https, s3"),
+        (
+            {"scenes": ["ftp://x/a.tif"]},
+            "a scene of town is a file, or a URL of gs, http, https, s3",
+        ),
     ],
 )
 def test_a_wrong_manifest_says_where(place, keywords, message):
@@ -313,7 +386,9 @@ def test_planted_shift_is_reported_within_a_pixel(place):
     city, _ = taken(place)
     shift = city.notes["shift"]["a"]
     assert (shift["east"], shift["north"]) == pytest.approx((east, north), abs=GSD)
-    assert "5.4 m beside the buildings of a; they would fit if moved +4." in city.notes["warnings"][-1]
+    assert (
+        "5.4 m beside the buildings of a; they would fit if moved +4." in city.notes["warnings"][-1]
+    )
 
 
 def test_scenes_as_urls_are_read_by_window(place):
@@ -324,7 +399,10 @@ def test_scenes_as_urls_are_read_by_window(place):
     with rasterio.open(remote) as expected:
         assert np.array_equal(pixels, expected.read(1, window=((0, 20), (0, 20))))
     sent = [headers["Range"] for headers in place.asked("images/far.tif")]
-    assert sum(int(last) - int(first) + 1 for first, last in (r[6:].split("-") for r in sent)) < remote.stat().st_size
+    assert (
+        sum(int(last) - int(first) + 1 for first, last in (r[6:].split("-") for r in sent))
+        < remote.stat().st_size
+    )
 
 
 def test_a_url_that_is_not_there_says_so(place):
@@ -349,7 +427,9 @@ def test_memory_holds_a_chunk_not_a_cell(tmp_path):
             file.write(far.encode())
         file.write(row(box(20, 20)).encode())
     size = 200 * len(far)
-    west, south, east, north = reproject(np.array([box(0, 0, 150, 150)]), UTM, "EPSG:4326")[0].bounds
+    west, south, east, north = reproject(np.array([box(0, 0, 150, 150)]), UTM, "EPSG:4326")[
+        0
+    ].bounds
     tracemalloc.start()
     found = keep_near(path, [(west, south, east, north)])
     peak = tracemalloc.get_traced_memory()[1]
@@ -360,4 +440,8 @@ def test_memory_holds_a_chunk_not_a_cell(tmp_path):
 
 def test_thresholds_of_the_precision_asked_for(place, tmp_path):
     cells = {p: read_cells(place.root / "thresholds.csv", p) for p in (80, 85, 90)}
-    assert [[cell.threshold for cell in cells[p]] for p in (80, 85, 90)] == [[0.7, 0.8], [0.75, 0.85], [0.8, 0.9]]
+    assert [[cell.threshold for cell in cells[p]] for p in (80, 85, 90)] == [
+        [0.7, 0.8],
+        [0.75, 0.85],
+        [0.8, 0.9],
+    ]

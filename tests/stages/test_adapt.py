@@ -1,4 +1,6 @@
-"""adapt: a model that learns the labelled frames, is judged on frames it has not seen, and does not forget."""
+"""adapt: a model that learns the labelled frames, is judged on frames it has
+not seen, and does not forget.
+"""
 
 import sys
 from pathlib import Path
@@ -31,7 +33,13 @@ def city(tmp_path_factory) -> Path:
 def test_what_was_learned_is_judged_on_frames_that_were_not(city):
     before = assess.run(city / "CITY")["assisted"]["iou"]["value"]
     adapt.run(
-        city / "model", city / "CITY", city / "adapted", tiles=city / "none", steps=60, folds=2, learning_rate=0.3
+        city / "model",
+        city / "CITY",
+        city / "adapted",
+        tiles=city / "none",
+        steps=60,
+        folds=2,
+        learning_rate=0.3,
     )
     after = assess.run(city / "CITY", model=city / "adapted")["assisted"]["iou"]["value"]
     image, truth = town(256, 256)
@@ -49,10 +57,14 @@ def test_the_same_seed_gives_the_same_weights(city):
 
 
 def test_it_is_delivered_part_of_the_way_from_the_old_weights_to_the_new(city):
-    frame = LabelledFrame(*(part.astype(np.uint8) for part in town(64, 64)), (slice(0, 64), slice(0, 64)))
+    frame = LabelledFrame(
+        *(part.astype(np.uint8) for part in town(64, 64)), (slice(0, 64), slice(0, 64))
+    )
     old = read_model(city / "model")
     whole, part, none = (
-        torch.nn.utils.parameters_to_vector(fine_tune(old, [frame], Tuning(steps=2, share=s)).parameters())
+        torch.nn.utils.parameters_to_vector(
+            fine_tune(old, [frame], Tuning(steps=2, share=s)).parameters()
+        )
         for s in (1, 0.75, 0)
     )
     start = torch.nn.utils.parameters_to_vector(old.parameters())
@@ -72,7 +84,9 @@ def test_what_cannot_be_adapted_is_one_sentence(city, tmp_path):
 
 
 def test_a_model_adapted_to_other_labels_is_refused(city, tmp_path):
-    sample.run(city / "model", [str(city / "town.tif")], tmp_path / "CITY", tiles=10, side=64, seed=1)
+    sample.run(
+        city / "model", [str(city / "town.tif")], tmp_path / "CITY", tiles=10, side=64, seed=1
+    )
     labelled(tmp_path / "CITY", town(256, 256)[1])
     np.savez(tmp_path / "cross_fitted.npz", sample=np.array("another"))
     with pytest.raises(InputError, match="adapted to another sample"):

@@ -24,11 +24,14 @@ CITIES = ["toyton", "dimham"]
 def stage(tmp_path):
     """A small network that knows two toy cities, and the stage's arguments.
 
-    Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255 nothing can be known for sure.
+    Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255
+    nothing can be known for sure.
     """
     for c, contrast in enumerate((40, 30)):
         splits = ["train", "train", "train", "test", "test"]
-        scenes = [(split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)]
+        scenes = [
+            (split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)
+        ]
         write_city(tmp_path / "tiles", scenes, CITIES[c])
     toy_tiles = tmp_path / "tiles"
     torch.manual_seed(0)
@@ -36,7 +39,11 @@ def stage(tmp_path):
     images, labels = (
         torch.cat(parts)
         for parts in zip(
-            *(to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu") for city in CITIES), strict=True
+            *(
+                to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu")
+                for city in CITIES
+            ),
+            strict=True,
         )
     )
     optimizer = torch.optim.Adam(segmenter.parameters(), 1e-2)
@@ -47,7 +54,9 @@ def stage(tmp_path):
         optimizer.step()
     segmenter.mean.fill_(0.5)
     model = {"architecture": "small_fcn", "width": 8}
-    save_model(tmp_path / "model", segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1})
+    save_model(
+        tmp_path / "model", segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1}
+    )
     settings = parse_params(
         {
             "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
@@ -99,16 +108,32 @@ def test_every_city_in_the_schema(stage):
     assert list(metrics["city"]) == CITIES
     for city, row in metrics["city"].items():
         physics = row["physics"]
-        assert physics["all"]["worst"] <= min(f["worst"] for f in physics["family"].values()) <= physics["clean"]
+        assert (
+            physics["all"]["worst"]
+            <= min(f["worst"] for f in physics["family"].values())
+            <= physics["clean"]
+        )
         for family in physics["family"].values():
             assert family["worst"] <= family["grid"] <= physics["clean"]
         gain = physics["family"]["gain"]
-        assert 0 < gain["certified"] <= gain["worst"] and "certified" not in physics["family"]["haze"]
+        assert (
+            0 < gain["certified"] <= gain["worst"] and "certified" not in physics["family"]["haze"]
+        )
         assert ("shadow" in row) == (city == "toyton")
     for city in metrics["city"].values():
         assert list(city["linf"]) == ["0.5", "4", "16"] and list(city["l2"]) == ["1"]
         for row in [*city["linf"].values(), *city["l2"].values()]:
-            names = {"clean", "noise", "fgsm", "pgd", "segpgd", "cospgd", "apgd", "soft_iou", "worst"}
+            names = {
+                "clean",
+                "noise",
+                "fgsm",
+                "pgd",
+                "segpgd",
+                "cospgd",
+                "apgd",
+                "soft_iou",
+                "worst",
+            }
             assert names <= set(row)
             assert row["worst"] <= min(row[name] for name in names)
         assert {"transfer", "erase", "invent", "patch", "halving", "universal"} <= set(city)
@@ -149,7 +174,9 @@ def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
     keys = [attack._key(settings, cities, samples)]
     assert keys[0] == attack._key(settings, cities, samples)
     read = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self, **k: read(self, **k) + "#" * (self.name == "engine.py"))
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **k: read(self, **k) + "#" * (self.name == "engine.py")
+    )
     keys.append(attack._key(settings, cities, samples))
     monkeypatch.undo()
     card = paths["tiles"].parent / "model" / "model.json"
@@ -163,10 +190,13 @@ def test_changed_code_models_and_tiles_measure_again(stage, monkeypatch):
 def test_a_failed_check_is_in_the_metrics_and_told(stage, monkeypatch, capsys):
     """So that the stages after it go on: the report ends with the error."""
     settings, paths = stage
-    monkeypatch.setattr(protocol, "STRONG", 0.01)  # no attack can succeed: as if gradients were hidden
+    # no attack can succeed: as if gradients were hidden
+    monkeypatch.setattr(protocol, "STRONG", 0.01)
     attack.run(settings, **paths)
     metrics = json.loads(paths["out"].read_text())
-    assert metrics["audit"]["vanishes"] is False and max(metrics["audit_numbers"]["vanishing"]) > 0.1
+    assert (
+        metrics["audit"]["vanishes"] is False and max(metrics["audit_numbers"]["vanishing"]) > 0.1
+    )
     assert "audit failed: vanishes" in capsys.readouterr().out
     assert not list(paths["work"].iterdir())
 

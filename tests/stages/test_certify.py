@@ -1,4 +1,6 @@
-"""The stage on two toy cities: the schema, the sandwich, and no metrics where an attack refutes it."""
+"""The stage on two toy cities: the schema, the sandwich, and no metrics where
+an attack refutes it.
+"""
 
 import json
 
@@ -20,7 +22,8 @@ from pipeline.tiles.store import open_cities
 from pipeline.tiles.tensors import to_tensors
 
 CITIES = ["toyton", "dimham"]
-MODEL = {"architecture": "small_fcn", "width": 8, "activation": "minmax"}  # no road but smoothing certifies it
+# no road but smoothing certifies it
+MODEL = {"architecture": "small_fcn", "width": 8, "activation": "minmax"}
 
 
 RULE = {"temperature": 1.9, "threshold": 0.35}
@@ -48,7 +51,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certify")
     for c, contrast in enumerate((110, 80)):
         splits = ["train", "train", "test"]
-        scenes = [(split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)]
+        scenes = [
+            (split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)
+        ]
         write_city(folder / "tiles", scenes, CITIES[c])
     torch.manual_seed(0)
     segmenter = build_model(params.Model(**MODEL), 3)
@@ -60,7 +65,11 @@ def place(tmp_path_factory):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    save_model(folder / "model", segmenter, {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1, **RULE})
+    save_model(
+        folder / "model",
+        segmenter,
+        {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1, **RULE},
+    )
     return folder
 
 
@@ -68,7 +77,9 @@ def save_known(place, name, **model):
     """A model folder of another architecture, its normalisation that of the tiles, untrained."""
     torch.manual_seed(1)
     segmenter = build_model(params.Model(**model), 3)
-    save_model(place / name, segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1, **RULE})
+    save_model(
+        place / name, segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1, **RULE}
+    )
     return str(place / name)
 
 
@@ -82,7 +93,11 @@ def run(place, **changes):
 def test_sandwich_of_every_method_and_city(place):
     metrics = run(place)
     assert set(metrics) == {"smoothing", "convex", "lipschitz"}
-    radii = {"smoothing": ["0.01348", "0.03372"], "convex": ["0.5", "2"], "lipschitz": ["0.05", "0.3"]}
+    radii = {
+        "smoothing": ["0.01348", "0.03372"],
+        "convex": ["0.5", "2"],
+        "lipschitz": ["0.05", "0.3"],
+    }
     for method, keys in radii.items():
         assert set(metrics[method]["city"]) == set(CITIES)
         for city, rows in metrics[method]["city"].items():
@@ -95,22 +110,36 @@ def test_sandwich_of_every_method_and_city(place):
     for name in ("convex", "lipschitz"):
         card = read_model(place / "models" / "certify" / name).card
         assert card.cities == CITIES and card.metrics["collapsed"] is False
-        clean = {city: next(iter(rows.values()))["clean"] for city, rows in metrics[name]["city"].items()}
-        assert metrics[name]["lost"] == [c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]]
+        clean = {
+            city: next(iter(rows.values()))["clean"] for city, rows in metrics[name]["city"].items()
+        }
+        assert metrics[name]["lost"] == [
+            c for c in CITIES if clean[c] < 0.25 * metrics[name]["train_iou"]
+        ]
 
 
 @pytest.mark.parametrize(
     ("method", "model"),
-    [("convex", {"architecture": "small_fcn", "width": 4}), ("convex", {"architecture": "small_unet", "width": 4}),
-     ("lipschitz", {"architecture": "lipschitz", "width": 8, "group": 4})],
-)  # fmt: skip
-def test_the_deployed_model_is_certified_where_its_architecture_allows(place, monkeypatch, method, model):
-    monkeypatch.setattr(certify, "certifiable", lambda *_: pytest.fail("trained a network of its own"))
+    [
+        ("convex", {"architecture": "small_fcn", "width": 4}),
+        ("convex", {"architecture": "small_unet", "width": 4}),
+        ("lipschitz", {"architecture": "lipschitz", "width": 8, "group": 4}),
+    ],
+)
+def test_the_deployed_model_is_certified_where_its_architecture_allows(
+    place, monkeypatch, method, model
+):
+    monkeypatch.setattr(
+        certify, "certifiable", lambda *_: pytest.fail("trained a network of its own")
+    )
     seen, attack = [], ordering.attack
-    monkeypatch.setattr(ordering, "attack", lambda target, *a: seen.append(target.segmenter) or attack(target, *a))
+    monkeypatch.setattr(
+        ordering, "attack", lambda target, *a: seen.append(target.segmenter) or attack(target, *a)
+    )
     out = run(place, model=save_known(place, "deployed", **model), methods=[method])[method]
     assert out["deployed"] is True and set(out["city"]) == set(CITIES) and "train_iou" not in out
-    assert all(d.decision == Decision(**RULE) for d in seen) and seen  # what is attacked is the map that is drawn
+    # what is attacked is the map that is drawn
+    assert all(d.decision == Decision(**RULE) for d in seen) and seen
 
 
 def test_trained_networks_are_read_back(place, monkeypatch):
@@ -121,7 +150,8 @@ def test_trained_networks_are_read_back(place, monkeypatch):
 
     monkeypatch.setattr("pipeline.certificates.interval_training.train_margin", never)
     assert run(place, methods=["lipschitz"]) == before
-    fewer = {"radii": [0.05], "steps": 60, "width": 8, "margin": 0.1}  # radii are no part of the training
+    # radii are no part of the training
+    fewer = {"radii": [0.05], "steps": 60, "width": 8, "margin": 0.1}
     rows = run(place, methods=["lipschitz"], lipschitz=fewer)["lipschitz"]["city"]["toyton"]
     assert rows == {"0.05": before["lipschitz"]["city"]["toyton"]["0.05"]}
 
@@ -132,7 +162,9 @@ def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monke
     match method:
         case "lipschitz":  # radii of a network believed to be 0.001-Lipschitz
             sound = ordering.lipschitz_radii
-            monkeypatch.setattr(ordering, "lipschitz_radii", lambda u, constant, _: sound(u, constant / 1000))
+            monkeypatch.setattr(
+                ordering, "lipschitz_radii", lambda u, constant, _: sound(u, constant / 1000)
+            )
         case "convex":  # bounds of the centre alone
 
             def centre(bounds, box, **_):
@@ -142,7 +174,9 @@ def test_an_unsound_certificate_fails_by_name_and_leaves_no_metrics(place, monke
             monkeypatch.setattr(ordering, "interval_margins", centre)
             monkeypatch.setattr(ordering, "crown_ibp_margins", centre)
         case "smoothing":  # every pixel certified
-            monkeypatch.setattr(ordering.smoothing.Smoothed, "certified", lambda self, *_: self.chosen)
+            monkeypatch.setattr(
+                ordering.smoothing.Smoothed, "certified", lambda self, *_: self.chosen
+            )
     strong = {
         "convex": {"radii": [8], "steps": 60, "width": 8},
         "lipschitz": {"radii": [2], "steps": 60, "width": 8, "margin": 0.1},
@@ -159,9 +193,15 @@ def test_samples_that_can_never_certify_are_refused_before_any_work(place):
 
 
 def test_a_collapse_is_seen_and_reported(place, monkeypatch):
-    """Nothing but the worst case of a ball of 100/255: the network gives up, thrice, and the metrics say so."""
+    """Nothing but the worst case of a ball of 100/255: the network gives up,
+    thrice, and the metrics say so.
+    """
     schedule = "pipeline.certificates.interval_training.schedule"
     monkeypatch.setattr(schedule, lambda step, steps, epsilon: (100 / 255, 0.0))
-    metrics = run(place, methods=["convex"], convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 8})
+    metrics = run(
+        place,
+        methods=["convex"],
+        convex={"radii": [1], "steps": 30, "width": 4, "train_epsilon": 8},
+    )
     assert metrics["convex"]["collapsed"] is True
     assert metrics["convex"]["train_budget"] == 2

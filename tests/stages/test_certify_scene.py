@@ -1,4 +1,6 @@
-"""What is proven of a scene's map is what predict draws there, however its pixels are moved within the radius."""
+"""What is proven of a scene's map is what predict draws there, however its pixels are moved
+within the radius.
+"""
 
 import json
 import math
@@ -28,7 +30,14 @@ def save(folder: Path, scene: np.ndarray, architecture: str, **model) -> Path:
     torch.manual_seed(0)
     description = Model(architecture=architecture, **model)
     segmenter = build_model(description, 3).eval().requires_grad_(False)
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5, **RULE}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+        **RULE,
+    }
     segmenter.decision = Decision(**RULE)
     logits = segmenter.deployed()(torch.from_numpy(scene).movedim(-1, 0)[None] / 255)
     lead = (logits[:, 1] - logits[:, 0]).median()
@@ -63,7 +72,11 @@ def scene():
 
 def settings(model: Path, **certify):
     base = load_params(TINY)
-    changed = {"model": str(model), "smoothing": {"sigma": [0.02], "n0": 8, "n": 60, "alpha": 0.01}, **certify}
+    changed = {
+        "model": str(model),
+        "smoothing": {"sigma": [0.02], "n0": 8, "n": 60, "alpha": 0.01},
+        **certify,
+    }
     return type(base).model_validate(
         {**base.model_dump(), "certify": {**base.certify.model_dump(), **changed},
          "predict": {**base.predict.model_dump(), **WINDOW}}
@@ -77,27 +90,40 @@ def settings(model: Path, **certify):
 )  # fmt: skip
 def test_what_is_proven_is_drawn_whatever_moves_the_pixels(tmp_path, scene, model, method, radius):
     params = settings(save(tmp_path / "model", scene, **model))
-    certify_scene.run(params, str(write(tmp_path / "town.tif", scene)), tmp_path / "out", radius=radius)
+    certify_scene.run(
+        params, str(write(tmp_path / "town.tif", scene)), tmp_path / "out", radius=radius
+    )
     record = json.loads((tmp_path / "out" / "town.certified.json").read_text())
     proven = read(tmp_path / "out" / "town.certified.tif")
     known = proven < 254
     assert record["method"] == method and record["threshold"] == RULE["threshold"]
     assert record["share"] == pytest.approx(known.mean(), abs=1e-4) and 0.02 < record["share"] < 1
     random = np.random.default_rng(1)
-    for _ in range(3):  # ±1/255 a value where the ball is that large, else one value of one pixel by 12/255
+    # ±1/255 a value where the ball is that large, else one value of one pixel by 12/255
+    for _ in range(3):
         moved = scene + random.choice([-1, 1], scene.shape)
         if method == "lipschitz":
             moved = scene.astype(int)
             moved[tuple(random.integers(0, side) for side in scene.shape)] -= 12
         name = f"moved{random.integers(1e9)}"
         write(tmp_path / f"{name}.tif", np.clip(moved, 0, 255).astype(np.uint8))
-        predict.run(tmp_path / "model", [str(tmp_path / f"{name}.tif")], tmp_path / "maps", settings=params.predict)
+        predict.run(
+            tmp_path / "model",
+            [str(tmp_path / f"{name}.tif")],
+            tmp_path / "maps",
+            settings=params.predict,
+        )
         assert (read(tmp_path / "maps" / f"{name}.tif") == proven)[known].all()
 
 
 @pytest.mark.parametrize(
     ("architecture", "width", "radius", "metres"),  # a pixel; the model's is 0.5
-    [("small_fcn", 4, 1.0, 0.5), ("lipschitz", 8, 0.01, 0.5), ("lipschitz", 8, 0.01, 0.4), ("lipschitz", 8, 0.01, 0.6)],
+    [
+        ("small_fcn", 4, 1.0, 0.5),
+        ("lipschitz", 8, 0.01, 0.5),
+        ("lipschitz", 8, 0.01, 0.4),
+        ("lipschitz", 8, 0.01, 0.6),
+    ],
 )
 def test_predict_draws_what_it_says_is_proven(tmp_path, scene, architecture, width, radius, metres):
     folder = save(tmp_path / "model", scene, architecture, width=width)
@@ -106,7 +132,10 @@ def test_predict_draws_what_it_says_is_proven(tmp_path, scene, architecture, wid
     asked = Predict(**WINDOW, certified=True, radius=radius)
     predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)
     about = json.loads((tmp_path / "maps" / "town.json").read_text())["certified"]
-    proven, drawn = read(tmp_path / "maps" / "town.certified.tif"), read(tmp_path / "maps" / "town.tif")
+    proven, drawn = (
+        read(tmp_path / "maps" / "town.certified.tif"),
+        read(tmp_path / "maps" / "town.tif"),
+    )
     known = proven < 254
     assert about["share"] == pytest.approx(known.mean()) and 0.002 < about["share"] < 1
     assert (proven == drawn)[known].all()
@@ -114,18 +143,25 @@ def test_predict_draws_what_it_says_is_proven(tmp_path, scene, architecture, wid
         params = settings(folder)
         certify_scene.run(params, str(town), tmp_path / "out", radius=asked.radius)
         assert (read(tmp_path / "out" / "town.certified.tif") == proven).all()
-    predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)  # finished: nothing is certified again
+    # finished: nothing is certified again
+    predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)
 
 
 def test_predict_says_which_models_prove_their_maps(tmp_path, scene):
-    town, folder = str(write(tmp_path / "town.tif", scene)), save(tmp_path / "model", scene, "linear")
+    town, folder = (
+        str(write(tmp_path / "town.tif", scene)),
+        save(tmp_path / "model", scene, "linear"),
+    )
     with pytest.raises(InputError, match="architecture linear, of whose map nothing is proven"):
         predict.run(folder, [town], tmp_path / "maps", settings=Predict(**WINDOW, certified=True))
     assert not (tmp_path / "maps").exists()
 
 
 def test_a_pixel_is_proven_where_every_window_and_turn_proves_the_same(scene):
-    segmenter, turned = build_model(Model(architecture="linear"), 3), Predict(window=32, augment=True)
+    segmenter, turned = (
+        build_model(Model(architecture="linear"), 3),
+        Predict(window=32, augment=True),
+    )
 
     def bright(image, stretch):
         return (image[0, 0] > 0.5).long()
@@ -137,11 +173,15 @@ def test_a_pixel_is_proven_where_every_window_and_turn_proves_the_same(scene):
         calls.append(image)
         return torch.full(image.shape[-2:], int(len(calls) == 3))
 
-    assert (proven_classes(segmenter, scene[:32, :32], turned, contrary) == ABSTAIN).all() and len(calls) == 8
+    assert (proven_classes(segmenter, scene[:32, :32], turned, contrary) == ABSTAIN).all() and len(
+        calls
+    ) == 8
 
 
 def test_an_edge_that_is_repeated_stretches_a_perturbation(scene):
-    """(42, 58) of a stride of 4: two rows and two columns are put on, a corner then counts nine times."""
+    """(42, 58) of a stride of 4: two rows and two columns are put on, a corner
+    then counts nine times.
+    """
     segmenter, seen = build_model(Model(architecture="lipschitz", width=4), 3), []
 
     def window(image, stretch):
@@ -160,7 +200,11 @@ def test_smoothing_certifies_any_model_and_no_data_stays_so(tmp_path, scene):
     record = json.loads((tmp_path / "out" / "town.certified.json").read_text())
     proven = read(tmp_path / "out" / "town.certified.tif")
     assert (proven[:, :10] == 255).all() and (proven[:, 10:] != 255).all()
-    assert record["method"] == "smoothing" and record["confidence"] == 0.99 and record["pixels"] == 42 * 48
+    assert (
+        record["method"] == "smoothing"
+        and record["confidence"] == 0.99
+        and record["pixels"] == 42 * 48
+    )
 
 
 def test_what_cannot_be_certified_is_refused_before_any_work(tmp_path, scene):

@@ -1,4 +1,6 @@
-"""The stage check refuses, before anything runs, what a later stage would; for DVC it makes links and sweeps."""
+"""The stage check refuses, before anything runs, what a later stage would; for DVC it makes
+links and sweeps.
+"""
 
 import json
 import os
@@ -53,19 +55,40 @@ def test_parameters_that_can_run_pass_and_nothing_is_written(repository):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"fetch.path": "data/my-imagery", "fetch.source": "folder"}, "there is no data/my-imagery; put your cities"),
-        ({"fetch.cities": ["brickvale", "tinrof"]}, "the demo has no city 'tinrof'; did you mean tinroof?"),
+        (
+            {"fetch.path": "data/my-imagery", "fetch.source": "folder"},
+            "there is no data/my-imagery; put your cities",
+        ),
+        (
+            {"fetch.cities": ["brickvale", "tinrof"]},
+            "the demo has no city 'tinrof'; did you mean tinroof?",
+        ),
         ({"fetch.archive": "inria.7z.001"}, "fetch.archive: there is no inria.7z.001"),
         ({"train.model.encoder": "resnet19"}, "unknown encoder 'resnet19'; near it are resnet1"),
-        ({"train.model.encoder": "tu-resnet19"}, "unknown encoder 'tu-resnet19'; near it are tu-resnet1"),
+        (
+            {"train.model.encoder": "tu-resnet19"},
+            "unknown encoder 'tu-resnet19'; near it are tu-resnet1",
+        ),
         ({"train.model.decoder_channels": [16] * 6}, "does not accept these settings"),
         ({"train.model.architecture": "linear", "train.model.activation": "minmax"}, "has no ReLU"),
-        ({"train.model.encoder_weights": "some.pth"}, "some.pth: weights are read from safetensors files only"),
+        (
+            {"train.model.encoder_weights": "some.pth"},
+            "some.pth: weights are read from safetensors files only",
+        ),
         ({"train.model.encoder_weights": "some.safetensors"}, "some.safetensors: not found"),
-        ({"train.model.architecture": "linear", "train.model.encoder_weights": "some.safetensors"}, "has no encoder"),
+        (
+            {
+                "train.model.architecture": "linear",
+                "train.model.encoder_weights": "some.safetensors",
+            },
+            "has no encoder",
+        ),
         ({"attack.transfer": "other"}, "attack.transfer: other holds no model"),
         ({"certify.model": "other"}, "certify.model: other holds no model"),
-        ({"certify.smoothing.n": 10}, "10 samples can never certify one of 1024 pixels .* at least 49"),
+        (
+            {"certify.smoothing.n": 10},
+            "10 samples can never certify one of 1024 pixels .* at least 49",
+        ),
         ({"certify.smoothing.tau": 0.99}, "can never certify"),
         ({"certify.crop": 1024}, "can never certify"),
     ],
@@ -121,7 +144,12 @@ def test_an_experiments_copy_finds_what_git_does_not_keep(repository, monkeypatc
     copy = repository / ".dvc/tmp/exps/standalone/tmp0"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    changed = {"fetch.source": "folder", "fetch.path": "imagery", "fetch.cities": ["town"], "train.init": "start"}
+    changed = {
+        "fetch.source": "folder",
+        "fetch.path": "imagery",
+        "fetch.cities": ["town"],
+        "train.init": "start",
+    }
     check.run(tiny(**changed), for_dvc=True)
     assert os.path.samefile("imagery", repository / "imagery") and Path("start/model.json").exists()
     assert not Path("models").exists()  # a stage writes it: it must not reach the workspace's
@@ -140,7 +168,11 @@ def test_what_is_left_of_a_city_is_moved_aside_and_nothing_of_the_users(capsys):
     Path("data/tiles/notes.txt").touch()
     check.sweep(tiny())
     assert sorted(p.name for p in Path("data/tiles").iterdir()) == ["brickvale", "notes.txt"]
-    assert sorted(p.name for p in Path("models").iterdir()) == ["folds", "mine", "without-brickvale"]
+    assert sorted(p.name for p in Path("models").iterdir()) == [
+        "folds",
+        "mine",
+        "without-brickvale",
+    ]
     assert [p.name for p in Path("models/folds").iterdir()] == ["brickvale.json"]
     assert Path(".work/swept/data/tiles/gone/regions.json").exists()
     assert "data/tiles/gone: its city is not in fetch.cities; moved to" in capsys.readouterr().err

@@ -19,15 +19,23 @@ CITIES = ["bluetown", "elsewhere"]
 
 @pytest.fixture
 def stage(tmp_path):
-    """Two cities with the planted tint, a network that answers from it, and the stage's arguments."""
+    """Two cities with the planted tint, a network that answers from it, and the
+    stage's arguments.
+    """
     for seed, city in enumerate(CITIES):
         images, labels = (part.numpy() for part in tint.tiles(10, seed, size=64))
         pixels = np.rint(255 * images.transpose(0, 2, 3, 1)).astype(np.uint8)
         labels[:, 0, ::2] ^= 1  # an IoU of 1 in every tile would not say how far others are from it
         splits = ["train", "validation", *["test"] * 8]
-        write_city(tmp_path / "tiles", list(zip(splits, pixels, labels.astype(np.uint8), strict=True)), city)
+        write_city(
+            tmp_path / "tiles",
+            list(zip(splits, pixels, labels.astype(np.uint8), strict=True)),
+            city,
+        )
     segmenter = build_model(params.Model(architecture="linear"), 3)
-    segmenter.network.weight.data.copy_(torch.tensor([[0.0, 0, 0], [0, -200, 200]]).view(2, 3, 1, 1))
+    segmenter.network.weight.data.copy_(
+        torch.tensor([[0.0, 0, 0], [0, -200, 200]]).view(2, 3, 1, 1)
+    )
     segmenter.network.bias.data.zero_()
     card = {"model": {"architecture": "linear"}, "channels": 3, "gsd": 0.5, "classes": 1}
     save_model(tmp_path / "model", segmenter, card)
@@ -38,7 +46,13 @@ def stage(tmp_path):
         "train": {**train, "batch_size": 1, "crop": 64},
         "explain": {"tiles": 8, "buildings": 2, "steps": 2},
     })  # fmt: skip
-    names = {"model": "model", "tiles": "tiles", "out": "explain.json", "arrays": "arrays", "work": "work"}
+    names = {
+        "model": "model",
+        "tiles": "tiles",
+        "out": "explain.json",
+        "arrays": "arrays",
+        "work": "work",
+    }
     return settings, {key: tmp_path / name for key, name in names.items()}
 
 

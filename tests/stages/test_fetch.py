@@ -17,20 +17,32 @@ from pipeline.stages.fetch import run
 def tif(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, height, width = pixels.shape
-    profile = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype, "crs": "EPSG:32633"}
-    with rasterio.open(path, "w", "GTiff", transform=Affine(1, 0, 5e5, 0, -1, 6e6), **profile) as dataset:
+    profile = {
+        "count": bands,
+        "height": height,
+        "width": width,
+        "dtype": pixels.dtype,
+        "crs": "EPSG:32633",
+    }
+    with rasterio.open(
+        path, "w", "GTiff", transform=Affine(1, 0, 5e5, 0, -1, 6e6), **profile
+    ) as dataset:
         dataset.write(pixels)
 
 
 def params(cities, bands=(1, 2, 3), **fetch):
     train = Train.model_construct()
     section = Fetch(source="folder", path="imagery", cities=cities, **fetch)
-    return Params.model_construct(fetch=section, tile=Tile(gsd=1, size=64, bands=list(bands)), train=train)
+    return Params.model_construct(
+        fetch=section, tile=Tile(gsd=1, size=64, bands=list(bands)), train=train
+    )
 
 
 @pytest.fixture(autouse=True)
 def towns(tmp_path, monkeypatch):
-    """imagery/ with the cities wide (RGB) and grey (one band), and a working directory beside it."""
+    """imagery/ with the cities wide (RGB) and grey (one band), and a working
+    directory beside it.
+    """
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0).integers(1, 255, (3, 60, 80), dtype=np.uint8)
     for name, pixels in (("wide", random), ("grey", random[:1])):
@@ -68,7 +80,9 @@ def test_a_failure_keeps_the_last_good_city():
 def test_only_the_city_asked_for():
     run(params(["wide", "grey"], overrides={"grey": {"bands": [1]}}), city="grey")
     assert [path.name for path in Path("data/scenes").iterdir()] == ["grey"]
-    with pytest.raises(InputError, match="--city: gray is not one of fetch.cities; did you mean grey"):
+    with pytest.raises(
+        InputError, match="--city: gray is not one of fetch.cities; did you mean grey"
+    ):
         run(params(["wide", "grey"]), city="gray")
 
 
@@ -82,6 +96,16 @@ def test_an_unchanged_city_is_the_same_bytes():
 
 def test_real_cities(shared_cities, capsys):
     cities = ["austin", "banepa", "montenegro", "ohio", "zanzibar"]
-    run(params(cities).model_copy(update={"fetch": Fetch(source="folder", path=str(shared_cities), cities=cities)}))
-    assert [len(read_city(Path("data/scenes") / city).scenes) for city in cities] == [1, 1, 12, 118, 2]
+    run(
+        params(cities).model_copy(
+            update={"fetch": Fetch(source="folder", path=str(shared_cities), cities=cities)}
+        )
+    )
+    assert [len(read_city(Path("data/scenes") / city).scenes) for city in cities] == [
+        1,
+        1,
+        12,
+        118,
+        2,
+    ]
     assert "1466 footprints" in capsys.readouterr().out.replace("\n", " ")

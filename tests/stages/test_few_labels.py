@@ -24,7 +24,13 @@ def folds(toy_tiles, tmp_path):
         with torch.no_grad():
             segmenter.network.weight[:] = torch.tensor([[-4.0] * 3, [4.0] * 3])[..., None, None]
             segmenter.network.bias[:] = torch.tensor([6.0, -6.0])
-        card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+        card = {
+            "model": description.model_dump(),
+            "bands": [1, 2, 3],
+            "channels": 3,
+            "classes": 1,
+            "gsd": 0.5,
+        }
         save_model(tmp_path / "models" / f"without-{city}", segmenter, card)
     return tmp_path
 

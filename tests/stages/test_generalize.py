@@ -19,13 +19,27 @@ METHODS = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
 PARAMS = {
     "fetch": {"source": "demo", "path": "x", "cities": ["toyton", "dimham"]},
     "tile": {"gsd": 0.5, "size": 64},
-    "train": {"model": {"architecture": "small_unet", "width": 8}, "loss": {"cross_entropy": 1}, "epochs": 2,
-              "steps_per_epoch": 20, "batch_size": 4, "crop": 64, "augment": "none", "learning_rate": 0.01},
+    "train": {
+        "model": {"architecture": "small_unet", "width": 8},
+        "loss": {"cross_entropy": 1},
+        "epochs": 2,
+        "steps_per_epoch": 20,
+        "batch_size": 4,
+        "crop": 64,
+        "augment": "none",
+        "learning_rate": 0.01,
+    },
     "evaluate": {"window": 128},
     "certify": {"crop": 32, "smoothing": {"n": 64}},
-    "generalize": {"corruption_tiles": 2, "adaptation": METHODS, "adaptation_tiles": 8, "adaptation_steps": 2,
-                   "attack_steps": 2, "bootstrap": 200},
-}  # fmt: skip
+    "generalize": {
+        "corruption_tiles": 2,
+        "adaptation": METHODS,
+        "adaptation_tiles": 8,
+        "adaptation_steps": 2,
+        "attack_steps": 2,
+        "bootstrap": 200,
+    },
+}
 
 
 @pytest.fixture
@@ -54,21 +68,35 @@ def test_the_stage_writes_the_schema(params, workplace):
     assert set(metrics["matrix"]) == {"all", "without-toyton", "without-dimham"}
     for city in cities:
         assert metrics["matrix"]["all"][city] == pytest.approx(metrics["city"][city]["seen"])
-        assert metrics["matrix"][f"without-{city}"][city] == pytest.approx(metrics["city"][city]["unseen"])
+        assert metrics["matrix"][f"without-{city}"][city] == pytest.approx(
+            metrics["city"][city]["unseen"]
+        )
         assert metrics["adaptation"]["none"][city] == metrics["matrix"][f"without-{city}"][city]
         oracle = metrics["adaptation_choice"][city]["oracle"]
         assert oracle["iou"] == max(metrics["adaptation"][m][city] for m in METHODS)
         assert metrics["adaptation_choice"][city]["iou"] <= oracle["iou"]
         for side in metrics["robustness"]["city"][city].values():
-            assert all(0 <= side[kind] <= 1 for kind in ("clean", "corrupted", "attacked", "certified"))
+            assert all(
+                0 <= side[kind] <= 1 for kind in ("clean", "corrupted", "attacked", "certified")
+            )
         estimate = metrics["label_free"]["city"][city]
-        assert 0 <= estimate["thresholded"] <= 1 and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
-    a, b = (metrics["label_free"]["city"][c] for c in sorted(cities))  # a guess for one city from the other
-    assert a["mean_unseen"] == b["iou"] and a["mean_gap"] == pytest.approx(a["no_gap"] - b["no_gap"] + b["iou"])
+        assert (
+            0 <= estimate["thresholded"] <= 1
+            and estimate["iou"] == metrics["matrix"][f"without-{city}"][city]
+        )
+    # a guess for one city from the other
+    a, b = (metrics["label_free"]["city"][c] for c in sorted(cities))
+    assert a["mean_unseen"] == b["iou"] and a["mean_gap"] == pytest.approx(
+        a["no_gap"] - b["no_gap"] + b["iou"]
+    )
     errors = metrics["label_free"]["mean_error"]
     assert errors["mean_unseen"] == pytest.approx(abs(a["iou"] - b["iou"]))
-    assert errors[metrics["label_free"]["estimate"]] == min(errors[g] for g in ("thresholded", "atc", "expected"))
-    assert errors[metrics["label_free"]["naive"]] == min(errors[g] for g in ("no_gap", "mean_gap", "mean_unseen"))
+    assert errors[metrics["label_free"]["estimate"]] == min(
+        errors[g] for g in ("thresholded", "atc", "expected")
+    )
+    assert errors[metrics["label_free"]["naive"]] == min(
+        errors[g] for g in ("no_gap", "mean_gap", "mean_unseen")
+    )
     assert metrics["frugal"] == {}
     assert set(metrics["corruption"]) == set(NAMES)
     assert set(metrics["corruption"]["haze"]) == {"1", "2", "3", "4", "5"}
@@ -83,12 +111,17 @@ def test_seeds_single_cities_and_shares(params, workplace):
 
     small = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
     options = {
-        "epochs": 1, "seeds": [0, 1], "single_city": True, "fractions": [0.3, 1.0], "corruptions": False,
-        "adaptation": [], "attack_steps": 0, "initialisations": ["random", "other_cities", "self_supervised"],
+        "epochs": 1, "seeds": [0, 1], "single_city": True, "fractions": [0.3, 1.0],
+        "corruptions": False, "adaptation": [], "attack_steps": 0,
+        "initialisations": ["random", "other_cities", "self_supervised"],
     }  # fmt: skip
     brief = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
     params = params.model_copy(
-        update={"train": small, "pretrain": brief, "generalize": params.generalize.model_copy(update=options)}
+        update={
+            "train": small,
+            "pretrain": brief,
+            "generalize": params.generalize.model_copy(update=options),
+        }
     )
     for city in (None, "toyton", "dimham"):
         train.run(params, city, tiles=workplace)
@@ -98,7 +131,10 @@ def test_seeds_single_cities_and_shares(params, workplace):
     assert metrics["city"]["toyton"]["unseen_spread"] is not None
     assert {"only-toyton", "only-dimham"} <= set(metrics["matrix"])
     assert metrics["frugal"] == metrics["frugal_by_initialisation"]["random"]
-    assert metrics["frugal_scenes"] == {"0.3": {"dimham": 1, "toyton": 1}, "1": {"dimham": 3, "toyton": 3}}
+    assert metrics["frugal_scenes"] == {
+        "0.3": {"dimham": 1, "toyton": 1},
+        "1": {"dimham": 3, "toyton": 3},
+    }
     assert set(metrics["frugal_by_initialisation"]) == {"random", "other_cities", "self_supervised"}
     assert metrics["frugal"]["1"] == metrics["matrix"]["all"]
     trainings = {path.name: read_card(path) for path in (WORK / "generalize").glob("frugal-*")}
@@ -119,10 +155,14 @@ def trained(params, workplace, folds=(None, "toyton", "dimham")):
 
 
 def with_init(params, folder):
-    return params.model_copy(update={"train": params.train.model_copy(update={"init": str(folder)})})
+    return params.model_copy(
+        update={"train": params.train.model_copy(update={"init": str(folder)})}
+    )
 
 
-def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervised_one_is_not(params, workplace):
+def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervised_one_is_not(
+    params, workplace
+):
     from pipeline.stages import train
     from pipeline.training.pretraining import pretrain
 
@@ -133,7 +173,9 @@ def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervise
     before = digest(workplace.parent / "models/without-dimham/weights.safetensors")
     for start, known in (("clean", "toyton, dimham"), ("clean-dimham", "dimham")):
         for city in ("toyton", "dimham"):  # whichever fold is the first: the other one could not be
-            with pytest.raises(InputError, match=f"has been trained on {known}, so no fold can leave that out"):
+            with pytest.raises(
+                InputError, match=f"has been trained on {known}, so no fold can leave that out"
+            ):
                 train.run(with_init(params, workplace.parent / start), city, tiles=workplace)
     assert digest(workplace.parent / "models/without-dimham/weights.safetensors") == before
     small = params.pretrain.model_copy(update={"steps": 2, "crop": 64, "tiles": 4})
@@ -142,11 +184,18 @@ def test_a_start_that_has_seen_the_held_out_city_is_refused_and_a_self_supervise
     card = read_card(workplace.parent / "models/without-dimham")
     assert card.cities == ["toyton"] and card.inherited == []
     fold = json.loads((workplace.parent / "models/folds/dimham.json").read_text())
-    assert fold["weights"] == digest(workplace.parent / "models/without-dimham/weights.safetensors") != before
+    assert (
+        fold["weights"]
+        == digest(workplace.parent / "models/without-dimham/weights.safetensors")
+        != before
+    )
 
 
 def without_test_buildings(folder):
-    labels, about = np.load(folder / "labels.npy"), json.loads((folder / "regions.json").read_text())
+    labels, about = (
+        np.load(folder / "labels.npy"),
+        json.loads((folder / "regions.json").read_text()),
+    )
     for r in about["regions"]:
         if r["split"] == "test":
             labels[r["offset"] : r["offset"] + r["height"] * r["width"]] = 0
@@ -159,11 +208,15 @@ def without_test_buildings(folder):
 def test_a_city_without_test_buildings_is_null_and_in_no_mean(params, workplace):
     from pipeline.stages import generalize
 
-    scenes = [(split, *toy_scene(90 + i)) for i, split in enumerate(["train", "validation", "test"])]
+    scenes = [
+        (split, *toy_scene(90 + i)) for i, split in enumerate(["train", "validation", "test"])
+    ]
     without_test_buildings(write_city(workplace, scenes, "bare"))
     cities = params.fetch.model_copy(update={"cities": ["toyton", "dimham", "bare"]})
     few = {"corruption_tiles": 1, "adaptation": ["none", "adabn"], "attack_steps": 1}
-    params = params.model_copy(update={"fetch": cities, "generalize": params.generalize.model_copy(update=few)})
+    params = params.model_copy(
+        update={"fetch": cities, "generalize": params.generalize.model_copy(update=few)}
+    )
     params = trained(params, workplace, (None, "toyton", "dimham", "bare"))
     generalize.run(params, tiles=workplace)
     metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
@@ -180,7 +233,9 @@ def test_where_no_city_has_a_test_building_no_fold_is_trained(params, workplace)
 
     for city in ("toyton", "dimham"):
         without_test_buildings(workplace / city)
-    seeds = params.model_copy(update={"generalize": params.generalize.model_copy(update={"seeds": [0, 1]})})
+    seeds = params.model_copy(
+        update={"generalize": params.generalize.model_copy(update={"seeds": [0, 1]})}
+    )
     with pytest.raises(InputError, match="no city has a building in its test scenes"):
         generalize.run(seeds, tiles=workplace)
     assert not (WORK / "generalize").exists()
@@ -190,9 +245,13 @@ def test_a_stale_fold_is_refused(params, workplace):
     from pipeline.stages import generalize, train
 
     params = trained(params, workplace)
-    other = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
+    other = params.model_copy(
+        update={"train": params.train.model_copy(update={"learning_rate": 0.5})}
+    )
     train.run(other, "dimham", tiles=workplace)
-    with pytest.raises(InputError, match="models/without-dimham: train.learning_rate is 0.5.* --without dimham"):
+    with pytest.raises(
+        InputError, match="models/without-dimham: train.learning_rate is 0.5.* --without dimham"
+    ):
         generalize.run(params, tiles=workplace)
 
 
@@ -201,7 +260,9 @@ def test_one_city_has_nothing_to_hold_out(params, workplace):
 
     alone = params.fetch.model_copy(update={"cities": ["toyton"]})
     brief = params.train.model_copy(update={"epochs": 1, "steps_per_epoch": 2})
-    few = params.generalize.model_copy(update={"fractions": [1.0], "initialisations": ["random", "other_cities"]})
+    few = params.generalize.model_copy(
+        update={"fractions": [1.0], "initialisations": ["random", "other_cities"]}
+    )
     params = params.model_copy(update={"fetch": alone, "train": brief, "generalize": few})
     for city in (None, "toyton"):
         train.run(params, city, tiles=workplace)
@@ -210,7 +271,9 @@ def test_one_city_has_nothing_to_hold_out(params, workplace):
     generalize.run(params, tiles=workplace)
     metrics = json.loads((workplace.parent / "metrics" / "generalize.json").read_text())
     assert metrics["city"] == metrics["corruption"] == metrics["adaptation"] == {}
-    assert set(metrics["matrix"]) == {"all"} and metrics["frugal"] == {"1": metrics["matrix"]["all"]}
+    assert set(metrics["matrix"]) == {"all"} and metrics["frugal"] == {
+        "1": metrics["matrix"]["all"]
+    }
     assert metrics["robustness"]["city"]["toyton"]["unseen"] is None
 
 
@@ -219,7 +282,9 @@ def test_labels_replaced_by_noise_give_the_same_adapted_model(params, workplace,
     from pipeline.transfer.ladder import adapt_to
 
     torch.manual_seed(0)
-    resnet = params.train.model.model_copy(update={"architecture": "unet", "decoder_channels": [32, 16]})
+    resnet = params.train.model.model_copy(
+        update={"architecture": "unet", "decoder_channels": [32, 16]}
+    )
     segmenter = build_model(resnet, 3).eval()
 
     def adapted():
@@ -246,7 +311,9 @@ def test_folds_are_compared_at_equal_training(params, workplace):
     cheap = params.train.model_copy(update={"steps_per_epoch": 1})
     params = params.model_copy(update={"generalize": short, "train": cheap})
     cities = {name: CityTiles(workplace / name) for name in ("toyton", "dimham")}
-    folders = generalize.models_of_seed(params, cities, generalize.folds(cities), workplace.parent / "models", 0)
+    folders = generalize.models_of_seed(
+        params, cities, generalize.folds(cities), workplace.parent / "models", 0
+    )
     card = read_card(folders["all"])
     assert card.params["train"]["epochs"] == 1 and set(card.cities) == {"toyton", "dimham"}
     assert folders["without-dimham"] == workplace.parent / "models" / "without-dimham"
@@ -257,10 +324,16 @@ def test_the_honest_choice_does_not_read_its_own_city():
 
     ladder = {"none": {"a": 0.5, "b": 0.5, "c": 0.1}, "adabn": {"a": 0.7, "b": 0.7, "c": 0.1},
               "fda": {"a": 0.2, "b": 0.2, "c": 0.11}}  # fmt: skip
-    matrix = {f"without-{city}": {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]} for city in "abc"}
+    matrix = {
+        f"without-{city}": {"a": 0.8, "b": 0.8, "c": 0.8, city: ladder["none"][city]}
+        for city in "abc"
+    }
     found = choose(ladder, matrix)
-    assert {city: row["method"] for city, row in found["adaptation_choice"].items()} == dict.fromkeys("abc", "adabn")
+    assert {
+        city: row["method"] for city, row in found["adaptation_choice"].items()
+    } == dict.fromkeys("abc", "adabn")
     assert found["adaptation_choice"]["c"]["oracle"]["method"] == "fda"
     assert found["beyond_adaptation"] == ["c"]
-    unmapped = {model: row | {"c": 0.1} for model, row in matrix.items()}  # no model maps it: nothing to repair
+    # no model maps it: nothing to repair
+    unmapped = {model: row | {"c": 0.1} for model, row in matrix.items()}
     assert choose(ladder, unmapped)["beyond_adaptation"] == []

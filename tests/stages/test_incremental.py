@@ -1,4 +1,6 @@
-"""The stage on two toy cities: the schema, what each method is, and that a kill costs one sequence at most."""
+"""The stage on two toy cities: the schema, what each method is, and that a kill costs one
+sequence at most.
+"""
 
 import json
 
@@ -17,17 +19,33 @@ from pipeline.tiles.store import open_cities
 
 CITIES = ["toyton", "dimham"]
 CPU = torch.device("cpu")
-QUICK = {"architecture": "small_fcn", "width": 4, "steps": 4, "batch_size": 2, "crop": 32, "tiles": 4, "replay": 2}
+QUICK = {
+    "architecture": "small_fcn",
+    "width": 4,
+    "steps": 4,
+    "batch_size": 2,
+    "crop": 32,
+    "tiles": 4,
+    "replay": 2,
+}
 
 
 def settings(cities=CITIES, **changes):
-    return parse_params({
-        "fetch": {"source": "demo", "path": "unused", "cities": list(cities)},
-        "tile": {"gsd": 0.5, "size": 64},
-        "train": {"model": {"architecture": "small_fcn"}, "loss": {"cross_entropy": 1.0}, "epochs": 1,
-                  "steps_per_epoch": 1, "batch_size": 1, "crop": 64},
-        "incremental": {**QUICK, **changes},
-    })  # fmt: skip
+    return parse_params(
+        {
+            "fetch": {"source": "demo", "path": "unused", "cities": list(cities)},
+            "tile": {"gsd": 0.5, "size": 64},
+            "train": {
+                "model": {"architecture": "small_fcn"},
+                "loss": {"cross_entropy": 1.0},
+                "epochs": 1,
+                "steps_per_epoch": 1,
+                "batch_size": 1,
+                "crop": 64,
+            },
+            "incremental": {**QUICK, **changes},
+        }
+    )
 
 
 def run(tiles, **changes):
@@ -41,12 +59,14 @@ def test_every_method_in_two_orders(toy_tiles):
     assert [o["cities"] for o in metrics["order"]] == [CITIES, CITIES[::-1]]
     for method in ("finetune", "replay", "lwf", "ewc"):
         assert set(metrics["method"][method]) == {
-            "average", "average_low", "average_high", "backward", "backward_low", "backward_high", "forgetting",
-            "forward",
+            "average", "average_low", "average_high", "backward", "backward_low", "backward_high",
+            "forgetting", "forward",
         }  # fmt: skip
         for order in metrics["order"]:
             r = np.array(order[method]["matrix"])
-            assert r.shape == (2, 2) and order[method]["backward"] == pytest.approx(r[1, 0] - r[0, 0])
+            assert r.shape == (2, 2) and order[method]["backward"] == pytest.approx(
+                r[1, 0] - r[0, 0]
+            )
         averages = [np.array(o[method]["matrix"])[-1].mean() for o in metrics["order"]]
         assert metrics["method"][method]["average"] == pytest.approx(np.mean(averages))
     for order in metrics["order"]:  # until a second city comes all methods are one
@@ -97,7 +117,9 @@ def learner(method, tiles, **changes):
 
 
 def test_a_step_adds_what_its_method_is(toy_tiles):
-    """Right after a city nothing has moved: the penalties are zero, and replay alone sees other images."""
+    """Right after a city nothing has moved: the penalties are zero, and replay
+    alone sees other images.
+    """
     images, labels = torch.rand(2, 3, 32, 32), torch.randint(0, 2, (2, 32, 32))
     plain = learner("finetune", toy_tiles).of_step(0, images, labels)
     for method in ("lwf", "ewc"):
@@ -122,10 +144,14 @@ def test_a_paired_difference_of_the_same_network_is_nothing():
 
 
 def test_a_class_that_arrives_is_measured_by_each_method(toy_tiles):
-    half = [("train", *toy_scene(i)) for i in range(2)] + [("test", *toy_scene(i + 5)) for i in range(2)]
+    half = [("train", *toy_scene(i)) for i in range(2)] + [
+        ("test", *toy_scene(i + 5)) for i in range(2)
+    ]
     toy_tiles = toy_tiles.parent / "two classes"
     for city in CITIES:
-        scenes = [(s, i, label * (1 + (np.arange(128) > 64)).astype(np.uint8)) for s, i, label in half]
+        scenes = [
+            (s, i, label * (1 + (np.arange(128) > 64)).astype(np.uint8)) for s, i, label in half
+        ]
         write_city(toy_tiles, scenes, city)
         about = json.loads((toy_tiles / city / "regions.json").read_text())
         (toy_tiles / city / "regions.json").write_text(json.dumps({**about, "classes": 2}))
@@ -136,9 +162,13 @@ def test_a_class_that_arrives_is_measured_by_each_method(toy_tiles):
 
 
 def test_old_objects_called_background_are_punished_by_all_but_mib():
-    """A network that finds the old class, and labels that call it background: only MiB leaves it alone."""
+    """A network that finds the old class, and labels that call it background:
+    only MiB leaves it alone.
+    """
     labels = torch.tensor([[[0, 1, 2, 255]]])
-    assert only(labels, [2]).tolist() == [[[0, 0, 2, 255]]] and only(labels, [1]).tolist() == [[[0, 1, 0, 255]]]
+    assert only(labels, [2]).tolist() == [[[0, 0, 2, 255]]] and only(labels, [1]).tolist() == [
+        [[0, 1, 0, 255]]
+    ]
     taught = torch.tensor([[9.0, -9.0, 9.0, 9.0], [-9.0, 9.0, -9.0, -9.0]]).view(1, 2, 1, 4)
     ideal = torch.full((1, 3, 1, 4), -9.0)
     ideal[0, [0, 1, 2, 0], 0, [0, 1, 2, 3]] = 9.0  # background, old, new

@@ -55,7 +55,8 @@ PLACES = {
     "south up": (Affine(0.5, 0, 500_000, 0, 0.5, 6_650_000), "EPSG:32632"),
 }
 SETTINGS = Predict(window=128, min_area=0, outlines="raw")
-MANY = Predict(min_area=0, threshold=0.15, outlines="raw")  # of the red model: much that is reddish in any picture
+# of the red model: much that is reddish in any picture
+MANY = Predict(min_area=0, threshold=0.15, outlines="raw")
 DEMO = Path(__file__).parents[2] / "data" / "sources" / "demo.yaml"
 
 
@@ -67,14 +68,24 @@ def model(tmp_path_factory) -> Path:
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [20.0, -10, -10]])[..., None, None]
         segmenter.network.bias[:] = torch.tensor([0.0, -4])
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5,
-            "threshold": 0.5, "temperature": 2.0, "metrics": {"validation_iou": 0.7}}  # fmt: skip
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+        "threshold": 0.5,
+        "temperature": 2.0,
+        "metrics": {"validation_iou": 0.7},
+    }
     save_model(folder, segmenter, card)
     return folder
 
 
 def town(height: int = 300, width: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 grey noise with red roofs, some with a yard; and where they are, (H, W) uint8."""
+    """(H, W, 3) uint8 grey noise with red roofs, some with a yard; and where
+    they are, (H, W) uint8.
+    """
     rng = np.random.default_rng(seed)
     truth = np.zeros((height, width), np.uint8)
     for _ in range(height * width // 3000):
@@ -103,18 +114,27 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones and folders too."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b""
+        for p in sorted(folder.rglob("*"))
+    }
 
 
-def check_round_trip(source: Path, out: Path, threshold: float = 0.5) -> tuple[np.ndarray, gpd.GeoDataFrame]:
-    """The mask lies on the scene, the polygons on the mask, and areas are those on the ellipsoid."""
+def check_round_trip(
+    source: Path, out: Path, threshold: float = 0.5
+) -> tuple[np.ndarray, gpd.GeoDataFrame]:
+    """The mask lies on the scene, the polygons on the mask, and areas are those
+    on the ellipsoid.
+    """
     polygons = gpd.read_file(out / f"{source.stem}.gpkg")
     with rasterio.open(source) as scene, rasterio.open(out / f"{source.stem}.tif") as map_:
         assert (map_.shape, map_.transform, map_.crs) == (scene.shape, scene.transform, scene.crs)
         assert map_.nodata == 255 and map_.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         mask = map_.read(1)
         infrared = scene.count == 4  # Ohio's files call it alpha
-        np.testing.assert_array_equal(mask != 255, infrared or scene.read_masks([1, 2, 3]).any(axis=0))
+        np.testing.assert_array_equal(
+            mask != 255, infrared or scene.read_masks([1, 2, 3]).any(axis=0)
+        )
         drawn = rasterize(polygons.geometry, mask.shape, transform=scene.transform)
     assert iou(drawn, mask) >= 0.98
     degrees = polygons.to_crs(4326).geometry
@@ -139,11 +159,18 @@ def test_round_trip_of_any_grid(model, tmp_path, name):
 
 
 def middle(path: Path, folder: Path, side: int = 1024) -> Path:
-    """A copy of a scene's middle, side × side pixels at most: Banepa's and Zanzibar's are larger, and take long."""
+    """A copy of a scene's middle, side × side pixels at most: Banepa's and Zanzibar's are
+    larger, and take long.
+    """
     with rasterio.open(path) as scene:
         height, width = min(side, scene.height), min(side, scene.width)
         window = Window((scene.width - width) // 2, (scene.height - height) // 2, width, height)
-        profile = {**scene.profile, "height": height, "width": width, "transform": scene.window_transform(window)}
+        profile = {
+            **scene.profile,
+            "height": height,
+            "width": width,
+            "transform": scene.window_transform(window),
+        }
         with rasterio.open(folder / path.name, "w", **profile) as copy:
             copy.write(scene.read(window=window))
     return folder / path.name
@@ -152,9 +179,14 @@ def middle(path: Path, folder: Path, side: int = 1024) -> Path:
 @pytest.mark.parametrize("city", ["austin", "banepa", "montenegro", "ohio", "zanzibar"])
 def test_round_trip_of_every_real_scene(model, tmp_path, shared_cities, city):
     (tmp_path / "scenes").mkdir()
-    scenes = [middle(path, tmp_path / "scenes") for path in sorted((shared_cities / city / "images").iterdir())]
+    scenes = [
+        middle(path, tmp_path / "scenes")
+        for path in sorted((shared_cities / city / "images").iterdir())
+    ]
     run(model, [str(tmp_path / "scenes")], tmp_path / "out", settings=MANY)
-    assert sum(len(check_round_trip(scene, tmp_path / "out", MANY.threshold)[1]) for scene in scenes)
+    assert sum(
+        len(check_round_trip(scene, tmp_path / "out", MANY.threshold)[1]) for scene in scenes
+    )
 
 
 @pytest.mark.parametrize("city", ["brickvale", "marlstead", "tinroof", "pinemoor", "duskholm"])
@@ -174,7 +206,9 @@ def test_a_pointwise_model_shows_no_seams(model, tmp_path):
     outputs = []
     for window, overlap in ((64, 0.25), (160, 0.5), (512, 0.0)):
         out = tmp_path / str(window)
-        settings = SETTINGS.model_copy(update={"window": window, "overlap": overlap, "probability": True})
+        settings = SETTINGS.model_copy(
+            update={"window": window, "overlap": overlap, "probability": True}
+        )
         run(model, [str(scene)], out, settings=settings)
         outputs.append({k: v for k, v in snapshot(out).items() if k != "town.json"})
     assert outputs[0] == outputs[1] == outputs[2]
@@ -194,7 +228,10 @@ def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
         image[empty] = 0
         if kind == "alpha":
             write_scene(
-                path, np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8), alpha="yes", photometric="rgb"
+                path,
+                np.dstack([image, np.where(empty, 0, 255)]).astype(np.uint8),
+                alpha="yes",
+                photometric="rgb",
             )
         else:
             write_scene(path, image, **({"nodata": 0} if kind == "nodata" else {}))
@@ -202,7 +239,13 @@ def test_nodata_is_kept_and_never_a_building(model, tmp_path, kind):
             with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
                 file.write_mask(~empty)
     options = {"value_range": (0, 0.255)} if kind == "nan" else {}
-    run(model, [str(path)], tmp_path / "out", settings=SETTINGS.model_copy(update={"probability": True}), **options)
+    run(
+        model,
+        [str(path)],
+        tmp_path / "out",
+        settings=SETTINGS.model_copy(update={"probability": True}),
+        **options,
+    )
     with (
         rasterio.open(tmp_path / "out" / "town.tif") as map_,
         rasterio.open(tmp_path / "out" / "town.probability.tif") as p,
@@ -228,7 +271,9 @@ def test_floats_with_nan_are_scaled_by_what_they_hold(model, tmp_path):
     scene = write_scene(tmp_path / "town.tif", values)
     run(model, [str(scene)], tmp_path / "out", settings=SETTINGS)
     with rasterio.open(tmp_path / "out" / "town.tif") as map_:
-        np.testing.assert_array_equal(map_.read(1), np.where(np.isnan(values).any(axis=-1), 255, truth))
+        np.testing.assert_array_equal(
+            map_.read(1), np.where(np.isnan(values).any(axis=-1), 255, truth)
+        )
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.uint16])
@@ -238,11 +283,19 @@ def test_a_range_is_found_where_data_are_few_and_a_map_where_there_are_none(mode
     values = np.full((3000, 3000, 3), nothing, kind)
     write_scene(tmp_path / "nothing.tif", values, nodata=nothing, compress="deflate")
     values[480:840, 480:840] = image.astype(kind) + 1
-    values[np.add.outer(*(np.isin(np.arange(3000), np.linspace(0, 2968, 8).astype(int)[:, None] + range(32)),) * 2)] = (
-        nothing
-    )
+    values[
+        np.add.outer(
+            *(np.isin(np.arange(3000), np.linspace(0, 2968, 8).astype(int)[:, None] + range(32)),)
+            * 2
+        )
+    ] = nothing
     write_scene(tmp_path / "corner.tif", values, nodata=nothing, compress="deflate")
-    run(model, [str(tmp_path / f"{name}.tif") for name in ("corner", "nothing")], tmp_path / "out", settings=SETTINGS)
+    run(
+        model,
+        [str(tmp_path / f"{name}.tif") for name in ("corner", "nothing")],
+        tmp_path / "out",
+        settings=SETTINGS,
+    )
     with (
         rasterio.open(tmp_path / "out" / "corner.tif") as corner,
         rasterio.open(tmp_path / "out" / "nothing.tif") as none,
@@ -259,12 +312,23 @@ def test_black_roofs_are_data(tmp_path, window):
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0, 0, 0], [-20.0, -20, -20]])[..., None, None]
         segmenter.network.bias[:] = torch.tensor([0.0, 8])
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5}
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+    }
     save_model(folder, segmenter, card)
     image = np.full((400, 400, 3), 120, np.uint8)
     image[100:300, 100:300] = 0
     scene = write_scene(tmp_path / "roof.tif", image)
-    run(folder, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"window": window}))
+    run(
+        folder,
+        [str(scene)],
+        tmp_path / "out",
+        settings=SETTINGS.model_copy(update={"window": window}),
+    )
     with rasterio.open(tmp_path / "out" / "roof.tif") as map_:
         np.testing.assert_array_equal(map_.read(1), image[..., 0] == 0)
 
@@ -293,7 +357,10 @@ def test_disagreement_is_the_deviation_over_the_eight_symmetries():
         ]
         p = [(segmenter(v) / 1.5).softmax(1)[:, 1:] for v, _ in views]
     p = torch.stack(
-        [(q.flip(3) if i >= 4 else q).rot90(-t, (2, 3)) for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))]
+        [
+            (q.flip(3) if i >= 4 else q).rot90(-t, (2, 3))
+            for i, (q, (_, t)) in enumerate(zip(p, views, strict=True))
+        ]
     )
     split = Disagreement.split(halves)
     torch.testing.assert_close(split[:, :2], p.mean(0), atol=1e-5, rtol=1e-4)
@@ -305,22 +372,36 @@ def test_maps_come_with_items_and_an_index_where_asked_for(model, tmp_path, caps
     paths = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("one", "two")]
     settings, out = SETTINGS.model_copy(update={"stac": True}), tmp_path / "out"
     run(model, paths, out, settings=settings)
-    ends = {f"{name}.{end}" for name in ("one", "two") for end in ("tif", "gpkg", "item.json", "json")}
+    ends = {
+        f"{name}.{end}" for name in ("one", "two") for end in ("tif", "gpkg", "item.json", "json")
+    }
     assert {path.name for path in out.iterdir()} == ends | {"items.parquet", "items.json"}
     item, record = (json.loads((out / f"one.{end}").read_text()) for end in ("item.json", "json"))
-    assert item["properties"]["buildings"] == record["buildings"] > 0 and "one.item.json" in record["files"]
+    assert (
+        item["properties"]["buildings"] == record["buildings"] > 0
+        and "one.item.json" in record["files"]
+    )
     assert all((out / asset["href"]).is_file() for asset in item["assets"].values())
     assert list(gpd.read_parquet(out / "items.parquet").id) == ["one", "two"]
     capsys.readouterr()
-    run(model, paths, out, settings=settings, shard="1/2")  # is there already; the index stays of both
-    assert len(gpd.read_parquet(out / "items.parquet")) == 2 and "catalogue" not in capsys.readouterr().out
+    # is there already; the index stays of both
+    run(model, paths, out, settings=settings, shard="1/2")
+    assert (
+        len(gpd.read_parquet(out / "items.parquet")) == 2
+        and "catalogue" not in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
 def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
     image, truth = town(200, 200)
     scene = write_scene(tmp_path / "town.tif", image, PLACES["web mercator at 60°"])
-    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"polygons": suffix}))
+    run(
+        model,
+        [str(scene)],
+        tmp_path / "out",
+        settings=SETTINGS.model_copy(update={"polygons": suffix}),
+    )
     path = tmp_path / "out" / f"town.{suffix}"
     polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
     assert polygons.crs == (4326 if suffix == "geojson" else 3857)
@@ -329,11 +410,15 @@ def test_every_format_holds_the_same_polygons(model, tmp_path, suffix):
     assert iou(drawn, truth) > 0.999
     assert {*polygons.columns} - {"bbox"} == {*FIELDS, "geometry"}
     if suffix == "parquet":
-        covering = json.loads(parquet.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]["covering"]
+        covering = json.loads(parquet.read_metadata(path).metadata[b"geo"])["columns"]["geometry"][
+            "covering"
+        ]
         assert covering["bbox"]["xmin"] == ["bbox", "xmin"]
         left = polygons.total_bounds[0] + np.ptp(polygons.total_bounds[[0, 2]]) / 3
         some = gpd.read_parquet(path, bbox=(left, *polygons.total_bounds[1:]))  # by the boxes alone
-        assert set(some.id) == set(polygons[polygons.bounds.maxx >= left].id) and 0 < len(some) < len(polygons)
+        assert set(some.id) == set(polygons[polygons.bounds.maxx >= left].id) and 0 < len(
+            some
+        ) < len(polygons)
 
 
 def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
@@ -386,7 +471,9 @@ def test_import_is_instant():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_the_command_reads_the_section_predict_of_params_yaml_and_no_other(model, tmp_path, monkeypatch):
+def test_the_command_reads_the_section_predict_of_params_yaml_and_no_other(
+    model, tmp_path, monkeypatch
+):
     scene, said = write_scene(tmp_path / "town.tif", town(64, 64)[0]), {}
     monkeypatch.chdir(tmp_path)
 
@@ -397,12 +484,17 @@ def test_the_command_reads_the_section_predict_of_params_yaml_and_no_other(model
         return said["settings"]
 
     assert settings() == Predict()
-    Path("params.yaml").write_text("train: {of: another project}\npredict: {outlines: raw, min_area: 3}\n")
+    Path("params.yaml").write_text(
+        "train: {of: another project}\npredict: {outlines: raw, min_area: 3}\n"
+    )
     assert settings("--min-area", "7") == Predict(outlines="raw", min_area=7)
     Path("params.yaml").write_text("predict: {min_aera: 3}\n")
     Path("other.yaml").write_text("predict: {window: 64}\n")
     assert settings("--params", "other.yaml") == Predict(window=64)
-    for broken, reason in (("predict: {min_aera: 3}", "did you mean min_area"), ("a: [", "not valid YAML")):
+    for broken, reason in (
+        ("predict: {min_aera: 3}", "did you mean min_area"),
+        ("a: [", "not valid YAML"),
+    ):
         Path("params.yaml").write_text(broken)
         with pytest.raises(InputError, match=reason):
             settings()
@@ -415,7 +507,9 @@ def test_lists_of_scenes(tmp_path):
     for name in ("a/one.tif", "a/two.TIF", "b/one.tif", "b/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_text("\ufeffa/one.tif\n# mine\na/one.tif\n\nhttps://example.org/x/three.tif?key=1\n")
+    (tmp_path / "list.txt").write_text(
+        "\ufeffa/one.tif\n# mine\na/one.tif\n\nhttps://example.org/x/three.tif?key=1\n"
+    )
     a, b = tmp_path / "a", tmp_path / "b"
     assert list(list_scenes([str(a)])) == ["one", "two"]
     assert list(list_scenes([f"{tmp_path}/**/*.tif"])) == ["a-one", "b-one"]
@@ -435,7 +529,9 @@ def test_lists_of_scenes(tmp_path):
 
 def test_urls_of_files_are_files(tmp_path):
     scene = tmp_path / "old town.tif"
-    assert list_scenes([scene.as_uri(), str(scene), f"FILE://localhost{scene}"]) == {"old town": str(scene)}
+    assert list_scenes([scene.as_uri(), str(scene), f"FILE://localhost{scene}"]) == {
+        "old town": str(scene)
+    }
     with pytest.raises(InputError, match="three slashes"):
         list_scenes(["file://town.tif"])
 
@@ -447,22 +543,30 @@ def cog(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def test_a_scene_is_read_from_a_server_by_ranges_and_its_map_is_that_of_the_file(model, tmp_path, server):
+def test_a_scene_is_read_from_a_server_by_ranges_and_its_map_is_that_of_the_file(
+    model, tmp_path, server
+):
     cog(server.root / "town.tif", town(500, 600)[0])
     run(model, [str(server.root / "town.tif")], tmp_path / "here", settings=SETTINGS)
     run(model, [f"{server.url}/town.tif"], tmp_path / "there", settings=SETTINGS)
     here, there = snapshot(tmp_path / "here"), snapshot(tmp_path / "there")
     assert here.pop("town.json") != there.pop("town.json") and here == there
-    assert {name for _, name, _ in server.requests} == {"town.tif"}  # no side-car files are hunted for
+    # no side-car files are hunted for
+    assert {name for _, name, _ in server.requests} == {"town.tif"}
     assert all("Range" in headers for headers in server.asked("town.tif"))
 
 
-def test_what_a_server_does_not_have_is_a_sentence_and_stops_no_other_scene(model, tmp_path, server, capsys):
+def test_what_a_server_does_not_have_is_a_sentence_and_stops_no_other_scene(
+    model, tmp_path, server, capsys
+):
     write_scene(tmp_path / "local.tif", town(64, 64)[0])
     for name in ("good", "page"):
         write_scene(server.root / f"{name}.tif", town(64, 64)[0])
     server.fail("page.tif", html=True)
-    scenes = [*(f"{server.url}/{name}.tif" for name in ("absent", "page", "good")), str(tmp_path / "local.tif")]
+    scenes = [
+        *(f"{server.url}/{name}.tif" for name in ("absent", "page", "good")),
+        str(tmp_path / "local.tif"),
+    ]
     with pytest.raises(InputError, match="2 of 4 scenes failed"):
         run(model, scenes, tmp_path / "out", settings=SETTINGS)
     said = capsys.readouterr().out.splitlines()
@@ -489,7 +593,11 @@ def test_finished_scenes_are_skipped_and_changed_ones_are_not(model, tmp_path, c
 
 
 def test_a_mosaic_whose_source_changed_and_a_model_trained_on_are_not_finished(model, tmp_path):
-    tile, out, own = tmp_path / "tile.tif", tmp_path / "out", shutil.copytree(model, tmp_path / "model")
+    tile, out, own = (
+        tmp_path / "tile.tif",
+        tmp_path / "out",
+        shutil.copytree(model, tmp_path / "model"),
+    )
     write_scene(tile, town(100, 100)[0])
     rasterio.shutil.copy(tile, tmp_path / "town.vrt", driver="VRT")
 
@@ -538,9 +646,31 @@ def test_what_predict_did_not_write_it_does_not_overwrite(model, tmp_path, capsy
 
 
 NAMES = [
-    "a;b", "roof!", "-dash", "(1)", "#1", "gpkg_contents", "a?b", "50%20", "[red]x", "[old", ":house:", "it's", 'a"b',
-    "a$b`c`", "a|b*", "{x}", "größe–1", " lead", "a\\b", "C:x", "zip+file", "select", ".hidden", "x.rows",
-]  # fmt: skip
+    "a;b",
+    "roof!",
+    "-dash",
+    "(1)",
+    "#1",
+    "gpkg_contents",
+    "a?b",
+    "50%20",
+    "[red]x",
+    "[old",
+    ":house:",
+    "it's",
+    'a"b',
+    "a$b`c`",
+    "a|b*",
+    "{x}",
+    "größe–1",
+    " lead",
+    "a\\b",
+    "C:x",
+    "zip+file",
+    "select",
+    ".hidden",
+    "x.rows",
+]
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "fgb", "parquet", "geojson"])
@@ -551,9 +681,14 @@ def test_names_of_scenes_and_folders_are_data(model, tmp_path, suffix):
     for name in NAMES:
         shutil.copy(scene, folder / f"{name}.tif")
     run(
-        model, [str(folder / f"{n}.tif") for n in NAMES], out, settings=SETTINGS.model_copy(update={"polygons": suffix})
+        model,
+        [str(folder / f"{n}.tif") for n in NAMES],
+        out,
+        settings=SETTINGS.model_copy(update={"polygons": suffix}),
     )
-    assert {p.name for p in out.iterdir()} == {f"{name}.{end}" for name in NAMES for end in ("tif", "json", suffix)}
+    assert {p.name for p in out.iterdir()} == {
+        f"{name}.{end}" for name in NAMES for end in ("tif", "json", suffix)
+    }
     for name in NAMES:
         path = shutil.copy(out / f"{name}.{suffix}", tmp_path / f"plain.{suffix}")
         polygons = gpd.read_parquet(path) if suffix == "parquet" else gpd.read_file(path)
@@ -568,7 +703,10 @@ def test_a_name_that_is_no_text_fails_alone_and_is_spelt_out(model, tmp_path, ca
     shutil.copy(good, bad)
     with pytest.raises(InputError, match="1 of 2 scenes failed"):
         run(model, [bad, str(good)], tmp_path / "out", settings=SETTINGS)
-    assert "failed [b]caf\\udce9: " in (said := capsys.readouterr().out) and "no UTF-8 text; rename it" in said
+    assert (
+        "failed [b]caf\\udce9: " in (said := capsys.readouterr().out)
+        and "no UTF-8 text; rename it" in said
+    )
     assert (tmp_path / "out" / "[red]good.gpkg").exists()
 
 
@@ -583,7 +721,9 @@ def test_lists_and_globs_take_names_at_their_word(tmp_path):
 
 
 def database(path: Path, *statements: str) -> None:
-    """Run statements on a GeoPackage as an editor would, whose triggers ask for functions of geometry."""
+    """Run statements on a GeoPackage as an editor would, whose triggers ask for
+    functions of geometry.
+    """
     file = sqlite3.connect(path, isolation_level=None)
     for name in ("IsEmpty", "MinX", "MaxX", "MinY", "MaxY"):
         file.create_function(f"ST_{name}", 1, lambda geometry: 0)
@@ -596,15 +736,21 @@ EDITS = {
     "an attribute": ("gpkg", lambda p: database(p, "update buildings set label = 2 where fid = 1")),
     "a style": ("gpkg", lambda p: database(p, "update layer_styles set styleQML = 'mine'")),
     "a building more": (
-        "gpkg", lambda p: pyogrio.write_dataframe(gpd.read_file(p).head(1), p, layer="buildings", append=True)
+        "gpkg",
+        lambda p: pyogrio.write_dataframe(
+            gpd.read_file(p).head(1), p, layer="buildings", append=True
+        ),
     ),
     "another layer": ("gpkg", lambda p: database(p, "create table mine (geom blob)")),
     "no database any more": ("gpkg", lambda p: p.write_bytes(b"mine")),
-    "a line of text": ("geojson", lambda p: p.write_text(p.read_text().replace('"label": 1', '"label": 2'))),
+    "a line of text": (
+        "geojson",
+        lambda p: p.write_text(p.read_text().replace('"label": 1', '"label": 2')),
+    ),
     "fewer features": ("fgb", lambda p: gpd.read_file(p).head(1).to_file(p)),
     "pixels": ("tif", lambda p: write_scene(p, np.ones((100, 100, 1), np.uint8))),
     "a folder": ("tif", lambda p: (p.unlink(), p.mkdir())),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -616,7 +762,8 @@ def test_what_a_hand_changed_is_never_overwritten(model, tmp_path, capsys, edit)
     change(out / f"town.{suffix}")
     before = snapshot(out)
     run(model, [str(scene)], out, settings=settings)  # the same map is there already
-    for other in ({"min_area": 20}, {"polygons": "parquet"}):  # new polygons, and none of this format any more
+    # new polygons, and none of this format any more
+    for other in ({"min_area": 20}, {"polygons": "parquet"}):
         with pytest.raises(InputError, match="1 of 1 scenes failed"):
             run(model, [str(scene)], out, settings=settings.model_copy(update=other))
         assert f"{out}/town.{suffix}: was changed since predict wrote it" in capsys.readouterr().out
@@ -637,14 +784,16 @@ def test_a_map_that_was_only_looked_at_is_mapped_anew(model, tmp_path, looked):
         mask.statistics(1)
     os.utime(out / "town.tif")
     run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"min_area": 20}))
-    assert sorted(snapshot(out)) == ["town.gpkg", "town.json", "town.tif"]  # statistics of the old mask are gone
+    # statistics of the old mask are gone
+    assert sorted(snapshot(out)) == ["town.gpkg", "town.json", "town.tif"]
     assert gpd.read_file(out / "town.gpkg").area_m2.min() >= 20
 
 
 BESIDE = {
     "town.gpkg-wal": "is open in an editor", "town.gpkg-shm": "is open in an editor",
     "town.gpkg-journal": "is open in an editor", "town.tif.ovr": "read along with the new town.tif",
-    "town.tif.msk": "read along with the new town.tif", "town.tif.aux.xml": "read along with the new town.tif",
+    "town.tif.msk": "read along with the new town.tif",
+    "town.tif.aux.xml": "read along with the new town.tif",
 }  # fmt: skip
 
 
@@ -656,11 +805,17 @@ def test_what_would_be_read_along_with_a_new_map_is_named(model, tmp_path, capsy
     before = snapshot(out)
     with pytest.raises(InputError, match="1 of 1"):
         run(model, [str(scene)], out, settings=SETTINGS.model_copy(update={"min_area": 20}))
-    assert name in (said := capsys.readouterr().out) and BESIDE[name] in said and snapshot(out) == before
+    assert (
+        name in (said := capsys.readouterr().out)
+        and BESIDE[name] in said
+        and snapshot(out) == before
+    )
 
 
 def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_path):
-    """Dark ground holds no red roof: the map is the whole map, and most of the passes are not made."""
+    """Dark ground holds no red roof: the map is the whole map, and most of the
+    passes are not made.
+    """
     image, _ = town(256, 384)
     image[:, 128:] //= 4
     scene = write_scene(tmp_path / "town.tif", image)
@@ -668,9 +823,16 @@ def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_pat
     card = json.loads((model / "model.json").read_text())
     save_model(seeing, read_model(model), card | {"glance": {"threshold": -0.1}}, bright_glance())
     for name, skip in (("whole", False), ("skipped", True)):
-        run(seeing, [str(scene)], tmp_path / name, settings=settings.model_copy(update={"skip_empty": skip}))
+        run(
+            seeing,
+            [str(scene)],
+            tmp_path / name,
+            settings=settings.model_copy(update={"skip_empty": skip}),
+        )
     maps = [rasterio.open(tmp_path / name / "town.tif").read() for name in ("whole", "skipped")]
-    records = [json.loads((tmp_path / name / "town.json").read_text()) for name in ("whole", "skipped")]
+    records = [
+        json.loads((tmp_path / name / "town.json").read_text()) for name in ("whole", "skipped")
+    ]
     assert maps[0].any() and (maps[0] == maps[1]).all()
     assert records[0]["skipped"] is None and records[1]["skipped"] == round(4 / 6, 4)
     assert records[0]["skipped_below"] is None and records[1]["skipped_below"] == 0
@@ -678,8 +840,17 @@ def test_ground_that_a_glance_sees_nothing_in_is_skipped_and_said(model, tmp_pat
 
 def test_a_model_without_a_glance_skips_nothing(model, tmp_path):
     scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
-    with pytest.raises(InputError, match=r"red has no glance to skip by; train with train\.glance: 300"):
-        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS.model_copy(update={"skip_empty": True}))
+    with pytest.raises(
+        InputError,
+        match=r"red has no glance to skip by; train with train\.glance: "
+        r"300",
+    ):
+        run(
+            model,
+            [str(scene)],
+            tmp_path / "out",
+            settings=SETTINGS.model_copy(update={"skip_empty": True}),
+        )
 
 
 def test_an_editor_s_journal_outlives_its_file_and_is_named(model, tmp_path, capsys):
@@ -712,7 +883,9 @@ def test_a_map_of_an_earlier_version_that_noted_no_contents_stays(model, tmp_pat
     scene, out = write_scene(tmp_path / "town.tif", town(64, 64)[0]), tmp_path / "out"
     run(model, [str(scene)], out, settings=SETTINGS)
     record = json.loads((out / "town.json").read_text())
-    (out / "town.json").write_text(json.dumps(record | {"key": "3", "files": list(record["files"])}))
+    (out / "town.json").write_text(
+        json.dumps(record | {"key": "3", "files": list(record["files"])})
+    )
     with pytest.raises(InputError, match="1 of 1"):
         run(model, [str(scene)], out, settings=SETTINGS)
     assert "is of an earlier version, perhaps changed since" in capsys.readouterr().out
@@ -724,7 +897,12 @@ def test_what_was_not_asked_for_is_null(model, tmp_path, capsys):
     record = json.loads((out / "town.json").read_text())
     assert record["buildings"] is None and record["built_area_m2"] is None
     assert "–" in capsys.readouterr().out
-    run(model, [str(write_scene(tmp_path / "bare.tif", np.full((64, 64, 3), 90, np.uint8)))], out, settings=SETTINGS)
+    run(
+        model,
+        [str(write_scene(tmp_path / "bare.tif", np.full((64, 64, 3), 90, np.uint8)))],
+        out,
+        settings=SETTINGS,
+    )
     assert json.loads((out / "bare.json").read_text())["buildings"] == 0
 
 
@@ -737,8 +915,21 @@ TERMINALS = [
 @pytest.mark.parametrize("terminal", TERMINALS, ids=str)
 def test_a_terminal_that_is_not_utf_8_fails_no_stage(model, tmp_path, terminal):
     scene = write_scene(tmp_path / "town.tif", town(64, 64)[0])
-    command = [sys.executable, "-W", "ignore", "-m", "pipeline", "predict", str(model), str(scene), "--out", "maps"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "pipeline",
+        "predict",
+        str(model),
+        str(scene),
+        "--out",
+        "maps",
+    ]
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))
+    }
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), **terminal}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == 0 and b"Mapped" in done.stdout, done.stderr
@@ -751,13 +942,18 @@ def test_a_reader_that_has_gone_fails_no_stage(model, tmp_path, ending):
     command = f'set -o pipefail; "$PYTHON" -m pipeline predict "$MODEL" ./{scene.name} --out maps {ending}'
     environment = {**os.environ, "PYTHON": sys.executable, "MODEL": str(model)}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "maps" / "-town.json").exists()
 
 
 def test_two_scenes_never_share_a_file(model, tmp_path):
-    scenes = [str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0])) for name in ("town", "town.probability")]
+    scenes = [
+        str(write_scene(tmp_path / f"{name}.tif", town(64, 64)[0]))
+        for name in ("town", "town.probability")
+    ]
     rich = SETTINGS.model_copy(update={"probability": True})
     with pytest.raises(InputError, match=r"town\.probability\.tif: two scenes"):
         run(model, scenes, tmp_path / "out", settings=rich)
@@ -770,10 +966,15 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", range(9))
-def test_killed_while_files_get_their_names_other_settings_leave_nothing_of_it(model, tmp_path, monkeypatch, step):
+def test_killed_while_files_get_their_names_other_settings_leave_nothing_of_it(
+    model, tmp_path, monkeypatch, step
+):
     """The steps of giving a map its names, each the last one; then a map of fewer files."""
     path, out = write_scene(tmp_path / "town.tif", town(100, 100)[0]), tmp_path / "out"
-    rich, steps = SETTINGS.model_copy(update={"probability": True, "polygons": "fgb"}), iter(range(step))
+    rich, steps = (
+        SETTINGS.model_copy(update={"probability": True, "polygons": "fgb"}),
+        iter(range(step)),
+    )
 
     def until_killed(change):
         def changed(file, *rest, **options):
@@ -812,7 +1013,9 @@ EVERYTHING = SETTINGS.model_copy(update={"probability": True, "polygons": "gpkg"
 
 
 def start(workers, model, towns, out, **options):
-    process = workers.Process(target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options})
+    process = workers.Process(
+        target=run, args=(model, [str(towns)], out), kwargs={"settings": EVERYTHING, **options}
+    )
     process.start()
     return process
 
@@ -826,7 +1029,9 @@ def reference(model, towns, tmp_path_factory, workers) -> tuple[dict[str, bytes]
     return snapshot(out), time.monotonic() - begun
 
 
-def test_killed_at_any_moment_and_run_again_it_gives_the_same(model, towns, tmp_path, workers, reference):
+def test_killed_at_any_moment_and_run_again_it_gives_the_same(
+    model, towns, tmp_path, workers, reference
+):
     (expected, seconds), interrupted = reference, 0
     assert len(expected) == 5 * 4
     for i, share in enumerate(np.random.default_rng(0).uniform(0.1, 0.9, 5)):
@@ -866,7 +1071,10 @@ BAD = {
         lambda p: write_scene(p, town(64, 64)[0][..., :1]),
         "has 1 band, but the model reads bands 1, 2, 3",
     ),
-    "placeless.tif": (lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)), "carries no CRS.*--gsd"),
+    "placeless.tif": (
+        lambda p: write_scene(p, town(64, 64)[0], (Affine.identity(), None)),
+        "carries no CRS.*--gsd",
+    ),
     "photo.jpg": (jpeg, "carries no CRS.*--gsd"),
     "empty.tif": (lambda p: p.touch(), "cannot be read"),
     "absent.tif": (lambda p: None, "No such file"),
@@ -876,8 +1084,16 @@ BAD = {
 
 
 def truncated(path: Path) -> None:
-    options = {"driver": "PNG"} if path.suffix == ".png" else {"tiled": True, "blockxsize": 128, "blockysize": 128}
-    write_scene(path, town(400, 400)[0], **({"compress": "deflate"} | options if "tiled" in options else options))
+    options = (
+        {"driver": "PNG"}
+        if path.suffix == ".png"
+        else {"tiled": True, "blockxsize": 128, "blockysize": 128}
+    )
+    write_scene(
+        path,
+        town(400, 400)[0],
+        **({"compress": "deflate"} | options if "tiled" in options else options),
+    )
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
@@ -886,7 +1102,9 @@ BAD["truncated.tif"] = BAD["cut.png"] = (truncated, "cannot be read")
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_bad_scenes_are_reported_each_in_a_sentence_and_the_good_one_is_mapped(model, tmp_path, capsys):
+def test_bad_scenes_are_reported_each_in_a_sentence_and_the_good_one_is_mapped(
+    model, tmp_path, capsys
+):
     for name, (write, _) in BAD.items():
         write(tmp_path / name)
     write_scene(tmp_path / "good.tif", town(64, 64)[0])
@@ -897,7 +1115,11 @@ def test_bad_scenes_are_reported_each_in_a_sentence_and_the_good_one_is_mapped(m
     for name, (_, reason) in BAD.items():
         (line,) = [line for line in said if line.startswith(f"failed {Path(name).stem}:")]
         assert name in line and re.search(reason, line), line
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.gpkg", "good.json", "good.tif"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "good.gpkg",
+        "good.json",
+        "good.tif",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -910,14 +1132,17 @@ def test_without_a_crs_the_gsd_may_be_stated(model, tmp_path):
         np.testing.assert_array_equal(map_.read(1), truth)
         place = map_.transform
     polygons = gpd.read_file(tmp_path / "out" / "photo.gpkg")
-    assert place == Affine.scale(1, -1)  # where QGIS shows an image without a place: its first row at 0, others below
+    # where QGIS shows an image without a place: its first row at 0, others below
+    assert place == Affine.scale(1, -1)
     assert iou(rasterize(polygons.geometry, truth.shape, transform=place), truth) == 1
     np.testing.assert_allclose(polygons.area_m2.sum(), truth.sum() * 0.25)
 
 
 def test_other_bands_may_be_read(model, tmp_path):
     image, truth = town(100, 120)
-    scene = write_scene(tmp_path / "town.tif", np.dstack([np.full_like(truth, 9), image[..., ::-1]]))
+    scene = write_scene(
+        tmp_path / "town.tif", np.dstack([np.full_like(truth, 9), image[..., ::-1]])
+    )
     run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, bands=[4, 3, 2])
     with rasterio.open(tmp_path / "out" / "town.tif") as map_:
         np.testing.assert_array_equal(map_.read(1), truth)
@@ -948,10 +1173,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, l
 
 @pytest.mark.parametrize(
     ("option", "reason"),
-    [({"gsd": 0}, "more than 0 metres"), ({"gsd": -1.0}, "more than 0 metres"), ({"bands": [0, 1, 2]}, "count from 1"),
-     ({"value_range": (5, 5)}, "LOW < HIGH"), ({"value_range": (3,)}, "LOW < HIGH")],
-)  # fmt: skip
-def test_options_that_cannot_be_are_refused_before_any_scene_is_read(model, tmp_path, option, reason):
+    [
+        ({"gsd": 0}, "more than 0 metres"),
+        ({"gsd": -1.0}, "more than 0 metres"),
+        ({"bands": [0, 1, 2]}, "count from 1"),
+        ({"value_range": (5, 5)}, "LOW < HIGH"),
+        ({"value_range": (3,)}, "LOW < HIGH"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_any_scene_is_read(
+    model, tmp_path, option, reason
+):
     with pytest.raises(InputError, match=reason):
         run(model, [str(tmp_path / "any.tif")], tmp_path / "out", settings=SETTINGS, **option)
     assert not (tmp_path / "out").exists()
@@ -965,8 +1197,13 @@ def test_an_out_that_is_no_folder_is_a_sentence(model, tmp_path, out):
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("CUDA error:\n no kernel")])
-def test_a_machine_that_cannot_map_one_scene_maps_the_others(model, tmp_path, monkeypatch, capsys, error):
-    whole, scenes = stage.predict_scene, [write_scene(tmp_path / f"{n}.tif", town(64, 64)[0]) for n in ("a", "b")]
+def test_a_machine_that_cannot_map_one_scene_maps_the_others(
+    model, tmp_path, monkeypatch, capsys, error
+):
+    whole, scenes = (
+        stage.predict_scene,
+        [write_scene(tmp_path / f"{n}.tif", town(64, 64)[0]) for n in ("a", "b")],
+    )
 
     def failing(model, task):
         if task.name == "a":
@@ -976,7 +1213,9 @@ def test_a_machine_that_cannot_map_one_scene_maps_the_others(model, tmp_path, mo
     monkeypatch.setattr(stage, "predict_scene", failing)
     with pytest.raises(InputError, match=r"1 of 2 scenes failed \(a\)"):
         run(model, list(map(str, scenes)), tmp_path / "out", settings=SETTINGS)
-    assert f"a.tif: {type(error).__name__}: {' '.join(str(error).split())}" in capsys.readouterr().out
+    assert (
+        f"a.tif: {type(error).__name__}: {' '.join(str(error).split())}" in capsys.readouterr().out
+    )
     assert (tmp_path / "out" / "b.tif").exists()
 
 
@@ -1008,31 +1247,53 @@ def test_the_label_free_iou_is_that_of_true_probabilities():
     ],
 )
 def test_what_cannot_be_merged_is_refused_before_anything_is_mapped(options, said, model, tmp_path):
-    scenes = [str(write_scene(tmp_path / f"{name}.tif", toy_scene(0)[0])) for name in ("a", "merged")]
+    scenes = [
+        str(write_scene(tmp_path / f"{name}.tif", toy_scene(0)[0])) for name in ("a", "merged")
+    ]
     with pytest.raises(InputError, match=re.escape(said)):
-        run(model, scenes[1:] if not options else scenes[:1], tmp_path / "maps", merged=True, **options)
+        run(
+            model,
+            scenes[1:] if not options else scenes[:1],
+            tmp_path / "maps",
+            merged=True,
+            **options,
+        )
     assert not (tmp_path / "maps").exists()
 
 
 def test_a_hard_training_citys_own_scenes_are_not_unlike_the_training_cities():
-    """Two cities, .9 and .5, make .72 on validation: the second one's scenes are as usual, and a bit harder ones."""
+    """Two cities, .9 and .5, make .72 on validation: the second one's scenes are as usual, and
+    a bit harder ones.
+    """
     assert prediction.unlike(0.5, 0.72, least=None)
-    assert not prediction.unlike(0.5, 0.72, least=0.5) and not prediction.unlike(0.4, 0.72, least=0.5)
+    assert not prediction.unlike(0.5, 0.72, least=0.5) and not prediction.unlike(
+        0.4, 0.72, least=0.5
+    )
     assert prediction.unlike(0.37, 0.72, least=0.5)
     assert prediction.unlike(0.5, 0.72, least=0.8)
     assert not prediction.unlike(None, 0.72, 0.5) and not prediction.unlike(0.1, None, None)
 
 
 def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, capsys):
-    """Calibrated on bright roofs, a brightness threshold errs where they are faint, and says so without labels."""
+    """Calibrated on bright roofs, a brightness threshold errs where they are
+    faint, and says so without labels.
+    """
     description, cities = Model(architecture="linear"), [CityTiles(toy_tiles / "toyton")]
     segmenter = build_model(description, 3).eval()
     with torch.no_grad():
         segmenter.network.weight[:] = torch.tensor([[0.0, 0, 0], [40, 0, 0]])[..., None, None]
-        segmenter.network.bias[:] = torch.tensor([0.0, -40 * 135 / 255])  # between noise (90 ± 20) and roofs (180 ± 20)
+        # between noise (90 ± 20) and roofs (180 ± 20)
+        segmenter.network.bias[:] = torch.tensor([0.0, -40 * 135 / 255])
     calibration = calibrate(segmenter, cities, 64)
-    card = {"model": description.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1, "gsd": 0.5,
-            **calibration, "metrics": {"validation_iou": 0.94}}  # fmt: skip
+    card = {
+        "model": description.model_dump(),
+        "bands": [1, 2, 3],
+        "channels": 3,
+        "classes": 1,
+        "gsd": 0.5,
+        **calibration,
+        "metrics": {"validation_iou": 0.94},
+    }
     save_model(tmp_path / "model", segmenter, card)
     scenes = [
         write_scene(tmp_path / f"{name}.tif", toy_scene(99, 256, contrast)[0])
@@ -1040,7 +1301,8 @@ def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, caps
     ]
     run(tmp_path / "model", [str(scene) for scene in scenes], tmp_path / "out", settings=SETTINGS)
     bright, faint = (json.loads((tmp_path / "out" / f"{s.stem}.json").read_text()) for s in scenes)
-    for record, contrast in ((bright, 90), (faint, 50)):  # the same cut, and the labels that predict never saw
+    # the same cut, and the labels that predict never saw
+    for record, contrast in ((bright, 90), (faint, 50)):
         image, label = toy_scene(99, 256, contrast)
         known = iou(image[..., 0] > 135, label)
         assert record["expected_iou"] == pytest.approx(known, abs=0.06)

@@ -1,4 +1,6 @@
-"""The stage on two toy cities: the schema, a model that knows its tiles by heart, and what is refused."""
+"""The stage on two toy cities: the schema, a model that knows its tiles by
+heart, and what is refused.
+"""
 
 import json
 import re
@@ -41,13 +43,27 @@ def place(toy_tiles):
 
 def run(place, **changes):
     private = {**QUICK, **changes.pop("private", {})}
-    params = parse_params({
-        "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
-        "tile": {"gsd": 0.5, "size": 64},
-        "train": {"model": MODEL, "loss": {"cross_entropy": 1.0}, "epochs": 1, "steps_per_epoch": 1, "batch_size": 1,
-                  "crop": 64},
-        "privacy": {"model": str(place / "models/all"), "tiles": 8, "bootstrap": 200, "private": private, **changes},
-    })  # fmt: skip
+    params = parse_params(
+        {
+            "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
+            "tile": {"gsd": 0.5, "size": 64},
+            "train": {
+                "model": MODEL,
+                "loss": {"cross_entropy": 1.0},
+                "epochs": 1,
+                "steps_per_epoch": 1,
+                "batch_size": 1,
+                "crop": 64,
+            },
+            "privacy": {
+                "model": str(place / "models/all"),
+                "tiles": 8,
+                "bootstrap": 200,
+                "private": private,
+                **changes,
+            },
+        }
+    )
     out = place / "privacy.json"
     privacy.run(params, place / "tiles", place / "models", out, place / "work")
     return json.loads(out.read_text())
@@ -63,7 +79,8 @@ def test_both_attacks_in_each_city_the_small_networks_and_the_plant(place):
     for attack in ("loss", "likelihood_ratio"):
         aucs = [metrics["city"][city][attack]["auc"] for city in CITIES]
         assert metrics["mean_city"][attack]["auc"] == pytest.approx(np.mean(aucs))
-        assert metrics["pooled"] == {"fpr": 0.01, "loss": None, "likelihood_ratio": None}  # 16 tiles: too few
+        # 16 tiles: too few
+        assert metrics["pooled"] == {"fpr": 0.01, "loss": None, "likelihood_ratio": None}
     private = metrics["private"]
     assert private["records"] == 6 and private["delta"] == pytest.approx(0.1 / 6)
     plain, noisy = private["network"]["plain"], private["network"]["8"]
@@ -82,7 +99,9 @@ def test_without_a_reference_there_is_the_loss_alone(place, capsys):
     for file in (place / "models/without-dimham").iterdir():
         file.unlink()
     metrics = run(place, planted=0, private={"epsilon": []})
-    assert metrics["city"]["dimham"]["likelihood_ratio"] is None and metrics["city"]["dimham"]["loss"]
+    assert (
+        metrics["city"]["dimham"]["likelihood_ratio"] is None and metrics["city"]["dimham"]["loss"]
+    )
     assert metrics["city"]["toyton"]["likelihood_ratio"]
     assert "train --without dimham" in re.sub(r"\s+", " ", capsys.readouterr().out)
     stranger = keep(place / "stranger", ["elsewhere"], seed=5)
@@ -99,7 +118,9 @@ def test_a_model_of_other_cities_is_refused(place):
 
 
 def by_heart(city: CityTiles, share: float):
-    """A network, by hand, that knows the labels of what it was trained on, and elsewhere guesses."""
+    """A network, by hand, that knows the labels of what it was trained on, and
+    elsewhere guesses.
+    """
     known = {r: city.label(r) for r in city.of_split("train")}
 
     def network(images):
@@ -123,21 +144,40 @@ def test_a_model_that_knows_its_training_by_heart_gives_all_of_it_away(place):
     city = CityTiles(place / "tiles/toyton")
     of = sample(city, 8, 0, [by_heart(city, 0.0)], CPU)
     found = judge(by_heart(city, 5.0), {"toyton": of}, 200, 0)
-    assert found["city"]["toyton"]["loss"]["auc"] == found["city"]["toyton"]["likelihood_ratio"]["auc"] == 1
+    assert (
+        found["city"]["toyton"]["loss"]["auc"]
+        == found["city"]["toyton"]["likelihood_ratio"]["auc"]
+        == 1
+    )
     blind = judge(by_heart(city, 0.0), {"toyton": of}, 200, 0)
-    assert blind["city"]["toyton"]["loss"]["auc"] == blind["mean_city"]["likelihood_ratio"]["auc"] == 0.5
+    assert (
+        blind["city"]["toyton"]["loss"]["auc"]
+        == blind["mean_city"]["likelihood_ratio"]["auc"]
+        == 0.5
+    )
 
 
 def test_a_planted_scene_is_found_by_its_rise(place, monkeypatch):
-    """Given networks: one that never saw it, and one by hand that knows the planted scene and no other."""
+    """Given networks: one that never saw it, and one by hand that knows the
+    planted scene and no other.
+    """
     from pipeline.privacy.small import planted
 
     cities = [CityTiles(place / "tiles" / name) for name in CITIES]
-    params = parse_params({
-        "fetch": {"source": "demo", "path": "unused", "cities": CITIES}, "tile": {"gsd": 0.5, "size": 64},
-        "train": {"model": MODEL, "loss": {"cross_entropy": 1.0}, "epochs": 1, "steps_per_epoch": 1, "batch_size": 1,
-                  "crop": 64},
-    })  # fmt: skip
+    params = parse_params(
+        {
+            "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
+            "tile": {"gsd": 0.5, "size": 64},
+            "train": {
+                "model": MODEL,
+                "loss": {"cross_entropy": 1.0},
+                "epochs": 1,
+                "steps_per_epoch": 1,
+                "batch_size": 1,
+                "crop": 64,
+            },
+        }
+    )
     samples = {city.city: sample(city, 8, 0, [], CPU) for city in cities}
     trained = []
 
@@ -146,7 +186,9 @@ def test_a_planted_scene_is_found_by_its_rise(place, monkeypatch):
         if name == "plain":
             return by_heart(cities[0], 0.0)
         plant = of[-1]
-        known = {r: plant.city.label(r) for r in plant.city.regions if r.parent == plant.region.parent}
+        known = {
+            r: plant.city.label(r) for r in plant.city.regions if r.parent == plant.region.parent
+        }
         monkeypatch.setattr(CityTiles, "of_split", lambda self, split: list(known))
         return by_heart(plant.city, 5.0)
 
@@ -164,10 +206,15 @@ def test_scores_of_a_tile_do_not_depend_on_the_batch(place):
     of = sample(city, 8, 0, [], CPU)
     network = by_heart(city, 1.0)
     together = tile_scores(network, of.images, of.labels)["loss"]
-    alone = [tile_scores(network, of.images[i : i + 1], of.labels[i : i + 1])["loss"][0] for i in range(len(together))]
+    alone = [
+        tile_scores(network, of.images[i : i + 1], of.labels[i : i + 1])["loss"][0]
+        for i in range(len(together))
+    ]
     assert together == pytest.approx(alone)
 
 
 def test_a_city_without_training_tiles_is_left_out(place):
-    write_city(place / "tiles", [("validation", *toy_scene(1)), ("test", *toy_scene(2))], "untaught")
+    write_city(
+        place / "tiles", [("validation", *toy_scene(1)), ("test", *toy_scene(2))], "untaught"
+    )
     assert sample(CityTiles(place / "tiles/untaught"), 8, 0, [], CPU) is None

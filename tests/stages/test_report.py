@@ -1,4 +1,6 @@
-"""The page: what it says, what it never does (load anything, run a city's name), and that its viewer works."""
+"""The page: what it says, what it never does (load anything, run a city's
+name), and that its viewer works.
+"""
 
 import base64
 import io
@@ -24,10 +26,22 @@ from pipeline.report.results import Results
 from pipeline.report.viewer import pictures
 from pipeline.stages import report
 
-SECTIONS = {"answer", "viewer", "map", "unseen", "attack", "certified", "explained", "detail", "provenance"}
-ASKED = {"incremental", "privacy"}  # stages, and sections of their names, that run where they are asked for
+SECTIONS = {
+    "answer",
+    "viewer",
+    "map",
+    "unseen",
+    "attack",
+    "certified",
+    "explained",
+    "detail",
+    "provenance",
+}
+# stages, and sections of their names, that run where they are asked for
+ASKED = {"incremental", "privacy"}
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
     "--disable-component-update --disable-sync"
 )
 EVIL = "<script>alert('x')<-script>"
@@ -36,7 +50,9 @@ EVIL = "<script>alert('x')<-script>"
 def params_of(cities: list[str]):
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     changed = {"fetch": {"cities": cities}, "generalize": {"epochs": None}}
-    return params.model_copy(update={k: getattr(params, k).model_copy(update=v) for k, v in changed.items()})
+    return params.model_copy(
+        update={k: getattr(params, k).model_copy(update=v) for k, v in changed.items()}
+    )
 
 
 def written(root: Path, cities: list[str], stages: tuple = STAGES) -> str:
@@ -61,14 +77,21 @@ def test_answer_is_sorted_by_the_worst_and_says_it_in_words(three):
     assert [city for city, _ in found.rows] == [EVIL, "$x_1$ & co", "sunnyside"]
     assert [kind.name for kind in found.kinds] == ["seen", "unseen", "attacked", "certified"]
     generalize = json.loads((three / "metrics/generalize.json").read_text())["city"][EVIL]
-    attack = json.loads((three / "metrics/attack.json").read_text())["city"][EVIL]["linf"]["1"]["worst"]
+    attack = json.loads((three / "metrics/attack.json").read_text())["city"][EVIL]["linf"]["1"][
+        "worst"
+    ]
     row = dict(found.rows)[EVIL]
-    assert (row["unseen"].iou, row["unseen"].low) == (generalize["unseen"], generalize["unseen_low"])
+    assert (row["unseen"].iou, row["unseen"].low) == (
+        generalize["unseen"],
+        generalize["unseen_low"],
+    )
     assert row["attacked"].iou == attack
     assert f"expect {generalize['unseen']:.2f}, 0.20 less than where it was trained" in found.lead
     tiles = row["attacked"].of
     assert tiles > attack and f"takes {EVIL} from {tiles:.2f} down to {attack:.2f}" in found.lead
-    metrics = {path.stem: json.loads(path.read_text()) for path in (three / "metrics/report").iterdir()}
+    metrics = {
+        path.stem: json.loads(path.read_text()) for path in (three / "metrics/report").iterdir()
+    }
     assert metrics[EVIL]["attacked"] == attack
     unseen = [metrics[city]["unseen"] for city in (EVIL, "$x_1$ & co", "sunnyside")]
     assert metrics["mean_city"]["unseen"] == pytest.approx(sum(unseen) / 3)
@@ -77,34 +100,61 @@ def test_answer_is_sorted_by_the_worst_and_says_it_in_words(three):
 def brief(root: Path, cities: list[str], gaps: dict[str, tuple[float, float]]) -> Results:
     """Of models trained for one epoch, with seen and unseen IoU as given."""
     make(root, cities, ("evaluate",))
-    write(root / "metrics/generalize.json", {"city": {c: {"seen": s, "unseen": u} for c, (s, u) in gaps.items()}})
+    write(
+        root / "metrics/generalize.json",
+        {"city": {c: {"seen": s, "unseen": u} for c, (s, u) in gaps.items()}},
+    )
     params = params_of(cities)
-    return Results(params.model_copy(update={"generalize": params.generalize.model_copy(update={"epochs": 1})}), root)
+    return Results(
+        params.model_copy(
+            update={"generalize": params.generalize.model_copy(update={"epochs": 1})}
+        ),
+        root,
+    )
 
 
 def test_models_trained_more_briefly_are_compared_with_their_equals_only(tmp_path):
-    """The city that a short training hardly learns is neither the lead's nor first: its IoU says nothing."""
+    """The city that a short training hardly learns is neither the lead's nor
+    first: its IoU says nothing.
+    """
     found = answer(
-        brief(tmp_path, ["easy", "hard", "slow"], {"easy": (0.7, 0.6), "hard": (0.7, 0.1), "slow": (0.01, 0.02)})
+        brief(
+            tmp_path,
+            ["easy", "hard", "slow"],
+            {"easy": (0.7, 0.6), "hard": (0.7, 0.1), "slow": (0.01, 0.02)},
+        )
     )
-    assert "A city like hard, never seen: 0.10, where an equally short training that saw it reaches 0.70." in found.lead
-    assert [city for city, _ in found.rows] == ["slow", "hard", "easy"]  # as the delivered model maps them
+    assert (
+        "A city like hard, never seen: 0.10, where an equally short training that saw it reaches "
+        "0.70." in found.lead
+    )
+    # as the delivered model maps them
+    assert [city for city, _ in found.rows] == ["slow", "hard", "easy"]
     assert dict(found.rows)["hard"]["unseen"].of == 0.7
     epochs = params_of([]).train.epochs
-    assert f"1, not {epochs} epochs" in next(kind.meaning for kind in found.kinds if kind.name == "unseen")
+    assert f"1, not {epochs} epochs" in next(
+        kind.meaning for kind in found.kinds if kind.name == "unseen"
+    )
 
 
 def test_a_gap_that_is_none_is_called_no_less(tmp_path):
     lead = answer(brief(tmp_path, ["here"], {"here": (0.30, 0.31)})).lead
-    assert "A city like here, never seen: 0.31, no less than an equally short training that saw it." in lead
+    assert (
+        "A city like here, never seen: 0.31, no less than an equally short training that saw it."
+        in lead
+    )
 
 
-@pytest.mark.parametrize(("radius", "said"), [("0.03399", "0.033 in length"), ("0.06745", "0.067 in length")])
+@pytest.mark.parametrize(
+    ("radius", "said"), [("0.03399", "0.033 in length"), ("0.06745", "0.067 in length")]
+)
 def test_a_proven_radius_is_rounded_down(tmp_path, radius, said):
     make(tmp_path, ["here"], ())
     row = {"clean": 0.8, "attacked": 0.6, "certified": 0.5}
     write(tmp_path / "metrics/certify.json", {"smoothing": {"city": {"here": {radius: row}}}})
-    assert f"up to {said} (ℓ2), 0.50 is proven" in answer(Results(params_of(["here"]), tmp_path)).lead
+    assert (
+        f"up to {said} (ℓ2), 0.50 is proven" in answer(Results(params_of(["here"]), tmp_path)).lead
+    )
 
 
 def test_where_there_is_no_interval_the_page_says_why(tmp_path):
@@ -117,7 +167,8 @@ def test_where_there_is_no_interval_the_page_says_why(tmp_path):
     report.run(params_of(["alone", "perfect", "known"]), tmp_path)
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert (
-        "None is shown of alone: a single test scene" in page and "None is shown of perfect: an IoU of 0 or 1" in page
+        "None is shown of alone: a single test scene" in page
+        and "None is shown of perfect: an IoU of 0 or 1" in page
     )
 
 
@@ -136,7 +187,9 @@ def test_an_estimate_that_does_not_beat_a_guess_says_so(three, tmp_path):
     metrics["label_free"]["mean_error"] |= {"thresholded": 0.3, "mean_unseen": 0.1}
     write(tmp_path / "metrics/generalize.json", metrics)
     report.run(params_of(["here", "there"]), tmp_path)
-    worse, better = ((root / "report/index.html").read_text(encoding="utf-8") for root in (tmp_path, three))
+    worse, better = (
+        (root / "report/index.html").read_text(encoding="utf-8") for root in (tmp_path, three)
+    )
     assert "no better than that guess" in worse and "no better than that guess" not in better
 
 
@@ -160,8 +213,14 @@ def test_names_stay_words_and_nothing_is_loaded(three):
         (("certify",), {"viewer", "unseen", "attack", "explained", "detail"}),
         (("explain",), {"answer", "viewer", "unseen", "attack", "certified", "detail"}),
         (("generalize",), {"viewer", "attack", "certified", "explained", "detail"}),
-        (("incremental",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
-        (("privacy",), {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"}),
+        (
+            ("incremental",),
+            {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"},
+        ),
+        (
+            ("privacy",),
+            {"answer", "viewer", "unseen", "attack", "certified", "explained", "detail"},
+        ),
     ],
 )
 def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
@@ -178,7 +237,9 @@ def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
     assert not (tmp_path / "report/index.html").exists()
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"no picture")], ids=["gone", "cut"]
+)
 def test_a_missing_or_damaged_picture_is_one_sentence(tmp_path, damage):
     make(tmp_path, ["here"], ("evaluate",))
     damage(tmp_path / "arrays/evaluate/maps/here/here-4.label.png")
@@ -206,8 +267,9 @@ def test_each_figure_of_the_page_is_a_file_for_plots(tmp_path):
     drawn = sorted((tmp_path / "figures").rglob("*.svg"))
     assert page.count('role="img"') >= len(drawn)
     assert {path.parent.name for path in drawn} >= {
-        "learning", "confidence-and-size", "every-attack", "randomised-smoothing", "convex-relaxation",
-        "lipschitz-network", "weather-light-and-camera", "adapting-without-labels", "learning-from-few-labels",
+        "learning", "confidence-and-size", "every-attack", "randomised-smoothing",
+        "convex-relaxation", "lipschitz-network", "weather-light-and-camera",
+        "adapting-without-labels", "learning-from-few-labels",
     }  # fmt: skip
     for path in drawn:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
@@ -229,19 +291,36 @@ def test_the_worst_and_the_best_scene_come_first_and_unmeasured_ones_last(tmp_pa
         for i in (0, 1):  # two more scenes, one without a building to score
             shutil.copy(folder / f"maps/here/here-4.{kind}", folder / f"maps/here/here-{i}.{kind}")
     scores = {"here-0": None, "here-1": 0.6, "here-4": 0.3, "here-5": 0.9}
-    write(folder / "scenes.json", [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()])
+    write(
+        folder / "scenes.json",
+        [{"city": "here", "scene": s, "iou": iou} for s, iou in scores.items()],
+    )
     params = params_of(["here"])
     params = params.model_copy(update={"report": params.report.model_copy(update={"scenes": 4})})
-    assert [p.scene for p in pictures(Results(params, tmp_path))] == ["here-4", "here-5", "here-1", "here-0"]
+    assert [p.scene for p in pictures(Results(params, tmp_path))] == [
+        "here-4",
+        "here-5",
+        "here-1",
+        "here-0",
+    ]
 
 
 def test_times_are_of_this_pipeline_a_row_a_stage(tmp_path):
     runs = [
         ("train", [], 225), *(("train", ["--without", city], 50) for city in "abc"),
-        ("train", ["--params", "other.yaml"], 600), ("evaluate", ["--model=m", "--out", "o.json"], 400),
+        ("train", ["--params", "other.yaml"], 600),
+        ("evaluate", ["--model=m", "--out", "o.json"], 400),
     ]  # fmt: skip
     lines = [
-        json.dumps({"verb": v, "arguments": a, "seconds": s, "finished": "2026-01-01T10:00", "hardware": "one core"})
+        json.dumps(
+            {
+                "verb": v,
+                "arguments": a,
+                "seconds": s,
+                "finished": "2026-01-01T10:00",
+                "hardware": "one core",
+            }
+        )
         for v, a, s in runs
     ]
     (tmp_path / ".work").mkdir()
@@ -251,25 +330,38 @@ def test_times_are_of_this_pipeline_a_row_a_stage(tmp_path):
 
 
 def test_certificates_and_attacks_are_drawn_as_the_steps_they_are():
-    """Between two radii the greater's certificate holds, and the less's attack: nothing in between is claimed."""
+    """Between two radii the greater's certificate holds, and the less's attack: nothing in
+    between is claimed.
+    """
     rows = {
         "1": Sandwich(clean=0.9, attacked=0.8, certified=0.6),
         "2": Sandwich(clean=0.9, attacked=0.7, certified=0.3),
     }
     drawn = charts.sandwich_lines(rows)
     at = {line.name: dict(zip(line.x, line.y, strict=True)) for line in drawn}
-    assert at["certified"] == {0: 0.6, 1: 0.6, 2: 0.3} and at["attacked"] == {0: 0.9, 1: 0.8, 2: 0.7}
-    assert {line.name: line.steps for line in drawn[1:]} == {"attacked": "steps-post", "certified": "steps-pre"}
+    assert at["certified"] == {0: 0.6, 1: 0.6, 2: 0.3} and at["attacked"] == {
+        0: 0.9,
+        1: 0.8,
+        2: 0.7,
+    }
+    assert {line.name: line.steps for line in drawn[1:]} == {
+        "attacked": "steps-post",
+        "certified": "steps-pre",
+    }
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="no git")
 def test_what_changed_since_the_commit(tmp_path):
-    """The answer's numbers that were there before, with their intervals; of a first run there is nothing to say."""
+    """The answer's numbers that were there before, with their intervals; of a first run there
+    is nothing to say.
+    """
 
     def told() -> str:
         report.run(params_of(["here", "there"]), tmp_path)
         text = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-        section = text.split('<section id="changes">')[1] if '<section id="changes">' in text else ""
+        section = (
+            text.split('<section id="changes">')[1] if '<section id="changes">' in text else ""
+        )
         return re.sub(r"<[^>]*>|\s+", " ", section.split("</section>")[0])
 
     make(tmp_path, ["here", "there"], ("evaluate",))
@@ -283,7 +375,9 @@ def test_what_changed_since_the_commit(tmp_path):
     (row,) = changes(Results(params_of(["here", "there"]), tmp_path)).rows
     assert (row.kind, row.city, row.beyond) == ("seen", "here", True)
     assert row.after.iou - row.before.iou == pytest.approx(-0.25)
-    assert "of 2 numbers of the answer 1;" in told() and "-0.250" in told() and "0.74–0.85" in told()
+    assert (
+        "of 2 numbers of the answer 1;" in told() and "-0.250" in told() and "0.74–0.85" in told()
+    )
     del metrics["city"]["here"], metrics["city"]["there"]
     write(tmp_path / "metrics/evaluate.json", metrics | {"city": {"elsewhere": {"iou": 0.5}}})
     assert told() == "", "other cities have no number to have changed from"
@@ -295,7 +389,11 @@ def test_a_commit_with_damaged_metrics_is_one_sentence(tmp_path):
     (tmp_path / "metrics/attack.json").write_text("<<<<<<< HEAD")
     commit(tmp_path)
     (tmp_path / "metrics/attack.json").unlink()
-    with pytest.raises(InputError, match=r"metrics/attack.json in the last commit is not valid JSON"):
+    with pytest.raises(
+        InputError,
+        match=r"metrics/attack.json in the last commit is not valid "
+        r"JSON",
+    ):
         changes(Results(params_of(["here"]), tmp_path))
 
 
@@ -304,7 +402,8 @@ def test_an_attacked_tile_is_shown_clean_attacked_and_erased_with_what_is_left_o
     tile = page.split('class="fooled"')[1].split('class="fooled"')[0]
     assert re.findall(r'data-state="(\w+)"', tile) == ["clean", "attacked", "erased"]
     ious = re.findall(r"</b>: IoU ([\d.]+)", tile)
-    assert ious == ["1.00", "0.00", "0.00"]  # of the factory's maps: the label, its opposite, nothing
+    # of the factory's maps: the label, its opposite, nothing
+    assert ious == ["1.00", "0.00", "0.00"]
     assert all(' alt="' in image for image in re.findall(r"<img[^>]*>", page))
 
 
@@ -314,7 +413,9 @@ def test_numbers_and_scenes_are_given_along(three):
     page = (three / "report/index.html").read_text(encoding="utf-8")
     given = dict(re.findall(r'<a download="([\w.]+)" href="data:[^"]*base64,([^"]+)"', page))
     rows = base64.b64decode(given["numbers.csv"]).decode().splitlines()
-    assert rows[0] == "city,kind,iou,low,high,of" and any(row.startswith("sunnyside,seen,0.8,") for row in rows)
+    assert rows[0] == "city,kind,iou,low,high,of" and any(
+        row.startswith("sunnyside,seen,0.8,") for row in rows
+    )
     (three / "scenes.gpkg").write_bytes(base64.b64decode(given["scenes.gpkg"]))
     scenes = geopandas.read_file(three / "scenes.gpkg")
     assert len(scenes) == 18 and scenes.set_index("scene").iou["sunnyside-5"] == pytest.approx(0.85)
@@ -322,7 +423,11 @@ def test_numbers_and_scenes_are_given_along(three):
 
 @pytest.fixture(scope="module")
 def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not program:
         pytest.skip("no Chromium to open the page in")
     api = pytest.importorskip("playwright.sync_api")
@@ -334,16 +439,23 @@ def chromium():
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
 def opened(chromium, request):
-    """A function that opens a report and gives its page, the messages of its console and its requests."""
+    """A function that opens a report and gives its page, the messages of its
+    console and its requests.
+    """
     width, height = request.param
-    context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=width < 500)
+    context = chromium.new_context(
+        viewport={"width": width, "height": height}, has_touch=width < 500
+    )
 
     def open_page(path: Path):
         page, noise = context.new_page(), []
         page.on("console", lambda m: noise.append(m.text))
         page.on("pageerror", lambda e: noise.append(str(e)))
         page.on("dialog", lambda d: (noise.append("a dialog"), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else noise.append(r.url))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith(("file:", "data:")) else noise.append(r.url),
+        )
         page.goto((path / "report/index.html").as_uri())
         return page, noise
 
@@ -355,7 +467,9 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
     page, noise = opened(three)
     for section in SECTIONS:
         assert page.locator(f"section#{section}").is_visible()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+        "the page scrolls sideways"
+    )
 
     shown = page.locator(".scene.shown")
     for layer in ("truth", "prediction", "errors", "confidence"):
@@ -365,13 +479,16 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
     assert shown.locator(".layer:visible").count() == 0 and shown.locator(".photo").is_visible()
 
     def scale() -> float:
-        return shown.locator(".canvas").evaluate("e => new DOMMatrix(getComputedStyle(e).transform).a")
+        return shown.locator(".canvas").evaluate(
+            "e => new DOMMatrix(getComputedStyle(e).transform).a"
+        )
 
     assert scale() == 1
     page.click("button[data-zoom=in]")
     assert scale() == pytest.approx(1.5)
     shown.locator(".spot").first.click()
-    assert scale() == pytest.approx(0.9 * 256 / 64, rel=0.02)  # a tile of 64 of the scene's 256 pixels fills the frame
+    # a tile of 64 of the scene's 256 pixels fills the frame
+    assert scale() == pytest.approx(0.9 * 256 / 64, rel=0.02)
     page.click("button[data-zoom=fit]")
     assert scale() == 1
 
@@ -385,11 +502,17 @@ def test_the_viewer_works_and_the_page_is_silent(opened, three):
 
     page.locator(".swipe").fill("50")
     assert "50%" in shown.locator(".layer:visible").evaluate("e => e.style.clipPath")
-    page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    page.locator("#map a").nth(2).evaluate(
+        "a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
     page.wait_for_function("document.querySelector('.scene.shown').id === location.hash.slice(1)")
     page.click("button[data-step='1']")
-    page.locator("#map a").nth(2).evaluate("a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))")
-    assert shown.get_attribute("id") == page.evaluate("location.hash.slice(1)"), "a second click chooses it again"
+    page.locator("#map a").nth(2).evaluate(
+        "a => a.dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    assert shown.get_attribute("id") == page.evaluate("location.hash.slice(1)"), (
+        "a second click chooses it again"
+    )
     assert noise == []
 
 
@@ -414,7 +537,9 @@ def test_a_jump_lands_where_it_says(opened, three):
     page.add_style_tag(content="html { scroll-behavior: auto !important }")
     page.click("nav a[href='#certified']")
     page.wait_for_timeout(300)
-    assert abs(page.evaluate("document.getElementById('certified').getBoundingClientRect().top")) < 60
+    assert (
+        abs(page.evaluate("document.getElementById('certified').getBoundingClientRect().top")) < 60
+    )
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(40, marks=pytest.mark.slow)])
@@ -430,7 +555,9 @@ def test_one_city_and_forty_fit_the_page(opened, few_or_many):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.locator("table.answer tbody tr").count() == count
     assert page.locator("table.answer tbody tr:visible").count() == min(count, 12)
-    assert page.evaluate("document.documentElement.scrollHeight") < 24000, "more than a reader scrolls through"
+    assert page.evaluate("document.documentElement.scrollHeight") < 24000, (
+        "more than a reader scrolls through"
+    )
     assert page.locator(".thumb").count() == 2 * count
     assert noise == [] and (root / "report/index.html").stat().st_size < 15e6
 
@@ -438,7 +565,10 @@ def test_one_city_and_forty_fit_the_page(opened, few_or_many):
 def test_a_failed_audit_is_red_and_ends_the_report_once_it_is_written(tmp_path):
     make(tmp_path, ["sunnyside"])
     metrics = json.loads((tmp_path / "metrics/attack.json").read_text())
-    write(tmp_path / "metrics/attack.json", metrics | {"audit": {"vanishes": False, "within_budget": True}})
+    write(
+        tmp_path / "metrics/attack.json",
+        metrics | {"audit": {"vanishes": False, "within_budget": True}},
+    )
     with pytest.raises(AuditFailed, match="vanishes.*attack.json"):
         report.run(params_of(["sunnyside"]), tmp_path)
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
@@ -452,8 +582,13 @@ def nothing(tree: object) -> object:
 
 
 def blanked(tree: dict, city: str) -> dict:
-    """Metrics of which every number under a city's name is null, as where its labels know no building."""
-    return {k: nothing(v) if k == city else blanked(v, city) if isinstance(v, dict) else v for k, v in tree.items()}
+    """Metrics of which every number under a city's name is null, as where its
+    labels know no building.
+    """
+    return {
+        k: nothing(v) if k == city else blanked(v, city) if isinstance(v, dict) else v
+        for k, v in tree.items()
+    }
 
 
 def test_a_city_without_buildings_is_dashes_and_in_no_mean(tmp_path):
@@ -463,13 +598,25 @@ def test_a_city_without_buildings_is_dashes_and_in_no_mean(tmp_path):
         path = tmp_path / f"metrics/{stage}.json"
         metrics = blanked(json.loads(path.read_text()), "field")
         if stage == "generalize":
-            for table in (metrics["city"], metrics["label_free"]["city"], metrics["robustness"]["city"]):
+            for table in (
+                metrics["city"],
+                metrics["label_free"]["city"],
+                metrics["robustness"]["city"],
+            ):
                 del table["field"]
         write(path, metrics)
     report.run(params_of(cities), tmp_path)
-    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "metrics/report").iterdir()}
+    rows = {
+        path.stem: json.loads(path.read_text()) for path in (tmp_path / "metrics/report").iterdir()
+    }
     assert set(rows) == {"town", "mean_city"} and rows["mean_city"] == rows["town"]
-    assert "nan" not in (tmp_path / "report/index.html").read_text(encoding="utf-8").lower().split("<style>")[0]
+    assert (
+        "nan"
+        not in (tmp_path / "report/index.html")
+        .read_text(encoding="utf-8")
+        .lower()
+        .split("<style>")[0]
+    )
 
 
 def test_several_classes_have_an_iou_each(tmp_path):
@@ -480,4 +627,7 @@ def test_several_classes_have_an_iou_each(tmp_path):
     write(path, metrics)
     report.run(params_of(["town", "field"]), tmp_path)
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert all(f'<th scope="col">IoU of class {k}</th>' in page for k in (1, 2)) and "<td>0.123</td><td>–</td>" in page
+    assert (
+        all(f'<th scope="col">IoU of class {k}</th>' in page for k in (1, 2))
+        and "<td>0.123</td><td>–</td>" in page
+    )

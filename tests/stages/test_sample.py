@@ -1,4 +1,6 @@
-"""sample, assess and adapt as a labeller meets them: draw, edit the GeoPackage with other programs, read it back."""
+"""sample, assess and adapt as a labeller meets them: draw, edit the GeoPackage with other
+programs, read it back.
+"""
 
 import json
 import shutil
@@ -55,8 +57,12 @@ def test_what_is_written_opens_in_a_gis(city):
     assert (frames.inclusion > 0).all() and (frames.inclusion <= 1).all()
     assert buildings.within(frames.union_all().buffer(1e-6)).all()
     with sqlite3.connect(path) as database:
-        styles = dict(database.execute("SELECT f_table_name, styleQML FROM layer_styles WHERE useAsDefault"))
-    assert set(styles) == {"frames", "buildings"} and all(qml.startswith("<!DOCTYPE qgis") for qml in styles.values())
+        styles = dict(
+            database.execute("SELECT f_table_name, styleQML FROM layer_styles WHERE useAsDefault")
+        )
+    assert set(styles) == {"frames", "buildings"} and all(
+        qml.startswith("<!DOCTYPE qgis") for qml in styles.values()
+    )
     for _, frame in frames.iterrows():
         with rasterio.open(city / frame.image) as image:
             assert image.crs == CRS and shapely.box(*image.bounds).covers(frame.geometry)
@@ -74,7 +80,14 @@ def test_the_same_seed_draws_the_same_frames_and_another_seed_others(drawn, tmp_
 
 @pytest.mark.parametrize("strategy", ["active", "core_set", "random"])
 def test_frames_drawn_to_learn_from_cannot_be_assessed(drawn, tmp_path, truth, strategy):
-    sample.run(drawn / "model", [str(drawn / "town.tif")], tmp_path / "CITY", tiles=8, side=64, strategy=strategy)
+    sample.run(
+        drawn / "model",
+        [str(drawn / "town.tif")],
+        tmp_path / "CITY",
+        tiles=8,
+        side=64,
+        strategy=strategy,
+    )
     assert len(set(survey.load(tmp_path / "CITY").drawn)) == 8
     labelled(tmp_path / "CITY", truth)
     with pytest.raises(InputError, match="drawn to learn from .*no weight"):
@@ -100,7 +113,9 @@ def test_every_frame_labelled_leaves_no_doubt(drawn, tmp_path, truth):
     tp, fp, fn = map_counts(town()[0], truth)
     for road in ("assisted", "plain"):
         iou = assess.run(tmp_path / "CITY")[road]["iou"]
-        np.testing.assert_allclose([iou["value"], iou["low"], iou["high"]], tp / (tp + fp + fn), atol=1e-3)
+        np.testing.assert_allclose(
+            [iou["value"], iou["low"], iou["high"]], tp / (tp + fp + fn), atol=1e-3
+        )
 
 
 def of_labellers(polygons: list) -> gpd.GeoDataFrame:
@@ -123,11 +138,15 @@ sys.stdin.read()
 
 
 def test_edited_through_ogr_in_wal_mode_as_qgis_does(city, truth):
-    """While QGIS holds the file open its changes lie in the write-ahead log: one building is deleted, one added."""
+    """While QGIS holds the file open its changes lie in the write-ahead log: one building is
+    deleted, one added.
+    """
     labelled(city, truth)
     path = city / LABELS
     drawn = survey.load(city)
-    before = dict(zip((drawn.number(i) for i in drawn.drawn), geopackage.read(drawn).masks, strict=True))
+    before = dict(
+        zip((drawn.number(i) for i in drawn.drawn), geopackage.read(drawn).masks, strict=True)
+    )
     frame = max(before, key=lambda number: before[number].sum())
     place = gpd.read_file(path, layer="frames").set_index("frame").geometry[frame]
     buildings = pyogrio.read_dataframe(path, layer="buildings", fid_as_index=True)
@@ -135,7 +154,9 @@ def test_edited_through_ogr_in_wal_mode_as_qgis_does(city, truth):
     held = [sys.executable, "-c", HELD_OPEN, str(path), *(str(i) for i in gone)]
     editor = subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert editor.stdout.readline() == "deleted\n"
-    corner = shapely.box(place.bounds[0], place.bounds[1], place.bounds[0] + 10, place.bounds[1] + 5)
+    corner = shapely.box(
+        place.bounds[0], place.bounds[1], place.bounds[0] + 10, place.bounds[1] + 5
+    )
     added = gpd.GeoDataFrame({"label": [1]}, geometry=[shapely.MultiPolygon([corner])], crs=CRS)
     pyogrio.set_gdal_config_options({"OGR_SQLITE_JOURNAL": "WAL"})
     try:
@@ -159,7 +180,8 @@ def test_split_added_and_holed_polygons_are_their_area(city, truth):
     left, bottom, right, top = largest.bounds
     middle = np.floor(left + right) / 2
     halves = [
-        largest.intersection(shapely.box(*b)) for b in ((left, bottom, middle, top), (middle, bottom, right, top))
+        largest.intersection(shapely.box(*b))
+        for b in ((left, bottom, middle, top), (middle, bottom, right, top))
     ]
     split = buildings.drop(buildings.area.idxmax())
     split = of_labellers([*split.geometry, *halves])
@@ -206,7 +228,8 @@ def test_frames_left_alone_wait_and_unusable_ones_are_stood_for(city, truth, cap
     both = [*kept.geometry, *draft[draft.frame == 12].geometry]
     of_labellers(both).to_file(city / LABELS, layer="buildings", driver="GPKG")
     status = {12: "to do", 3: "unusable"}
-    edit_frames(city, lambda f: f.assign(status=f.frame.map(status).fillna("Done ")))  # however it is capitalised
+    # however it is capitalised
+    edit_frames(city, lambda f: f.assign(status=f.frame.map(status).fillna("Done ")))
     found = assess.run(city)
     assert found["labelled"] == 10 and found["unusable"] == 1
     said = capsys.readouterr().out
@@ -230,7 +253,10 @@ def test_what_is_wrong_with_frames_is_one_sentence(city, truth, sentence):
         edit_frames(
             city,
             lambda f: f.set_geometry(
-                [g if n != 1 else shapely.affinity.translate(g, 3) for n, g in zip(f.frame, f.geometry, strict=True)]
+                [
+                    g if n != 1 else shapely.affinity.translate(g, 3)
+                    for n, g in zip(f.frame, f.geometry, strict=True)
+                ]
             ),
         )
     else:
@@ -250,7 +276,9 @@ def test_another_crs_is_brought_back_and_said(city, truth, capsys):
         )
     moved = assess.run(city)
     assert "brought back" in capsys.readouterr().out
-    assert moved["assisted"]["iou"]["value"] == pytest.approx(straight["assisted"]["iou"]["value"], abs=1e-3)
+    assert moved["assisted"]["iou"]["value"] == pytest.approx(
+        straight["assisted"]["iou"]["value"], abs=1e-3
+    )
 
 
 def test_polygons_beside_the_frames_are_clipped_and_counted(city, truth):

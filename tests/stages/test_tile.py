@@ -33,7 +33,11 @@ def parameters(cities=("town",), classes=1, **options):
     train |= {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "crop": 32}
     options = {"gsd": 0.5, "size": 32, "workers": 1} | options
     return parse_params(
-        {"fetch": {"source": "demo", "path": "-", "cities": list(cities)}, "tile": options, "train": train}
+        {
+            "fetch": {"source": "demo", "path": "-", "cities": list(cities)},
+            "tile": options,
+            "train": train,
+        }
     )
 
 
@@ -44,8 +48,8 @@ def raster(path, pixels, crs=CRS, transform=None, index=0, **profile):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with rasterio.open(
-            path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs=crs,
-            transform=transform, **profile,
+            path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype,
+            crs=crs, transform=transform, **profile,
         ) as dataset:  # fmt: skip
             dataset.write(pixels)
     return str(path)
@@ -86,7 +90,9 @@ def town(tmp_path):
 
 
 def test_scenes_at_their_own_gsd_are_stored_byte_for_byte_once(town):
-    pixels = [(noise(3, 40 + i, 50, seed=i), noise(40 + i, 50, high=3, seed=i) % 2) for i in range(5)]
+    pixels = [
+        (noise(3, 40 + i, 50, seed=i), noise(40 + i, 50, high=3, seed=i) % 2) for i in range(5)
+    ]
     for image, label in pixels:
         town.add(image, label)
     tiles = town.tiles()
@@ -97,7 +103,10 @@ def test_scenes_at_their_own_gsd_are_stored_byte_for_byte_once(town):
         assert np.array_equal(tiles.image(region), np.moveaxis(image, 0, 2))
         assert np.array_equal(tiles.label(region), label)
         with rasterio.open(town.scenes[int(region.parent[-1])].image) as dataset:
-            assert tuple(dataset.transform)[:6] == region.transform and region.crs == dataset.crs.to_string()
+            assert (
+                tuple(dataset.transform)[:6] == region.transform
+                and region.crs == dataset.crs.to_string()
+            )
 
 
 @settings(deadline=None, max_examples=8)
@@ -106,15 +115,20 @@ def test_scenes_at_their_own_gsd_are_stored_byte_for_byte_once(town):
     st.integers(250, 320), st.integers(40, 80), st.booleans(), st.sampled_from([None, 0, 20]),
     st.sampled_from([0.4, 0.5]),
 )  # fmt: skip
-def test_blocks_of_one_scene_never_share_a_pixel_nor_its_margin(tmp_path_factory, long, short, tall, margin, gsd):
+def test_blocks_of_one_scene_never_share_a_pixel_nor_its_margin(
+    tmp_path_factory, long, short, tall, margin, gsd
+):
     town = Town(tmp_path_factory.mktemp("blocks"))
-    where = np.stack(np.meshgrid(np.arange(long), np.arange(short), indexing="ij"))  # every pixel tells its place
+    # every pixel tells its place
+    where = np.stack(np.meshgrid(np.arange(long), np.arange(short), indexing="ij"))
     image = np.stack([where[0] // 256, where[0] % 256, where[1]]).astype(np.uint8)
     label = np.zeros((long, short), np.uint8)
     image, label = (image, label) if tall else (image.transpose(0, 2, 1), label.T)
     tiles = town.add(image, label).tiles(margin=margin, gsd=gsd)
     assert {r.split for r in tiles.regions} == {"train", "validation", "test"}
-    assert {r.name for r in tiles.regions} == {f"town0/{split}" for split in ("train", "validation", "test")}
+    assert {r.name for r in tiles.regions} == {
+        f"town0/{split}" for split in ("train", "validation", "test")
+    }
     axis = 1 if tall else 0
     asked = (32 if margin is None else margin) * abs(tiles.regions[0].transform[4 * axis])
     spans = sorted((r.grid.bounds[axis], r.grid.bounds[axis + 2], r.split) for r in tiles.regions)
@@ -127,7 +141,11 @@ def test_blocks_of_one_scene_never_share_a_pixel_nor_its_margin(tmp_path_factory
 
 
 def test_a_scene_too_small_for_blocks_says_what_to_lower(town):
-    with pytest.raises(InputError, match=r"town0 has 150 pixels at 0.5 m.*lower tile.gsd or tile.margin"):
+    with pytest.raises(
+        InputError,
+        match=r"town0 has 150 pixels at 0.5 m.*lower tile.gsd or "
+        r"tile.margin",
+    ):
         town.add(noise(3, 150, 100), noise(150, 100, high=2)).tiles()
 
 
@@ -146,8 +164,14 @@ def test_blocks_are_cut_where_the_data_are(town, tall):
 def test_a_split_without_a_pixel_or_a_building(town, capsys):
     empty = np.full((40, 40), IGNORE, np.uint8)
     for split in ("train", "validation", "test"):
-        town.add(noise(3, 40, 40), empty if split == "test" else np.ones((40, 40), np.uint8), split=split)
-    with pytest.raises(InputError, match=r"town: its test split \(town2\) has no pixel with both data and a label"):
+        town.add(
+            noise(3, 40, 40), empty if split == "test" else np.ones((40, 40), np.uint8), split=split
+        )
+    with pytest.raises(
+        InputError,
+        match=r"town: its test split \(town2\) has no pixel with both "
+        r"data and a label",
+    ):
         town.tiles()
     raster(town.folder / "town2.label.tif", np.zeros((40, 40), np.uint8), index=2)
     town.tiles()
@@ -164,7 +188,9 @@ def test_official_splits_are_honoured(town):
 
 def three(town, *images, labels=None, **options):
     """Three scenes, one a split, so that every one is tiled whole."""
-    for image, split in zip(images * 3 if len(images) == 1 else images, ("train", "validation", "test"), strict=True):
+    for image, split in zip(
+        images * 3 if len(images) == 1 else images, ("train", "validation", "test"), strict=True
+    ):
         label = None if labels else np.zeros(image.shape[-2:], np.uint8)
         town.add(image, label, split=split, labels=labels, **options)
     return town
@@ -181,13 +207,17 @@ def test_nodata_becomes_ignore_and_black(town):
 
 
 def test_sixteen_bits_are_scaled_alike_in_every_scene(town):
-    bright, dark = noise(3, 64, 64, high=4000, dtype=np.uint16), noise(3, 64, 64, high=400, dtype=np.uint16)
+    bright, dark = (
+        noise(3, 64, 64, high=4000, dtype=np.uint16),
+        noise(3, 64, 64, high=400, dtype=np.uint16),
+    )
     tiles = three(town, bright, dark, bright // 2).tiles()
     low, high = tiles.about["range"]
     for region, pixels in zip(tiles.regions, (bright, dark, bright // 2), strict=True):
         expected = np.rint(np.clip((pixels.astype(float) - low) / (high - low), 0, 1) * 255)
         assert np.abs(np.moveaxis(tiles.image(region), 2, 0) - expected).max() <= 1
-    assert tiles.image(tiles.regions[1]).mean() < 0.3 * tiles.image(tiles.regions[0]).mean()  # dark stays dark
+    # dark stays dark
+    assert tiles.image(tiles.regions[1]).mean() < 0.3 * tiles.image(tiles.regions[0]).mean()
 
 
 def test_reflectance_beside_counts_is_not_black(town, capsys):
@@ -195,13 +225,22 @@ def test_reflectance_beside_counts_is_not_black(town, capsys):
     tiles = three(town, counts, counts // 2, (counts / 4000).astype(np.float32)).tiles()
     means = [tiles.image(region).mean() for region in tiles.regions]
     assert means[2] == pytest.approx(means[0], rel=0.05) and means[1] < 0.6 * means[0]
-    assert "town2: other units than in the other scenes" in " ".join(capsys.readouterr().out.split())
+    assert "town2: other units than in the other scenes" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_stated_range_that_fits_no_value_is_said(tmp_path, capsys):
     eight_bits = noise(3, 40, 40)
-    three(Town(tmp_path, range=(0, 4000)), eight_bits.astype(np.uint16) * 15, eight_bits, eight_bits * 0.5).tiles()
-    assert "town1, town2: values far from fetch.overrides.town.range" in " ".join(capsys.readouterr().out.split())
+    three(
+        Town(tmp_path, range=(0, 4000)),
+        eight_bits.astype(np.uint16) * 15,
+        eight_bits,
+        eight_bits * 0.5,
+    ).tiles()
+    assert "town1, town2: values far from fetch.overrides.town.range" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_bands_are_read_where_each_scene_declares_its_colours(town, capsys):
@@ -212,7 +251,9 @@ def test_bands_are_read_where_each_scene_declares_its_colours(town, capsys):
     tiles = town.tiles()
     assert all(np.array_equal(tiles.image(r), np.moveaxis(image, 0, 2)) for r in tiles.regions)
     assert tiles.about["bands"] == [1, 2, 3]
-    assert "town0: red, green and blue are declared in another order" in " ".join(capsys.readouterr().out.split())
+    assert "town0: red, green and blue are declared in another order" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_building_everywhere_is_said(town, capsys):
@@ -229,7 +270,9 @@ def test_shared_ground_is_found_across_the_antimeridian(town, capsys):
     for west, split in ((179.9999, "train"), (179.9, "validation"), (-179.99995, "test")):
         town.add(noise(3, 40, 60), np.zeros((40, 60), np.uint8), split=split, **at(west))
     tiles = town.tiles()
-    assert "town0 (train) and town2 (test) share 50 % of their ground" in " ".join(capsys.readouterr().out.split())
+    assert "town0 (train) and town2 (test) share 50 % of their ground" in " ".join(
+        capsys.readouterr().out.split()
+    )
     frame = geopandas.read_parquet(tiles.folder / "tiles.parquet")
     assert shapely.area(frame.geometry.to_numpy()).max() < 1e-6  # no tile reaches round the Earth
 
@@ -243,7 +286,9 @@ def test_a_declared_range_and_bands_are_used(tmp_path):
 
 
 def footprints(path, *shapes, crs=CRS, **columns):
-    geopandas.GeoDataFrame(columns, geometry=list(shapes), crs=crs).to_crs("EPSG:4326").to_file(path)
+    geopandas.GeoDataFrame(columns, geometry=list(shapes), crs=crs).to_crs("EPSG:4326").to_file(
+        path
+    )
     return str(path)
 
 
@@ -261,7 +306,11 @@ def test_footprints_land_on_their_pixels(town, tmp_path):
     expected = np.zeros((40, 40), np.uint8)
     expected[5:15, 10:20], expected[30:, :5] = 2, 1
     assert np.array_equal(first, expected)
-    assert (second == IGNORE).sum() == 25 and (second[25:30, 25:30] == IGNORE).all() and not third.any()
+    assert (
+        (second == IGNORE).sum() == 25
+        and (second[25:30, 25:30] == IGNORE).all()
+        and not third.any()
+    )
     with pytest.raises(InputError, match="label 2"):
         town.tiles(classes=1)
 
@@ -272,30 +321,49 @@ def test_groups_of_footprints_land_on_their_buildings(town, tmp_path):
         return shapely.box(x + left / 2, y - 10, x + left / 2 + 5, y - 5)
 
     vectors = footprints(
-        tmp_path / "buildings.gpkg", box(2, 0), box(20, 0), box(2, 1), box(20, 1), income=["low", "high", None, "low"]
+        tmp_path / "buildings.gpkg",
+        box(2, 0),
+        box(20, 0),
+        box(2, 1),
+        box(20, 1),
+        income=["low", "high", None, "low"],
     )
     town.facts = {"groups": "income"}
     tiles = three(town, noise(3, 40, 40), labels=vectors).tiles()
     assert tiles.group_names == ["high", "low"]
     first, second, third = (tiles.groups(region) for region in tiles.regions)
-    assert (first[10:20, 2:12] == 2).all() and (first[10:20, 20:30] == 1).all() and (first > 0).sum() == 200
+    assert (
+        (first[10:20, 2:12] == 2).all()
+        and (first[10:20, 20:30] == 1).all()
+        and (first > 0).sum() == 200
+    )
     assert (second > 0).sum() == 100 and not third.any()
-    assert (tiles.label(tiles.regions[1]) == 1).sum() == 200  # a building of no group is one all the same
+    # a building of no group is one all the same
+    assert (tiles.label(tiles.regions[1]) == 1).sum() == 200
 
 
 def test_values_are_no_groups(town, tmp_path):
-    boxes = [shapely.box(CORNER[0] + i, CORNER[1] - 2, CORNER[0] + i + 0.5, CORNER[1] - 1) for i in range(21)]
+    boxes = [
+        shapely.box(CORNER[0] + i, CORNER[1] - 2, CORNER[0] + i + 0.5, CORNER[1] - 1)
+        for i in range(21)
+    ]
     vectors = footprints(tmp_path / "buildings.gpkg", *boxes, income=[1.5 * i for i in range(21)])
     town.facts = {"groups": "income"}
     three(town, noise(3, 40, 40), labels=vectors)
-    with pytest.raises(InputError, match=r"column income holds 21 values; bring them into at most 20 groups"):
+    with pytest.raises(
+        InputError,
+        match=r"column income holds 21 values; bring them into at most "
+        r"20 groups",
+    ):
         town.tiles()
     assert not (tmp_path / "tiles" / "town").exists()
 
 
 def test_a_south_up_scene_equals_its_north_up_twin(town, tmp_path):
     image = noise(3, 48, 64)
-    shape = shapely.Polygon([(CORNER[0] + x / 2, CORNER[1] - y / 2) for x, y in [(5, 5), (40, 11), (33, 30), (9, 41)]])
+    shape = shapely.Polygon(
+        [(CORNER[0] + x / 2, CORNER[1] - y / 2) for x, y in [(5, 5), (40, 11), (33, 30), (9, 41)]]
+    )
     north = Affine(0.5, 0, CORNER[0], 0, -0.5, CORNER[1])
     south = Affine(0.5, 0, CORNER[0], 0, 0.5, CORNER[1] - 24)
     vectors = footprints(tmp_path / "buildings.geojson", shape)
@@ -332,13 +400,30 @@ def test_windows_workers_and_memory_change_no_byte(tmp_path, monkeypatch):
 
 
 def test_memory_bounds_the_windows_not_the_scene(town, monkeypatch):
-    """A sparse scene of 6000×6000: no window read holds more than the budget, whatever the scene's size."""
+    """A sparse scene of 6000×6000: no window read holds more than the budget,
+    whatever the scene's size.
+    """
     path = town.folder / "wide.tif"
-    profile = {"driver": "GTiff", "count": 3, "height": 6000, "width": 6000, "dtype": "uint8", "crs": CRS}
-    profile |= {"transform": Affine(0.5, 0, *CORNER[:1], 0, -0.5, CORNER[1]), "sparse_ok": True, "tiled": True}
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": 6000,
+        "width": 6000,
+        "dtype": "uint8",
+        "crs": CRS,
+    }
+    profile |= {
+        "transform": Affine(0.5, 0, *CORNER[:1], 0, -0.5, CORNER[1]),
+        "sparse_ok": True,
+        "tiled": True,
+    }
     with rasterio.open(path, "w", **profile) as dataset:
         dataset.write(noise(3, 256, 256), window=((0, 256), (0, 256)))
-    town.scenes.append(Scene("wide", str(path), footprints(town.folder / "b.gpkg", shapely.box(0, 0, 1, 1)), "train"))
+    town.scenes.append(
+        Scene(
+            "wide", str(path), footprints(town.folder / "b.gpkg", shapely.box(0, 0, 1, 1)), "train"
+        )
+    )
     seen = []
     read = Raster._read
 
@@ -372,7 +457,9 @@ def test_an_unchanged_city_is_kept_and_a_new_one_leaves_it_alone(tmp_path, capsy
 
 
 def test_a_city_without_crs_uses_its_declared_gsd(tmp_path):
-    tiles = three(Town(tmp_path, gsd=0.25), noise(3, 64, 64), crs=None, transform=Affine.identity()).tiles()
+    tiles = three(
+        Town(tmp_path, gsd=0.25), noise(3, 64, 64), crs=None, transform=Affine.identity()
+    ).tiles()
     assert all(r.crs is None and r.height == 32 and r.transform[0] == 2 for r in tiles.regions)
     assert geopandas.read_parquet(tiles.folder / "tiles.parquet").geometry.isna().all()
 
@@ -380,9 +467,18 @@ def test_a_city_without_crs_uses_its_declared_gsd(tmp_path):
 BAD = {
     "CRS missing": (dict(image=noise(3, 40, 40), crs=None), "scene town0: .*no CRS"),
     "one band": (dict(image=noise(1, 40, 40)), r"scene town0: .*has 1 band, but band 3"),
-    "label size": (dict(image=noise(3, 40, 40), label=noise(30, 40, high=2)), "scene town0: .*sizes must agree"),
-    "label value": (dict(image=noise(3, 40, 40), label=noise(40, 40, high=9)), "scene town0: .*labels hold"),
-    "all nodata": (dict(image=np.zeros((3, 40, 40), np.uint8), nodata=0), "town: scene town0 is nodata everywhere"),
+    "label size": (
+        dict(image=noise(3, 40, 40), label=noise(30, 40, high=2)),
+        "scene town0: .*sizes must agree",
+    ),
+    "label value": (
+        dict(image=noise(3, 40, 40), label=noise(40, 40, high=9)),
+        "scene town0: .*labels hold",
+    ),
+    "all nodata": (
+        dict(image=np.zeros((3, 40, 40), np.uint8), nodata=0),
+        "town: scene town0 is nodata everywhere",
+    ),
 }
 
 
@@ -433,10 +529,17 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     ]
     write_city(tmp_path / "scenes/montenegro", City("montenegro", "folder", scenes))
     tile.run(
-        parameters(["montenegro"], gsd=0.6, size=64, workers=2), "montenegro", tmp_path / "scenes", tmp_path / "tiles"
+        parameters(["montenegro"], gsd=0.6, size=64, workers=2),
+        "montenegro",
+        tmp_path / "scenes",
+        tmp_path / "tiles",
     )
     tiles = CityTiles(tmp_path / "tiles/montenegro")
-    assert len(tiles.regions) == 12 and {r.split for r in tiles.regions} == {"train", "validation", "test"}
+    assert len(tiles.regions) == 12 and {r.split for r in tiles.regions} == {
+        "train",
+        "validation",
+        "test",
+    }
     about = json.loads((tiles.folder / "regions.json").read_text())["statistics"]
     assert 0.18 < about["building"] < 0.26 and about["ignored"] == 0
     assert about["native_gsd"] == pytest.approx([0.35, 0.35], rel=1e-3)
@@ -447,7 +550,8 @@ def test_montenegro_end_to_end(shared_cities, tmp_path):
     ground, drawn = frame.to_crs(utm), buildings.to_crs(utm).geometry.make_valid()
     covered = shapely.intersection(shapely.union_all(drawn), ground.geometry.to_numpy())
     pixels = (frame["building"] * frame["valid"]).to_numpy() * 64**2 * 0.6**2
-    assert np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2  # square metres, tile by tile
+    # square metres, tile by tile
+    assert np.abs(shapely.area(covered) - pixels).max() < 0.05 * (64 * 0.6) ** 2
     assert pixels.sum() == pytest.approx(shapely.area(covered).sum(), rel=0.01)
 
 
@@ -459,6 +563,9 @@ def test_houses_wall_to_wall_stay_houses(town, tmp_path):
     tiles = three(town, noise(3, 160, 160), labels=vectors).tiles()
     region = tiles.regions[0]
     found = tiles.instances(region)
-    assert np.bincount(found.ravel())[1:].tolist() == [16 * 24] * 3 and tiles.numbers(region).max() <= 4
+    assert (
+        np.bincount(found.ravel())[1:].tolist() == [16 * 24] * 3
+        and tiles.numbers(region).max() <= 4
+    )
     (tiles.folder / "numbers.npy").unlink()  # as older tiles are
     assert CityTiles(tiles.folder).instances(region).max() == 1

@@ -13,14 +13,22 @@ from pipeline.tiles.instances import NEAR, contacts, instances, number_apart
 
 def houses(rows: int = 6, columns: int = 8, side: int = 10) -> np.ndarray:
     """A grid of square houses, wall to wall."""
-    return np.array([shapely.box(x, y, x + side, y + side)
-                     for y in range(0, rows * side, side) for x in range(0, columns * side, side)], object)  # fmt: skip
+    return np.array(
+        [
+            shapely.box(x, y, x + side, y + side)
+            for y in range(0, rows * side, side)
+            for x in range(0, columns * side, side)
+        ],
+        object,
+    )
 
 
 def test_neighbours_bear_different_numbers_and_few_are_needed():
     polygons = houses()
     numbers = number_apart(polygons, NEAR)
-    near = shapely.dwithin(polygons[:, None], polygons[None], NEAR) & ~np.eye(len(polygons), dtype=bool)
+    near = shapely.dwithin(polygons[:, None], polygons[None], NEAR) & ~np.eye(
+        len(polygons), dtype=bool
+    )
     assert not (near & (numbers[:, None] == numbers[None])).any()
     assert numbers.min() == 1 and numbers.max() <= near.sum(1).max() + 1
     assert not len(number_apart(np.empty(0, object), NEAR))
@@ -34,7 +42,9 @@ def test_more_neighbours_than_numbers_is_no_error():
 def test_footprints_that_touch_are_instances_whatever_the_windows():
     polygons, labels = houses(), np.ones(48, np.uint8)
     labels[5] = IGNORE
-    reader = VectorLabels(polygons, labels, Grid(64, 84, Affine.identity()), 1, numbers=number_apart(polygons, NEAR))
+    reader = VectorLabels(
+        polygons, labels, Grid(64, 84, Affine.identity()), 1, numbers=number_apart(polygons, NEAR)
+    )
     whole = reader.read_numbered(next(iter(windows(64, 84, 10**6))))
     for window in windows(64, 84, 900):
         for part, layer in zip(reader.read_numbered(window), whole, strict=True):

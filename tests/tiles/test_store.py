@@ -9,7 +9,15 @@ from hypothesis.extra import numpy as arrays
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Window
 from pipeline.labels import IGNORE
-from pipeline.tiles.store import CityTiles, Region, allocate, count_tiles, write_index, write_window, written_label
+from pipeline.tiles.store import (
+    CityTiles,
+    Region,
+    allocate,
+    count_tiles,
+    write_index,
+    write_window,
+    written_label,
+)
 
 SIZE, CHANNELS = 32, 3
 SHAPES = {"north": (70, 50, "train"), "south": (20, 90, "train"), "east": (64, 32, "test")}
@@ -17,7 +25,9 @@ SHAPES = {"north": (70, 50, "train"), "south": (20, 90, "train"), "east": (64, 3
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory):
-    """A city of three regions of random pixels: the folder, and the (image, label) of every region."""
+    """A city of three regions of random pixels: the folder, and the (image,
+    label) of every region.
+    """
     folder, rng = tmp_path_factory.mktemp("tiles") / "town", np.random.default_rng(0)
     folder.mkdir()
     regions, offset = [], 0
@@ -37,7 +47,8 @@ def city(tmp_path_factory):
             Window(15, 0, shape[0] - 15, 11),
             Window(15, 11, shape[0] - 15, shape[1] - 11),
         ):
-            write_window(folder, region, window, image[window.slices], label[window.slices])  # whole rows, and parts
+            # whole rows, and parts
+            write_window(folder, region, window, image[window.slices], label[window.slices])
         assert np.array_equal(written_label(folder, region), label)
     about = {"city": "town", "gsd": 0.5, "size": SIZE, "channels": CHANNELS, "classes": 1}
     write_index(folder, about, regions, [count_tiles(label, SIZE) for _, label in pixels])
@@ -46,10 +57,20 @@ def city(tmp_path_factory):
 
 def test_what_is_written_is_read(city):
     tiles = CityTiles(city[0])
-    assert (tiles.city, tiles.gsd, tiles.size, tiles.channels, tiles.classes) == ("town", 0.5, SIZE, CHANNELS, 1)
-    assert [r.name for r in tiles.of_split("train")] == ["north", "south"] and tiles.of_split("validation") == []
+    assert (tiles.city, tiles.gsd, tiles.size, tiles.channels, tiles.classes) == (
+        "town",
+        0.5,
+        SIZE,
+        CHANNELS,
+        1,
+    )
+    assert [r.name for r in tiles.of_split("train")] == ["north", "south"] and tiles.of_split(
+        "validation"
+    ) == []
     for region, (image, label) in zip(tiles.regions, city[1], strict=True):
-        assert np.array_equal(tiles.image(region), image) and np.array_equal(tiles.label(region), label)
+        assert np.array_equal(tiles.image(region), image) and np.array_equal(
+            tiles.label(region), label
+        )
         assert not tiles.image(region).flags.owndata and not tiles.image(region).flags.writeable
 
 
@@ -60,7 +81,9 @@ def test_counts_equal_a_loop_over_tiles(label, size):
     building, valid = count_tiles(label, size)
     for i, j in np.ndindex(building.shape):
         tile = label[i * size : (i + 1) * size, j * size : (j + 1) * size]
-        assert building[i, j] == np.isin(tile, [1, 2]).sum() and valid[i, j] == (tile != IGNORE).sum()
+        assert (
+            building[i, j] == np.isin(tile, [1, 2]).sum() and valid[i, j] == (tile != IGNORE).sum()
+        )
     assert valid.sum() == (label != IGNORE).sum()
 
 
@@ -72,7 +95,8 @@ def test_table_says_what_the_arrays_hold(city):
         label = tiles.label(tiles.regions[table["region"][i]])
         row, column = table["row"][i], table["column"][i]
         tile = label[row : row + SIZE, column : column + SIZE]
-        assert table["valid"][i] == pytest.approx((tile != IGNORE).sum() / SIZE**2)  # what sticks out is not valid
+        # what sticks out is not valid
+        assert table["valid"][i] == pytest.approx((tile != IGNORE).sum() / SIZE**2)
         assert table["building"][i] == pytest.approx((tile == 1).sum() / (tile != IGNORE).sum())
         assert table["split"][i] == tiles.regions[table["region"][i]].split
 
@@ -83,7 +107,10 @@ def test_footprints_cover_the_regions_ground_once(city):
     for index, group in frame.to_crs("EPSG:32633").groupby("region"):
         height, width, _ = list(SHAPES.values())[index]
         ground = shapely.box(
-            500_000 + 100 * index, 5_000_000 - height / 2, 500_000 + 100 * index + width / 2, 5_000_000
+            500_000 + 100 * index,
+            5_000_000 - height / 2,
+            500_000 + 100 * index + width / 2,
+            5_000_000,
         )
         assert group.area.sum() == pytest.approx(ground.area, rel=1e-6)
         assert shapely.union_all(group.geometry).symmetric_difference(ground).area < 1e-3
@@ -96,7 +123,11 @@ def test_geoparquet_metadata(city):
 
     geo = json.loads(parquet.read_metadata(city[0] / "tiles.parquet").metadata[b"geo"])
     column = geo["columns"][geo["primary_column"]]
-    assert geo["version"] >= "1.0.0" and column["encoding"] == "WKB" and column["geometry_types"] == ["Polygon"]
+    assert (
+        geo["version"] >= "1.0.0"
+        and column["encoding"] == "WKB"
+        and column["geometry_types"] == ["Polygon"]
+    )
 
 
 def test_samples_are_tiles_with_buildings_first_and_none_half_empty(city):

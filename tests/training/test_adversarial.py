@@ -6,7 +6,14 @@ from pipeline.attacks import engine
 from pipeline.course import tint
 from pipeline.params import Adversarial
 from pipeline.training import adversarial
-from pipeline.training.adversarial import adversarial_loss, epsilon_at, move, overfitting_gap, replay, resume_replay
+from pipeline.training.adversarial import (
+    adversarial_loss,
+    epsilon_at,
+    move,
+    overfitting_gap,
+    replay,
+    resume_replay,
+)
 from pipeline.training.losses import cross_entropy
 from pipeline.training.perturb import length
 
@@ -30,7 +37,9 @@ class Seen(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("method,evaluations", [("pgd", 3), ("trades", 4), ("fast", 1), ("free", 0)])
+@pytest.mark.parametrize(
+    "method,evaluations", [("pgd", 3), ("trades", 4), ("fast", 1), ("free", 0)]
+)
 def test_every_batch_is_moved_within_the_budget(batch, method, evaluations, norm):
     """And moving it costs the forward passes the method promises, in evaluation mode."""
     torch.manual_seed(0)
@@ -80,7 +89,8 @@ def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_update(batch):
     other = tint.tiles(4, 1)
     losses = [adversarial_loss(model, *b, cross_entropy, config, 1.0)[0] for b in (batch,)]
     losses[0].backward()
-    loss, _ = adversarial_loss(model, *other, cross_entropy, config, 1.0)  # dropped: the first is still replayed
+    # dropped: the first is still replayed
+    loss, _ = adversarial_loss(model, *other, cross_entropy, config, 1.0)
     loss.backward()
     first, second = (b[2] for b in model.batches)
     assert torch.equal(first, batch[0])
@@ -99,7 +109,9 @@ def test_ignored_pixels_do_not_move_weights(batch):
             model = nn.Conv2d(3, 2, 1)
             changed = images.clone()
             changed[:, :, :16] = fill
-            loss, _ = adversarial_loss(model, changed, labels, cross_entropy, Adversarial(method=method, steps=2), 1.0)
+            loss, _ = adversarial_loss(
+                model, changed, labels, cross_entropy, Adversarial(method=method, steps=2), 1.0
+            )
             gradients.append(torch.autograd.grad(loss, model.weight)[0])
         assert torch.allclose(*gradients, atol=1e-6), method
 
@@ -124,7 +136,9 @@ def test_free_goes_on_in_the_middle_of_a_replayed_batch(batch):
 
 
 def test_free_goes_on_where_a_checkpoint_leaves_its_tensors_elsewhere(batch):
-    """Lightning reads a checkpoint on the CPU, whatever the training's device; a wider number stands for it here."""
+    """Lightning reads a checkpoint on the CPU, whatever the training's device; a wider number
+    stands for it here.
+    """
     config = Adversarial(method="free", epsilon=8, steps=3)
     losses = []
     for kind in (torch.float32, torch.float64):

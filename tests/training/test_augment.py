@@ -8,7 +8,9 @@ from pipeline.training.augment import _Grey, _Hue, _Planck, augment
 
 def crop(bands: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.integers(1, 256, (64, 64, bands), dtype=np.uint8), (rng.random((64, 64)) < 0.3).astype(np.uint8)
+    return rng.integers(1, 256, (64, 64, bands), dtype=np.uint8), (
+        rng.random((64, 64)) < 0.3
+    ).astype(np.uint8)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 4, 8])
@@ -35,7 +37,9 @@ def test_every_number_of_bands_is_changed_and_turned_as_its_label_is(level, band
 def test_colours_are_those_of_the_first_three_bands(change):
     image, _ = crop(5)
     seen = change(image=image)["image"]
-    assert not np.array_equal(seen[..., :3], image[..., :3]) and np.array_equal(seen[..., 3:], image[..., 3:])
+    assert not np.array_equal(seen[..., :3], image[..., :3]) and np.array_equal(
+        seen[..., 3:], image[..., 3:]
+    )
     change.set_random_seed(0)
     whole = change(image=image)["image"]
     change.set_random_seed(0)

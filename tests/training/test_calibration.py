@@ -1,4 +1,6 @@
-"""A temperature is kept where it makes confidence honest on tiles it was not fitted on, and nowhere else."""
+"""A temperature is kept where it makes confidence honest on tiles it was not
+fitted on, and nowhere else.
+"""
 
 import numpy as np
 import pytest
@@ -36,7 +38,9 @@ def test_a_single_window_cannot_tell():
 
 
 def test_the_least_expected_iou_is_that_of_the_hardest_scene():
-    """Of a hundred pixels found, those of 0.8 and more count as right; of the background all are surer than 0.9."""
+    """Of a hundred pixels found, those of 0.8 and more count as right; of the background all
+    are surer than 0.9.
+    """
     easy, hard = ([0.95] * sure + [0.6] * (100 - sure) + [0.05] * 900 for sure in (90, 40))
     probability = np.array([*easy, *hard, *[0.05] * 1000])
     scenes = np.repeat(["town/1", "town/2", "town/3"], 1000)

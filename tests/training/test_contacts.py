@@ -1,4 +1,6 @@
-"""What a network learns of contacts: crops hold what the whole region says, and the loss is the one of buildings."""
+"""What a network learns of contacts: crops hold what the whole region says, and the loss is the
+one of buildings.
+"""
 
 import numpy as np
 import torch
@@ -16,7 +18,10 @@ def terraces(folder, side: int = 96) -> CityTiles:
     label, numbers = np.zeros((2, side, side), np.uint8)
     for top in range(6, side - 14, 22):
         for i, left in enumerate(range(4, side - 12, 9)):
-            label[top : top + 14, left : left + 9], numbers[top : top + 14, left : left + 9] = 1, 1 + i % 2
+            label[top : top + 14, left : left + 9], numbers[top : top + 14, left : left + 9] = (
+                1,
+                1 + i % 2,
+            )
     label[:3] = IGNORE
     image = np.random.default_rng(0).integers(1, 256, (side, side, 3), np.uint8)
     np.save(write_city(folder, [("train", image, label)]) / "numbers.npy", numbers.ravel())
@@ -43,7 +48,11 @@ def test_crops_are_turned_with_their_contacts(tmp_path):
     for i in range(6):
         (image, label), (same, again, near) = plain[i], with_contacts[i]
         assert torch.equal(image, same) and torch.equal(label, again)
-        assert torch.equal(near == IGNORE, label == IGNORE) and set(near.unique().tolist()) <= {0, 1, IGNORE}
+        assert torch.equal(near == IGNORE, label == IGNORE) and set(near.unique().tolist()) <= {
+            0,
+            1,
+            IGNORE,
+        }
         inside = (near == 1) & (label == 1)
         assert inside.any() and not ((near == 1) & (label != 1) & (label != 0)).any()
 

@@ -1,4 +1,6 @@
-"""Training is a function of parameters, tiles and code: whatever interrupts it, the weights are the same."""
+"""Training is a function of parameters, tiles and code: whatever interrupts it,
+the weights are the same.
+"""
 
 import json
 import os
@@ -41,16 +43,30 @@ def settings(**train) -> dict:
         "fetch": {"source": "demo", "path": "unused", "cities": ["toyton", "dimham"]},
         "tile": {"gsd": 0.5, "size": 64},
         "train": {
-            "model": {"architecture": "small_fcn", "width": 8}, "loss": {"cross_entropy": 1.0}, "epochs": 4,
-            "steps_per_epoch": 5, "batch_size": 4, "crop": 64, "precision": "fp32", "learning_rate": 0.01, **train,
+            "model": {"architecture": "small_fcn", "width": 8},
+            "loss": {"cross_entropy": 1.0},
+            "epochs": 4,
+            "steps_per_epoch": 5,
+            "batch_size": 4,
+            "crop": 64,
+            "precision": "fp32",
+            "learning_rate": 0.01,
+            **train,
         },
-    }  # fmt: skip
+    }
 
 
 def start(tiles: Path, folder: Path, params: dict, prefix: tuple = (), **env) -> subprocess.Popen:
-    job = {"tiles": str(tiles), "params": params, "folder": str(folder), "work": str(folder.parent / "work")}
+    job = {
+        "tiles": str(tiles),
+        "params": params,
+        "folder": str(folder),
+        "work": str(folder.parent / "work"),
+    }
     command = [*(prefix or (sys.executable,)), "-c", SCRIPT] if not prefix else [*prefix]
-    return subprocess.Popen([*command, json.dumps(job)], env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    return subprocess.Popen(
+        [*command, json.dumps(job)], env={**os.environ, "OMP_NUM_THREADS": "1", **env}
+    )
 
 
 def train(tiles: Path, folder: Path, params: dict) -> dict:
@@ -73,7 +89,9 @@ def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
             time.sleep(0.01)
-    assert kills > 0 and not (folder / "model.json").exists(), "the kills came too late to prove anything"
+    assert kills > 0 and not (folder / "model.json").exists(), (
+        "the kills came too late to prove anything"
+    )
     again = train(toy_tiles, folder, params)
     assert json.loads((folder / "model.json").read_text())["training"]["resumed"]
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
@@ -101,8 +119,15 @@ def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
-                f"--master-port={port}", str(script)]  # fmt: skip
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+        str(script),
+    ]
     assert start(tiles, folder, params, prefix=tuple(torchrun)).wait(180) == 0
     return read_card(folder)
 
@@ -112,17 +137,26 @@ def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
     """Also where their shares of a batch hold unlike numbers of valid pixels."""
     random = np.random.default_rng(0)
     for city in ("toyton", "dimham"):
-        scenes = [(split, *toy_scene(i)) for i, split in enumerate(["train", "train", "train", "validation"])]
+        scenes = [
+            (split, *toy_scene(i))
+            for i, split in enumerate(["train", "train", "train", "validation"])
+        ]
         for _, _, label in scenes[:3]:
             label[random.integers(8, 120) :] = 255
         write_city(tmp_path / "tiles", scenes, city)
-    params = settings(optimizer="sgd", epochs=2, loss={"cross_entropy": 1.0, "focal": 1.0, "hinge": 0.5})
+    params = settings(
+        optimizer="sgd", epochs=2, loss={"cross_entropy": 1.0, "focal": 1.0, "hinge": 0.5}
+    )
     train(tmp_path / "tiles", tmp_path / "one" / "model", params)
     two = train_by_two(tmp_path / "tiles", tmp_path / "two" / "model", params)
     one = read_card(tmp_path / "one" / "model")
     assert two.training["processes"] == 2
-    assert [e["loss"] for e in two.history] == pytest.approx([e["loss"] for e in one.history], rel=1e-4)
-    assert [e["iou"] for e in two.history] == pytest.approx([e["iou"] for e in one.history], abs=1e-3)
+    assert [e["loss"] for e in two.history] == pytest.approx(
+        [e["loss"] for e in one.history], rel=1e-4
+    )
+    assert [e["iou"] for e in two.history] == pytest.approx(
+        [e["iou"] for e in one.history], abs=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -138,9 +172,14 @@ def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, 
 
     adversarial = {"method": "fast", "epsilon": 2, "steps": 1}
     params = parse_params(settings(epochs=2, steps_per_epoch=2, adversarial=adversarial))
-    card = fit(params, open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
+    card = fit(
+        params, open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "m", work=tmp_path / "w"
+    )
     for epoch in card.history:
-        assert epoch["overfitting_gap"] == epoch["fgsm_iou"] - epoch["pgd_iou"] and epoch["epsilon"] == 2
+        assert (
+            epoch["overfitting_gap"] == epoch["fgsm_iou"] - epoch["pgd_iou"]
+            and epoch["epsilon"] == 2
+        )
 
 
 def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
@@ -178,10 +217,18 @@ def test_processes_share_the_validation_windows_evenly(toy_tiles, world):
     """Each waits for the others after every batch, so all have as many, and none has none."""
     from pipeline.training.fit import _loaders
 
-    train, cities = parse_params(settings(crop=64)).train, open_cities(["toyton", "dimham"], toy_tiles)
-    shares = [_loaders(train, cities, torch.device("cpu"), rank, world)[1].batch_sampler for rank in range(world)]
+    train, cities = (
+        parse_params(settings(crop=64)).train,
+        open_cities(["toyton", "dimham"], toy_tiles),
+    )
+    shares = [
+        _loaders(train, cities, torch.device("cpu"), rank, world)[1].batch_sampler
+        for rank in range(world)
+    ]
     assert len({len(share) for share in shares}) == 1
-    assert sorted(window for share in shares for batch in share for window in batch) == list(range(8))
+    assert sorted(window for share in shares for batch in share for window in batch) == list(
+        range(8)
+    )
     with pytest.raises(InputError, match="8 windows of train.crop 64 for 9 processes"):
         _loaders(train, cities, torch.device("cpu"), 0, 9)
 
@@ -208,13 +255,24 @@ def test_what_cannot_be_trained_says_why(toy_tiles, tmp_path):
     with pytest.raises(InputError, match="tile stage"):
         CityTiles(tmp_path / "untiled")
     two_classes = parse_params(settings(model={"architecture": "small_fcn", "classes": 2}))
-    with pytest.raises(InputError, match="tiles hold 1 classes, but train.model.classes is 2; run the tile stage"):
+    with pytest.raises(
+        InputError, match="tiles hold 1 classes, but train.model.classes is 2; run the tile stage"
+    ):
         fit(two_classes, cities, tmp_path / "m", work=tmp_path / "w")
     one_crop = parse_params(settings(model={"architecture": "deeplabv3+"}, batch_size=1))
-    with pytest.raises(InputError, match=r"deeplabv3\+ .* cannot learn from one crop a process; raise it"):
+    with pytest.raises(
+        InputError,
+        match=r"deeplabv3\+ .* cannot learn from one crop a process; "
+        r"raise it",
+    ):
         fit(one_crop, cities, tmp_path / "m", work=tmp_path / "w")
     with pytest.raises(InputError, match="not finite at step"):
-        fit(parse_params(settings(learning_rate=1e30, clip_gradient=0)), cities, tmp_path / "m", work=tmp_path / "w")
+        fit(
+            parse_params(settings(learning_rate=1e30, clip_gradient=0)),
+            cities,
+            tmp_path / "m",
+            work=tmp_path / "w",
+        )
     assert not (tmp_path / "m").exists()
 
 
@@ -226,7 +284,8 @@ def test_a_divergence_in_the_last_step_is_said_as_any_other(toy_tiles, tmp_path,
     wild = {"optimizer": "sgd", "schedule": "constant", "learning_rate": 1e30, "clip_gradient": 0}
     params = parse_params(settings(epochs=1, steps_per_epoch=steps, **wild))
     with pytest.raises(
-        InputError, match=f"not finite at step {'1' if steps == 1 else '[12]'}; lower train.learning_rate"
+        InputError,
+        match=f"not finite at step {'1' if steps == 1 else '[12]'}; lower train.learning_rate",
     ):
         fit(params, open_cities(["toyton"], toy_tiles), tmp_path / "m", work=tmp_path / "w")
     assert not (tmp_path / "m").exists()
@@ -240,7 +299,9 @@ def test_without_a_building_in_validation_the_last_epoch_is_kept(tmp_path):
     cities = [CityTiles(write_city(tmp_path / "tiles", scenes))]
     runs = {}
     for epochs in (1, 3):
-        params = parse_params(settings(epochs=epochs, steps_per_epoch=2, patience=1, schedule="constant"))
+        params = parse_params(
+            settings(epochs=epochs, steps_per_epoch=2, patience=1, schedule="constant")
+        )
         runs[epochs] = fit(params, cities, tmp_path / str(epochs), work=tmp_path / "w")
     assert runs[3].metrics["validation_iou"] is None and len(runs[3].history) == 3
     first, last = (load_file(tmp_path / str(epochs) / "weights.safetensors") for epochs in (1, 3))
@@ -254,14 +315,20 @@ def test_another_file_under_the_same_path_is_another_training(toy_tiles, tmp_pat
 
     cities, start = open_cities(["toyton", "dimham"], toy_tiles), tmp_path / "start"
     model = {"architecture": "unet", "encoder": "resnet18", "decoder_channels": [16, 8]}
-    chosen = {"model": {**model, key: str(start)}} if key == "encoder_weights" else {"model": model, key: str(start)}
+    chosen = (
+        {"model": {**model, key: str(start)}}
+        if key == "encoder_weights"
+        else {"model": model, key: str(start)}
+    )
     params = parse_params(settings(epochs=1, steps_per_epoch=1, **chosen))
     cards = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         segmenter = build_model(params.train.model.model_copy(update={"encoder_weights": None}), 3)
         save_model(
-            start, segmenter, {"model": params.train.model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5}
+            start,
+            segmenter,
+            {"model": params.train.model.model_dump(), "channels": 3, "classes": 1, "gsd": 0.5},
         )
         cards.append(fit(params, cities, tmp_path / "m", work=tmp_path / "w"))
     assert cards[0] == cards[1] and cards[1].fingerprint != cards[2].fingerprint
@@ -286,7 +353,9 @@ def test_several_classes_are_learned(tmp_path):
     params = parse_params(settings(epochs=4, steps_per_epoch=30, learning_rate=0.02, model=model))
     cities = open_cities(["toyton", "dimham"], tmp_path / "tiles")
     fit(params, cities, tmp_path / "m", work=tmp_path / "w")
-    found = city_metrics(evaluate_city(read_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate)
+    found = city_metrics(
+        evaluate_city(read_model(tmp_path / "m"), cities[0], params.evaluate), params.evaluate
+    )
     assert min(found["class_iou"].values()) > 0.6 and list(found["class_iou"]) == ["1", "2"]
 
 

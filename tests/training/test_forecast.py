@@ -24,7 +24,8 @@ def params(cities=("brickvale", "tinroof"), epochs=None, **train):
 @pytest.mark.parametrize(
     ("cities", "epochs", "expected"),
     [
-        (("a", "b"), None, (20, 60)),  # 4 epochs of 10 steps of half a second, and again without each city
+        # 4 epochs of 10 steps of half a second, and again without each city
+        (("a", "b"), None, (20, 60)),
         (("a", "b"), 1, (20, 30)),
         (("a",), None, (20, 20)),  # without its only city there is nothing to train on
     ],

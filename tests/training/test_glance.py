@@ -13,12 +13,21 @@ from pipeline.training.glance import LOST, threshold_glance, train_glance
 
 def test_it_learns_where_buildings_are_and_skips_what_the_map_does_not_need(tmp_path):
     """The map is that of a given network, which calls bright ground a building."""
-    scenes = [(split, *toy_scene(i, contrast=120)) for i, split in enumerate(["train", "train", "validation", "test"])]
+    scenes = [
+        (split, *toy_scene(i, contrast=120))
+        for i, split in enumerate(["train", "train", "validation", "test"])
+    ]
     write_city(tmp_path / "tiles", scenes, "toyton")
     cities = open_cities(["toyton"], tmp_path / "tiles")
     model = params.Model(architecture="linear")
     train = Train(
-        model=model, loss={"cross_entropy": 1.0}, epochs=1, steps_per_epoch=1, batch_size=8, crop=64, glance=60
+        model=model,
+        loss={"cross_entropy": 1.0},
+        epochs=1,
+        steps_per_epoch=1,
+        batch_size=8,
+        crop=64,
+        glance=60,
     )
     segmenter = build_model(model, 3).eval()
     with torch.no_grad():
@@ -32,5 +41,7 @@ def test_it_learns_where_buildings_are_and_skips_what_the_map_does_not_need(tmp_
     scores, holds = glance(images), built(labels == 1) > 0
     assert scores[holds].mean() > scores[~holds].mean() + 1
     again = train_glance(cities, train, torch.device("cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(glance.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(glance.parameters(), again.parameters(), strict=True)
+    )
     assert np.isfinite(about["skipped"])

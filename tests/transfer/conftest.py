@@ -1,4 +1,6 @@
-"""Toy cities with known answers: rectangles brighter than a noisy ground, and the same seen under other light."""
+"""Toy cities with known answers: rectangles brighter than a noisy ground, and the same seen
+under other light.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from pipeline.tiles.tensors import to_float
 
 
 def tiles(seed: int, count: int = 16, side: int = 48, contrast: float = 0.25, spread: float = 0.08):
-    """Images (N, S, S, 3) uint8 and labels (N, S, S) uint8: buildings differ from the ground by `contrast`."""
+    """Images (N, S, S, 3) uint8 and labels (N, S, S) uint8: buildings differ
+    from the ground by `contrast`.
+    """
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, side, side), np.uint8)
     for label in labels:
@@ -51,7 +55,9 @@ def toy_segmenter() -> Segmenter:
     optimizer = torch.optim.Adam(segmenter.parameters(), 0.02)
     for step in range(60):
         images, labels = tiles(1000 + step, count=8)
-        loss = F.cross_entropy(segmenter(to_float(torch.from_numpy(images))), torch.from_numpy(labels).long())
+        loss = F.cross_entropy(
+            segmenter(to_float(torch.from_numpy(images))), torch.from_numpy(labels).long()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -57,14 +57,20 @@ def test_a_city_without_shift_loses_little(ladder, method):
 def test_no_function_takes_a_label():
     for name, function in inspect.getmembers(adaptation, inspect.isfunction):
         if function.__module__ == adaptation.__name__:
-            assert not any("label" in p or "truth" in p for p in inspect.signature(function).parameters), name
+            assert not any(
+                "label" in p or "truth" in p for p in inspect.signature(function).parameters
+            ), name
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_adaptation_leaves_the_original_and_repeats_itself(toy_segmenter, make_tiles, make_dim, method):
+def test_adaptation_leaves_the_original_and_repeats_itself(
+    toy_segmenter, make_tiles, make_dim, method
+):
     before = {k: v.clone() for k, v in toy_segmenter.state_dict().items()}
     source, target = make_tiles(1, count=6)[0], make_dim(make_tiles(2, count=6)[0])
-    first, second = (adapt(method, toy_segmenter, source, target, steps=3, seed=4) for _ in range(2))
+    first, second = (
+        adapt(method, toy_segmenter, source, target, steps=3, seed=4) for _ in range(2)
+    )
     assert all(torch.equal(before[k], v) for k, v in toy_segmenter.state_dict().items())
     assert not toy_segmenter._forward_pre_hooks
     np.testing.assert_array_equal(*(building_probability(m, target) for m in (first, second)))
@@ -94,12 +100,18 @@ def test_adabn_measures_the_targets_moments(toy_segmenter, make_tiles, make_dim)
     target = make_dim(make_tiles(5)[0])
     adapted = adapt("adabn", toy_segmenter, target, target, batch_size=16)
     first = toy_segmenter.network[0](torch.from_numpy(target).movedim(-1, 1) / 255)
-    torch.testing.assert_close(adapted.network[1].running_mean, first.mean((0, 2, 3)), rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(adapted.network[1].running_var, first.var((0, 2, 3)), rtol=2e-2, atol=1e-4)
+    torch.testing.assert_close(
+        adapted.network[1].running_mean, first.mean((0, 2, 3)), rtol=1e-2, atol=1e-3
+    )
+    torch.testing.assert_close(
+        adapted.network[1].running_var, first.var((0, 2, 3)), rtol=2e-2, atol=1e-4
+    )
 
 
 class Pooling(nn.Module):
-    """A head that normalises one pooled pixel an image, as those of DeepLabV3+, PAN and UPerNet do."""
+    """A head that normalises one pooled pixel an image, as those of DeepLabV3+,
+    PAN and UPerNet do.
+    """
 
     def __init__(self):
         super().__init__()
@@ -117,7 +129,9 @@ def test_a_last_batch_of_one_tile_is_no_matter(make_tiles, method, count):
     adapted = adapt(method, segmenter, target, target, batch_size=1 if count == 16 else 8, steps=2)
     assert not torch.equal(adapted.network.near.running_mean, segmenter.network.near.running_mean)
     measured = count == 9  # one tile, or one at a time, has no variance: what training knew stays
-    assert torch.equal(adapted.network.far.running_var, segmenter.network.far.running_var) != measured
+    assert (
+        torch.equal(adapted.network.far.running_var, segmenter.network.far.running_var) != measured
+    )
     assert not adapted.training and np.isfinite(building_probability(adapted, target)).all()
 
 
@@ -135,7 +149,9 @@ def test_without_a_picture_nothing_changes(toy_segmenter, make_tiles, method):
     tiles = make_tiles(9, count=2)[0]
     before = building_probability(toy_segmenter, tiles)
     for source, target in ((tiles, tiles[:0]), (tiles[:0], tiles)):
-        np.testing.assert_array_equal(building_probability(adapt(method, toy_segmenter, source, target), tiles), before)
+        np.testing.assert_array_equal(
+            building_probability(adapt(method, toy_segmenter, source, target), tiles), before
+        )
 
 
 def test_confident_labels_keep_a_share_of_each_class():

@@ -20,7 +20,9 @@ def test_the_table_is_complete():
 
 
 def test_the_table_is_frozen():
-    """Numbers measured with it stay comparable. Another table is another benchmark: say so where numbers are shown."""
+    """Numbers measured with it stay comparable. Another table is another benchmark: say so
+    where numbers are shown.
+    """
     levels = {name: levels for name, (_, levels) in TABLE.items()} | RESAMPLED | SHIFTED
     assert tuple(levels) == NAMES
     assert sha256(json.dumps(levels).encode()).hexdigest()[:16] == "d9b029c97a835e50"
@@ -32,11 +34,22 @@ def test_a_corruption_is_a_function_of_name_severity_and_seed(city, name):
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == np.uint8
-    fixed = {"defocus", "compression", "darker", "brighter", "low_contrast", "gamma", "grey", "warm_light",
-             "cool_light", *RESAMPLED}  # fmt: skip
+    fixed = {
+        "defocus",
+        "compression",
+        "darker",
+        "brighter",
+        "low_contrast",
+        "gamma",
+        "grey",
+        "warm_light",
+        "cool_light",
+        *RESAMPLED,
+    }
     assert (name in fixed) == all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     few = corrupt(name, 3, city[0][:2], city[1][:2], gsd=0.5, seed=1)
-    np.testing.assert_array_equal(few[0], first[0][:2])  # a tile's corruption does not depend on its company
+    # a tile's corruption does not depend on its company
+    np.testing.assert_array_equal(few[0], first[0][:2])
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

@@ -17,8 +17,13 @@ from pipeline.transfer.predictions import building_probability
 
 @pytest.fixture(scope="module")
 def planted(toy_segmenter, make_tiles):
-    """Five cities, each with fainter buildings than the one before: probabilities, true IoU, feature distance."""
-    probability, labels = (building_probability(toy_segmenter, make_tiles(20)[0]), make_tiles(20)[1])
+    """Five cities, each with fainter buildings than the one before: probabilities, true IoU,
+    feature distance.
+    """
+    probability, labels = (
+        building_probability(toy_segmenter, make_tiles(20)[0]),
+        make_tiles(20)[1],
+    )
     thresholds = fit_thresholds(probability, labels)
     rows = []
     for contrast in (0.25, 0.2, 0.15, 0.11, 0.08):
@@ -45,7 +50,9 @@ def test_the_estimate_is_exact_where_it_was_fitted(toy_segmenter, make_tiles):
 
 
 def test_the_estimate_is_of_the_map_whose_iou_is_measured():
-    """Of three classes a building may be likelier than not where background is the likeliest of all."""
+    """Of three classes a building may be likelier than not where background is
+    the likeliest of all.
+    """
     rng = np.random.default_rng(3)
     p = rng.dirichlet([1.5, 1, 1], (8, 64, 64))
     labels = (p.cumsum(-1) < rng.random((8, 64, 64, 1))).sum(-1).astype(np.uint8)
@@ -60,7 +67,10 @@ def test_the_estimate_is_of_the_map_whose_iou_is_measured():
 def test_ignored_pixels_do_not_move_the_thresholds():
     rng = np.random.default_rng(0)
     probability, labels = rng.random((2, 32, 32)), rng.integers(0, 2, (2, 32, 32)).astype(np.uint8)
-    wider = np.concatenate([probability, np.ones((2, 32, 32))]), np.concatenate([labels, labels * 0 + 255])
+    wider = (
+        np.concatenate([probability, np.ones((2, 32, 32))]),
+        np.concatenate([labels, labels * 0 + 255]),
+    )
     assert fit_thresholds(*wider) == fit_thresholds(probability, labels)
 
 
@@ -75,7 +85,8 @@ def test_true_probabilities_give_the_true_iou():
 def test_the_published_threshold_gives_the_accuracy_where_it_was_fitted():
     rng = np.random.default_rng(4)
     probability = rng.beta(0.4, 0.6, (16, 64, 64))
-    labels = (rng.random(probability.shape) < probability**2).astype(np.uint8)  # overconfident of buildings
+    # overconfident of buildings
+    labels = (rng.random(probability.shape) < probability**2).astype(np.uint8)
     one = fit_threshold(probability, labels)
     confidence, right = np.maximum(probability, 1 - probability), (probability > 0.5) == labels
     assert one.building == one.background
@@ -100,17 +111,26 @@ def test_a_histogram_is_as_good_as_its_pixels():
     rng = np.random.default_rng(2)
     probability, pixels = rng.random(50), rng.integers(0, 9, 50)
     thresholds, each = Thresholds(0.8, 0.7), np.repeat(probability, pixels)
-    assert thresholded_iou(probability, thresholds, pixels) == pytest.approx(thresholded_iou(each, thresholds))
+    assert thresholded_iou(probability, thresholds, pixels) == pytest.approx(
+        thresholded_iou(each, thresholds)
+    )
     assert expected_iou(probability, pixels) == pytest.approx(expected_iou(each))
 
 
 def test_features_of_the_training_cities_are_near(toy_segmenter, make_tiles, make_dim):
     images, _ = make_tiles(23)
-    near, far = feature_distance(toy_segmenter, images), feature_distance(toy_segmenter, make_dim(images))
+    near, far = (
+        feature_distance(toy_segmenter, images),
+        feature_distance(toy_segmenter, make_dim(images)),
+    )
     assert near < 0.2 < far
 
 
 def test_the_mean_error_is_over_the_folds_that_have_a_guess():
-    rows = {"a": {"iou": 0.5, "guess": 0.7}, "b": {"iou": 0.5, "guess": 0.4}, "c": {"iou": 0.1, "guess": None}}
+    rows = {
+        "a": {"iou": 0.5, "guess": 0.7},
+        "b": {"iou": 0.5, "guess": 0.4},
+        "c": {"iou": 0.1, "guess": None},
+    }
     assert mean_error(rows, "guess") == pytest.approx(0.15)
     assert mean_error({}, "guess") is None

@@ -17,7 +17,9 @@ def pair(seed: int, seen: float, unseen: float, units: int = 12, seeds: int = 1)
     rng = np.random.default_rng(seed)
     union = rng.integers(800, 4000, (seeds, units))
     wobble = rng.normal(0, 0.05, (seeds, units))
-    return Pair(union * np.clip(seen + wobble, 0, 1), union, union * np.clip(unseen + wobble, 0, 1), union)
+    return Pair(
+        union * np.clip(seen + wobble, 0, 1), union, union * np.clip(unseen + wobble, 0, 1), union
+    )
 
 
 PAIRS = {"a": pair(0, 0.8, 0.75), "b": pair(1, 0.7, 0.4), "c": pair(2, 0.85, 0.86, units=5)}
@@ -37,24 +39,47 @@ def region(parent, split, rows=(0, 10), east=100.0):
 
 
 def tiles_of(*regions):
-    return SimpleNamespace(regions=list(regions), of_split=lambda split: [r for r in regions if r.split == split])
+    return SimpleNamespace(
+        regions=list(regions), of_split=lambda split: [r for r in regions if r.split == split]
+    )
 
 
 def test_no_parent_scene_on_both_sides():
-    good = tiles_of(region("s1", "train"), region("s2", "validation", east=200), region("s3", "test", east=300))
-    strips = [region(s, split, rows) for s in ("s", "t") for split, rows in (("train", (0, 6)), ("test", (6, 10)))]
-    far = [region(s, split, rows, 900) for s in ("s", "t") for split, rows in (("train", (0, 6)), ("test", (6, 10)))]
+    good = tiles_of(
+        region("s1", "train"), region("s2", "validation", east=200), region("s3", "test", east=300)
+    )
+    strips = [
+        region(s, split, rows)
+        for s in ("s", "t")
+        for split, rows in (("train", (0, 6)), ("test", (6, 10)))
+    ]
+    far = [
+        region(s, split, rows, 900)
+        for s in ("s", "t")
+        for split, rows in (("train", (0, 6)), ("test", (6, 10)))
+    ]
     check_ground({"a": good, "b": tiles_of(*far)})
-    for leaky in ([region("s1", "train"), region("s1", "test")], [*strips, region("t", "validation", (9, 10))]):
+    for leaky in (
+        [region("s1", "train"), region("s1", "test")],
+        [*strips, region("t", "validation", (9, 10))],
+    ):
         with pytest.raises(InputError, match=r"(s1|t) is in training and test"):
             check_ground({"a": tiles_of(*leaky)})
 
 
 def test_one_ground_flown_twice_is_one_city():
-    city, elsewhere = tiles_of(region("s1", "train", east=300), region("s2", "test")), region("z1", "train", east=500)
-    check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", "test"))})  # both test it: neither trains on it
+    city, elsewhere = (
+        tiles_of(region("s1", "train", east=300), region("s2", "test")),
+        region("z1", "train", east=500),
+    )
+    # both test it: neither trains on it
+    check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", "test"))})
     for split in ("train", "validation"):
-        with pytest.raises(InputError, match=r"a: its test scene s2 shares .* % of its ground with z2 of b"):
+        with pytest.raises(
+            InputError,
+            match=r"a: its test scene s2 shares .* % of its ground with "
+            r"z2 of b",
+        ):
             check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", split, east=102))})
 
 
@@ -70,7 +95,10 @@ def test_a_fold_has_seen_its_cities_only_and_was_trained_like_the_reference():
     longer = card("b", "c", epochs=4)
     for wrong, says in (
         (card("a", "b", "c"), "trained on a"),
-        (card("b", "c", inherited=["a", "b"]), "train.init started it from a model that had been trained on a"),
+        (
+            card("b", "c", inherited=["a", "b"]),
+            "train.init started it from a model that had been trained on a",
+        ),
         (card("b"), "trained on b, not b, c"),
         (longer, "train.epochs is 4, of the model on all cities 3"),
     ):
@@ -82,8 +110,12 @@ def test_rows_are_the_plain_ratios_inside_their_intervals():
     table = gap_table(PAIRS, draws=1000, seed=0)
     for city, p in PAIRS.items():
         row = table["city"][city]
-        seen, unseen = (i.sum() / p.seen_union.sum() for i in (p.seen_intersection, p.unseen_intersection))
-        assert (row["seen"], row["unseen"], row["gap"]) == pytest.approx((seen, unseen, seen - unseen))
+        seen, unseen = (
+            i.sum() / p.seen_union.sum() for i in (p.seen_intersection, p.unseen_intersection)
+        )
+        assert (row["seen"], row["unseen"], row["gap"]) == pytest.approx(
+            (seen, unseen, seen - unseen)
+        )
         for name in ("seen", "unseen", "gap"):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     assert table["city"]["b"]["gap_low"] > 0.25
@@ -97,7 +129,9 @@ def test_worst_mean_best_and_pooled():
     assert min(unseen) <= table["mean_city"]["unseen"] <= max(unseen)
     assert table["mean_city"]["unseen"] == pytest.approx(np.mean(unseen))
     i = sum(p.unseen_intersection.sum() for p in PAIRS.values())
-    assert table["pooled"]["unseen"] == pytest.approx(i / sum(p.unseen_union.sum() for p in PAIRS.values()))
+    assert table["pooled"]["unseen"] == pytest.approx(
+        i / sum(p.unseen_union.sum() for p in PAIRS.values())
+    )
     for row in (table["mean_city"], table["pooled"]):
         assert row["gap_low"] < row["gap"] < row["gap_high"]
         assert row["gap_high"] - row["gap_low"] < 0.1
@@ -139,7 +173,9 @@ def drawn_pair(rng, units: int, gap: float) -> Pair:
     unseen_union = seen_union * rng.uniform(0.8, 1.2, (1, units))
     seen = 0.75 + ease + 0.02 * rng.normal(size=(1, units))
     unseen = 0.75 - gap + ease + 0.04 * rng.normal(size=(1, units))
-    return Pair(seen_union * seen.clip(0, 1), seen_union, unseen_union * unseen.clip(0, 1), unseen_union)
+    return Pair(
+        seen_union * seen.clip(0, 1), seen_union, unseen_union * unseen.clip(0, 1), unseen_union
+    )
 
 
 @pytest.mark.parametrize("units", [2, 3, 5, 6, 12, 40])
@@ -157,12 +193,19 @@ def test_the_stratified_gaps_cover_the_truth(units):
     for trial in range(400):
         pairs = {str(i): drawn_pair(rng, n, 0.2) for i, n in enumerate(units)}
         table = gap_table(pairs, 200, trial)
-        hits.append([table[row]["gap_low"] <= 0.2 <= table[row]["gap_high"] for row in ("mean_city", "pooled")])
+        hits.append(
+            [
+                table[row]["gap_low"] <= 0.2 <= table[row]["gap_high"]
+                for row in ("mean_city", "pooled")
+            ]
+        )
     assert (np.mean(hits, axis=0) >= 0.92).all() and (np.mean(hits, axis=0) <= 0.98).all()
 
 
 def test_two_cities_of_two_scenes_are_at_least_covered():
-    """How many degrees of freedom there are is a guess from two spreads: rather too few, so that intervals are wide."""
+    """How many degrees of freedom there are is a guess from two spreads: rather too few, so
+    that intervals are wide.
+    """
     rng, hits = np.random.default_rng(7), []
     for trial in range(400):
         row = gap_table({c: drawn_pair(rng, 2, 0.2) for c in "ab"}, 200, trial)["mean_city"]
@@ -171,19 +214,31 @@ def test_two_cities_of_two_scenes_are_at_least_covered():
 
 
 def scattered_pair(rng, units: int, spread: float, together: float) -> Pair:
-    """Scenes around 0.6 whose seen and unseen IoU move by `spread` (logit), and `together` of it alike."""
+    """Scenes around 0.6 whose seen and unseen IoU move by `spread` (logit), and
+    `together` of it alike.
+    """
     union = rng.lognormal(10, 0.7, (1, units))
     a, b = rng.normal(size=(2, 1, units))
-    ious = (1 / (1 + np.exp(-0.4 - spread * z)) for z in (a, together * a + np.sqrt(1 - together**2) * b))
+    ious = (
+        1 / (1 + np.exp(-0.4 - spread * z))
+        for z in (a, together * a + np.sqrt(1 - together**2) * b)
+    )
     seen, unseen = ious
     return Pair(seen * union, union, unseen * union, union)
 
 
 def test_the_mean_unseen_iou_has_degrees_of_freedom_of_its_own():
-    """One city of two very different scenes, whose gap is steady, among cities whose gap is noisy."""
+    """One city of two very different scenes, whose gap is steady, among cities
+    whose gap is noisy.
+    """
     rng = np.random.default_rng(8)
     row = gap_table(
-        {"a": scattered_pair(rng, 2, 0.9, 0.99), **{c: scattered_pair(rng, 30, 0.35, -0.9) for c in "bcd"}}, 500, 0
+        {
+            "a": scattered_pair(rng, 2, 0.9, 0.99),
+            **{c: scattered_pair(rng, 30, 0.35, -0.9) for c in "bcd"},
+        },
+        500,
+        0,
     )["mean_city"]
     assert row["unseen_high"] - row["unseen_low"] > 2 * (row["gap_high"] - row["gap_low"])
 
@@ -204,5 +259,10 @@ def test_the_worst_of_equal_cities_is_not_read_too_low():
 
 def test_a_city_of_one_unit_has_no_interval_nor_has_a_mean_with_it():
     table = gap_table({"one": pair(3, 0.8, 0.6, units=1), "more": pair(4, 0.8, 0.6)}, 200, 0)
-    assert table["city"]["one"]["unseen_low"] is table["mean_city"]["gap_high"] is table["pooled"]["seen_low"] is None
+    assert (
+        table["city"]["one"]["unseen_low"]
+        is table["mean_city"]["gap_high"]
+        is table["pooled"]["seen_low"]
+        is None
+    )
     assert table["city"]["more"]["unseen_low"] < table["city"]["more"]["unseen"]

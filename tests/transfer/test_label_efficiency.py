@@ -33,7 +33,9 @@ def test_a_share_keeps_the_test_scenes_and_forgets_the_rest(toy_tiles):
     table = smaller.table
     names = {smaller.regions[i].split for i in table["region"]}
     assert names == {"train", "validation", "test"}
-    assert all(smaller.regions[i].split == s for i, s in zip(table["region"], table["split"], strict=True))
+    assert all(
+        smaller.regions[i].split == s for i, s in zip(table["region"], table["split"], strict=True)
+    )
     images, _ = smaller.sample("train", 100)
     assert len(images) == 2 * (128 // 64) ** 2
 

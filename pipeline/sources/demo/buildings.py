@@ -14,23 +14,42 @@ def pick_roof(town: Town, roofs: list[Roof]) -> Roof:
     return roofs[town.rng.choice(len(roofs), p=shares / shares.sum())]
 
 
-def building(town: Town, u: float, v: float, along: float, length: float, depth: float, roofs: list[Roof], *,
-             height: tuple[float, float] | None = None, compound: float | None = None):  # fmt: skip
+def building(
+    town: Town,
+    u: float,
+    v: float,
+    along: float,
+    length: float,
+    depth: float,
+    roofs: list[Roof],
+    *,
+    height: tuple[float, float] | None = None,
+    compound: float | None = None,
+):
     """A rectangle, L or T, its longer side `along` (or across, where it is deeper than long)."""
     rng, roof = town.rng, pick_roof(town, roofs)
     if depth > length:
         length, depth, along = depth, length, along + np.pi / 2
     wings = [(0.0, 0.0, along, depth, length)]  # offset along, offset across, ridge, width, length
-    if town.chance(town.city.buildings.compound if compound is None else compound) and length > 1.15 * depth:
+    if (
+        town.chance(town.city.buildings.compound if compound is None else compound)
+        and length > 1.15 * depth
+    ):
         width = rng.uniform(0.42, 0.6) * length
         out = rng.uniform(0.35, 0.7) * depth
         side = rng.choice([-1, 1])
         slide = 0.0 if town.chance(0.3) else rng.choice([-1, 1]) * (length - width) / 2
-        wings.append((slide, side * (depth / 2 + out) / 2, along + np.pi / 2, width, depth / 2 + out))
-    raise_wings(town, u, v, along, wings, roof, rng.uniform(*(height or town.city.buildings.height)))
+        wings.append(
+            (slide, side * (depth / 2 + out) / 2, along + np.pi / 2, width, depth / 2 + out)
+        )
+    raise_wings(
+        town, u, v, along, wings, roof, rng.uniform(*(height or town.city.buildings.height))
+    )
 
 
-def raise_wings(town: Town, u: float, v: float, along: float, wings: list, roof: Roof, eaves: float) -> None:
+def raise_wings(
+    town: Town, u: float, v: float, along: float, wings: list, roof: Roof, eaves: float
+) -> None:
     """Put up a building's wings under one roof; where they would meet water, nothing is built."""
     rng = town.rng
     x, y = town.frame.point(u, v)
@@ -43,7 +62,9 @@ def raise_wings(town: Town, u: float, v: float, along: float, wings: list, roof:
         cx, cy = (x, y) + du * ahead + dv * across
         turn, half = heading + ridge - along, (width / 2, length / 2)
         layer = int(ridge != along)  # only wings at right angles overlap
-        solids.append(Solid(cx, cy, turn, *half, roof.form, eaves, slope, surface, layer, building=True))
+        solids.append(
+            Solid(cx, cy, turn, *half, roof.form, eaves, slope, surface, layer, building=True)
+        )
     outline = shapely.union_all([Polygon(s.corners) for s in solids])
     if not town.water.is_empty and outline.distance(town.water) < 3:
         return
@@ -58,7 +79,9 @@ def furnish(town: Town, wing: Solid, eaves: float) -> None:
     ridge = np.array([np.cos(wing.angle), np.sin(wing.angle)])
     across = np.array([-ridge[1], ridge[0]])
 
-    def put(a: float, b: float, width: float, length: float, form: str, top: float, name: str) -> None:
+    def put(
+        a: float, b: float, width: float, length: float, form: str, top: float, name: str
+    ) -> None:
         x, y = (wing.x, wing.y) + a * across + b * ridge
         half, surface = (width / 2, length / 2), town.paint(name)
         town.plan.solids.append(Solid(x, y, wing.angle, *half, form, top, 0, surface, layer=2))
@@ -71,7 +94,15 @@ def furnish(town: Town, wing: Solid, eaves: float) -> None:
         return
     if wing.surface.pattern != "sheets" and town.chance(0.6):
         b = rng.uniform(-0.6, 0.6) * hl
-        put(rng.uniform(-0.25, 0.25) * hw, b, 0.8, 1.1, "flat", eaves + wing.slope * hw + 0.9, "brick")
+        put(
+            rng.uniform(-0.25, 0.25) * hw,
+            b,
+            0.8,
+            1.1,
+            "flat",
+            eaves + wing.slope * hw + 0.9,
+            "brick",
+        )
     side = rng.choice([-1, 1])
     if wing.form in ("gable", "hip") and hl > 4 and town.chance(0.16):
         b = rng.uniform(-0.25, 0.25) * hl

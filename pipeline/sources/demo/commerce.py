@@ -35,7 +35,8 @@ def parking(town: Town, rect: Rect) -> None:
         return
     town.area(rect, town.paint(town.pick({"asphalt": 2, "old_asphalt": 1})))
     white, busy = town.paint("paint"), town.rng.uniform(0.15, 0.75)
-    for double in np.arange(rect.v0 + 0.8, rect.v1 - 5, 16.0):  # two rows nose to nose, then an aisle
+    # two rows nose to nose, then an aisle
+    for double in np.arange(rect.v0 + 0.8, rect.v1 - 5, 16.0):
         for v in (double, double + 5):
             for u in np.arange(rect.u0 + 1, rect.u1 - 3.2, 2.6) if v + 5 < rect.v1 else ():
                 town.area(Rect(u - 0.1, v, u + 0.1, v + 4.8), white)
@@ -48,7 +49,14 @@ def containers(town: Town, spot: Rect) -> None:
     for u in np.arange(spot.u0 + 2, spot.u1 - 2, 3.2):
         for v in np.arange(spot.v0 + 4, spot.v1 - 4, 7.0):
             if town.chance(0.28):
-                tint = np.array([(150, 80, 60), (70, 100, 130), (90, 120, 96), (190, 186, 178)][rng.integers(4)]) / 255
+                tint = (
+                    np.array(
+                        [(150, 80, 60), (70, 100, 130), (90, 120, 96), (190, 186, 178)][
+                            rng.integers(4)
+                        ]
+                    )
+                    / 255
+                )
                 base = town.paint("container")
                 surface = Surface(tint, tint * 0.92, base.grain, base.pattern, base.period)
                 town.solid(u, v, np.pi / 2, 2.45, 6.1, "flat", 2.6, 0, surface)

@@ -32,7 +32,9 @@ class Frame:
         return self.centre + cos * bent_u - sin * bent_v, self.centre + sin * bent_u + cos * bent_v
 
     def heading(self, u: float, v: float, angle: float) -> float:
-        """The ground direction, at (u, v), of a direction in the frame; radians. The Jacobian of `point`."""
+        """The ground direction, at (u, v), of a direction in the frame;
+        radians. The Jacobian of `point`.
+        """
         cos, sin = math.cos(angle), math.sin(angle)
         wave_v, wave_u = (2 * math.pi / length for length in self.length)
         bent_u = cos + self.swing[0] * wave_v * math.cos(wave_v * v + self.phase[0]) * sin
@@ -75,7 +77,9 @@ class Rect:
         return min(self.width, self.height)
 
     def at(self, along: float, across: float = 0.0) -> tuple[float, float]:
-        """A place counted in metres from the centre, along the longer side and a quarter turn from it."""
+        """A place counted in metres from the centre, along the longer side and
+        a quarter turn from it.
+        """
         u, v = self.centre
         return (u - across, v + along) if self.heading else (u + along, v + across)
 
@@ -92,17 +96,23 @@ class Rect:
 
     def outline(self, step: float = 6.0) -> np.ndarray:
         """(N, 2) points along the border, close enough to follow a bend."""
-        corners = np.array([(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)])
+        corners = np.array(
+            [(self.u0, self.v0), (self.u1, self.v0), (self.u1, self.v1), (self.u0, self.v1)]
+        )
         count = int(self.length / step) + 1
         if count == 1:
             return corners
         share = np.arange(count)[None, :, None] / count
-        return (corners[:, None] * (1 - share) + np.roll(corners, -1, 0)[:, None] * share).reshape(-1, 2)
+        return (corners[:, None] * (1 - share) + np.roll(corners, -1, 0)[:, None] * share).reshape(
+            -1, 2
+        )
 
 
 @dataclass(frozen=True)
 class Lot:
-    """A piece of a block with a front on a street; `at` counts metres from the middle of that front."""
+    """A piece of a block with a front on a street; `at` counts metres from the
+    middle of that front.
+    """
 
     front: tuple[float, float]
     along: float  # radians, frame direction of the front
@@ -111,7 +121,9 @@ class Lot:
 
     def at(self, along: float, inward: float) -> tuple[float, float]:
         cos, sin = math.cos(self.along), math.sin(self.along)
-        return self.front[0] + along * cos - inward * sin, self.front[1] + along * sin + inward * cos
+        return self.front[0] + along * cos - inward * sin, self.front[
+            1
+        ] + along * sin + inward * cos
 
     def rect(self, along: tuple[float, float], inward: tuple[float, float]) -> Rect:
         (u0, v0), (u1, v1) = self.at(along[0], inward[0]), self.at(along[1], inward[1])
@@ -133,7 +145,9 @@ class Street:
         return math.pi / 2 if self.upright else 0.0
 
     def at(self, along, across):
-        """A place, or arrays of them, counted along the street's own coordinate, and in metres from its axis."""
+        """A place, or arrays of them, counted along the street's own
+        coordinate, and in metres from its axis.
+        """
         return (self.where + across, along) if self.upright else (along, self.where + across)
 
     def rect(self, along: tuple[float, float], across: tuple[float, float]) -> Rect:
@@ -142,7 +156,9 @@ class Street:
 
 
 def lots(block: Rect, frontage: tuple[float, float], rng: np.random.Generator) -> list[Lot]:
-    """Two rows of lots back to back along the block's long sides; one row where it is too shallow for two."""
+    """Two rows of lots back to back along the block's long sides; one row where it is too
+    shallow for two.
+    """
     rows = 2 if block.breadth > 34 else 1
     found = []
     for row in range(rows):

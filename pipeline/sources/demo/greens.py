@@ -20,7 +20,9 @@ def park(town: Town, block: Rect) -> None:
         line = np.stack([block.u0 + s * block.width, block.v0 + across * block.height], 1)
         town.land.append((shapely.LineString(town.frame.to_ground(line)).buffer(1.2), path))
     if town.chance(0.5):
-        pond = town.blob(cu + rng.uniform(-8, 8), cv + rng.uniform(-8, 8), min(block.width, block.height) * 0.26)
+        pond = town.blob(
+            cu + rng.uniform(-8, 8), cv + rng.uniform(-8, 8), min(block.width, block.height) * 0.26
+        )
         town.land += [(pond.buffer(1.2), town.paint("litter")), (pond, town.paint("water"))]
         town.water = town.water.union(pond)
     town.trees(block.inset(2), block.width * block.height / 110)
@@ -33,7 +35,9 @@ def sports(town: Town, block: Rect) -> None:
     courts, (cu, cv) = [], block.centre
     if town.chance(0.45):
         half = min(block.width * 0.42, 28), min(block.height * 0.42, 40)
-        courts = [(Rect(cu - half[0], cv - half[1], cu + half[0], cv + half[1]), town.paint("lawn"), 2.0)]
+        courts = [
+            (Rect(cu - half[0], cv - half[1], cu + half[0], cv + half[1]), town.paint("lawn"), 2.0)
+        ]
     else:
         hard = town.pick({"clay_court": 2, "green_court": 1, "pale_slab": 0.5})
         u0, v0 = (
@@ -47,8 +51,13 @@ def sports(town: Town, block: Rect) -> None:
     for court, surface, inset in courts:
         town.area(court, surface)
         r = court.inset(inset)
-        for a, c, d, e in [(r.u0, r.v0, r.u0, r.v1), (r.u1, r.v0, r.u1, r.v1), (r.u0, r.v0, r.u1, r.v0),
-                           (r.u0, r.v1, r.u1, r.v1), (r.u0, r.centre[1], r.u1, r.centre[1])]:  # fmt: skip
+        for a, c, d, e in [
+            (r.u0, r.v0, r.u0, r.v1),
+            (r.u1, r.v0, r.u1, r.v1),
+            (r.u0, r.v0, r.u1, r.v0),
+            (r.u0, r.v1, r.u1, r.v1),
+            (r.u0, r.centre[1], r.u1, r.centre[1]),
+        ]:
             town.area(Rect(a - 0.13, c - 0.13, d + 0.13, e + 0.13), white)
     town.trees(Rect(block.u0, block.v0, block.u1, block.v0 + 2), block.width / 8)
     town.trees(Rect(block.u1 - 3, block.v0, block.u1, block.v1), rng.uniform(2, 8))
@@ -63,21 +72,40 @@ def field(town: Town, block: Rect) -> None:
     for start, stop in zip(edges, edges[1:], strict=False):
         name = town.pick({"crop": 2, "stubble": 1, "ploughed": 1.3, town.city.plants.grass: 0.6})
         if upright:
-            strip = Rect(land.u0 + start * land.width, land.v0, land.u0 + stop * land.width - 0.8, land.v1)
+            strip = Rect(
+                land.u0 + start * land.width, land.v0, land.u0 + stop * land.width - 0.8, land.v1
+            )
         else:
-            strip = Rect(land.u0, land.v0 + start * land.height, land.u1, land.v0 + stop * land.height - 0.8)
-        town.area(strip, town.paint(name, town.frame.heading(*strip.centre, np.pi / 2 if upright else 0.0)))
+            strip = Rect(
+                land.u0, land.v0 + start * land.height, land.u1, land.v0 + stop * land.height - 0.8
+            )
+        town.area(
+            strip,
+            town.paint(name, town.frame.heading(*strip.centre, np.pi / 2 if upright else 0.0)),
+        )
         if town.chance(0.14):
             for u in np.arange(strip.u0 + 6, min(strip.u1 - 6, strip.u0 + 40), 9.5):
                 long = min(strip.height - 6, 34)
                 if long > 10:
                     town.solid(
-                        u, strip.v0 + 3 + long / 2, np.pi / 2, 7.5, long, "vault", 1.6, 0.55, town.paint("glass")
+                        u,
+                        strip.v0 + 3 + long / 2,
+                        np.pi / 2,
+                        7.5,
+                        long,
+                        "vault",
+                        1.6,
+                        0.55,
+                        town.paint("glass"),
                     )
     for side in (block.v0 + 0.5, block.v1 - 0.5):
         for u in np.arange(block.u0, block.u1, 2.1):
             if town.chance(0.55):
-                town.tree(u + rng.uniform(-0.5, 0.5), side + rng.uniform(-0.4, 0.4), rng.uniform(0.45, 0.9))
+                town.tree(
+                    u + rng.uniform(-0.5, 0.5),
+                    side + rng.uniform(-0.4, 0.4),
+                    rng.uniform(0.45, 0.9),
+                )
 
 
 def forest(town: Town, block: Rect) -> None:

@@ -16,7 +16,8 @@ def yard(town: Town, lot: Lot, behind: float) -> None:
         along = town.rng.uniform(-1, 1) * (lot.width - w) / 2
         inward = behind + 1 + town.rng.uniform(0, room - d)
         town.area(
-            lot.rect((along - w / 2, along + w / 2), (inward, inward + d)), town.paint(town.pick(town.city.yards))
+            lot.rect((along - w / 2, along + w / 2), (inward, inward + d)),
+            town.paint(town.pick(town.city.yards)),
         )
 
 
@@ -46,13 +47,19 @@ def detached(town: Town, block: Rect) -> None:
             town.car(*lot.at(drive, setback / 2 - 0.5), lot.along + np.pi / 2)
         behind = setback + depth + 1
         if town.chance(0.5):
-            town.area(lot.rect((slide - 3, slide + 3), (behind - 1, behind + 2.2)), town.paint("paving"))
+            town.area(
+                lot.rect((slide - 3, slide + 3), (behind - 1, behind + 2.2)), town.paint("paving")
+            )
         if lot.depth - behind > 8 and town.chance(b.pools):
             pool = lot.at(rng.uniform(-0.4, 0.4) * half, behind + 5.5)
             rim, water = town.paint("concrete"), town.paint("pool")
-            town.area(Rect(pool[0] - 3.4, pool[1] - 3.4, pool[0] + 3.4, pool[1] + 3.4).inset(0.6), rim)
+            town.area(
+                Rect(pool[0] - 3.4, pool[1] - 3.4, pool[0] + 3.4, pool[1] + 3.4).inset(0.6), rim
+            )
             town.area(Rect(pool[0] - 2.3, pool[1] - 2.3, pool[0] + 2.3, pool[1] + 2.3), water)
-        town.trees(lot.rect((-half, half), (min(behind, lot.depth - 1), lot.depth)), plants.trees * 0.75)
+        town.trees(
+            lot.rect((-half, half), (min(behind, lot.depth - 1), lot.depth)), plants.trees * 0.75
+        )
         town.trees(lot.rect((-half, half), (0.5, max(setback, 1))), plants.trees * 0.25, 0.8)
         if town.chance(0.5):
             for inward in np.arange(setback + 1, lot.depth, 1.3):
@@ -75,7 +82,15 @@ def terrace(town: Town, block: Rect) -> None:
         u, v = lot.at(0, setback + depth / 2)
         wings = [(0.0, 0.0, lot.along, depth, lot.width + 0.05)]
         if town.chance(0.3):
-            wings.append((lot.width * 0.22, depth * 0.45, lot.along + np.pi / 2, lot.width * 0.5, depth * 0.9))
+            wings.append(
+                (
+                    lot.width * 0.22,
+                    depth * 0.45,
+                    lot.along + np.pi / 2,
+                    lot.width * 0.5,
+                    depth * 0.9,
+                )
+            )
         raise_wings(town, u, v, lot.along, wings, pick_roof(town, gable), eaves)
         if town.chance(town.city.decoys):
             yard(town, lot, setback + depth)
@@ -122,9 +137,13 @@ def slabs(town: Town, block: Rect) -> None:
         long = min(block.breadth - 6, rng.uniform(26, 44))
         if long > 12:
             across = block.heading + np.pi / 2
-            building(town, *block.at(middle), across, long, depth, roofs, height=(8, 15), compound=0.2)
+            building(
+                town, *block.at(middle), across, long, depth, roofs, height=(8, 15), compound=0.2
+            )
         if i < count - 1:
-            (u0, v0), (u1, v1) = (block.at(middle + step / 2 + 6 * s, s * (block.breadth - 10) / 2) for s in (-1, 1))
+            (u0, v0), (u1, v1) = (
+                block.at(middle + step / 2 + 6 * s, s * (block.breadth - 10) / 2) for s in (-1, 1)
+            )
             gap = Rect(min(u0, u1), min(v0, v1), max(u0, u1), max(v0, v1))
             if town.chance(0.5):
                 parking(town, gap)
@@ -144,7 +163,13 @@ def informal(town: Town, block: Rect) -> None:
                     town.area(spot.inset(1.5), town.paint(town.pick(town.city.yards)))
                 town.trees(spot, town.city.plants.trees * 1.6)
                 continue
-            length, depth = min(rng.uniform(*b.length), lot.width - 1.2), min(rng.uniform(*b.depth), 9.8)
+            length, depth = (
+                min(rng.uniform(*b.length), lot.width - 1.2),
+                min(rng.uniform(*b.depth), 9.8),
+            )
             u, v = lot.at(rng.uniform(-0.5, 0.5), inward + 5 + rng.uniform(-0.4, 0.4))
             building(town, u, v, lot.along + rng.normal(0, 0.06), length, depth, b.houses)
-            town.trees(lot.rect((-lot.width / 2, lot.width / 2), (inward, inward + 11)), town.city.plants.trees * 0.3)
+            town.trees(
+                lot.rect((-lot.width / 2, lot.width / 2), (inward, inward + 11)),
+                town.city.plants.trees * 0.3,
+            )

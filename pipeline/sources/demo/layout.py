@@ -1,7 +1,8 @@
-"""How a demo town is laid out: land into blocks by streets, blocks into lots, lots into what their use asks.
+"""How a demo town is laid out: land into blocks by streets, blocks into lots, lots
+into what their use asks.
 
-All of that happens in the street frame, where a block is an upright rectangle; `Frame` turns and bends it onto the
-ground, while buildings stay rigid.
+All of that happens in the street frame, where a block is an upright rectangle; `Frame` turns and
+bends it onto the ground, while buildings stay rigid.
 """
 
 import numpy as np
@@ -26,8 +27,12 @@ USES = {
 }  # fmt: skip  # what a block may be used for
 
 
-def draw_plan(city: DemoCity, materials: dict[str, Material], side: float, entropy: list[int]) -> Plan:
-    """The plan of a square scene of `side` metres, redrawn until buildings cover a fair share of it."""
+def draw_plan(
+    city: DemoCity, materials: dict[str, Material], side: float, entropy: list[int]
+) -> Plan:
+    """The plan of a square scene of `side` metres, redrawn until buildings
+    cover a fair share of it.
+    """
     best: tuple[float, Plan] | None = None
     for attempt in range(4):
         plan = draw(Town(city, materials, side, np.random.default_rng([*entropy, attempt])))
@@ -50,12 +55,17 @@ def draw(town: Town) -> Plan:
     town.area(everything, town.paint(city.streets.surface))
     for block, rural in town.blocks:
         x, y = town.frame.point(*block.centre)
-        away = max(abs(x - plan.side / 2), abs(y - plan.side / 2)) - max(block.width, block.height) * 0.75
+        away = (
+            max(abs(x - plan.side / 2), abs(y - plan.side / 2))
+            - max(block.width, block.height) * 0.75
+        )
         if away < plan.side / 2 + 25:
             fill(town, block, rural)
     mark_and_park(town)
     if not town.water.is_empty:
-        town.land.append((town.water.buffer(3), town.paint("sand" if town.chance(0.3) else "litter")))
+        town.land.append(
+            (town.water.buffer(3), town.paint("sand" if town.chance(0.3) else "litter"))
+        )
         town.land.append((town.water, town.paint("water")))
         bridges(town)
     tidy(town)
@@ -78,29 +88,43 @@ def river(town: Town, reach: float) -> Polygon:
     s = np.linspace(-reach * 1.5, reach * 1.5, 60)
     bend = sum(rng.uniform(8, 22) / k * np.sin(k * s / 60 + rng.uniform(0, 6)) for k in (1, 2))
     turn, off = rng.uniform(0, np.pi), rng.uniform(-0.35, 0.35) * town.plan.side
-    line = np.stack([np.cos(turn) * s - np.sin(turn) * (bend + off), np.sin(turn) * s + np.cos(turn) * (bend + off)], 1)
+    line = np.stack(
+        [
+            np.cos(turn) * s - np.sin(turn) * (bend + off),
+            np.sin(turn) * s + np.cos(turn) * (bend + off),
+        ],
+        1,
+    )
     return shapely.LineString(line + town.plan.side / 2).buffer(rng.uniform(7, 15))
 
 
 def tidy(town: Town) -> None:
-    """Lay the land on the ground, plant trees, clear the water, end footprints at the scene's edge."""
+    """Lay the land on the ground, plant trees, clear the water, end footprints
+    at the scene's edge.
+    """
     plan = town.plan
     bent = [i for i, (shape, _) in enumerate(town.land) if isinstance(shape, np.ndarray)]
     points = town.frame.to_ground(np.concatenate([town.land[i][0] for i in bent]))
     owner = np.repeat(np.arange(len(bent)), [len(town.land[i][0]) for i in bent])
-    shapes = np.array([None if isinstance(shape, np.ndarray) else shape for shape, _ in town.land], dtype=object)
+    shapes = np.array(
+        [None if isinstance(shape, np.ndarray) else shape for shape, _ in town.land], dtype=object
+    )
     shapes[bent] = shapely.polygons(shapely.linearrings(points, indices=owner))
     plan.ground = [(shape, surface) for shape, (_, surface) in zip(shapes, town.land, strict=True)]
     plant(town)
     if not town.water.is_empty:
         wet = town.water.buffer(2.5)
         shapely.prepare(wet)
-        plan.solids = [s for s in plan.solids if s.building or not shapely.intersects_xy(wet, s.x, s.y)]
+        plan.solids = [
+            s for s in plan.solids if s.building or not shapely.intersects_xy(wet, s.x, s.y)
+        ]
     plan.water = town.water
     plan.blocks = [Polygon(town.frame.to_ground(block.outline())) for block, _ in town.blocks]
     scene = shapely.box(0, 0, plan.side, plan.side)
     cut = shapely.intersection(np.array(plan.footprints, dtype=object), scene)
-    plan.footprints = [part for part in shapely.get_parts(cut) if part.geom_type == "Polygon" and part.area > 1]
+    plan.footprints = [
+        part for part in shapely.get_parts(cut) if part.geom_type == "Polygon" and part.area > 1
+    ]
 
 
 def plant(town: Town) -> None:
@@ -109,9 +133,13 @@ def plant(town: Town) -> None:
     x, y = town.frame.to_ground(roots[:, :2]).T
     conifer = rng.random(len(roots)) < plants.conifers
     radius = roots[:, 2] * rng.uniform(*plants.crown, len(roots)) * np.where(conifer, 0.75, 1.0)
-    height = radius * np.where(conifer, rng.uniform(3.4, 4.6, len(roots)), rng.uniform(1.9, 2.6, len(roots)))
+    height = radius * np.where(
+        conifer, rng.uniform(3.4, 4.6, len(roots)), rng.uniform(1.9, 2.6, len(roots))
+    )
     leaf = np.array(plants.leaf)[rng.integers(len(plants.leaf), size=len(roots))] / 255
-    leaf *= np.exp(0.08 * rng.standard_normal((len(roots), 1)) + 0.04 * rng.standard_normal((len(roots), 3)))
+    leaf *= np.exp(
+        0.08 * rng.standard_normal((len(roots), 1)) + 0.04 * rng.standard_normal((len(roots), 3))
+    )
     leaf *= np.where(conifer[:, None], (0.8, 0.86, 0.9), 1.0)
     near = (np.minimum(x, y) > -12) & (np.maximum(x, y) < town.plan.side + 12)
     trunks = shapely.buffer(shapely.points(x, y), 0.62 * radius, quad_segs=2)

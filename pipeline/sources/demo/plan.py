@@ -1,6 +1,7 @@
 """What a demo scene's plan is made of: surfaces, solids and trees.
 
-Ground coordinates (x, y) count metres from the scene's upper left corner, x to the east, y to the south.
+Ground coordinates (x, y) count metres from the scene's upper left corner, x to the
+east, y to the south.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ class Surface:
 
 @dataclass(frozen=True)
 class Solid:
-    """A box with a roof: a building's wing, a car, a container. The ridge runs along its own second axis."""
+    """A box with a roof: a building's wing, a car, a container. The ridge runs
+    along its own second axis.
+    """
 
     x: float
     y: float
@@ -47,7 +50,11 @@ class Solid:
         ridge = np.array([np.cos(self.angle), np.sin(self.angle)])
         across = np.array([-ridge[1], ridge[0]])
         signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-        return (self.x, self.y) + signs[:, :1] * self.half_width * across + signs[:, 1:] * self.half_length * ridge
+        return (
+            (self.x, self.y)
+            + signs[:, :1] * self.half_width * across
+            + signs[:, 1:] * self.half_length * ridge
+        )
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,12 @@ class Plan:
 
     @property
     def streets(self) -> list[Polygon]:
-        """What neither block nor building nor water is, cut at the scene's edge; bridges are water."""
+        """What neither block nor building nor water is, cut at the scene's
+        edge; bridges are water.
+        """
         scene = shapely.box(0, 0, self.side, self.side)
-        taken = shapely.union_all([*map(shapely.make_valid, self.blocks), *self.footprints, self.water])
+        taken = shapely.union_all(
+            [*map(shapely.make_valid, self.blocks), *self.footprints, self.water]
+        )
         parts = shapely.get_parts(shapely.difference(scene, taken))
         return [part for part in parts if part.geom_type == "Polygon" and part.area > 1]

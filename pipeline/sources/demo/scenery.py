@@ -1,4 +1,6 @@
-"""Which surface, how high and how steep at every pixel: the land, then roofs layer by layer, then trees."""
+"""Which surface, how high and how steep at every pixel: the land, then roofs
+layer by layer, then trees.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,16 +41,21 @@ class Painter:
         self.plan, self.city, self.seed, self.grid = plan, city, seed, grid
         self.fine = 0.75 * noise(grid, grid.pixel, seed) + 0.55 * noise(grid, 0.7, seed + 1)
         octaves = (0.5, 2.3), (0.8, 7), (0.7, 26)  # amplitude, metres
-        patches = sum(a * noise(grid, metres, seed + 2 + i) for i, (a, metres) in enumerate(octaves))
+        patches = sum(
+            a * noise(grid, metres, seed + 2 + i) for i, (a, metres) in enumerate(octaves)
+        )
         self.patches = np.clip(0.5 + 0.42 * patches, 0, 1)
         self.shade = np.rint(self.patches * (SHADES - 1)).astype(np.int32)
 
     def textured(self, at, surfaces: list[Surface], which: np.ndarray) -> np.ndarray:
         """(3, ...) linear colours at `at` (an index of the grid) of surfaces[which]."""
         blend = np.linspace(0, 1, SHADES, dtype=np.float32)[:, None]
-        colour, alt = (linear(np.array([getattr(s, k) for s in surfaces]))[:, None] for k in ("colour", "alt"))
+        colour, alt = (
+            linear(np.array([getattr(s, k) for s in surfaces]))[:, None] for k in ("colour", "alt")
+        )
         shades = (colour + (alt - colour) * blend).reshape(-1, 3)
-        grain = np.array([2 * s.grain for s in surfaces], np.float32)  # twice: linear light is the square
+        # twice: linear light is the square
+        grain = np.array([2 * s.grain for s in surfaces], np.float32)
         texture = 1 + grain[which] * self.fine[at]
         index = which * SHADES + self.shade[at]
         return np.stack([np.take(band, index) * texture for band in np.ascontiguousarray(shades.T)])
@@ -96,9 +103,14 @@ class Painter:
             return
         x, y = grid.xy()
         ragged = noise(grid, 1.1, self.seed + 7) + 0.6 * noise(grid, 0.45, self.seed + 8)
-        crown, tree = np.zeros((grid.rows, grid.cols), np.float32), np.zeros((grid.rows, grid.cols), np.int32)
+        crown, tree = (
+            np.zeros((grid.rows, grid.cols), np.float32),
+            np.zeros((grid.rows, grid.cols), np.int32),
+        )
         for number, (t, part) in enumerate(near):
-            away = np.square((x[:, part[1]] - t.x) / t.radius) + np.square((y[part[0]] - t.y) / t.radius)
+            away = np.square((x[:, part[1]] - t.x) / t.radius) + np.square(
+                (y[part[0]] - t.y) / t.radius
+            )
             inside = 1 - away + 0.22 * ragged[part]
             if t.conifer:
                 z = t.height * (0.3 + 0.7 * np.clip(1 - np.sqrt(away), 0, 1)) + 0.25 * ragged[part]
@@ -116,7 +128,9 @@ class Painter:
         slope_y = np.clip(cv2.Sobel(crown, cv2.CV_32F, 0, 1, scale=1 / (8 * grid.pixel)), -1.6, 1.6)
         scenery.slope_x[row, col], scenery.slope_y[row, col] = slope_x[row, col], slope_y[row, col]
         leaf = linear(np.array([t.colour for t, _ in near]))[tree[row, col]].T
-        scenery.albedo[:, row, col] = leaf * (1 + 0.22 * self.fine[row, col] + 0.12 * ragged[row, col])
+        scenery.albedo[:, row, col] = leaf * (
+            1 + 0.22 * self.fine[row, col] + 0.12 * ragged[row, col]
+        )
 
     def scenery(self) -> Scenery:
         shape = (self.grid.rows, self.grid.cols)
@@ -133,4 +147,9 @@ def _near(trees: list[Tree], grid: Grid) -> Iterator[tuple[Tree, tuple[slice, sl
         r = t.radius * 1.25 / grid.pixel
         row, col = t.y / grid.pixel - grid.row, t.x / grid.pixel - grid.col
         if -r < row < grid.rows + r and -r < col < grid.cols + r:
-            yield t, np.s_[max(0, int(row - r)) : int(row + r) + 2, max(0, int(col - r)) : int(col + r) + 2]
+            yield (
+                t,
+                np.s_[
+                    max(0, int(row - r)) : int(row + r) + 2, max(0, int(col - r)) : int(col + r) + 2
+                ],
+            )

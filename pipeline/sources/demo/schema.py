@@ -9,7 +9,8 @@ from pipeline.params import AsList, Count, Positive, Section, Share
 
 Colour = Annotated[tuple[int, int, int], AsList]  # red, green, blue, 0-255, as displayed
 Span = Annotated[tuple[float, float], AsList]  # least and most
-Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # relative frequencies
+# relative frequencies
+Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]
 
 
 class Material(Section):
@@ -60,7 +61,8 @@ class Plants(Section):
 
 
 class Light(Section):
-    azimuth: Annotated[float, Field(ge=0, lt=360)]  # degrees clockwise from north, where the sun stands
+    # degrees clockwise from north, where the sun stands
+    azimuth: Annotated[float, Field(ge=0, lt=360)]
     elevation: Annotated[float, Field(ge=10, le=90)]  # degrees above the horizon
     ambient: Share  # sky's share of the light on open ground
     haze: Share  # share of airlight in what the camera sees
@@ -104,7 +106,8 @@ def find_city(manifest: Manifest, name: str) -> DemoCity:
     """The demo city of that name. Raises InputError that names the nearest known one."""
     if name not in manifest.cities:
         raise InputError(
-            f"fetch.cities: the demo has no city {name!r}; did you mean {nearest(name, manifest.cities)}? "
+            f"fetch.cities: the demo has no city {name!r}; did you mean "
+            f"{nearest(name, manifest.cities)}? "
             f"It has {', '.join(manifest.cities)}"
         )
     return manifest.cities[name]

@@ -1,5 +1,6 @@
-"""Streets halve the land until blocks are left (after Vanegas et al., Procedural Generation of Parcels in Urban
-Modeling, 2012); then they get marks, cars and bridges."""
+"""Streets halve the land until blocks are left (after Vanegas et al., Procedural Generation of
+Parcels in Urban Modeling, 2012); then they get marks, cars and bridges.
+"""
 
 import numpy as np
 import shapely
@@ -51,14 +52,20 @@ def mark_and_park(town: Town) -> None:
         for a in stretch(town, street, start + 7, stop - 7, 6.4):
             for side in (-1, 1):
                 if town.chance(streets.cars * 0.8):
-                    town.car(*street.at(a + rng.uniform(-0.4, 0.4), side * (width / 2 - 1.15)), street.heading)
+                    town.car(
+                        *street.at(a + rng.uniform(-0.4, 0.4), side * (width / 2 - 1.15)),
+                        street.heading,
+                    )
                 elif width > 7 and town.chance(0.04):
                     town.car(*street.at(a, side * width * 0.16), street.heading)
 
 
 def bridges(town: Town) -> None:
     for street in town.streets[:3]:
-        for name, half in (("concrete", street.width / 2 + 1.2), (town.city.streets.surface, street.width / 2)):
+        for name, half in (
+            ("concrete", street.width / 2 + 1.2),
+            (town.city.streets.surface, street.width / 2),
+        ):
             deck = street.rect((street.start, street.stop), (-half, half))
             shape = Polygon(town.frame.to_ground(deck.outline())).intersection(town.water.buffer(5))
             for part in shapely.get_parts(shape):

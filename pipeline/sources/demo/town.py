@@ -19,11 +19,14 @@ CAR_PAINTS = [
 class Town:
     """One scene's plan in the making, its materials, and the random numbers it is drawn with."""
 
-    def __init__(self, city: DemoCity, materials: dict[str, Material], side: float, rng: np.random.Generator):
+    def __init__(
+        self, city: DemoCity, materials: dict[str, Material], side: float, rng: np.random.Generator
+    ):
         self.city, self.materials, self.rng = city, materials, rng
         self.plan = Plan(side)
         self.frame = Frame(side / 2, city.streets.curve, rng)
-        self.land: list[tuple[np.ndarray | Polygon, Surface]] = []  # outlines in the frame, shapes on the ground
+        # outlines in the frame, shapes on the ground
+        self.land: list[tuple[np.ndarray | Polygon, Surface]] = []
         self.roots: list[tuple[float, float, float]] = []  # of trees: u, v, scale
         self.water = Polygon()
         self.blocks: list[tuple[Rect, bool]] = []  # and whether it is open country
@@ -50,12 +53,26 @@ class Town:
     def blob(self, u: float, v: float, radius: float) -> Polygon:
         """An uneven round shape on the ground."""
         turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-        wobble = sum(self.rng.normal(0, 0.16 / k) * np.cos(k * turn + self.rng.uniform(0, 6)) for k in (2, 3, 4))
+        wobble = sum(
+            self.rng.normal(0, 0.16 / k) * np.cos(k * turn + self.rng.uniform(0, 6))
+            for k in (2, 3, 4)
+        )
         points = np.stack([np.cos(turn), 0.75 * np.sin(turn)], 1) * (radius * (1 + wobble))[:, None]
         return Polygon(self.frame.to_ground(points + (u, v)))
 
-    def solid(self, u: float, v: float, ridge: float, width: float, length: float, form: str, eaves: float,
-              slope: float, surface: Surface, **more) -> None:  # fmt: skip
+    def solid(
+        self,
+        u: float,
+        v: float,
+        ridge: float,
+        width: float,
+        length: float,
+        form: str,
+        eaves: float,
+        slope: float,
+        surface: Surface,
+        **more,
+    ) -> None:
         x, y = self.frame.point(u, v)
         heading = self.frame.heading(u, v, ridge)
         half = width / 2, length / 2
@@ -73,7 +90,10 @@ class Town:
         rng = self.rng
         length, width = rng.uniform(4.0, 4.9), rng.uniform(1.75, 1.95)
         colour = np.array(CAR_PAINTS[rng.integers(len(CAR_PAINTS))]) / 255 * rng.uniform(0.8, 1.1)
-        body, glass = Surface(colour, colour, 0.02), Surface(0.3 * colour + 0.1, 0.3 * colour + 0.14, 0.02)
+        body, glass = (
+            Surface(colour, colour, 0.02),
+            Surface(0.3 * colour + 0.1, 0.3 * colour + 0.14, 0.02),
+        )
         back = rng.choice([-0.3, 0.3])
         u1, v1 = u - back * np.cos(heading), v - back * np.sin(heading)
         self.solid(u, v, heading, width, length, "flat", 0.9, 0, body)

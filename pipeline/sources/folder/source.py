@@ -25,31 +25,60 @@ from pipeline.imagery.formats import REMOTE
 from pipeline.imagery.grid import PIXELS, check_place
 from pipeline.imagery.raster import grid_of, open_raster, unknown
 from pipeline.imagery.scene import City, Scene
-from pipeline.imagery.vector import SUFFIXES, Bounds, Footprints, read_footprints, rough_shift, transform_bounds
+from pipeline.imagery.vector import (
+    SUFFIXES,
+    Bounds,
+    Footprints,
+    read_footprints,
+    rough_shift,
+    transform_bounds,
+)
 from pipeline.sources.survey import Image, check_complete, listed, named, stamp, survey_all
 
 IMAGES, LABELS = "images", "labels"
 BELOW = "**/[!.]*"  # a folder and its sub-folders
 TIFF = {".tif", ".tiff"}
 UNREAD = {  # suffixes of what may hold a scene and is not taken
-    ".vrt", ".ecw", ".sid", ".nc", ".hdf", ".h5", ".asc", ".bil", ".bmp", ".gif", ".webp", ".npy", ".jxl", ".mbtiles",
-    ".zip", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".rar",
-}  # fmt: skip
+    ".vrt",
+    ".ecw",
+    ".sid",
+    ".nc",
+    ".hdf",
+    ".h5",
+    ".asc",
+    ".bil",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".npy",
+    ".jxl",
+    ".mbtiles",
+    ".zip",
+    ".7z",
+    ".tar",
+    ".tgz",
+    ".gz",
+    ".bz2",
+    ".rar",
+}
 SAID = {  # counts of a city's footprints that its user hears of
     "repaired_polygons": "invalid polygons repaired",
     "dropped_polygons": "geometries without an area left out",
     "closed_lines": "closed lines read as the outlines of buildings",
     "other_features": "features of OpenStreetMap left out, for they are no building",
 }
-STAC = b'"stac_version"'  # in the first bytes of an image's description, which is GeoJSON too: the image's outline
+# in the first bytes of an image's description, which is GeoJSON too: the image's outline
+STAC = b'"stac_version"'
 STAC_HEAD = 2**20  # bytes
 
 
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
-    """Check a city of the user's folder and note where its files lie; nothing is copied into `folder`.
+    """Check a city of the user's folder and note where its files lie; nothing is
+    copied into `folder`.
 
-    Raises InputError: city, image or label missing; label of another size; CRS missing; truncated file;
-    footprints that lie elsewhere. An image without data is left out and counted in the notes, as repairs are.
+    Raises InputError: city, image or label missing; label of another size; CRS
+    missing; truncated file; footprints that lie elsewhere. An image without data is
+    left out and counted in the notes, as repairs are.
     """
     root = _city_folder(Path(fetch.path), city)
     override = fetch.overrides.get(city, params.CityOverride())
@@ -60,7 +89,9 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     images, notes = survey_all(files, city, root / IMAGES, override.gsd, list(scenes), over=over)
     notes["warnings"] += warnings
     if passed:
-        notes["warnings"].append(f"{root / IMAGES}: passed over {listed(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2")
+        notes["warnings"].append(
+            f"{root / IMAGES}: passed over {listed(passed)}; scenes are GeoTIFF, PNG, JPEG or JP2"
+        )
     if drawn:
         raster_building, files = 1, dict.fromkeys(images, labels)
         if labels.name == LABELS:
@@ -68,7 +99,9 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         digests = dict(
             zip(
                 files,
-                overlay(list(files.values()), list(files), city, override.where, notes, fetch.groups),
+                overlay(
+                    list(files.values()), list(files), city, override.where, notes, fetch.groups
+                ),
                 strict=True,
             )
         )
@@ -76,12 +109,19 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         paths = [None if image.name in bare else files.get(image) for image in images]
         stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
     elif fetch.groups:
-        raise InputError(f"fetch.groups: {labels} holds rasters, which have no columns; set it to null")
+        raise InputError(
+            f"fetch.groups: {labels} holds rasters, which have no columns; set it to null"
+        )
     elif override.where:
-        raise InputError(f"fetch.overrides.{city}.where: {labels} holds rasters, which have no columns; take it out")
+        raise InputError(
+            f"fetch.overrides.{city}.where: {labels} holds rasters, which have no "
+            f"columns; take it out"
+        )
     else:
         paths, raster_building = _rasters(labels, images, city, override, notes)
-        stamps = [stamp(*filter(None, (i.path, path))) for i, path in zip(images, paths, strict=True)]
+        stamps = [
+            stamp(*filter(None, (i.path, path))) for i, path in zip(images, paths, strict=True)
+        ]
     return City(
         city=city,
         source="folder",
@@ -107,22 +147,33 @@ def look_up(fetch: params.Fetch, city: str) -> None:
 def _unlabelled(
     bare: list[str], images: list[Image], city: str, override: params.CityOverride, notes: dict
 ) -> set[str]:
-    """The scenes without a footprint that are left out; unless it is stated what they mean, they are background."""
+    """The scenes without a footprint that are left out; unless it is stated what they mean,
+    they are background.
+    """
     if override.unlabelled is None and 0 < len(bare) < len(images):
         notes["warnings"].append(
-            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: {listed(bare)}; where "
-            f"nobody drew their buildings, state fetch.overrides.{city}.unlabelled: ignore (else: background)"
+            f"{city}: {len(bare)} of {len(images)} scenes hold no footprint and are background: "
+            f"{listed(bare)}; where "
+            f"nobody drew their buildings, state fetch.overrides.{city}.unlabelled: ignore (else: "
+            f"background)"
         )
     return set(bare) if override.unlabelled == "ignore" else set()
 
 
 def overlay(
-    paths: list[Path], images: list[Image], city: str, where: str | None, notes: dict, column: str | None = None
+    paths: list[Path],
+    images: list[Image],
+    city: str,
+    where: str | None,
+    notes: dict,
+    column: str | None = None,
 ) -> list[str]:
-    """What the files of footprints, one an image or one for all, draw on each image: a digest of it.
+    """What the files of footprints, one an image or one for all, draw on each
+    image: a digest of it.
 
-    Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the scenes without any.
-    Raises InputError where a file's footprints lie over none of its images, or no feature of any is a building.
+    Counts in `notes` the footprints over the images, what was repaired, closed or left out, and the
+    scenes without any. Raises InputError where a file's footprints lie over none of its images, or
+    no feature of any is a building.
     """
     counts, digests, built, covered = Counter(), [""] * len(images), set(), set()
     for (path, crs), members in _alike(paths, images).items():
@@ -131,12 +182,18 @@ def overlay(
         found = read_footprints(path, crs, bounds, where, column)
         tree = shapely.STRtree(found.polygons)
         scene, footprint = tree.query(boxes, predicate="intersects")
-        for i, near in zip(members, np.split(footprint, np.searchsorted(scene, range(1, len(members)))), strict=True):
+        for i, near in zip(
+            members,
+            np.split(footprint, np.searchsorted(scene, range(1, len(members)))),
+            strict=True,
+        ):
             digests[i] = found.some(near).digest
         built |= {images[members[i]].name for i in scene}
         covered |= {images[members[i]].name for i in tree.query(boxes, predicate="covered_by")[0]}
         counts.update(_counts(found, len(np.unique(footprint))))
-        if (rough := rough_shift(found.source, crs, bounds)) and f"{city}: {rough}" not in notes["warnings"]:
+        if (rough := rough_shift(found.source, crs, bounds)) and f"{city}: {rough}" not in notes[
+            "warnings"
+        ]:
             notes["warnings"].append(f"{city}: {rough}")
     for path in dict.fromkeys(paths):
         below = [image for image, own in zip(images, paths, strict=True) if own == path]
@@ -147,10 +204,15 @@ def overlay(
         notes["warnings"].append(_why_empty(place, paths, city, where))
     if covered:
         notes["warnings"].append(
-            f"{place}: a single polygon covers all of scene {listed(sorted(covered))}; is it the outline of an area?"
+            f"{place}: a single polygon covers all of scene {listed(sorted(covered))}; is it the "
+            f"outline of an area?"
         )
-    notes |= counts | {"scenes_without_buildings": [image.name for image in images if image.name not in built]}
-    notes["warnings"] += [f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]]
+    notes |= counts | {
+        "scenes_without_buildings": [image.name for image in images if image.name not in built]
+    }
+    notes["warnings"] += [
+        f"{place}: {counts[key]} {words}" for key, words in SAID.items() if counts[key]
+    ]
     return digests
 
 
@@ -177,7 +239,9 @@ def _boxes(images: list[Image]) -> np.ndarray:
 
 
 def _refuse_elsewhere(path: Path, images: list[Image], city: str, where: str | None) -> None:
-    """Raise InputError where a file none of whose footprints lies over an image of its holds some at all."""
+    """Raise InputError where a file none of whose footprints lies over an image
+    of its holds some at all.
+    """
     if len(everything := read_footprints(path, where=where)):
         raise InputError(
             f"{path}: none of its {len(everything)} footprints overlaps an image of {city}; "
@@ -186,16 +250,21 @@ def _refuse_elsewhere(path: Path, images: list[Image], city: str, where: str | N
 
 
 def _why_empty(place: Path, paths: list[Path], city: str, where: str | None) -> str:
-    """That there is no polygon anywhere. Raises InputError where there are other features than buildings."""
+    """That there is no polygon anywhere. Raises InputError where there are
+    other features than buildings.
+    """
     found = [read_footprints(path, where=where) for path in dict.fromkeys(paths)]
     others, dropped = sum(each.others for each in found), sum(each.dropped for each in found)
     if others or dropped:
         raise InputError(
-            f"{place}: not one of its features is a building ({others} are tagged otherwise, {dropped} are "
+            f"{place}: not one of its features is a building ({others} are tagged otherwise, "
+            f"{dropped} are "
             "points, open lines or empty); export the buildings as polygons"
         )
     if where:
-        raise InputError(f"{place}: no feature meets fetch.overrides.{city}.where ({where}); correct it")
+        raise InputError(
+            f"{place}: no feature meets fetch.overrides.{city}.where ({where}); correct it"
+        )
     return f"{place}: holds no polygon, so {city} has no building anywhere"
 
 
@@ -209,12 +278,19 @@ def _elsewhere(footprints: Footprints, images: list[Image]) -> str:
         box = _moved(bounds, crs, there)
         if box and shapely.intersects(shapely.box(*box), _boxes(images)).any():
             return f"they declare {declared.to_string()} but would fit as {name}; correct the file"
-    box, image = _moved(footprints.bounds, declared, "OGC:CRS84"), _moved(images[0].grid.bounds, there, "OGC:CRS84")
+    box, image = (
+        _moved(footprints.bounds, declared, "OGC:CRS84"),
+        _moved(images[0].grid.bounds, there, "OGC:CRS84"),
+    )
     if not box or not image:
         return f"as {declared.to_string()} they lie nowhere on the ground; correct their CRS"
-    (x, y), (to_x, to_y) = (((west + east) / 2, (south + north) / 2) for west, south, east, north in (box, image))
+    (x, y), (to_x, to_y) = (
+        ((west + east) / 2, (south + north) / 2) for west, south, east, north in (box, image)
+    )
     metres = Geod(ellps="WGS84").inv(x, y, to_x, to_y)[2]
-    return f"they lie {metres / 1000:.1f} km away; correct their CRS or bring the file of this place"
+    return (
+        f"they lie {metres / 1000:.1f} km away; correct their CRS or bring the file of this place"
+    )
 
 
 def _moved(bounds: Bounds, source, target) -> Bounds | None:
@@ -233,19 +309,31 @@ def _city_folder(root: Path, city: str) -> Path:
                 return folder
         there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
         if not there:
-            raise InputError(f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities")
+            raise InputError(
+                f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder "
+                f"of your cities"
+            )
         raise InputError(f"{root / city}: no such city; did you mean {nearest(city, there)}?")
     return root / city
 
 
 def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Rasters of a folder and those below it by scene name, in natural order, and the files that are passed over.
+    """Rasters of a folder and those below it by scene name, in natural order, and the files that
+    are passed over.
 
-    A picture beside a GeoTIFF of its name is a preview. Raises InputError where two scenes share a name.
+    A picture beside a GeoTIFF of its name is a preview. Raises InputError where two
+    scenes share a name.
     """
     found, passed = {}, []
-    files = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    for path in sorted(files, key=lambda path: (path.suffix.lower() not in TIFF, _natural(path.relative_to(folder)))):
+    files = (
+        path
+        for path in folder.rglob("*")
+        if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    for path in sorted(
+        files,
+        key=lambda path: (path.suffix.lower() not in TIFF, _natural(path.relative_to(folder))),
+    ):
         suffix, inside = path.suffix.lower(), path.relative_to(folder)
         name = _name(inside)
         if path.is_dir():  # one behind a link is not walked into
@@ -256,7 +344,9 @@ def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
             raise InputError(f"{folder}: two scenes are called {name}; rename one")
         elif suffix in TIFF or suffix in REMOTE:
             found[name] = path
-    return dict(sorted(found.items(), key=lambda item: _natural(item[1].relative_to(folder)))), passed
+    return dict(
+        sorted(found.items(), key=lambda item: _natural(item[1].relative_to(folder)))
+    ), passed
 
 
 def _name(inside: Path) -> str:
@@ -265,12 +355,17 @@ def _name(inside: Path) -> str:
 
 
 def _composed(name: str) -> str:
-    """A name with each accent in its letter (NFC): macOS takes them apart (NFD), and both look the same."""
+    """A name with each accent in its letter (NFC): macOS takes them apart
+    (NFD), and both look the same.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def _natural(path: Path) -> list:
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", str(path))]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", str(path))
+    ]
 
 
 def _label_source(root: Path) -> tuple[Path, list[str]]:
@@ -281,11 +376,13 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
         return root / LABELS, [f"{root}: {LABELS}/ is used, {unused} is not"] if vectors else []
     if len(vectors) > 1:
         raise InputError(
-            f"{root}: holds {len(vectors)} files of footprints, {listed([v.name for v in vectors])}; keep one"
+            f"{root}: holds {len(vectors)} files of footprints, "
+            f"{listed([v.name for v in vectors])}; keep one"
         )
     if not vectors:
         raise InputError(
-            f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or map its "
+            f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or "
+            f"map its "
             "images with `python -m pipeline predict` and a trained model"
         )
     return vectors[0], []
@@ -293,7 +390,9 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
 
 def _vectors(folder: Path, below: str = "[!.]*") -> list[Path]:
     """The files of footprints in a folder; a STAC item's outline of its image is none."""
-    found = sorted((path for path in folder.glob(below) if path.suffix.lower() in SUFFIXES), key=_natural)
+    found = sorted(
+        (path for path in folder.glob(below) if path.suffix.lower() in SUFFIXES), key=_natural
+    )
     return [path for path in found if not ("json" in path.suffix.lower() and _is_stac(path))]
 
 
@@ -305,18 +404,24 @@ def _is_stac(path: Path) -> bool:
 def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Image, Path]:
     """The file of footprints of every image, or of `some`."""
     if rasters := [path.name for path in _scenes_in(folder)[0].values()]:
-        raise InputError(f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind")
+        raise InputError(
+            f"{folder}: holds both rasters, {rasters[0]}, and footprints; keep one kind"
+        )
     by_name: dict[str, Path] = {}
     for path in _vectors(folder, BELOW):  # sub-folders as the images'
         name = _name(path.relative_to(folder))
         if (twice := by_name.setdefault(name, path)) != path:
-            raise InputError(f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one")
+            raise InputError(
+                f"{folder}: both {twice.name} and {path.name} are labels of one scene; keep one"
+            )
     missing = [image.name for image in images if image.name not in by_name]
     if missing and not (some and len(missing) < len(images)):
         first = next(iter(by_name.values()))
         raise InputError(
-            f"{folder}: no footprints for {len(missing)} of {len(images)} images: {listed(missing)}; name them as "
-            f"their image, {missing[0]}{first.suffix} for one (here is {first.name}), or state fetch.overrides.{city}."
+            f"{folder}: no footprints for {len(missing)} of {len(images)} images: "
+            f"{listed(missing)}; name them as "
+            f"their image, {missing[0]}{first.suffix} for one (here is {first.name}), or state "
+            f"fetch.overrides.{city}."
             "unlabelled: ignore"
         )
     return {image: by_name[image.name] for image in images if image.name in by_name}
@@ -325,7 +430,8 @@ def _each(folder: Path, images: list[Image], city: str, some: bool) -> dict[Imag
 def _rasters(
     folder: Path, images: list[Image], city: str, override: params.CityOverride, notes: dict
 ) -> tuple[list[Path | None], int]:
-    """The label file of every image, and which value means building (stated, or found). Notes the values found.
+    """The label file of every image, and which value means building (stated, or
+    found). Notes the values found.
 
     An image without one has none where `unlabelled: ignore` is stated; else InputError.
     """
@@ -335,14 +441,20 @@ def _rasters(
         others = [by_name[name].name for name in by_name.keys() - {image.name for image in images}]
         here = f" (here is {min(others)})" if others else ""
         raise InputError(
-            f"{folder}: no label for {len(missing)} of {len(images)} images: {listed(missing)}; add "
-            f"{missing[0]}.tif{here}, take the image away, or state fetch.overrides.{city}.unlabelled: ignore"
+            f"{folder}: no label for {len(missing)} of {len(images)} images: {listed(missing)}; "
+            f"add "
+            f"{missing[0]}.tif{here}, take the image away, or state "
+            f"fetch.overrides.{city}.unlabelled: ignore"
         )
     if len(missing) == len(images):
-        raise InputError(f"{folder}: no label for any image of {city}; labels bear the names of their images")
+        raise InputError(
+            f"{folder}: no label for any image of {city}; labels bear the names of their images"
+        )
     notes["scenes_without_label"] = missing
     pairs = [(by_name[image.name], image) for image in images if image.name in by_name]
-    found = {str(path.relative_to(folder)): _label_values(path, image, notes) for path, image in pairs}
+    found = {
+        str(path.relative_to(folder)): _label_values(path, image, notes) for path, image in pairs
+    }
     values, building = set().union(*found.values()), override.building
     notes["label_values"] = sorted(values)
     if building is None:
@@ -353,44 +465,60 @@ def _rasters(
 
 
 def _building_value(found: dict[str, set[int]], folder: Path, city: str, notes: dict) -> int:
-    """What draws a building, by the values in each label file: 255 where no file holds a class, else 1.
+    """What draws a building, by the values in each label file: 255 where no file
+    holds a class, else 1.
 
-    A file with both tells that 255 is ignore. Raises InputError where some hold the one, some the other, none both.
+    A file with both tells that 255 is ignore. Raises InputError where some hold the one, some the
+    other, none both.
     """
     stated, classes = f"fetch.overrides.{city}.building", set(range(1, 255))
     only_255 = [name for name, values in found.items() if 255 in values and not values & classes]
     with_class = [name for name, values in found.items() if values & classes]
     if only_255 and not with_class:
         notes["warnings"].append(
-            f"{folder}: 255 is read as building, for no label holds a 1; where it means ignore, state {stated}: 1"
+            f"{folder}: 255 is read as building, for no label holds a 1; where it means ignore, "
+            f"state {stated}: 1"
         )
         return 255
     if only_255 and not any(255 in found[name] for name in with_class):
         raise InputError(
-            f"{folder}: {only_255[0]} holds 255 and no class, {with_class[0]} a class and no 255; recode one if both "
+            f"{folder}: {only_255[0]} holds 255 and no class, {with_class[0]} a class and no 255; "
+            f"recode one if both "
             f"draw buildings, or state {stated}: 1 if 255 means ignore"
         )
     return 1
 
 
 def _label_values(path: Path, image: Image, notes: dict) -> set[int]:
-    """The values of a label raster, without what it says it does not know. Raises InputError where it is none."""
+    """The values of a label raster, without what it says it does not know. Raises InputError
+    where it is none.
+    """
     with open_raster(path) as dataset, named(path):
         check_complete(dataset)
         if dataset.count != 1:
             raise InputError(f"has {dataset.count} bands; a label has one: {_one_band(dataset)}")
         if dataset.shape != image.grid.shape:
-            size, expected = (f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape))
+            size, expected = (
+                f"{width}×{height}" for height, width in (dataset.shape, image.grid.shape)
+            )
             raise InputError(f"is {size} pixels, its image {expected}; make them the same size")
         grid = grid_of(dataset)
-        if not check_place(grid, image.grid) and PIXELS[0] not in (grid.transform, image.grid.transform):
-            notes["warnings"].append(f"{path}: no CRS tells whether it lies on its image; taken pixel for pixel")
+        if not check_place(grid, image.grid) and PIXELS[0] not in (
+            grid.transform,
+            image.grid.transform,
+        ):
+            notes["warnings"].append(
+                f"{path}: no CRS tells whether it lies on its image; taken pixel for pixel"
+            )
         found = set()
         for _, window in dataset.block_windows(1):
             raw = dataset.read(1, window=window)
             hidden = unknown(dataset, raw, window, {0, 1})
             found |= set(np.unique(raw if hidden is None else raw[~hidden]).tolist())
-        _check_values(found, lossy="JPEG" in {dataset.driver, str(dataset.compression and dataset.compression.name)})
+        _check_values(
+            found,
+            lossy="JPEG" in {dataset.driver, str(dataset.compression and dataset.compression.name)},
+        )
         return {int(value) for value in found}
 
 
@@ -406,11 +534,14 @@ def _one_band(dataset: rasterio.DatasetReader) -> str:
 def _check_values(found: set[float], lossy: bool) -> None:
     """Raise InputError where a label raster holds what is no label."""
     if wrong := found - set(range(256)):
-        raise InputError(f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)")
+        raise InputError(
+            f"holds the value {min(wrong)}; a label is 0, a class 1..k, or 255 (ignore)"
+        )
     between = found - {0, 1, 255}
     if between and (lossy or max(between) >= 128):  # nobody draws so many classes
         some = listed([f"{value:g}" for value in sorted(between)])
         raise InputError(
-            f"holds {some} between 0 and 255, as a mask kept as JPEG or resized smoothly does; make it "
+            f"holds {some} between 0 and 255, as a mask kept as JPEG or resized smoothly does; "
+            f"make it "
             "255 where it is 128 or more, 0 elsewhere, and keep it without loss, as PNG or GeoTIFF"
         )

@@ -1,8 +1,10 @@
-"""Source `inria`: the Inria Aerial Image Labeling dataset, from its own server or from an archive here.
+"""Source `inria`: the Inria Aerial Image Labeling dataset, from its own server or
+from an archive here.
 
-Volumes of a 7z → one zip → only the scenes asked for. At most two copies are on disk at a time: the volumes
-go when the zip is verified. The official split is kept: scenes 1–5 of a training city are those whose IoU
-papers report, so they are `test` here and nothing else touches them; `tile` draws validation from the rest.
+Volumes of a 7z → one zip → only the scenes asked for. At most two copies are on disk at a time: the
+volumes go when the zip is verified. The official split is kept: scenes 1–5 of a training city are
+those whose IoU papers report, so they are `test` here and nothing else touches them; `tile` draws
+validation from the rest.
 """
 
 import os
@@ -32,7 +34,8 @@ from pipeline.storage import atomic_file
 
 MANIFEST = "data/sources/inria.yaml"
 BUILDING = 255  # in the dataset's labels and in a submission
-MAX_RATIO = 3  # the zip's bytes over the volumes': more is an archive bomb, imagery hardly compresses twice
+# the zip's bytes over the volumes': more is an archive bomb, imagery hardly compresses twice
+MAX_RATIO = 3
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")]
 
 
@@ -64,9 +67,10 @@ class Manifest(Section):
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """Bring a city's scenes to FOLDER/{images,labels}, or leave them in an unpacked dataset.
 
-    `work` keeps the archive between cities. A test city comes without labels. Raises InputError: unknown city
-    or scene, failed download (see `download`), damaged archive (see `archive`), a scene that is missing, cut
-    short or of another size, a label that is missing, of another size or with values besides 0 and 255.
+    `work` keeps the archive between cities. A test city comes without labels. Raises InputError:
+    unknown city or scene, failed download (see `download`), damaged archive (see `archive`), a
+    scene that is missing, cut short or of another size, a label that is missing, of another size or
+    with values besides 0 and 255.
     """
     manifest = load_section(Manifest, fetch.path, MANIFEST)
     names = _scene_names(fetch, city, manifest)
@@ -80,12 +84,16 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
             archive = _zip(given, manifest, work)
             scenes = _unpack(archive, members, folder, manifest)
     for scene in progress(scenes, f"checking {city}"):
-        check_scene(folder / scene.image, folder / scene.labels if scene.labels else None, manifest.side)
+        check_scene(
+            folder / scene.image, folder / scene.labels if scene.labels else None, manifest.side
+        )
     if archive != given and not fetch.keep_archive and _others_done(fetch, city, folder, manifest):
         shutil.rmtree(archive.parent)
     if fetch.official_split and city in manifest.training:
         held_out = {f"{city}{number}" for number in manifest.validation}
-        scenes = [replace(scene, split="test") if scene.name in held_out else scene for scene in scenes]
+        scenes = [
+            replace(scene, split="test") if scene.name in held_out else scene for scene in scenes
+        ]
     return City(
         city=city,
         source="inria",
@@ -115,24 +123,40 @@ def check_scene(image: Path, label: Path | None, side: int) -> None:
         _check_shape(dataset, 1, side)
         for _, window in dataset.block_windows(1):
             if wrong := set(np.unique(dataset.read(1, window=window)).tolist()) - {0, BUILDING}:
-                raise InputError(f"{label}: holds the value {min(wrong)}; a label of Inria is 0 or 255")
+                raise InputError(
+                    f"{label}: holds the value {min(wrong)}; a label of Inria is 0 or 255"
+                )
 
 
 def _check_shape(dataset: rasterio.DatasetReader, bands: int, side: int) -> None:
-    if (dataset.count, dataset.height, dataset.width, dataset.dtypes[0]) != (bands, side, side, "uint8"):
+    if (dataset.count, dataset.height, dataset.width, dataset.dtypes[0]) != (
+        bands,
+        side,
+        side,
+        "uint8",
+    ):
         found = f"{dataset.width}×{dataset.height} pixels of {dataset.count} {dataset.dtypes[0]}"
         raise InputError(
-            f"{dataset.name}: is {found} where {side}×{side} of {bands} uint8 are expected; replace the file"
+            f"{dataset.name}: is {found} where {side}×{side} of {bands} uint8 are expected; "
+            f"replace the file"
         )
 
 
-def pack_submission(predictions: str | Path, out: str | Path, manifest: str | Path = MANIFEST) -> Path:
-    """Pack the masks that `predict` wrote for the test cities (0, 1, 255 = nodata) as the contest's zip.
+def pack_submission(
+    predictions: str | Path, out: str | Path, manifest: str | Path = MANIFEST
+) -> Path:
+    """Pack the masks that `predict` wrote for the test cities (0, 1, 255 = nodata)
+    as the contest's zip.
 
-    The zip holds bellingham1.tif … tyrol-e36.tif: one band, 0 and 255, nodata as background. Raises
-    InputError: a scene missing or there twice, a mask of another size, of several bands or with other values.
+    The zip holds bellingham1.tif … tyrol-e36.tif: one band, 0 and 255, nodata as
+    background. Raises InputError: a scene missing or there twice, a mask of another
+    size, of several bands or with other values.
     """
-    predictions, out, about = Path(predictions), Path(out), load_section(Manifest, manifest, MANIFEST)
+    predictions, out, about = (
+        Path(predictions),
+        Path(out),
+        load_section(Manifest, manifest, MANIFEST),
+    )
     names = [f"{city}{number}" for city in about.test for number in range(1, about.numbers + 1)]
     found: dict[str, list[Path]] = {name: [] for name in names}
     for path in sorted(predictions.rglob("*.tif")):
@@ -158,7 +182,9 @@ def _submission_mask(path: Path, side: int) -> bytes:
         mask, place = dataset.read(1), {"crs": dataset.crs, "transform": dataset.transform}
     values = set(np.unique(mask).tolist())
     if not values <= {0, 1, IGNORE} or (IGNORE in values and 1 not in values):
-        raise InputError(f"{path}: holds {sorted(values)[:4]} where `predict` writes 0, 1 and 255 for nodata")
+        raise InputError(
+            f"{path}: holds {sorted(values)[:4]} where `predict` writes 0, 1 and 255 for nodata"
+        )
     format = {"driver": "GTiff", "count": 1, "dtype": "uint8", "compress": "lzw"}
     with MemoryFile() as memory:
         with memory.open(height=side, width=side, **format, **place) as target:
@@ -169,10 +195,14 @@ def _submission_mask(path: Path, side: int) -> bytes:
 def _scene_names(fetch: params.Fetch, city: str, manifest: Manifest) -> list[str]:
     cities = manifest.training + manifest.test
     if city not in cities:
-        raise InputError(f"fetch.cities: Inria has no city {city!r}; did you mean {nearest(city, cities)}?")
+        raise InputError(
+            f"fetch.cities: Inria has no city {city!r}; did you mean {nearest(city, cities)}?"
+        )
     numbers = range(1, manifest.numbers + 1) if fetch.scenes == "all" else sorted(set(fetch.scenes))
     if numbers[-1] > manifest.numbers:
-        raise InputError(f"fetch.scenes: {city} has no scene {numbers[-1]}, only 1 to {manifest.numbers}")
+        raise InputError(
+            f"fetch.scenes: {city} has no scene {numbers[-1]}, only 1 to {manifest.numbers}"
+        )
     return [f"{city}{number}" for number in numbers]
 
 
@@ -187,19 +217,25 @@ def _in_place(root: Path, members: dict[str, tuple[str, str | None]]) -> list[Sc
     """The scenes of an unpacked dataset, which stay where they are."""
     roots = [path for path in (root, root / "AerialImageDataset") if (path / "train").is_dir()]
     if not roots:
-        raise InputError(f"{root}: is no unpacked AerialImageDataset, no train/ in it; correct fetch.archive")
+        raise InputError(
+            f"{root}: is no unpacked AerialImageDataset, no train/ in it; correct fetch.archive"
+        )
     scenes = []
     for name, pair in members.items():
         files = [roots[0].absolute() / member for member in pair if member]
         if missing := [path for path in files if not path.is_file()]:
-            raise InputError(f"{missing[0]}: missing; unpack it again or leave {name} out of fetch.scenes")
+            raise InputError(
+                f"{missing[0]}: missing; unpack it again or leave {name} out of fetch.scenes"
+            )
         stamp = " ".join(f"{status.st_size}-{status.st_mtime_ns}" for status in map(os.stat, files))
         image, label = str(files[0]), str(files[1]) if len(files) > 1 else None
         scenes.append(Scene(name, image, label, stamp=stamp))
     return scenes
 
 
-def _unpack(archive: Path, members: dict[str, tuple[str, str | None]], folder: Path, manifest: Manifest) -> list[Scene]:
+def _unpack(
+    archive: Path, members: dict[str, tuple[str, str | None]], folder: Path, manifest: Manifest
+) -> list[Scene]:
     """Extract the scenes asked for to FOLDER/images and FOLDER/labels."""
     full = {"/".join(PurePosixPath(member).parts[-3:]): member for member in names_in_zip(archive)}
     targets = {}
@@ -221,7 +257,9 @@ def _unpack(archive: Path, members: dict[str, tuple[str, str | None]], folder: P
 
 
 def _zip(given: Path | None, manifest: Manifest, work: Path) -> Path:
-    """The zip of scenes: the user's own, or the verified one out of volumes that are the user's or ours."""
+    """The zip of scenes: the user's own, or the verified one out of volumes
+    that are the user's or ours.
+    """
     if given and given.suffix == ".zip":
         if not given.is_file():
             raise InputError(f"{given}: not found; correct fetch.archive")
@@ -249,16 +287,21 @@ def _given_volumes(first: Path, manifest: Manifest) -> list[Path]:
     """The user's own volumes, checked for size; joined to one .7z they are welcome too."""
     if not first.is_file() or not first.name.endswith((".7z", ".7z.001")):
         raise InputError(
-            f"{first}: is no archive of Inria; set fetch.archive to a .7z.001, a .zip or an unpacked folder"
+            f"{first}: is no archive of Inria; set fetch.archive to a .7z.001, a .zip or an "
+            f"unpacked folder"
         )
     sizes = [volume.size for volume in manifest.volumes]
     expected = [sum(sizes)] if first.suffix == ".7z" else sizes
     volumes = volumes_of(first)
     if len(volumes) != len(expected):
-        raise InputError(f"{first}: {len(volumes)} volumes, {len(expected)} expected; download the others")
+        raise InputError(
+            f"{first}: {len(volumes)} volumes, {len(expected)} expected; download the others"
+        )
     for path, size in zip(volumes, expected, strict=True):
         if (here := path.stat().st_size) != size:
-            raise InputError(f"{path}: has {here} bytes where {size} are expected; download it again")
+            raise InputError(
+                f"{path}: has {here} bytes where {size} are expected; download it again"
+            )
     return volumes
 
 
@@ -272,7 +315,9 @@ def _download_volumes(paths: list[Path], manifest: Manifest) -> list[Path]:
 
 
 def _others_done(fetch: params.Fetch, city: str, folder: Path, manifest: Manifest) -> bool:
-    """Whether every other city of fetch.cities has the scenes asked for: the archive has done its work."""
+    """Whether every other city of fetch.cities has the scenes asked for: the
+    archive has done its work.
+    """
     for other in set(fetch.cities) - {city}:
         try:
             there = {scene.name for scene in read_city(folder.parent / other).scenes}

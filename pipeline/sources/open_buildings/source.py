@@ -1,11 +1,12 @@
 """Source `open_buildings`: Google's polygons (v3) as labels for the user's own scenes.
 
-The table of score thresholds says which S2 cells cover a scene and, for each cell, which confidence gives 80, 85 or 90
-% precision. A cell is one gzipped CSV of up to 1 GB: it is read once, line by line, and what meets a scene is kept as
-GeoParquet. A polygon under its cell's threshold is neither building nor background: 255 (ignore).
+The table of score thresholds says which S2 cells cover a scene and, for each cell, which confidence
+gives 80, 85 or 90 % precision. A cell is one gzipped CSV of up to 1 GB: it is read once, line by
+line, and what meets a scene is kept as GeoParquet. A polygon under its cell's threshold is neither
+building nor background: 255 (ignore).
 
-The polygons are predictions on other images of another date, so how far they lie beside each scene is
-estimated and noted, not corrected. Manifest: data/sources/open_buildings.yaml.
+The polygons are predictions on other images of another date, so how far they lie beside each scene
+is estimated and noted, not corrected. Manifest: data/sources/open_buildings.yaml.
 """
 
 import csv
@@ -28,7 +29,14 @@ from pipeline import params
 from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.imagery.scene import City, Scene
-from pipeline.imagery.vector import Bounds, Footprints, read_footprints, repair, rough_shift, transform_bounds
+from pipeline.imagery.vector import (
+    Bounds,
+    Footprints,
+    read_footprints,
+    repair,
+    rough_shift,
+    transform_bounds,
+)
 from pipeline.labels import IGNORE
 from pipeline.sources.download import byte_bar, download
 from pipeline.sources.open_buildings.alignment import STRONG, estimate_shift
@@ -66,7 +74,9 @@ class Manifest(params.Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """An S2 cell: convex, its edges great circles, which are not straight in longitude and latitude."""
+    """An S2 cell: convex, its edges great circles, which are not straight in
+    longitude and latitude.
+    """
 
     token: str
     rings: list[np.ndarray]  # (K, 3) unit vectors
@@ -75,7 +85,10 @@ class Cell:
     def meets(self, box: Bounds) -> bool:
         """Whether any of 9×9 points of a box in degrees, widened by MARGIN, lies in the cell."""
         west, south, east, north = box
-        x, y = np.meshgrid(np.linspace(west - MARGIN, east + MARGIN, 9), np.linspace(south - MARGIN, north + MARGIN, 9))
+        x, y = np.meshgrid(
+            np.linspace(west - MARGIN, east + MARGIN, 9),
+            np.linspace(south - MARGIN, north + MARGIN, 9),
+        )
         points = _on_sphere(np.column_stack([x.ravel(), y.ravel()]))
         for ring in self.rings:
             edges = np.cross(ring, np.roll(ring, -1, axis=0))
@@ -90,16 +103,21 @@ class _Other(Exception):
 
 
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
-    """Write `folder`/footprints.parquet (EPSG:4326; label, confidence, area_in_meters) for a city's scenes.
+    """Write `folder`/footprints.parquet (EPSG:4326; label, confidence,
+    area_in_meters) for a city's scenes.
 
-    Cells, and what was kept of them, stay under `work`. Raises InputError: a city or scene that is not
-    there, a scene that no cell covers, a download that fails or is not what it should be.
+    Cells, and what was kept of them, stay under `work`. Raises InputError: a city or scene that is
+    not there, a scene that no cell covers, a download that fails or is not what it should be.
     """
     manifest = params.load_section(Manifest, fetch.path, MANIFEST)
     place = _place(manifest, fetch.path, city)
     override = fetch.overrides.get(city, params.CityOverride())
     images, notes = survey_all(
-        _scene_paths(place.scenes, city), city, fetch.path, gsd=None, over="Open Buildings' polygons"
+        _scene_paths(place.scenes, city),
+        city,
+        fetch.path,
+        gsd=None,
+        over="Open Buildings' polygons",
     )
     work = work / "open_buildings"
     boxes = [transform_bounds(image.grid.bounds, image.grid.crs, DEGREES) for image in images]
@@ -116,7 +134,9 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     }
     for cell in cells:
         if not np.isfinite(cell.threshold):
-            notes["warnings"].append(f"{city}: cell {cell.token} has no threshold, its polygons are all ignored")
+            notes["warnings"].append(
+                f"{city}: cell {cell.token} has no threshold, its polygons are all ignored"
+            )
     if notes["malformed_rows"]:
         notes["warnings"].append(f"{city}: {notes['malformed_rows']} malformed rows were left out")
     if notes["footprints"] == notes["doubtful_footprints"]:
@@ -135,22 +155,30 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
 
 
 def read_cells(path: Path, precision: int) -> list[Cell]:
-    """The cells of the table of score thresholds, with theirs for a precision in %. Raises InputError."""
+    """The cells of the table of score thresholds, with theirs for a precision
+    in %. Raises InputError.
+    """
     column = f"confidence_threshold_{precision}%_precision"
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = {"s2_token", "geometry", column} - set(reader.fieldnames or [])
         if missing:
             path.unlink()
-            raise InputError(f"{path}: has no column {min(missing)}; check thresholds in the manifest, run again")
+            raise InputError(
+                f"{path}: has no column {min(missing)}; check thresholds in the manifest, run again"
+            )
         return [_cell(row, column, path) for row in reader]
 
 
 def _cell(row: dict[str, str], column: str, path: Path) -> Cell:
     shape = shapely.from_wkt(row["geometry"], on_invalid="ignore")
     if shape is None or not re.fullmatch("[0-9a-f]{1,16}", row["s2_token"]):
-        raise InputError(f"{path}: {row['s2_token']!r} is no S2 cell with a geometry; check the table")
-    rings = [_on_sphere(shapely.get_coordinates(part.exterior)[:-1]) for part in shapely.get_parts(shape)]
+        raise InputError(
+            f"{path}: {row['s2_token']!r} is no S2 cell with a geometry; check the table"
+        )
+    rings = [
+        _on_sphere(shapely.get_coordinates(part.exterior)[:-1]) for part in shapely.get_parts(shape)
+    ]
     try:
         threshold = float(row[column])
     except (TypeError, ValueError):
@@ -166,14 +194,18 @@ def _on_sphere(degrees: np.ndarray) -> np.ndarray:
 
 
 def covering(cells: list[Cell], images: list[Image], boxes: list[Bounds]) -> list[Cell]:
-    """The cells that meet any image's box in degrees. Raises InputError where an image meets none."""
+    """The cells that meet any image's box in degrees. Raises InputError where
+    an image meets none.
+    """
     needed = set()
     for image, box in zip(images, boxes, strict=True):
         met = {cell.token for cell in cells if cell.meets(box)}
         if not met:
             raise InputError(
-                f"{image.path}: no Open Buildings cell covers latitude {box[1]:.3f}, longitude {box[0]:.3f}; "
-                "they cover Africa, South and Southeast Asia and Latin America: take source folder elsewhere"
+                f"{image.path}: no Open Buildings cell covers latitude {box[1]:.3f}, longitude "
+                f"{box[0]:.3f}; "
+                "they cover Africa, South and Southeast Asia and Latin America: take source folder "
+                "elsewhere"
             )
         needed |= met
     return [cell for cell in cells if cell.token in needed]
@@ -182,7 +214,9 @@ def covering(cells: list[Cell], images: list[Image], boxes: list[Bounds]) -> lis
 def footprints_of(
     cell: Cell, manifest: Manifest, boxes: list[Bounds], work: Path, keep: bool = True
 ) -> geopandas.GeoDataFrame:
-    """The cell's polygons near any box, with a column `label` 1 or 255; downloaded and read only once."""
+    """The cell's polygons near any box, with a column `label` 1 or 255;
+    downloaded and read only once.
+    """
     url = manifest.cells.replace("{token}", cell.token)
     cached = work / f"{cell.token}-{fingerprint(url, boxes)}.parquet"
     if not cached.exists():
@@ -198,13 +232,17 @@ def footprints_of(
 
 
 def keep_near(path: Path, boxes: list[Bounds]) -> geopandas.GeoDataFrame:
-    """Rows of a gzipped cell whose polygon's box meets one of `boxes` (degrees): area_in_meters, confidence.
+    """Rows of a gzipped cell whose polygon's box meets one of `boxes` (degrees):
+    area_in_meters, confidence.
 
-    A first glance at the centroid skips rows farther than MARGIN from all boxes. `attrs` counts malformed rows and
-    repaired polygons. Raises InputError where the file is damaged or another one; it is removed then.
+    A first glance at the centroid skips rows farther than MARGIN from all boxes. `attrs` counts
+    malformed rows and repaired polygons. Raises InputError where the file is damaged or another
+    one; it is removed then.
     """
     tree = shapely.STRtree(shapely.box(*np.array(boxes).T))
-    west, south, east, north = np.add(shapely.total_bounds(tree.geometries), [-MARGIN, -MARGIN, MARGIN, MARGIN])
+    west, south, east, north = np.add(
+        shapely.total_bounds(tree.geometries), [-MARGIN, -MARGIN, MARGIN, MARGIN]
+    )
     kept, malformed = [], 0
     for lines in _lines(path):
         near = []
@@ -217,12 +255,17 @@ def keep_near(path: Path, boxes: list[Bounds]) -> geopandas.GeoDataFrame:
                 malformed += bool(line.strip())
         hit, _ = tree.query(np.array([row["geometry"] for row in near], object))
         kept += [near[i] for i in np.unique(hit)]
-    table = geopandas.GeoDataFrame(kept, columns=["geometry", "area_in_meters", "confidence"], crs=DEGREES)
+    table = geopandas.GeoDataFrame(
+        kept, columns=["geometry", "area_in_meters", "confidence"], crs=DEGREES
+    )
     polygons, invalid = repair(table.geometry.to_numpy())
     table.geometry = polygons
     collapsed = shapely.is_missing(polygons)
     table = table[~collapsed]
-    table.attrs = {"malformed": malformed + int(collapsed.sum()), "repaired": int((invalid & ~collapsed).sum())}
+    table.attrs = {
+        "malformed": malformed + int(collapsed.sum()),
+        "repaired": int((invalid & ~collapsed).sum()),
+    }
     return table
 
 
@@ -230,7 +273,10 @@ def _row(line: bytes) -> dict:
     """Raises ValueError or csv.Error where it is not a building."""
     _, _, area, confidence, wkt, _ = next(csv.reader([line.decode()], strict=True))
     geometry = shapely.from_wkt(wkt, on_invalid="ignore")
-    if not isinstance(geometry, shapely.Polygon | shapely.MultiPolygon) or not 0 <= float(confidence) <= 1:
+    if (
+        not isinstance(geometry, shapely.Polygon | shapely.MultiPolygon)
+        or not 0 <= float(confidence) <= 1
+    ):
         raise ValueError(line)
     return {"geometry": geometry, "area_in_meters": float(area), "confidence": float(confidence)}
 
@@ -257,12 +303,15 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
     except _Other as error:
         path.unlink()
         raise InputError(
-            f"{path}: begins with {str(error)[:80]!r}, not with {COLUMNS}: correct cells in the manifest, "
+            f"{path}: begins with {str(error)[:80]!r}, not with {COLUMNS}: correct cells in the "
+            f"manifest, "
             "whose URL leads to other tables (of points, perhaps) than v3's polygons"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         path.unlink()
-        raise InputError(f"{path}: is damaged ({error}); it was removed, run again to download it anew") from None
+        raise InputError(
+            f"{path}: is damaged ({error}); it was removed, run again to download it anew"
+        ) from None
 
 
 def _local(url: str, work: Path) -> Path:
@@ -283,7 +332,9 @@ def _place(manifest: Manifest, path: str, city: str) -> Place:
 
 
 def _scene_paths(scenes: list[str], city: str) -> list[str]:
-    """Files and URLs of a manifest's entries, each once. Raises InputError where an entry is neither."""
+    """Files and URLs of a manifest's entries, each once. Raises InputError
+    where an entry is neither.
+    """
     found = []
     for entry in scenes:
         scheme = urlsplit(entry).scheme if "://" in entry else ""
@@ -291,7 +342,9 @@ def _scene_paths(scenes: list[str], city: str) -> list[str]:
             found.append(entry)
             continue
         if scheme not in {"", "file"}:
-            raise InputError(f"{entry}: a scene of {city} is a file, or a URL of {', '.join(sorted(REMOTE))}")
+            raise InputError(
+                f"{entry}: a scene of {city} is a file, or a URL of {', '.join(sorted(REMOTE))}"
+            )
         pattern = unquote(urlsplit(entry).path) if scheme else entry
         named = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
         files = sorted(str(Path(name).resolve()) for name in named)
@@ -311,7 +364,9 @@ def _note_rough(image: Image, city: str, notes: dict) -> None:
         notes["warnings"].append(f"{city}: {rough}")
 
 
-def _note_shifts(path: Path, images: list[Image], city: str, bands: list[int] | None, notes: dict) -> None:
+def _note_shifts(
+    path: Path, images: list[Image], city: str, bands: list[int] | None, notes: dict
+) -> None:
     """Note how far the certain footprints lie beside each image, and the images that have none."""
     notes |= {"shift": {}, "scenes_without_buildings": []}
     for image in progress(images, f"aligning {city}"):
@@ -321,12 +376,17 @@ def _note_shifts(path: Path, images: list[Image], city: str, bands: list[int] | 
         if not certain.any():
             notes["scenes_without_buildings"].append(image.name)
             continue
-        shift = estimate_shift(image.path, Footprints(found.polygons[certain], found.labels[certain]), bands)
+        shift = estimate_shift(
+            image.path, Footprints(found.polygons[certain], found.labels[certain]), bands
+        )
         if shift is None:
             continue
-        notes["shift"][image.name] = {name: round(value, 2) for name, value in asdict(shift).items()}
+        notes["shift"][image.name] = {
+            name: round(value, 2) for name, value in asdict(shift).items()
+        }
         if shift.strength >= STRONG and shift.metres >= OFF:
             notes["warnings"].append(
-                f"{city}: footprints lie {shift.metres:.1f} m beside the buildings of {image.name}; "
+                f"{city}: footprints lie {shift.metres:.1f} m beside the buildings of "
+                f"{image.name}; "
                 f"they would fit if moved {shift.east:+.1f} m east and {shift.north:+.1f} m north"
             )
