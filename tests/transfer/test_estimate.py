@@ -85,8 +85,9 @@ def test_true_probabilities_give_the_true_iou():
 def test_the_published_threshold_gives_the_accuracy_where_it_was_fitted():
     rng = np.random.default_rng(4)
     probability = rng.beta(0.4, 0.6, (16, 64, 64))
-    # overconfident of buildings
-    labels = (rng.random(probability.shape) < probability**2).astype(np.uint8)
+    labels = (rng.random(probability.shape) < probability**2).astype(
+        np.uint8
+    )  # overconfident of buildings
     one = fit_threshold(probability, labels)
     confidence, right = np.maximum(probability, 1 - probability), (probability > 0.5) == labels
     assert one.building == one.background
@@ -123,7 +124,7 @@ def test_features_of_the_training_cities_are_near(toy_segmenter, make_tiles, mak
         feature_distance(toy_segmenter, images),
         feature_distance(toy_segmenter, make_dim(images)),
     )
-    assert near < 0.2 < far
+    assert 2 * near < far
 
 
 def test_the_mean_error_is_over_the_folds_that_have_a_guess():

@@ -72,13 +72,12 @@ def test_one_ground_flown_twice_is_one_city():
         tiles_of(region("s1", "train", east=300), region("s2", "test")),
         region("z1", "train", east=500),
     )
-    # both test it: neither trains on it
-    check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", "test"))})
+    check_ground(
+        {"a": city, "b": tiles_of(elsewhere, region("z2", "test"))}
+    )  # both test it: neither trains on it
     for split in ("train", "validation"):
         with pytest.raises(
-            InputError,
-            match=r"a: its test scene s2 shares .* % of its ground with "
-            r"z2 of b",
+            InputError, match=r"a: its test scene s2 shares .* % of its ground with z2 of b"
         ):
             check_ground({"a": city, "b": tiles_of(elsewhere, region("z2", split, east=102))})
 
@@ -214,8 +213,8 @@ def test_two_cities_of_two_scenes_are_at_least_covered():
 
 
 def scattered_pair(rng, units: int, spread: float, together: float) -> Pair:
-    """Scenes around 0.6 whose seen and unseen IoU move by `spread` (logit), and
-    `together` of it alike.
+    """Scenes around 0.6 whose seen and unseen IoU move by `spread` (logit), and `together` of
+    it alike.
     """
     union = rng.lognormal(10, 0.7, (1, units))
     a, b = rng.normal(size=(2, 1, units))
@@ -228,19 +227,16 @@ def scattered_pair(rng, units: int, spread: float, together: float) -> Pair:
 
 
 def test_the_mean_unseen_iou_has_degrees_of_freedom_of_its_own():
-    """One city of two very different scenes, whose gap is steady, among cities
-    whose gap is noisy.
+    """One city of two very different scenes, whose gap is steady, among cities whose gap is noisy:
+    of most draws the unseen mean is known far less well than the gap.
     """
-    rng = np.random.default_rng(8)
-    row = gap_table(
-        {
-            "a": scattered_pair(rng, 2, 0.9, 0.99),
-            **{c: scattered_pair(rng, 30, 0.35, -0.9) for c in "bcd"},
-        },
-        500,
-        0,
-    )["mean_city"]
-    assert row["unseen_high"] - row["unseen_low"] > 2 * (row["gap_high"] - row["gap_low"])
+    rng, wider = np.random.default_rng(8), []
+    for trial in range(15):
+        steady = scattered_pair(rng, 2, 0.9, 0.99)
+        noisy = {c: scattered_pair(rng, 30, 0.35, -0.9) for c in "bcd"}
+        row = gap_table({"a": steady, **noisy}, 500, trial)["mean_city"]
+        wider.append((row["unseen_high"] - row["unseen_low"]) / (row["gap_high"] - row["gap_low"]))
+    assert np.median(wider) > 1.5
 
 
 def test_the_worst_of_equal_cities_is_not_read_too_low():
