@@ -30,6 +30,7 @@ BENCHMARKS = {  # name: module and arguments
     "training_2": "training --processes 2",
     "training_gpu": "training --gpu",
     "company": "company",
+    "depthwise": "depthwise",
     "inference": "inference",
     "inference_gpu": "inference --gpu",
     "predict": "predict throughput",

@@ -83,6 +83,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("module", RUNS)
 def test_help_says_what_it_measures_and_measures_nothing(module, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,11 @@
 """Where and in which number format a model runs: asked of the machine, not guessed."""
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import InputError
 
@@ -38,6 +43,24 @@ def choose(precision: str, on: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def autocast(on: torch.device, precision: str = "auto") -> torch.autocast:
+@contextmanager
+def autocast(on: torch.device, precision: str = "auto") -> Generator[None]:
+    """Mixed precision, as `choose` says, for what is computed within."""
     dtype = DTYPES[choose(precision, on)]
-    return torch.autocast(on.type, dtype=dtype, enabled=dtype != torch.float32)
+    full = DepthwiseInFull() if (on.type, dtype) == ("cpu", torch.bfloat16) else nullcontext()
+    with torch.autocast(on.type, dtype=dtype, enabled=dtype != torch.float32), full:
+        yield
+
+
+class DepthwiseInFull(TorchFunctionMode):
+    """Depthwise convolutions in float32 where gradients will be asked for: on a CPU their
+    backward pass in bf16 takes oneDNN up to twenty times as long (`python -m benchmarks depthwise`).
+    """
+
+    def __torch_function__(self, func, types, args: tuple = (), kwargs=None):
+        groups = args[6] if func is F.conv2d and len(args) > 6 else 1
+        if groups == 1 or not torch.is_grad_enabled():
+            return func(*args, **kwargs or {})
+        images, weight, *others = args
+        with torch.autocast("cpu", enabled=False):
+            return func(images.float(), weight.float(), *others, **kwargs or {})

@@ -17,6 +17,8 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins import MixedPrecision, TorchCheckpointIO
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 
 from pipeline.code import version
@@ -44,7 +46,7 @@ from pipeline.networks.models import (
     save_model,
     weights_file,
 )
-from pipeline.networks.precision import choose, device
+from pipeline.networks.precision import DepthwiseInFull, choose, device
 from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint
@@ -73,6 +75,18 @@ SELECTED = {"pooled": "iou", "worst_city": "worst_city_iou"}
 LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed",
 }  # fmt: skip
+
+
+class MixedOnCPU(MixedPrecision):
+    """Lightning's bf16, in the arithmetic of pipeline.networks.precision."""
+
+    def __init__(self) -> None:
+        super().__init__("bf16-mixed", "cpu")
+
+    @contextmanager
+    def forward_context(self) -> Generator[None]:
+        with super().forward_context(), DepthwiseInFull():
+            yield
 
 
 class SegmentationTraining(lightning.LightningModule):
@@ -577,17 +591,19 @@ def _trainer(
     if train.ema:
         callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=True))
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if world > 1 else 1
+    precision = LIGHTNING_PRECISION[choose(train.precision, on)]
+    own = [MixedOnCPU()] if (on.type, precision) == ("cpu", "bf16-mixed") else []
     return lightning.Trainer(
         accelerator="gpu" if on.type == "cuda" else "cpu",
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
         sync_batchnorm=world > 1 and on.type == "cuda",
-        precision=LIGHTNING_PRECISION[choose(train.precision, on)],
+        precision=None if own else precision,
         max_epochs=train.epochs,
         gradient_clip_val=train.clip_gradient or None,
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *own],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
