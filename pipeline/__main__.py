@@ -50,6 +50,16 @@ Shard = Annotated[
 PARAMS = Path("params.yaml")
 
 
+def side_by_side(ray: str | None, shard: str | None) -> str | None:
+    """Where the parts of a long stage run: as asked, else side by side on this machine's cores,
+    unless OMP_NUM_THREADS keeps it to fewer.
+    """
+    from pipeline.cluster import CORES
+
+    alone = shard is not None or int(os.environ["OMP_NUM_THREADS"]) < cores()
+    return ray or (None if alone or cores() == 1 else CORES)
+
+
 def load(path: Path):
     from pipeline.params import load_params
 
@@ -183,7 +193,7 @@ def tile(
 @app.command()
 def train(
     without: Annotated[
-        str | None, typer.Option(help="Leave this city out: models/without-CITY.")
+        str | None, typer.Option(help="Leave this city out: models/folds/without-CITY.")
     ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
@@ -201,14 +211,13 @@ def train(
 def holdout(
     city: OneCity = None, ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS
 ) -> None:
-    """Train the leave-one-city-out folds, models/without-CITY of each city; see
-    docs/scaling.md for `dvc commit`.
+    """Train the leave-one-city-out folds, models/folds/without-CITY of each city.
 
-    Example: `python -m pipeline holdout --ray local`
+    Example: `python -m pipeline holdout`
     """
     from pipeline.stages import holdout as stage
 
-    stage.run(load_watched(params), city, ray=ray, shard=shard)
+    stage.run(load_watched(params), city, ray=side_by_side(ray, shard), shard=shard)
 
 
 @app.command()
@@ -246,7 +255,7 @@ def evaluate(
 ) -> None:
     """IoU per city over whole test scenes, with 95 % intervals.
 
-    Example: `python -m pipeline evaluate --model models/without-tinroof --out metrics/other.json`
+    Example: `python -m pipeline evaluate --model models/folds/without-tinroof --out metrics/other.json`
     """
     from pipeline.stages import evaluate as stage
 
@@ -262,7 +271,7 @@ def attack(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARAMS) 
     """
     from pipeline.stages import attack as stage
 
-    stage.run(load_watched(params), ray=ray, shard=shard)
+    stage.run(load_watched(params), ray=side_by_side(ray, shard), shard=shard)
 
 
 @app.command()
@@ -299,7 +308,7 @@ def certify(
     from pipeline.stages import certify_scene
 
     if scene is None:
-        return stage.run(load_watched(params), ray=ray, shard=shard)
+        return stage.run(load_watched(params), ray=side_by_side(ray, shard), shard=shard)
     certify_scene.run(
         load_watched(params), scene, out, method=method, radius=radius, gsd=gsd,
         bands=numbers(bands, int, "--bands"), value_range=numbers(value_range, float, "--range"),
@@ -311,11 +320,11 @@ def generalize(ray: OnRay = None, shard: Shard = None, params: ParamsFile = PARA
     """IoU in a city never seen: held-out cities, corruptions, adaptation, an
     estimate without labels.
 
-    Example: `python -m pipeline generalize` (after `train --without CITY` for each city)
+    Example: `python -m pipeline generalize` (after `holdout`)
     """
     from pipeline.stages import generalize as stage
 
-    stage.run(load(params), ray=ray, shard=shard)
+    stage.run(load(params), ray=side_by_side(ray, shard), shard=shard)
 
 
 @app.command()
@@ -356,7 +365,7 @@ def privacy(params: ParamsFile = PARAMS) -> None:
     """Does the model tell which scenes it was trained on? Membership inference, and
     training with privacy.
 
-    Example: `python -m pipeline privacy` (after `train --without CITY` for each city)
+    Example: `python -m pipeline privacy` (after `holdout`)
     """
     from pipeline.stages import privacy as stage
 
@@ -498,7 +507,7 @@ def few_labels(params: ParamsFile = PARAMS) -> None:
     """What an hour of labelling buys in a city never seen: intervals, a promise, a
     model that learned.
 
-    Example: `python -m pipeline few_labels` (after `train --without CITY` for each city)
+    Example: `python -m pipeline few_labels` (after `holdout`)
     """
     from pipeline.stages import few_labels as stage
 

@@ -1,16 +1,21 @@
-"""The parts of a sum (cities, folds, scenes): in this process, on Ray (an optional
-extra), or in an array of jobs.
+"""The parts of a sum (cities, folds, scenes): in this process, a process to a few cores, on Ray (an
+optional extra), or in an array of jobs.
 
 A part is a function of its name, wherever it is computed: bytes are those of one process of as many
 threads on the same kind of processor. Workers see the paths that this process sees.
 """
 
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +27,7 @@ from pipeline.errors import InputError
 from pipeline.runs import cores
 from pipeline.storage import atomic_folder, digest, fingerprint
 
+CORES = "cores"  # where parts run that share this machine's cores
 PATIENCE = 10  # seconds for a cluster to answer
 RETRIES = 3  # of a part whose worker or machine is lost
 RESULT = "result.pickle"  # our own, of this project's working folder
@@ -141,8 +147,8 @@ def each(
     gpu: bool = True,
     lost: Callable[[Part, str], Result] | None = None,
 ) -> Iterator[tuple[Part, Result]]:
-    """Yield (part, work(part)) one after another; with `ray`, "local" or the
-    address of a cluster, as they end.
+    """Yield (part, work(part)) one after another; with `ray`, CORES, "local" or the address of a
+    cluster, as they end.
 
     There `work` is sent once a worker, so that what it caches serves all parts of a worker. A part
     has a GPU where there are some (unless `gpu` is false) and its share of the cores. One whose
@@ -153,12 +159,60 @@ def each(
     cluster stays connected while this process lives.
     """
     parts = list(parts)
-    if not parts or ray is None or (ray == "local" and len(parts) == 1):
+    if not parts or ray is None or (ray in {CORES, "local"} and len(parts) == 1) or _at_a_gpu(ray):
         yield from ((part, work(part)) for part in parts)
+    elif ray == CORES:
+        count = min(len(parts), cores())
+        yield from progress(_on_cores(work, parts, count), f"parts, {count} at once", len(parts))
     else:
         yield from progress(
             _on_ray(work, parts, ray, gpu, lost), f"parts on Ray ({ray})", len(parts)
         )
+
+
+def _at_a_gpu(where: str) -> bool:
+    """Whether the cores have nothing to share: the work is the GPU's."""
+    if where != CORES:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _on_cores(work, parts: list, count: int) -> Iterator[tuple]:
+    """`count` processes at once. Two of a thread each do nearly twice what one of two threads does:
+    the layers of a small network are too short to be shared. Such as are left end with this one.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, spawn, _as_worker, (max(1, cores() // count),)) as pool:
+        try:
+            pending = {pool.submit(_said, work, Path.cwd(), part): part for part in parts}
+            for done in as_completed(pending):
+                said, result = done.result()
+                console.print(said, end="", markup=False, highlight=False)
+                yield pending[done], result
+        except BrokenProcessPool:
+            raise InputError(
+                "a process was killed, for want of memory perhaps: run the same command again, "
+                "with OMP_NUM_THREADS=1 one part at a time"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+                process.join()
+
+
+def _as_worker(threads: int) -> None:
+    """Ctrl-C ends it without a word, and so does its parent's end."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_outlive, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _outlive(parent) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _on_ray(work, parts: list, address: str, gpu: bool, lost) -> Iterator[tuple]:

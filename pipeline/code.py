@@ -22,6 +22,7 @@ ROOMS = {
     ),
     "tile": ("labels.py", "imagery", "tiles"),
     "train": LEARNED,
+    "holdout": (*LEARNED, "stages/train.py"),
     "pretrain": LEARNED,
     "evaluate": (
         "labels.py",

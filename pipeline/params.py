@@ -224,7 +224,7 @@ class Tile(Section):
 
 
 # by stages: DVC deletes it before they run
-WRITTEN = re.compile(r"models/(all|certify|folds|without-[^/]*)(/.*)?")
+WRITTEN = re.compile(r"models/(all|certify|folds)(/.*)?")
 
 
 def written_by_a_stage(path: str | Path) -> bool:
@@ -725,8 +725,7 @@ class Privacy(Section):
         "models/all", description="the model folder that is asked what it was trained on"
     )
     references: list[str] = Field(
-        [],
-        description="model folders beside models/without-CITY, each for the cities it has not seen",
+        [], description="model folders beside models/folds, each for the cities it has not seen"
     )
     tiles: Count = Field(64, description="tiles a city, of training and of test scenes each")
     private: Private = Field(
@@ -854,6 +853,14 @@ class Params(Section):
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")
+
+    def of_folds(self, seed: int | None = None) -> "Params":
+        """What a fold, and what it is compared with, is trained with: generalize.epochs, and where
+        one is given a seed of the experiment.
+        """
+        train, epochs = self.train, self.generalize.epochs or self.train.epochs
+        of_fold = {"epochs": epochs, "seed": train.seed if seed is None else seed}
+        return self.model_copy(update={"train": train.model_copy(update=of_fold)})
 
 
 class OnlyPredict(Section, extra="ignore"):

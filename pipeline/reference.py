@@ -43,6 +43,11 @@ def table(path: str, field) -> Iterator[str]:
         yield from table(*inner)
 
 
+def _one_line(record: type) -> str:
+    """What a record says of itself."""
+    return " ".join((record.__doc__ or "").split())
+
+
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
@@ -94,7 +99,7 @@ def numbers() -> str:
 
 def numbers_of(stage: str, file: str, kind: type[Record]) -> Iterator[str]:
     """The lines of a stage's heading and table."""
-    yield f"### {stage}\n\n`{file}`. {kind.__doc__}\n\n| number | meaning |\n|---|---|"
+    yield f"### {stage}\n\n`{file}`. {_one_line(kind)}\n\n| number | meaning |\n|---|---|"
     yield from (f"| {name} | {meaning} |" for name, meaning in rows_of(kind, "", "", {}))
     yield ""
 
@@ -137,7 +142,7 @@ def fields_of(kind: type[Record], path: str, known: dict[type, str]) -> Iterator
     if issubclass(kind, OpenRecord):
         table = kind.__annotations__["__pydantic_extra__"]
         value = get_args(table)[1]
-        yield from rows_of(table, path, (value if _is_record(value) else kind).__doc__ or "", known)
+        yield from rows_of(table, path, _one_line(value if _is_record(value) else kind), known)
 
 
 def _is_record(kind: object) -> TypeGuard[type[Record]]:

@@ -1,5 +1,6 @@
 """One process, Ray's workers (one of them lost) and shards give the same bytes."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from affine import Affine
 from toy import toy_scene, write_city
 
 from pipeline import cluster
-from pipeline.cluster import content, each, shard_of, summands
+from pipeline.cluster import CORES, content, each, shard_of, summands
 from pipeline.errors import InputError
 from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Model, load_params, parse_params
@@ -25,6 +26,7 @@ from pipeline.project import init
 from pipeline.stages import attack, certify, evaluate, fetch, generalize, holdout, predict, tile
 
 CITIES = ["toyton", "dimham"]
+FOLDS = [f"models/folds/without-{city}/weights.safetensors" for city in CITIES]
 SMALL = {"architecture": "small_fcn", "width": 4}
 
 
@@ -129,13 +131,13 @@ def snapshot(*folders: str) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in files}
 
 
-def both_ways(run, *outputs: str) -> dict[str, bytes]:
-    """What `run()` leaves; asserts that on Ray it leaves the same."""
+def both_ways(run, *outputs: str, where: str = "local") -> dict[str, bytes]:
+    """What `run()` leaves; asserts that on Ray, or where else, it leaves the same."""
     run(ray=None)
     alone = snapshot(*outputs)
     for output in outputs:
         shutil.rmtree(output) if Path(output).is_dir() else Path(output).unlink()
-    run(ray="local")
+    run(ray=where)
     assert snapshot(*outputs) == alone and alone
     assert not list(Path().glob(".work/*/*.partial"))
     return alone
@@ -264,6 +266,76 @@ def test_a_part_that_is_always_lost_ends_it_in_one_sentence(ray, monkeypatch):
     assert found == {"a": "a is lost", "b": "b is lost"}
 
 
+# ---------------------------------------------------------------- this machine's cores
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Whatever this machine has: of a thread each."""
+    monkeypatch.setattr(cluster, "cores", lambda: 2)
+
+
+def square(name: str, folder: Path) -> int:
+    from pipeline.console import console
+
+    (folder / "threads").write_text(str(torch.get_num_threads()))
+    if name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "bad":
+        raise InputError("bad: cannot be read; correct it")
+    console.print(f"squaring {name}")
+    return int(name) ** 2
+
+
+def test_cores_share_the_parts_a_thread_each(two_cores, tmp_path, capsys):
+    found = summands(square, ["1", "2", "3"], tmp_path, ray=CORES, shard=None)
+    assert found == {"1": 1, "2": 4, "3": 9}
+    assert all((tmp_path / name / "threads").read_text() == "1" for name in found)
+    said = capsys.readouterr().out
+    assert all(f"squaring {name}" in said for name in found)
+
+
+def test_a_process_that_is_killed_is_a_sentence_and_what_is_done_is_kept(two_cores, tmp_path):
+    summands(square, ["1", "2"], tmp_path, ray=CORES, shard=None)
+    with pytest.raises(InputError, match="a process was killed.*run the same command again"):
+        summands(square, ["1", "2", "killed", "3"], tmp_path, ray=CORES, shard=None)
+    with pytest.raises(InputError, match="^bad: cannot be read; correct it$"):
+        summands(square, ["1", "bad", "3"], tmp_path, ray=CORES, shard=None)
+    assert not multiprocessing.active_children()
+
+
+def test_where_this_machine_has_a_gpu_or_one_part_nothing_is_shared(monkeypatch):
+    monkeypatch.setattr(cluster, "_on_cores", lambda *_: pytest.fail("shared"))
+    assert list(each(str, [1], CORES)) == [(1, "1")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert list(each(str, [1, 2], CORES)) == [(1, "1"), (2, "2")]
+
+
+def test_whoever_states_fewer_threads_keeps_them(monkeypatch):
+    from pipeline import __main__ as cli
+
+    monkeypatch.setattr(cli, "cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # what `main` sets where nothing is stated
+    assert cli.side_by_side(None, None) == CORES
+    assert cli.side_by_side("local", None) == "local" and cli.side_by_side(None, "1/2") is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert cli.side_by_side(None, None) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [attack, certify, holdout, generalize])
+def test_on_its_cores_a_stage_finds_the_same(stage, two_cores, project):
+    outputs = {
+        attack: ("metrics/attack.json", "arrays/attack"),
+        certify: ("metrics/certify.json", "models/certify/lipschitz/weights.safetensors"),
+        holdout: FOLDS,
+        generalize: ("metrics/generalize.json",),
+    }[stage]
+    if stage is generalize:
+        folds_of(settings())
+    both_ways(partial(stage.run, settings()), *outputs, where=CORES)
+
+
 # ---------------------------------------------------------------- the stages
 
 
@@ -327,7 +399,8 @@ def folds_of(params) -> None:
             "gsd": 0.5,
         }
         card |= {"cities": cities, "params": {"train": params.train.model_dump()}}
-        save_model(Path("models") / name, read_model("models/bright"), card)
+        folder = Path("models" if name == "all" else "models/folds", name)
+        save_model(folder, read_model("models/bright"), card)
 
 
 def test_shards_wait_for_the_whole(project):
@@ -344,8 +417,7 @@ def test_shards_wait_for_the_whole(project):
 
 
 def test_holdout(ray, project):
-    weights = [f"models/without-{city}/weights.safetensors" for city in CITIES]
-    both_ways(partial(holdout.run, settings()), "models/folds", *weights)
+    both_ways(partial(holdout.run, settings()), *FOLDS)
     with pytest.raises(InputError, match="did you mean toyton"):
         holdout.run(settings(), "toytown")
 
@@ -393,9 +465,7 @@ def test_dvc_takes_over_what_a_cluster_has_measured(project):
             [("train", *toy_scene(i, 64)), ("test", *toy_scene(i + 9, 64))],
             city,
         )
-        shutil.copytree("models/bright", f"models/without-{city}")
-        Path("models/folds").mkdir(exist_ok=True)
-        Path(f"models/folds/{city}.json").write_text("{}")
+        shutil.copytree("models/bright", f"models/folds/without-{city}")
     shutil.copytree("models/bright", "models/all")
     Path("data/swept.txt").write_text("")
     evaluate.run(asked)  # as on Ray, see above

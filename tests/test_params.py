@@ -159,7 +159,7 @@ def test_every_architecture_is_listed_where_one_is_chosen():
             {"train": {"init": "models/all"}},
             "train.init is 'models/all', but a stage writes there, and DVC deletes it",
         ),
-        ({"train": {"init": "./models/x/../without-a/"}}, "start from a copy elsewhere"),
+        ({"train": {"init": "./models/x/../folds/without-a/"}}, "start from a copy elsewhere"),
         (
             {"fetch": {"cities": [False]}},
             'fetch.cities.0 is False, but it must be a valid string; quote it, "NO"',

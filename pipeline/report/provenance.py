@@ -94,7 +94,7 @@ def runs(results: Results) -> list[dict]:
     recorded: dict[str, list[dict]] = {}
     for run in last_runs(results.root):
         if not FOREIGN & {argument.split("=")[0] for argument in run["arguments"]}:
-            fold = run["verb"] == "train" and "--without" in run["arguments"]
+            fold = run["verb"] == "train" and "--without" in run["arguments"]  # one by one
             recorded.setdefault("holdout" if fold else run["verb"], []).append(run)
     rows = []
     for stage in (

@@ -225,9 +225,10 @@ def sweep(params: Params) -> None:
         p.parent for p in Path("data/tiles").glob("*/regions.json") if p.parent.name not in kept
     ]
     stale += [
-        p for p in Path("models").glob("without-*") if p.name.removeprefix("without-") not in kept
+        p
+        for p in Path("models/folds").glob("without-*")
+        if p.name.removeprefix("without-") not in kept
     ]
-    stale += [p for p in Path("models/folds").glob("*.json") if p.stem not in kept]
     for path in stale:
         aside = WORK / "swept" / path
         aside.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Stage few_labels: what an hour of labelling buys in a city never seen.
 
-Each known city is held out in turn: models/without-CITY maps it, and its test scenes' labels play
+Each known city is held out in turn: models/folds/without-CITY maps it, and its test scenes' labels play
 the labeller; the frames it learns from are of its training scenes. Writes metrics/few_labels.json,
 a FewLabelsMetrics.
 """
@@ -50,7 +50,7 @@ def run(
     found: dict = {"city": {}, "forgotten": {}, "narrower": {}}
     held_out = sorted(cities) if len(cities) > 1 and (few.draws or few.budgets) else []
     for name in progress(held_out, "few labels"):
-        model = read_model(models / f"without-{name}", device())
+        model = read_model(models / "folds" / f"without-{name}", device())
         found["city"][name] = of_city(params, cities, name, model, found["forgotten"])
     if few.draws:
         found["narrower"] = narrower(found["city"])

@@ -1,7 +1,7 @@
 """Stage generalize: how good is the map in a city the model has never seen, and can
 that be known beforehand?
 
-Reads models/all, models/without-CITY and the tiles; writes metrics/generalize.json,
+Reads models/all, models/folds/without-CITY and the tiles; writes metrics/generalize.json,
 a GeneralizeMetrics. With one city there is nothing to hold out: "city" is empty,
 and only what needs no fold is measured. A city without a building in its test
 scenes has no IoU: null in the tables, and in no mean.
@@ -14,12 +14,12 @@ Killed and started again it goes on with the next city: what is measured stands 
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import content, each, forget, summands
+from pipeline.cluster import CORES, content, each, forget, summands
 from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
@@ -167,7 +167,9 @@ def run(
         return
     metrics = _sum(params, held_out, of_seed, found)
     if g.fractions:
-        metrics |= frugal(fair(params, params.train.seed), cities, models, of_seed[0]["all"], ray)
+        metrics |= frugal(
+            params.of_folds(), cities, models, of_seed[0]["all"], None if ray == CORES else ray
+        )
     record = write(out, GeneralizeMetrics, metrics)
     forget(kept)
     print_tables(record)
@@ -241,41 +243,35 @@ def models_of_seed(
 ) -> dict[str, Path]:
     """Folders of the models to compare: "all", "without-CITY", and "only-CITY" where asked for.
 
-    The training seed's own folds are those of the train stage. Other seeds, one-city models, and a
-    reference on all cities when folds are trained for fewer epochs than models/all (a gap must not
-    pay for shorter training), are trained here, once.
+    The training seed's own folds, and the reference on all cities where folds are trained for fewer
+    epochs than models/all, are those of the holdout stage. Other seeds and one-city models are
+    trained here, once; a reference too where the folds were trained one by one.
     """
-    same, own, folders = (
-        fair(params, seed),
-        seed == params.train.seed,
-        {c: cities[c].folder for c in cities},
-    )
+    same, own = params.of_folds(seed), seed == params.train.seed
+    folders = {name: city.folder for name, city in cities.items()}
     teachers: dict[str, list[str]] = {"all": sorted(cities)}
     teachers |= {f"without-{fold.held_out}": [*fold.training] for fold in held_out}
     if params.generalize.single_city:
         teachers |= {f"only-{city}": [city] for city in sorted(cities)}
-    there = {"all"} if same == params else set()
+    there = {"all": models / "all"} if same == params else {}
     if own:
-        there |= {f"without-{fold.held_out}" for fold in held_out}
+        trained = [f"without-{fold.held_out}" for fold in held_out]
+        if same != params and (models / "folds/all/model.json").exists():
+            trained.append("all")
+        there |= {name: models / "folds" / name for name in trained}
     here = WORK / "generalize" / f"seed-{seed}"
 
-    def train(name: str) -> None:
-        taught = [CityTiles(folders[city]) for city in teachers[name]]
-        fit(same, taught, here / name, work=WORK, name=f"{name}-seed-{seed}")
-
-    for _ in each(train, [name for name in teachers if name not in there], ray):
+    taught = {name: [folders[city] for city in names] for name, names in teachers.items()}
+    for _ in each(partial(_train, same, taught, here), [n for n in taught if n not in there], ray):
         pass
-    return {name: (models if name in there else here) / name for name in teachers}
+    return {name: there.get(name, here / name) for name in teachers}
 
 
-def fair(params: Params, seed: int) -> Params:
-    """What every model to be compared is trained with: the folds' epochs, and
-    the experiment's seed.
-    """
-    epochs = params.generalize.epochs or params.train.epochs
-    return params.model_copy(
-        update={"train": params.train.model_copy(update={"seed": seed, "epochs": epochs})}
-    )
+def _train(params: Params, taught: dict[str, list[Path]], here: Path, name: str) -> None:
+    """HERE/NAME, of the tile folders that teach it."""
+    seed = params.train.seed
+    cities = [CityTiles(folder) for folder in taught[name]]
+    fit(params, cities, here / name, work=WORK, name=f"{name}-seed-{seed}")
 
 
 def pair(params: Params, city: str, found: Measured) -> Pair:

@@ -1,9 +1,8 @@
-"""The leave-one-city-out folds, all of them: `train --without CITY` for each city, side by side
-where there is room.
-
-DVC's stage holdout trains them one after another; what is written here first it takes over by `dvc
-commit` (see docs/scaling.md).
+"""Stage holdout: the leave-one-city-out folds, `train --without CITY` of each city, and where they
+are trained for less long than models/all, what they are compared with: models/folds/all.
 """
+
+from functools import partial
 
 from pipeline.cluster import each, shard_of
 from pipeline.console import console
@@ -15,7 +14,7 @@ from pipeline.stages import train
 def run(
     params: Params, city: str | None = None, *, ray: str | None = None, shard: str | None = None
 ) -> None:
-    """Train models/without-CITY of every city, or of the one given; ray, shard: where, see
+    """Train models/folds/without-CITY of every city, or of the one given; ray, shard: where, see
     pipeline.cluster.
 
     A fold that is done is kept; one that was killed goes on from its last epoch.
@@ -28,9 +27,15 @@ def run(
         )
     train.check_folds(params)
 
-    def fold(name: str) -> None:
-        train.run(params, without=name)
+    everything = [*known, *[None] * (params.of_folds() != params)]
+    for name, _ in each(
+        partial(_fold, params), shard_of(everything if city is None else [city], shard), ray
+    ):
+        console.print(f"the fold without {name or 'none'} is trained")
 
-    cities = shard_of(known if city is None else [city], shard)
-    for name, _ in each(fold, cities, ray):
-        console.print(f"the fold without {name} is trained")
+
+def _fold(params: Params, without: str | None) -> None:
+    if without:
+        train.run(params, without)
+    else:
+        train.reference(params)

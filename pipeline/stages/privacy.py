@@ -2,7 +2,7 @@
 it cost to make sure it cannot?
 
 Tiles of the training scenes of a city (members) against tiles of its test scenes.
-Reads privacy.model, the folds models/without-CITY and the tiles; writes
+Reads privacy.model, the folds models/folds/without-CITY and the tiles; writes
 metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are over
 scenes, the models held fixed. An attack finds what leaks at least; only auc_bound
 is a proof, in expectation over which scenes are trained on.
@@ -83,7 +83,7 @@ def load_references(params: Params, cities: list[CityTiles], models: Path, on) -
     folds = [
         fold
         for name in names
-        if (fold := models / f"without-{name}").joinpath("model.json").exists()
+        if (fold := models / "folds" / f"without-{name}").joinpath("model.json").exists()
     ]
     found: dict[str, list] = {name: [] for name in names}
     for folder in dict.fromkeys([*folds, *map(Path, params.privacy.references)]):

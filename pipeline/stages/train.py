@@ -9,16 +9,15 @@ from pipeline.console import console, table
 from pipeline.errors import InputError
 from pipeline.metrics import TrainMetrics, write
 from pipeline.params import Params
-from pipeline.storage import WORK, digest, write_json
+from pipeline.storage import WORK
 from pipeline.tiles.store import open_cities
 
 ARRAYS = Path("arrays/train")
-# a file a fold, which changes as its weights do: generalize depends on these alone
 FOLDS = Path("models/folds")
 
 
 def run(params: Params, without: str | None = None, tiles: Path = Path("data/tiles")) -> None:
-    """Train models/all, or models/without-CITY for the leave-one-city-out folds.
+    """Train models/all, or models/folds/without-CITY.
     Raises InputError on bad tiles.
 
     A single city leaves nothing to train on: its fold is an empty folder.
@@ -33,26 +32,21 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
             )
         check_folds(params)
         cities = [city for city in cities if city.city != without]
-        name, folder = f"without-{without}", Path(f"models/without-{without}")
+        name, folder = f"without-{without}", FOLDS / f"without-{without}"
         if not cities:
             console.print(
                 f"{without} is the only city: nothing to train on without it; {folder} stays empty"
             )
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(FOLDS / f"{without}.json", {"weights": None})
             return
-        if params.generalize.epochs:
-            epochs = {"epochs": params.generalize.epochs}
-            params = params.model_copy(update={"train": params.train.model_copy(update=epochs)})
+        params = params.of_folds()
 
     from pipeline.training.fit import fit, processes, write_history
 
     card = fit(params, cities, folder, work=WORK, name=name)
     if processes()[0]:  # the first process of several writes and speaks
         return
-    if without is not None:
-        write_json(FOLDS / f"{without}.json", {"weights": digest(folder / "weights.safetensors")})
-    else:
+    if without is None:
         found = {**card.metrics, "temperature": card.temperature, **card.training}
         write("metrics/train.json", TrainMetrics, found)
         write_history(ARRAYS / "curve.csv", card.history)
@@ -65,6 +59,16 @@ def run(params: Params, without: str | None = None, tiles: Path = Path("data/til
         else f"best validation IoU {iou:.3f}"
     )
     console.print(f"{best}; weights in {folder}/weights.safetensors")
+
+
+def reference(params: Params, tiles: Path = Path("data/tiles")) -> None:
+    """Train models/folds/all, on every city and as long as the folds: a gap must not pay for
+    shorter training.
+    """
+    from pipeline.training.fit import fit
+
+    cities = open_cities(params.fetch.cities, tiles)
+    fit(params.of_folds(), cities, FOLDS / "all", work=WORK, name="reference")
 
 
 def check_folds(params: Params) -> None:

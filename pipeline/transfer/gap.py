@@ -57,7 +57,7 @@ def check_fold(fold: Fold, card: Card, reference: Card) -> None:
     one, and as the `reference` on all cities was. Both are the models' cards.
     """
     folder, again = (
-        f"models/without-{fold.held_out}",
+        f"models/folds/without-{fold.held_out}",
         f"run `python -m pipeline train --without {fold.held_out}` again",
     )
     if fold.held_out in card.cities:

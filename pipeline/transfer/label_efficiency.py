@@ -127,7 +127,7 @@ def start_of(params: Params, cities: Cities, models: Path, start: str, city: str
         case "imagenet":
             weights = "imagenet"
         case "other_cities":
-            init = str(models / f"without-{city}")
+            init = str(models / "folds" / f"without-{city}")
         case "self_supervised":
             from pipeline.training.pretraining import pretrain
 

@@ -543,8 +543,8 @@ DAMAGE = {
     "attack": ["models/all/model.json", "data/tiles/duskholm/tiles.parquet"],
     "certify": ["models/all/model.json", "data/tiles/duskholm/labels.npy"],
     "generalize": [
-        "models/without-brickvale/weights.safetensors",
-        "models/without-duskholm/model.json",
+        "models/folds/without-brickvale/weights.safetensors",
+        "models/folds/without-duskholm/model.json",
     ],
     "report": [
         "metrics/evaluate.json",

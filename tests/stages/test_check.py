@@ -161,18 +161,13 @@ def test_what_is_left_of_a_city_is_moved_aside_and_nothing_of_the_users(capsys):
     for city in ("brickvale", "gone"):
         Path("data/tiles", city).mkdir(parents=True)
         Path("data/tiles", city, "regions.json").write_text("{}")
-        Path("models", f"without-{city}").mkdir(parents=True)
-        Path("models/folds").mkdir(exist_ok=True)
-        Path("models/folds", f"{city}.json").touch()
+        Path("models/folds", f"without-{city}").mkdir(parents=True)
+    Path("models/folds/all").mkdir()
     Path("models/mine").mkdir()
     Path("data/tiles/notes.txt").touch()
     check.sweep(tiny())
     assert sorted(p.name for p in Path("data/tiles").iterdir()) == ["brickvale", "notes.txt"]
-    assert sorted(p.name for p in Path("models").iterdir()) == [
-        "folds",
-        "mine",
-        "without-brickvale",
-    ]
-    assert [p.name for p in Path("models/folds").iterdir()] == ["brickvale.json"]
+    assert sorted(p.name for p in Path("models").iterdir()) == ["folds", "mine"]
+    assert sorted(p.name for p in Path("models/folds").iterdir()) == ["all", "without-brickvale"]
     assert Path(".work/swept/data/tiles/gone/regions.json").exists()
     assert "data/tiles/gone: its city is not in fetch.cities; moved to" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from pipeline.tiles.store import CityTiles
 
 @pytest.fixture
 def folds(toy_tiles, tmp_path):
-    """models/without-CITY: what is bright is a building, more or less."""
+    """models/folds/without-CITY: what is bright is a building, more or less."""
     for city in ("toyton", "dimham"):
         description = Model(architecture="linear")
         segmenter = build_model(description, 3)
@@ -31,7 +31,7 @@ def folds(toy_tiles, tmp_path):
             "classes": 1,
             "gsd": 0.5,
         }
-        save_model(tmp_path / "models" / f"without-{city}", segmenter, card)
+        save_model(tmp_path / "models/folds" / f"without-{city}", segmenter, card)
     return tmp_path
 
 
@@ -75,6 +75,6 @@ def test_the_counts_are_those_of_the_evaluated_map(folds):
     from pipeline.scoring.evaluation import evaluate_city
 
     found = run(folds)
-    model = read_model(folds / "models/without-dimham")
+    model = read_model(folds / "models/folds/without-dimham")
     expected = evaluate_city(model, CityTiles(folds / "tiles/dimham"), Evaluate()).iou
     assert found["city"]["dimham"]["iou"] == pytest.approx(expected, abs=0.01)  # levels are rounded

@@ -37,7 +37,7 @@ def place(toy_tiles):
     models = toy_tiles.parent / "models"
     keep(models / "all", CITIES)
     for i, city in enumerate(CITIES):
-        keep(models / f"without-{city}", [c for c in CITIES if c != city], seed=i + 1)
+        keep(models / f"folds/without-{city}", [c for c in CITIES if c != city], seed=i + 1)
     return toy_tiles.parent
 
 
@@ -96,7 +96,7 @@ def test_a_tile_s_privacy_bounds_no_scene_s_and_all_can_be_turned_off(place):
 
 
 def test_without_a_reference_there_is_the_loss_alone(place, capsys):
-    for file in (place / "models/without-dimham").iterdir():
+    for file in (place / "models/folds/without-dimham").iterdir():
         file.unlink()
     metrics = run(place, planted=0, private={"epsilon": []})
     assert (

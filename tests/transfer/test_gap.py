@@ -101,7 +101,7 @@ def test_a_fold_has_seen_its_cities_only_and_was_trained_like_the_reference():
         (card("b"), "trained on b, not b, c"),
         (longer, "train.epochs is 4, of the model on all cities 3"),
     ):
-        with pytest.raises(InputError, match=f"models/without-a: .*{says}.* --without a"):
+        with pytest.raises(InputError, match=f"models/folds/without-a: .*{says}.* --without a"):
             check_fold(fold, wrong, reference)
 
 
