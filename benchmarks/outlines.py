@@ -127,7 +127,7 @@ def picture(path: Path, scenes: list[tuple]) -> None:
         for below, outlines in enumerate(both):
             place = (k % 5 * (side + 6), (2 * (k // 5) + below) * (side + 6))
             sheet.paste(drawn(image, corner, outlines), place)
-    sheet.save(path, quality=82, optimize=True)
+    sheet.save(path, quality=60, optimize=True)
 
 
 def drawn(image: np.ndarray, corner: tuple[int, int], outlines: np.ndarray) -> Image.Image:

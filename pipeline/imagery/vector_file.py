@@ -64,8 +64,8 @@ class OgrLayer:
     def __init__(self, path: Path, folder: Path, name: str | None = None):
         self.path = path
         # GDAL would leave out what it holds
-        if _beside(path, "-wal") and not os.access(path.parent, os.W_OK):
-            raise self._half_saved("the folder is read-only")
+        if _beside(path, "-wal") and (hindered := _hindered(path)):
+            raise self._half_saved(hindered)
         try:
             check_footprints(path)
             self.plain = _linked(path, folder)
@@ -189,8 +189,10 @@ class ParquetLayer:
 
     @property
     def bounds(self) -> np.ndarray:
-        """As `OgrLayer.bounds`."""
-        return shapely.total_bounds(self.read(set(), None, None)[0])
+        """As `OgrLayer.bounds`, of what is no point."""
+        geometries = self.read(set(), None, None)[0]
+        spread = geometries[shapely.get_dimensions(geometries) > 0]
+        return shapely.total_bounds(spread) if len(spread) else np.full(4, np.nan)
 
     def read(
         self, columns: set[str], box: Box | None, where: str | None
@@ -267,6 +269,20 @@ def _beside(path: Path, ending: str) -> bool:
     """
     beside = path.with_name(path.name + ending)
     return beside.is_file() and beside.stat().st_size > 0
+
+
+def _hindered(path: Path) -> str | None:
+    """Why a write-ahead log cannot be read with its file: GDAL would say nothing."""
+    if not os.access(path.parent, os.W_OK):
+        return "the folder is read-only"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", 1, uri=True)) as file:
+            file.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError as error:
+        return str(error)
+    except sqlite3.DatabaseError:  # damaged, which GDAL says itself
+        pass
+    return None
 
 
 def _held(member: PurePosixPath) -> str | None:

@@ -54,7 +54,9 @@ class _Probabilities(nn.Module):
     there are several.
 
     The plugin sets what is below its threshold to 0 and takes the largest: of several classes, so
-    that this is the card's own decision, its threshold is in the graph.
+    that this is the card's own decision, its threshold is in the graph. It fills a tile that
+    reaches over the scene's border with black, where `infer` ends a window: such a tile is moved
+    until border and border meet, and its probabilities are moved back.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -62,12 +64,35 @@ class _Probabilities(nn.Module):
         self.logits, self.decision = _Graph(segmenter), segmenter.decision
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        moves = [_to_the_border(images, axis, self.logits.segmenter.stride) for axis in (2, 3)]
+        for axis, (there, _) in zip((2, 3), moves, strict=True):
+            images = images.index_select(axis, there)
+        found = self._calibrated(images)
+        for axis, (_, back) in zip((2, 3), moves, strict=True):
+            found = found.index_select(axis, back)
+        return found
+
+    def _calibrated(self, images: torch.Tensor) -> torch.Tensor:
         logits, temperature = self.logits(images), self.decision.temperature
         # contacts part buildings in outlines only
         logits = logits[0] if isinstance(logits, tuple) else logits
         if logits.shape[1] == 2:
             return (logits / temperature).softmax(1)[:, 1:]
         return (self.decision.logits(logits) / temperature).softmax(1)
+
+
+def _to_the_border(
+    images: torch.Tensor, axis: int, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where along an axis each place of a tile (N, C, H, W) reads from, and where the answer is
+    read from: first what is not black, or last, up to a multiple of the stride. Edges are repeated.
+    """
+    seen = (images.amax((0, 1, 5 - axis)) > 0).int()
+    places = torch.arange(len(seen), device=images.device)
+    first, last = seen.argmax(), len(seen) - 1 - seen.flip(0).argmax()
+    past = (last // stride + 1) * stride - len(seen)  # 0 where the tile is full
+    move = torch.where(first > 0, first, past.clamp(max=0))
+    return (places + move).clamp(first, last), (places - move).clamp(0, len(seen) - 1)
 
 
 def export(folder: str | Path) -> Path:

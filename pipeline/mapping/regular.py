@@ -17,9 +17,9 @@ from pipeline.params import Outline
 
 RASTER_STEPS = 1.5  # pixels: what the steps of a slanted wall deviate from it by
 # a shorter wall is none: pixels; share of the square root of the building's area
-JOG, RELATIVE_JOG = 4.0, 0.1
+JOG, RELATIVE_JOG = 6.0, 0.15
 # with the raw outline: where regular walls agree less, the simplified outline stays
-LEAST_IOU = 0.85
+LEAST_IOU = 0.8
 REACH = 8  # pixels that an outline may stand out from its building's bounding box
 GAIN = 0.04  # of IoU, what makes 45° worth it: of 45° that fits a little better, most is chance
 DIAGONAL = 0.15  # share of an outline's length that has to lie nearer to 45° than to right angles

@@ -12,7 +12,7 @@ from pipeline.networks.card import read_card
 from pipeline.networks.models import SMP
 
 EXTENSIONS = [
-    "https://stac-extensions.github.io/mlm/v1.5.0/schema.json",
+    "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
 ]
 
@@ -106,7 +106,7 @@ def stac_item(folder: str | Path, parameters: int) -> dict:
                 "href": "./model.onnx",
                 "type": "application/octet-stream; framework=onnx",
                 "title": "ONNX graph: images in [0, 1] of any size to logits",
-                "roles": ["mlm:model", "mlm:inference"],
+                "roles": ["mlm:model", "mlm:compiled"],
                 "mlm:artifact_type": "onnx",
             },
         },

@@ -17,9 +17,24 @@ from pipeline.params import Model
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from pipeline.mapping.export import TOLERANCE, export, export_deepness, export_page, export_program  # noqa: E402
+from pipeline.mapping.export import (  # noqa: E402
+    TOLERANCE,
+    _Probabilities,
+    export,
+    export_deepness,
+    export_page,
+    export_program,
+)
 from pipeline.mapping.stac import stac_item  # noqa: E402
 from pipeline.networks.onnx_file import load_onnx  # noqa: E402
+from pipeline.tiles.tensors import to_float  # noqa: E402
+
+LITE = Model(
+    architecture="unet",
+    encoder="tu-tf_efficientnet_lite0",
+    encoder_weights="imagenet",
+    decoder_channels=[64, 32, 16, 16],
+)
 
 
 def write_model(folder, model: Model, channels: int = 3):
@@ -124,18 +139,19 @@ def test_the_stac_item_has_what_the_item_specification_asks_for(exported):
 
 
 def test_the_stac_item_has_what_the_model_extension_asks_for(exported):
-    """https://github.com/stac-extensions/mlm, json-schema/schema.json: required fields,
-    patterns and references.
+    """https://stac-extensions.github.io/mlm/v1.6.0/schema.json, its rules for an item: required and
+    refused fields, patterns and references.
     """
     item = json.loads((exported / "item.json").read_text())
     p = item["properties"]
-    assert any(
-        e.startswith("https://stac-extensions.github.io/mlm/v1.") for e in item["stac_extensions"]
-    )
+    assert "https://stac-extensions.github.io/mlm/v1.6.0/schema.json" in item["stac_extensions"]
     assert {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"} <= set(p)
     assert p["mlm:name"] == "small_unet" and p["mlm:tasks"] == ["semantic-segmentation"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", p["mlm:framework_version"])
+    assert all(re.fullmatch("[0-9a-zA-Z_.-]+", name) for name in p["mlm:hyperparameters"])
     (source,), (result,) = p["mlm:input"], p["mlm:output"]
     assert {"name", "bands", "input"} <= set(source) and {"name", "tasks", "result"} <= set(result)
+    assert "bands" not in result  # nor a dimension of that name
     for tensor, channels, axis in ((source["input"], 4, "bands"), (result["result"], 2, "class")):
         assert tensor["shape"] == [-1, channels, -1, -1] and tensor["data_type"] == "float32"
         assert tensor["dim_order"] == ["batch", axis, "height", "width"]
@@ -145,8 +161,12 @@ def test_the_stac_item_has_what_the_model_extension_asks_for(exported):
     assert {"format", "expression"} <= set(result["post_processing_function"])
     assert [c["value"] for c in result["classification:classes"]] == [0, 1]
     assert all(re.fullmatch("[0-9A-Za-z-_]+", c["name"]) for c in result["classification:classes"])
-    models = [asset for asset in item["assets"].values() if "mlm:model" in asset["roles"]]
-    assert len(models) == 2 and all(asset["mlm:artifact_type"] for asset in models)
+    artifacts = {"mlm:artifact_type", "mlm:compile_method", "mlm:entrypoint"}  # of assets only
+    assert not artifacts & set(p)
+    for asset in item["assets"].values():
+        models = {"mlm:artifact_type"} if "mlm:model" in asset["roles"] else set()
+        assert {name for name in asset if name.startswith("mlm:")} == models
+    assert sum("mlm:model" in asset["roles"] for asset in item["assets"].values()) == 2
 
 
 @pytest.mark.parametrize("architecture", get_args(Model.model_fields["architecture"].annotation))
@@ -209,10 +229,17 @@ def test_the_page_of_the_hub_has_the_measured_cities(tmp_path):
     assert folder.joinpath("README.md").read_text() == text
 
 
+def deepness_starts(length: int, size: int, stride: int) -> list[int]:
+    """First pixels of the plugin's tiles, which end where the layer does or beyond, by black."""
+    count = max(0, -(-(length - size) // stride)) + 1
+    return [i * stride for i in range(count)]
+
+
 def deepness(path, image: np.ndarray) -> np.ndarray:
-    """The classes (H, W) that the plugin draws of an image (H, W, C) uint8: its reading of the
-    file, its tiles, each of which keeps its middle, its threshold and its choice, without the
-    median filter that its window may add.
+    """The classes (H, W) that the plugin draws of a whole layer (H, W, C) uint8: its reading of the
+    file, its threshold, its choice, and its tiles, each of which keeps its middle and the layer's
+    sides, without the median filter that its window may add. What a last tile lacks is black: to
+    the east, and to the north, as y grows northwards.
     """
     import onnxruntime
 
@@ -231,28 +258,31 @@ def deepness(path, image: np.ndarray) -> np.ndarray:
         name for _, name in sorted(about["class_names"].items(), key=lambda item: int(item[0]))
     ]
     assert len(names) == max(2, output.shape[1])
-    size, trim = about["tile_size"], about["tile_size"] * about["tiles_overlap"] // 200
+    size, half = about["tile_size"], about["tile_size"] * about["tiles_overlap"] // 200
     height, width = image.shape[:2]
-    step = size - 2 * trim
-    tall, wide = (trim + -(-side // step) * step + trim for side in (height, width))
-    padded = np.zeros((tall, wide, image.shape[2]), np.uint8)
-    padded[trim : trim + height, trim : trim + width] = image
-    drawn = np.zeros((tall, wide), int)
-    for top in range(0, tall - size + 1, step):
-        for left in range(0, wide - size + 1, step):
-            tile = np.float32(
-                padded[None, top : top + size, left : left + size] * 1.0 / 255.0
-            ).transpose(0, 3, 1, 2)
-            (result,) = session.run(None, {entry.name: tile})
+    rows, columns = (deepness_starts(side, size, size - 2 * half) for side in (height, width))
+    north, east = rows[-1] + size - height, columns[-1] + size - width
+    layer = np.pad(image, ((north, 0), (0, east), (0, 0)))
+    drawn = np.zeros(layer.shape[:2], int)
+    for top in rows:
+        for left in columns:
+            tile = np.float32(layer[None, top : top + size, left : left + size] * 1.0 / 255.0)
+            (result,) = session.run(None, {entry.name: tile.transpose(0, 3, 1, 2)})
             result[result < about["seg_thresh"]] = 0
             classes = (result != 0).astype(int)[:, 0] if result.shape[1] == 1 else result.argmax(1)
-            inner = slice(trim, size - trim)
-            drawn[top + trim : top + size - trim, left + trim : left + size - trim] = classes[0][
-                inner, inner
-            ]
-    return drawn[trim : trim + height, trim : trim + width]
+            # what earlier tiles drew of the overlap's first half stays
+            r, c = (half if start else 0 for start in (top, left))
+            drawn[top + r : top + size, left + c : left + size] = classes[0, r:, c:]
+    return drawn[north:, :width]
 
 
+@pytest.fixture
+def in_float32(monkeypatch):
+    """As the plugin computes: predict is in bfloat16 where the processor has it."""
+    monkeypatch.setattr("pipeline.networks.precision.choose", lambda precision, on: "fp32")
+
+
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("classes", [1, 2])
 def test_deepness_draws_what_predict_draws(tmp_path, classes):
     folder = write_model(
@@ -274,8 +304,62 @@ def test_deepness_draws_what_predict_draws(tmp_path, classes):
     (folder / "model.json").write_text(json.dumps(card | {"threshold": threshold}))
     mask = load_model(folder, "cpu").predict(image).mask
     assert 0.2 < (mask > 0).mean() < 0.6
-    inside = np.s_[32:-32, 32:-32]  # the plugin pads a scene with black, predict repeats its edge
-    assert (deepness(export_deepness(folder), image)[inside] == mask[inside]).mean() >= 0.999
+    assert (deepness(export_deepness(folder), image) == mask).mean() >= 0.999
+
+
+def short_training(image: np.ndarray, label: np.ndarray, steps: int = 30) -> Segmenter:
+    """The demo's U-Net after seconds on a scene (H, W, 3) and its label (H, W)."""
+    torch.manual_seed(0)
+    segmenter = build_model(LITE, 3)
+    segmenter.set_normalisation([0.5] * 3, [0.5] * 3)
+    optimizer = torch.optim.AdamW(segmenter.parameters(), 3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    at = np.random.default_rng(0).integers(0, np.subtract(label.shape, 128), (steps, 8, 2))
+    for corners in at:
+        crops = [np.s_[row : row + 128, column : column + 128] for row, column in corners]
+        x = to_float(torch.from_numpy(np.stack([image[crop] for crop in crops])))
+        y = torch.from_numpy(np.stack([label[crop] for crop in crops])).long()
+        loss = torch.nn.functional.cross_entropy(segmenter(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return segmenter.eval()
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_deepness_draws_a_real_scene_as_predict_does(shared_cities, tmp_path):
+    """The scene is as high as a multiple of the network's stride: the plugin's tiles begin where
+    the strides of predict's windows do.
+    """
+    with rasterio.open(shared_cities / "austin/images/austin_0.tif") as scene:
+        image = np.moveaxis(scene.read([1, 2, 3]), 0, -1)[:736, :700].copy()
+    with rasterio.open(shared_cities / "austin/labels/austin_0.tif") as scene:
+        label = scene.read(1)[:736, :700] > 0
+    card = {"model": LITE.model_dump(), "bands": [1, 2, 3], "channels": 3, "classes": 1}
+    card |= {"gsd": 0.3, "threshold": 0.4, "temperature": 1.5, "cities": ["austin"]}
+    save_model(tmp_path / "model", short_training(image, label), card)
+    mask = load_model(tmp_path / "model", "cpu").predict(image, batch_size=1).mask
+    assert ((mask > 0) & label).sum() > 0.4 * (
+        (mask > 0) | label
+    ).sum()  # there is a map to agree on
+    assert (deepness(export_deepness(tmp_path / "model"), image) == mask).mean() >= 0.999
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((0, 96), (0, 96)), ((40, 96), (0, 96)),
+                                               ((0, 96), (0, 50)), ((40, 96), (0, 50))])  # fmt: skip
+def test_a_tile_over_the_border_is_answered_as_the_scene_is(tmp_path, rows, columns):
+    segmenter = load_model(write_model(tmp_path / "m", Model(architecture="small_unet")), "cpu")
+    graph, stride = _Probabilities(segmenter.segmenter).eval(), segmenter.segmenter.stride
+    assert stride > 1 and 96 % stride == 0
+    image, inside = torch.rand(1, 3, 96, 96) + 0.01, np.s_[:, :, slice(*rows), slice(*columns)]
+    tile = torch.zeros_like(image)
+    tile[inside] = image[inside]
+    with torch.inference_mode():
+        found, expected = graph(tile)[inside], graph(image[inside])
+    north_east = np.s_[:, :, :24, -24:]  # of the tile's own sides the scene knows nothing
+    assert torch.allclose(found[north_east], expected[north_east], atol=1e-4)
+    assert graph(torch.zeros_like(tile)).isfinite().all()
 
 
 def load_meta(path) -> dict[str, str]:

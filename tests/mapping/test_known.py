@@ -3,6 +3,8 @@ shifted is told by its name.
 """
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -160,13 +162,45 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
     frame.set_crs(None, allow_override=True).to_file(tmp_path / "bare.gpkg")
     frame.to_crs(4326).translate(60, -30).to_file(tmp_path / "elsewhere.gpkg")
     frame.centroid.to_file(tmp_path / "points.gpkg")
+    gpd.GeoDataFrame(geometry=frame.centroid).to_parquet(tmp_path / "points.parquet")
     frame[:0].to_file(tmp_path / "empty.gpkg")
+    frame[:0].to_parquet(tmp_path / "empty.parquet")
     (tmp_path / "damaged.gpkg").write_bytes((tmp_path / "bare.gpkg").read_bytes()[:3000])
     for name, reason in (
-        ("bare", "CRS"), ("elsewhere", "lies elsewhere"), ("points", "no layer of polygons"),
-        ("empty", "no"), ("damaged", "cannot be read"), ("absent", "absent"),
+        ("bare.gpkg", "CRS"), ("elsewhere.gpkg", "lies elsewhere"), ("absent.gpkg", "absent"),
+        ("points.gpkg", "no layer of polygons"), ("points.parquet", "holds no polygon"),
+        ("empty.gpkg", "holds no polygon"), ("empty.parquet", "holds no polygon"),
+        ("damaged.gpkg", "cannot be read"),
     ):  # fmt: skip
-        refused(model, tmp_path, tmp_path / f"{name}.gpkg", reason, capsys)
+        refused(model, tmp_path, tmp_path / name, reason, capsys)
     with pytest.raises(InputError, match="compares outlines"):
         settings = SETTINGS.model_copy(update={"polygons": "none"})
         run(model, ["town.tif"], tmp_path / "out", settings=settings, known=tmp_path / "bare.gpkg")
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_footprints_that_another_program_has_locked_get_a_sentence(
+    model, tmp_path, capsys, journal
+):
+    gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(tmp_path / "known.gpkg")
+    code = """
+import sqlite3, sys
+file = sqlite3.connect(sys.argv[1], isolation_level=None)
+file.execute(f"pragma journal_mode={sys.argv[2]}")
+file.execute("pragma locking_mode=exclusive")
+file.execute("create table mine (x text)")  # what a write-ahead log holds then
+file.execute("begin exclusive")
+file.execute("update gpkg_contents set identifier='mine'")
+print("locked", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "known.gpkg"), journal]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"locked\n"
+            refused(model, tmp_path, tmp_path / "known.gpkg", "save and close it", capsys)
+        finally:
+            other.communicate(b"\n")
+    run(model, [str(tmp_path / "town.tif")], tmp_path / "out", settings=SETTINGS,
+        known=tmp_path / "known.gpkg")  # fmt: skip
+    assert read_json(tmp_path / "out/town.json")["known"]["matched"] == 25
