@@ -11,9 +11,11 @@ from affine import Affine
 
 from pipeline import bucket
 from pipeline.errors import InputError
+from pipeline.mapping.scene import local_model
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model, Predict
 from pipeline.stages.predict import run
+from pipeline.stages.publish import run as publish
 
 SETTINGS = Predict(window=128, min_area=0)
 
@@ -122,3 +124,42 @@ def test_what_is_not_there_is_said(town, store):
         run("model", [f"s3://{town}/nowhere/"], "maps", settings=SETTINGS)
     with pytest.raises(InputError, match="there is no such bucket"):
         run("model", [f"s3://no-such-{town}/scenes/"], "maps", settings=SETTINGS)
+
+
+def test_a_published_model_is_whole_or_not_there_and_stays_as_it_is(town, store, capsys):
+    to = f"s3://{town}/published"
+    store.fail("PUT", "expired", "published/weights")
+    with pytest.raises(InputError, match="the credentials have expired"):
+        publish(Path("model"), to)
+    store.faults.clear()
+    with pytest.raises(InputError, match="nothing is there; correct the address of the model"):
+        local_model(to)
+    for fault in ("busy", "cut"):
+        store.fail("PUT", fault, "published/")
+    publish(Path("model"), to)
+    assert not store.faults
+    puts = [path for method, path in store.asked if method == "PUT" and "/published/" in path]
+    assert puts[-1].endswith("model.json")
+    brought = Path(local_model(to))
+    for name in ("weights.safetensors", "model.json"):
+        assert (brought / name).read_bytes() == Path("model", name).read_bytes()
+    store.asked.clear()
+    publish(Path("model"), to)
+    assert not [path for method, path in store.asked if method == "PUT"]
+    Path("model/README.md").write_text("another")
+    with pytest.raises(InputError, match=f"holds another model.* such as {to}-2"):
+        publish(Path("model"), to)
+    with pytest.raises(InputError, match="holds README.md, which publish did not put"):
+        publish(Path("model"), f"s3://{town}/model")
+
+
+def test_what_a_killed_publication_left_of_another_model_goes(town, store):
+    to = f"s3://{town}/published"
+    Path("model/glance.safetensors").write_bytes(b"of the model before")
+    publish(Path("model"), to)
+    bucket.remove(f"{to}/model.json")  # as if it had been killed just before
+    Path("model/glance.safetensors").unlink()
+    publish(Path("model"), to)
+    assert {f"published/{path.name}" for path in Path("model").iterdir()} == {
+        key for key in store.keys(town) if key.startswith("published/")
+    }
