@@ -28,7 +28,7 @@ STOPPED = 130  # the exit code after Ctrl-C
 # verbs that keep what they have finished
 GOES_ON = {
     "fetch", "tile", "train", "evaluate", "attack", "certify", "holdout", "generalize", "explain",
-    "privacy", "incremental", "predict",
+    "privacy", "incremental", "predict", "publish",
 }  # fmt: skip
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters to read.")]
@@ -240,9 +240,9 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A model folder, or an ONNX file.")] = Path(
-        "models/all"
-    ),
+    model: Annotated[
+        str, typer.Option(help="A model folder, or an ONNX file; s3:// too.")
+    ] = "models/all",
     tiles: Annotated[
         Path, typer.Option(help="Tiles of the model's ground sample distance.")
     ] = Path("data/tiles"),
@@ -257,9 +257,11 @@ def evaluate(
 
     Example: `python -m pipeline evaluate --model models/folds/without-tinroof --out metrics/other.json`
     """
+    from pipeline.mapping.scene import local_model
     from pipeline.stages import evaluate as stage
 
-    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem, ray=ray, shard=shard)
+    arrays = Path("arrays") / out.stem
+    stage.run(load(params), Path(local_model(model)), tiles, out, arrays, ray=ray, shard=shard)
 
 
 @app.command()
@@ -650,6 +652,20 @@ def export(
         case _:
             raise InputError(f"--for {what}: choose onnx, torch-export, hub or deepness")
     console.print(f"wrote {path}")
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    to: Annotated[str, typer.Argument(help="Where: s3://BUCKET/FOLDER.")],
+) -> None:
+    """Put a model into a bucket, for predict on other machines; whole or not at all.
+
+    Example: `python -m pipeline publish models/all s3://our-bucket/models/all`
+    """
+    from pipeline.stages import publish as stage
+
+    stage.run(model, to)
 
 
 @app.command("pack-submission")

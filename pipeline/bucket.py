@@ -6,8 +6,9 @@ whole or not at all.
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,13 @@ REMEDIES = {  # by the store's code of an error; the first word that is in it
     "503": "the store is busy: run the same command again later",
     "403": "these credentials may not: ask for the right, or use others",
 }
+
+
+@dataclass(frozen=True)
+class Object:
+    name: str  # its key within the folder that was listed
+    etag: str
+    size: int  # bytes
 
 
 def is_object(path: object) -> bool:
@@ -76,12 +84,15 @@ def about(url: str) -> dict | None:
     return missing
 
 
-def download(url: str, path: Path) -> None:
-    """An object as a file, whole or not at all. Raises InputError where there is none."""
+def download(url: str, path: Path, advance: Callable[[int], None] | None = None) -> None:
+    """An object as a file, whole or not at all; `advance` hears of each number of bytes done.
+
+    Raises InputError where there is none.
+    """
     bucket, key = _parts(url)
     with atomic_file(path) as partial:
         with _asking(url):
-            _client().download_file(bucket, key, str(partial))
+            _client().download_file(bucket, key, str(partial), Callback=advance)
             return
         raise InputError(f"{url}: nothing is there; correct the address")
 
@@ -104,18 +115,35 @@ def remove(url: str) -> None:
 
 def names(url: str) -> list[str]:
     """The names of the objects that lie directly in a folder, sorted."""
+    prefix, items = _listed(url, "Contents", Delimiter="/")
+    return sorted(filter(None, (item["Key"].removeprefix(prefix) for item in items)))
+
+
+def folders(url: str) -> list[str]:
+    """The names of the folders that lie directly in a folder, sorted."""
+    prefix, items = _listed(url, "CommonPrefixes", Delimiter="/")
+    return sorted(filter(None, (item["Prefix"].removeprefix(prefix)[:-1] for item in items)))
+
+
+def objects(url: str) -> list[Object]:
+    """What lies in a folder and in those below it; an object that only marks a folder is none."""
+    prefix, items = _listed(url, "Contents")
+    return [
+        Object(item["Key"].removeprefix(prefix), item["ETag"].strip('"'), item["Size"])
+        for item in items
+        if not item["Key"].endswith("/")
+    ]
+
+
+def _listed(url: str, kind: str, **how: str) -> tuple[str, list[dict]]:
+    """A folder as the beginning of its keys, and what the store lists under it."""
     bucket, key = _parts(url)
-    prefix, found = key.rstrip("/") + "/" if key else "", []
+    prefix = key.rstrip("/") + "/" if key else ""
     with _asking(url):
-        pages = (
-            _client()
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-        )
-        found = [
-            item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])
-        ]
-    return sorted(filter(None, found))
+        pages = _client().get_paginator("list_objects_v2")
+        found = pages.paginate(Bucket=bucket, Prefix=prefix, **how)
+        return prefix, [item for page in found for item in page.get(kind, [])]
+    return prefix, []
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -151,7 +179,7 @@ def _asking(url: str) -> Generator[None]:
         code = error.response.get("Error", {}).get("Code", "")
         if code in {"404", "NoSuchKey"}:
             return
-        raise _refused(url, code) from None
+        raise _refused(url, _word(url) or code if code.isdecimal() else code) from None
     except (BotoCoreError, Boto3Error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # this machine's disk
             raise
@@ -164,6 +192,20 @@ def _asking(url: str) -> Generator[None]:
             f"the credentials and "
             "the network, then run the same command again"
         ) from None
+
+
+def _word(url: str) -> str | None:
+    """Why an object is refused: the answer to a HEAD has no body to say it, that to a GET has."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, key = _parts(url)
+    try:
+        _client().get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+    except ClientError as error:
+        return error.response.get("Error", {}).get("Code")
+    except BotoCoreError:
+        pass
+    return None
 
 
 def _refused(url: str, code: str) -> InputError:

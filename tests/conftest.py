@@ -3,6 +3,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from http_server import server  # noqa: F401  a fixture
+from s3_server import store  # noqa: F401  a fixture
 from toy import toy_scene, write_city
 
 # A slow machine is no fault of the code: no example has a time limit.

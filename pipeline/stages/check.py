@@ -17,6 +17,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.bucket import is_object
 from pipeline.errors import InputError
 from pipeline.params import Params, written_by_a_stage
 from pipeline.storage import WORK
@@ -48,16 +49,16 @@ def check_source(params: Params) -> None:
     """Raise InputError where the source has no such city, or there is no source."""
     from pipeline.stages.fetch import source_of
 
-    path = Path(params.fetch.path)
-    if not path.exists():
-        raise InputError(f"fetch.path: there is no {path}; {SOURCES[params.fetch.source]}")
+    path, source = params.fetch.path, params.fetch.source
+    if not Path(path).exists() and not (source == "folder" and is_object(path)):
+        raise InputError(f"fetch.path: there is no {path}; {SOURCES[source]}")
     if params.fetch.archive and not Path(params.fetch.archive).exists():
         raise InputError(
             f"fetch.archive: there is no {params.fetch.archive}; correct the path, or "
             f"null to download it"
         )
     for city in params.fetch.cities:
-        source_of(params.fetch.source).look_up(params.fetch, city)
+        source_of(source).look_up(params.fetch, city)
 
 
 SOURCES = {

@@ -1,10 +1,6 @@
 """Scenes, lists, models and maps in an object store: a real S3 server on loopback, with faults."""
 
 import json
-import logging
-import socket
-import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,92 +11,13 @@ from affine import Affine
 
 from pipeline import bucket
 from pipeline.errors import InputError
+from pipeline.mapping.scene import local_model
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model, Predict
 from pipeline.stages.predict import run
-
-pytest.importorskip("moto.server", reason="the test extra is not installed")
-boto3 = pytest.importorskip("boto3", reason="the s3 extra is not installed")
+from pipeline.stages.publish import run as publish
 
 SETTINGS = Predict(window=128, min_area=0)
-EXPIRED = (
-    b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-)
-
-
-@dataclass
-class Store:
-    """Moto's server, and what goes wrong with the next requests of a method."""
-
-    # method, and busy, cut or expired; first come first
-    faults: list[tuple[str, str]] = field(default_factory=list)
-    asked: list[tuple[str, str]] = field(default_factory=list)
-
-    def __post_init__(self):
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
-
-        self.app = DomainDispatcherApplication(create_backend_app)
-        self.server = make_server("127.0.0.1", 0, self, threaded=True)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __call__(self, environ, start_response):
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.asked.append((method, path))
-        fault = next((fault for fault in self.faults if fault[0] == method), None)
-        if not fault:
-            return self.app(environ, start_response)
-        if fault[1] == "expired":
-            start_response(
-                "403 Forbidden",
-                [("Content-Type", "application/xml"), ("Content-Length", str(len(EXPIRED)))],
-            )
-            return [EXPIRED]
-        self.faults.remove(fault)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if fault[1] == "busy":
-            start_response("503 Slow Down", [("Content-Length", "0")])
-            return []
-        if method == "PUT":
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        # and the connection ends long before
-        start_response("200 OK", [("Content-Length", "100000")])
-        return [b"II"]
-
-    @property
-    def client(self):
-        return boto3.client("s3")
-
-    def keys(self, name: str) -> list[str]:
-        return sorted(
-            item["Key"] for item in self.client.list_objects_v2(Bucket=name).get("Contents", [])
-        )
-
-
-@pytest.fixture
-def store(monkeypatch):
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    for variable in (
-        "http_proxy",
-        "HTTP_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-        "AWS_PROFILE",
-        "AWS_SESSION_TOKEN",
-    ):
-        monkeypatch.delenv(variable, raising=False)
-    store = Store()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server.port}")
-    for name, value in {
-        "ACCESS_KEY_ID": "me",
-        "SECRET_ACCESS_KEY": "secret",
-        "DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    bucket._client.cache_clear()
-    yield store
-    bucket._client.cache_clear()
-    store.server.shutdown()
 
 
 @pytest.fixture
@@ -183,7 +100,7 @@ def test_what_others_put_there_stays(town, store):
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_store_that_is_busy_or_cuts_connections_is_asked_again(town, store, fault, method):
     run("model", ["scenes/s0.tif"], "maps", settings=SETTINGS)
-    store.faults.append((method, fault))
+    store.fail(method, fault)
     run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
     assert bucket.read(f"s3://{town}/maps/s0.tif") == Path("maps/s0.tif").read_bytes()
     assert not store.faults
@@ -191,7 +108,7 @@ def test_a_store_that_is_busy_or_cuts_connections_is_asked_again(town, store, fa
 
 
 def test_expired_credentials_are_one_sentence_and_leave_no_record(town, store, capsys):
-    store.faults.append(("PUT", "expired"))
+    store.fail("PUT", "expired")
     with pytest.raises(InputError, match="1 of 1 scenes failed"):
         run("model", ["scenes/s0.tif"], f"s3://{town}/maps", settings=SETTINGS)
     assert "the credentials have expired: get new ones" in capsys.readouterr().out
@@ -207,3 +124,42 @@ def test_what_is_not_there_is_said(town, store):
         run("model", [f"s3://{town}/nowhere/"], "maps", settings=SETTINGS)
     with pytest.raises(InputError, match="there is no such bucket"):
         run("model", [f"s3://no-such-{town}/scenes/"], "maps", settings=SETTINGS)
+
+
+def test_a_published_model_is_whole_or_not_there_and_stays_as_it_is(town, store, capsys):
+    to = f"s3://{town}/published"
+    store.fail("PUT", "expired", "published/weights")
+    with pytest.raises(InputError, match="the credentials have expired"):
+        publish(Path("model"), to)
+    store.faults.clear()
+    with pytest.raises(InputError, match="nothing is there; correct the address of the model"):
+        local_model(to)
+    for fault in ("busy", "cut"):
+        store.fail("PUT", fault, "published/")
+    publish(Path("model"), to)
+    assert not store.faults
+    puts = [path for method, path in store.asked if method == "PUT" and "/published/" in path]
+    assert puts[-1].endswith("model.json")
+    brought = Path(local_model(to))
+    for name in ("weights.safetensors", "model.json"):
+        assert (brought / name).read_bytes() == Path("model", name).read_bytes()
+    store.asked.clear()
+    publish(Path("model"), to)
+    assert not [path for method, path in store.asked if method == "PUT"]
+    Path("model/README.md").write_text("another")
+    with pytest.raises(InputError, match=f"holds another model.* such as {to}-2"):
+        publish(Path("model"), to)
+    with pytest.raises(InputError, match="holds README.md, which publish did not put"):
+        publish(Path("model"), f"s3://{town}/model")
+
+
+def test_what_a_killed_publication_left_of_another_model_goes(town, store):
+    to = f"s3://{town}/published"
+    Path("model/glance.safetensors").write_bytes(b"of the model before")
+    publish(Path("model"), to)
+    bucket.remove(f"{to}/model.json")  # as if it had been killed just before
+    Path("model/glance.safetensors").unlink()
+    publish(Path("model"), to)
+    assert {f"published/{path.name}" for path in Path("model").iterdir()} == {
+        key for key in store.keys(town) if key.startswith("published/")
+    }

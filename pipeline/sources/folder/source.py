@@ -1,4 +1,4 @@
-"""Source `folder`: the user's own imagery, left where it is.
+"""Source `folder`: the user's own imagery, left where it is; of a bucket (PATH is s3://…) brought.
 
 PATH/CITY/images/*.tif          scenes of any size, CRS, band count and type; .png, .jp2, … and sub-folders too
 PATH/CITY/labels/*.tif          under the same names: 0, classes 1..k, 255 ignore; or 0 and 255 (building)
@@ -19,7 +19,8 @@ import shapely
 from pyproj import CRS, Geod
 from pyproj.exceptions import ProjError
 
-from pipeline import params
+from pipeline import bucket, params
+from pipeline.bucket import is_object
 from pipeline.errors import InputError, nearest
 from pipeline.imagery.formats import REMOTE
 from pipeline.imagery.grid import PIXELS, check_place
@@ -33,6 +34,7 @@ from pipeline.imagery.vector import (
     rough_shift,
     transform_bounds,
 )
+from pipeline.sources.folder.in_bucket import as_there, bring
 from pipeline.sources.survey import Image, check_complete, listed, named, stamp, survey_all
 
 IMAGES, LABELS = "images", "labels"
@@ -74,13 +76,23 @@ STAC_HEAD = 2**20  # bytes
 
 def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     """Check a city of the user's folder and note where its files lie; nothing is
-    copied into `folder`.
+    copied into `folder`. Those of a bucket are brought to `work`, and lie there.
 
     Raises InputError: city, image or label missing; label of another size; CRS
     missing; truncated file; footprints that lie elsewhere. An image without data is
     left out and counted in the notes, as repairs are.
     """
-    root = _city_folder(Path(fetch.path), city)
+    place = _city_folder(fetch.path, city)
+    if not is_object(place):
+        return _survey(fetch, city, Path(place))
+    root = bring(place, work, (IMAGES, LABELS))
+    with as_there(root, place):
+        found = _survey(fetch, city, root)
+    found.notes["warnings"] = [text.replace(str(root), place) for text in found.notes["warnings"]]
+    return found
+
+
+def _survey(fetch: params.Fetch, city: str, root: Path) -> City:
     override = fetch.overrides.get(city, params.CityOverride())
     labels, warnings = _label_source(root)
     drawn = labels.name != LABELS or bool(_vectors(labels, BELOW))
@@ -141,7 +153,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
 
 def look_up(fetch: params.Fetch, city: str) -> None:
     """Raise InputError where there is no such city."""
-    _city_folder(Path(fetch.path), city)
+    _city_folder(fetch.path, city)
 
 
 def _unlabelled(
@@ -301,20 +313,26 @@ def _moved(bounds: Bounds, source, target) -> Bounds | None:
     return box if np.isfinite(box).all() else None
 
 
-def _city_folder(root: Path, city: str) -> Path:
-    root = root.resolve()
-    if not (root / city).is_dir():
-        for folder in root.glob("*"):
-            if folder.is_dir() and _composed(folder.name) == _composed(city):
-                return folder
-        there = sorted(path.parent.name for path in root.glob(f"*/{IMAGES}") if path.is_dir())
-        if not there:
-            raise InputError(
-                f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder "
-                f"of your cities"
-            )
-        raise InputError(f"{root / city}: no such city; did you mean {nearest(city, there)}?")
-    return root / city
+def _city_folder(path: str, city: str) -> str:
+    """A city's folder, here or in a bucket. Raises InputError where there is none."""
+    root = path.rstrip("/") if is_object(path) else str(Path(path).resolve())
+    found = _folders(root)
+    alike = [name for name in found if _composed(name) == _composed(city)]
+    if alike:
+        return f"{root}/{city if city in alike else alike[0]}"
+    there = [name for name in found if IMAGES in _folders(f"{root}/{name}")]
+    if not there:
+        raise InputError(
+            f"{root}: holds no folder CITY/{IMAGES}; set fetch.path to the folder of your cities"
+        )
+    raise InputError(f"{root}/{city}: no such city; did you mean {nearest(city, there)}?")
+
+
+def _folders(place: str) -> list[str]:
+    """The names of the folders in a folder, here or in a bucket."""
+    if is_object(place):
+        return bucket.folders(place)
+    return sorted(path.name for path in Path(place).glob("*") if path.is_dir())
 
 
 def _scenes_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
