@@ -338,6 +338,8 @@ def explain(
     out: Annotated[Path, typer.Option(help="Metrics file to write.")] = Path(
         "metrics/explain.json"
     ),
+    ray: OnRay = None,
+    shard: Shard = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """What the map rests on in each city: colour, texture, shadow, surroundings; checked
@@ -347,7 +349,8 @@ def explain(
     """
     from pipeline.stages import explain as stage
 
-    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem)
+    where = side_by_side(ray, shard)
+    stage.run(load(params), model, tiles, out, Path("arrays") / out.stem, ray=where, shard=shard)
 
 
 @app.command()

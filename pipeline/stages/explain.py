@@ -7,19 +7,69 @@ of gains are over other buildings.
 Killed and started again it goes on with the next city.
 """
 
-import json
 import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pipeline.cluster import content, forget, summands
 from pipeline.code import version
 from pipeline.console import progress, table
 from pipeline.errors import InputError
 from pipeline.metrics import ExplainMetrics, write
 from pipeline.params import Params
-from pipeline.storage import WORK, atomic_folder, digest, fingerprint, write_json
+from pipeline.storage import WORK, atomic_folder
 from pipeline.tiles.store import CityTiles, open_cities
+
+
+@dataclass
+class Explaining:
+    """What explains a city: a part of the stage. The model is loaded once a process."""
+
+    params: Params
+    model: Path
+    tiles: Path
+
+    @cached_property
+    def cities(self) -> dict[str, CityTiles]:
+        return {city.city: city for city in open_cities(self.params.fetch.cities, self.tiles)}
+
+    @cached_property
+    def deployed(self) -> Any:
+        from pipeline.networks.card import check_fit
+        from pipeline.networks.models import read_model
+        from pipeline.networks.precision import device
+
+        segmenter = read_model(self.model, device())
+        for city in self.cities.values():
+            check_fit(segmenter.card, city, self.model)
+        return segmenter.deployed()
+
+    def __call__(self, name: str, folder: Path) -> dict:
+        """The city's numbers; its pictures are left in the folder."""
+        from pipeline.explanation.city import explain_city
+
+        city, e = self.cities[name], self.params.explain
+        images, labels = city.sample("test", e.tiles, seed=e.seed)
+        if not len(images):
+            raise InputError(
+                f"{city.folder}: no test tiles to explain; raise tile.test and run the tile stage "
+                "again"
+            )
+        measured, pictures = {}, {}
+        steps = explain_city(self.deployed, images.astype(np.float32) / 255, labels, e)
+        for kind, numbers, arrays in progress(steps, f"explaining {name}"):
+            measured[kind] = numbers
+            pictures |= arrays
+        np.savez(folder / "arrays.npz", **pictures)
+        return measured
+
+    def __getstate__(self) -> dict:
+        """What it is made from: a worker opens and loads it again."""
+        return {name: self.__dict__[name] for name in ("params", "model", "tiles")}
 
 
 def run(
@@ -29,61 +79,35 @@ def run(
     out: Path = Path("metrics/explain.json"),
     arrays: Path = Path("arrays/explain"),
     work: Path = WORK / "explain",
+    *,
+    ray: str | None = None,
+    shard: str | None = None,
 ) -> None:
-    """Explain a model folder on tiles of each city's test split. Raises
-    InputError on bad tiles or models.
+    """Explain a model folder on tiles of each city's test split; ray, shard: where its cities are,
+    see pipeline.cluster. Raises InputError on bad tiles or models.
     """
     from pipeline.explanation.summary import summarise
-    from pipeline.networks.card import check_fit
-    from pipeline.networks.models import read_model
-    from pipeline.networks.precision import device
 
-    segmenter = read_model(model, device())
-    cities = open_cities(params.fetch.cities, tiles)
-    for city in cities:
-        check_fit(segmenter.card, city, model)
-    folder = work / _key(params, cities, model)
-    deployed = segmenter.deployed()
-    measured = {city.city: _one_city(deployed, city, params, folder / city.city) for city in cities}
-    metrics = summarise(measured, {city.city: city.gsd for city in cities})
+    explaining = Explaining(params, Path(model), tiles)
+    _ = explaining.deployed  # refused here, not in a worker
+    kept = work / _key(explaining)
+    measured = summands(explaining, [*explaining.cities], kept, ray=ray, shard=shard)
+    if measured is None:
+        return
+    metrics = summarise(measured, {name: city.gsd for name, city in explaining.cities.items()})
     with atomic_folder(arrays) as partial:
         for city in measured:
-            shutil.copyfile(folder / city / "arrays.npz", partial / f"{city}.npz")
+            shutil.copyfile(kept / city / "arrays.npz", partial / f"{city}.npz")
     found = write(out, ExplainMetrics, metrics)
-    shutil.rmtree(folder, ignore_errors=True)
+    forget(kept)
     print_table(found)
 
 
-def _key(params: Params, cities: list[CityTiles], model: Path) -> str:
+def _key(explaining: Explaining) -> str:
     """What a kept measurement depends on: settings, model, tiles, and the code that measures."""
-    files = (model / name for name in ("weights.safetensors", "model.json"))
-    about = [city.about for city in cities]
-    return fingerprint(
-        params.explain.model_dump(), about, [digest(file) for file in files], version("explain")
-    )
-
-
-def _one_city(deployed, city: CityTiles, params: Params, kept: Path) -> dict:
-    """Measured now, or read back from a run that was interrupted."""
-    from pipeline.explanation.city import explain_city
-
-    if (kept / "measured.json").exists():
-        return json.loads((kept / "measured.json").read_text(encoding="utf-8"))
-    e = params.explain
-    images, labels = city.sample("test", e.tiles, seed=e.seed)
-    if not len(images):
-        raise InputError(
-            f"{city.folder}: no test tiles to explain; raise tile.test and run the tile stage again"
-        )
-    measured, pictures = {}, {}
-    steps = explain_city(deployed, images.astype(np.float32) / 255, labels, e)
-    for name, numbers, arrays in progress(steps, f"explaining {city.city}"):
-        measured[name] = numbers
-        pictures |= arrays
-    with atomic_folder(kept) as partial:
-        np.savez(partial / "arrays.npz", **pictures)
-        write_json(partial / "measured.json", measured)
-    return measured
+    about = [city.about for city in explaining.cities.values()]
+    settings = explaining.params.explain.model_dump()
+    return content(version("explain"), settings, about, explaining.model)
 
 
 def print_table(found: ExplainMetrics) -> None:
