@@ -157,12 +157,15 @@ def _parts(url: str) -> tuple[str, str]:
 def _client():
     try:
         import boto3
+        from botocore import UNSIGNED
         from botocore.config import Config
     except ImportError:
         raise InputError("s3:// needs boto3; install the extra: pip install -e '.[s3]'") from None
     retries = {"max_attempts": ATTEMPTS, "mode": "standard"}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     settings = Config(retries=retries, connect_timeout=PATIENCE, read_timeout=PATIENCE)
+    if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in {"YES", "TRUE", "ON", "1"}:  # GDAL's
+        settings = settings.merge(Config(signature_version=UNSIGNED))
     return boto3.session.Session(region_name=region).client("s3", config=settings)
 
 

@@ -7,11 +7,13 @@ import pytest
 import rasterio
 from affine import Affine
 
+from pipeline import bucket
 from pipeline.errors import InputError
 from pipeline.imagery.scene import City
 from pipeline.params import Fetch
 from pipeline.sources.folder import in_bucket
 from pipeline.sources.folder.source import fetch, look_up
+from pipeline.sources.open_buildings.source import _scene_paths
 
 PLACE = {"crs": "EPSG:32633", "transform": Affine(1, 0, 500_000, 0, -1, 6_000_000)}
 NOISE = np.random.default_rng(0).integers(1, 255, (3, 64, 64), dtype=np.uint8)
@@ -48,8 +50,8 @@ def taken(path: str, city: str = "town") -> City:
 
 
 def key(path: str, name: str) -> dict[str, str]:
-    bucket, _, folder = path.removeprefix("s3://").partition("/")
-    return {"Bucket": bucket, "Key": f"{folder}/{name}"}
+    place, _, folder = path.removeprefix("s3://").partition("/")
+    return {"Bucket": place, "Key": f"{folder}/{name}"}
 
 
 def brought(store) -> set[str]:
@@ -139,3 +141,22 @@ def test_a_kill_costs_what_had_not_arrived(store, imagery):
     assert len(taken(imagery).scenes) == 2 and len(brought(store)) == 1
     Path(taken(imagery).scenes[0].image).write_bytes(b"cut short")
     assert len(taken(imagery).scenes) == 2 and brought(store) == {"images/s1"}
+
+
+def test_a_public_bucket_needs_no_credentials(store, imagery, monkeypatch):
+    for path in Path("imagery/town").rglob("*.tif"):
+        name = str(path.relative_to("imagery"))
+        store.client.put_object_acl(ACL="public-read", **key(imagery, name))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket._client.cache_clear()
+    assert len(taken(imagery).scenes) == 2
+
+
+def test_open_buildings_takes_a_folder_of_scenes(store, imagery):
+    folder = f"{imagery}/town/images/"
+    assert _scene_paths([folder], "town") == [f"{folder}s1.tif", f"{folder}s2.tif"]
+    with pytest.raises(InputError, match="town/none/: no scene of town, no .tif, is there"):
+        _scene_paths([f"{imagery}/town/none/"], "town")

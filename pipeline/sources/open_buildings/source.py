@@ -25,7 +25,8 @@ import pandas
 import shapely
 from pydantic import field_validator
 
-from pipeline import params
+from pipeline import bucket, params
+from pipeline.bucket import is_object
 from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.imagery.scene import City, Scene
@@ -53,7 +54,8 @@ REMOTE = {"http", "https", "s3", "gs"}
 
 
 class Place(params.Section):
-    scenes: list[str]  # globs of files, or URLs of cloud-optimised GeoTIFFs
+    # globs of files, URLs of cloud-optimised GeoTIFFs, or s3://BUCKET/FOLDER/ with such
+    scenes: list[str]
     rights: str = "not stated"
 
 
@@ -338,6 +340,9 @@ def _scene_paths(scenes: list[str], city: str) -> list[str]:
     found = []
     for entry in scenes:
         scheme = urlsplit(entry).scheme if "://" in entry else ""
+        if is_object(entry) and entry.endswith("/"):
+            found += _in_bucket(entry, city)
+            continue
         if scheme in REMOTE:
             found.append(entry)
             continue
@@ -352,6 +357,13 @@ def _scene_paths(scenes: list[str], city: str) -> list[str]:
             raise InputError(f"{entry}: no such scene of {city}; correct fetch.path's manifest")
         found += files
     return list(dict.fromkeys(found))
+
+
+def _in_bucket(folder: str, city: str) -> list[str]:
+    names = [name for name in bucket.names(folder) if name.lower().endswith((".tif", ".tiff"))]
+    if not names:
+        raise InputError(f"{folder}: no scene of {city}, no .tif, is there; correct the manifest")
+    return [bucket.join(folder, name) for name in names]
 
 
 def _stamp(path: str) -> str:
