@@ -139,8 +139,8 @@ def test_votes_count_every_sample_whatever_the_batch():
 def test_sound_below_literature_and_below_the_attacked_smoothed_model():
     torch.manual_seed(3)
     net, sigma, tau = linear(), 0.1, 0.75
-    labels = (torch.rand(1, 12, 12) < 0.4).long()
-    image = (0.45 + 0.1 * (labels - 0.5)[:, None] + 0.1 * torch.randn(1, 2, 12, 12)).clamp(0, 1)
+    labels = (torch.rand(1, 32, 32) < 0.4).long()
+    image = (0.45 + 0.1 * (labels - 0.5)[:, None] + 0.1 * torch.randn(1, 2, 32, 32)).clamp(0, 1)
     random = torch.Generator().manual_seed(4)
     options = {"batch_size": 100, "generator": random, "precision": "fp32"}
     seen = smooth(net, image, sigma, 20, 200, **options)
@@ -148,14 +148,13 @@ def test_sound_below_literature_and_below_the_attacked_smoothed_model():
     sound = certified_iou(certified, labels)
     assert 0 < sound < literature_iou(certified, labels)
 
-    noise = sigma * torch.randn(16, 2, 12, 12, generator=random)
+    noise = sigma * torch.randn(16, 2, 32, 32, generator=random)
     target = Target(ExpectedSegmenter(net, noise), image, labels, "l2", radius(sigma, tau))
     found = pgd(target, 20, generator=random)
     assert (found - image).norm() <= radius(sigma, tau) * (1 + 1e-5)
-    attacked = votes(net, found, sigma, 400, **options).argmax(1)
-    clean = certified_iou(seen.majority, labels)
-    assert sound <= certified_iou(attacked, labels) <= clean
-    assert certified_iou(attacked, labels) < clean  # the attack reaches the smoothed model
+    # smoothed, a linear network answers what it does without noise
+    clean, attacked = (certified_iou(net(x).argmax(1), labels) for x in (image, found))
+    assert sound <= attacked < clean
 
 
 def test_expected_segmenter_is_the_mean_probability():
