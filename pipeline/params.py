@@ -599,6 +599,11 @@ METHODS: dict[str, type[Certificate]] = {
 UNITS = {"linf": "ℓ∞, 1/255", "l2": "ℓ2, pixel range [0,1]"}  # of a certificate's radii
 
 
+def proof_of(model: Model | None) -> str | None:
+    """The method that proves the map such a model draws, and not that of a vote; None: none does."""
+    return next((name for name in ("convex", "lipschitz") if METHODS[name].certifies(model)), None)
+
+
 class Certify(Section):
     model: str = Field(
         "models/all",

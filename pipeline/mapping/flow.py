@@ -13,7 +13,7 @@ from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
 from pipeline.networks.decision import Decision
 from pipeline.networks.glance import Glance
 from pipeline.networks.models import Segmenter
-from pipeline.params import Predict
+from pipeline.params import Predict, proof_of
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
 from pipeline.scoring.inference import Image, infer
@@ -63,7 +63,7 @@ def fill(
         network, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature,
         contacts=mapper.contacts, empty=empty, worth=worth,
-        precision="fp32" if settings.certified else "auto",  # what is proven is proven of float32
+        precision="fp32" if proof_of(segmenter.card.model) else "auto",  # as it is proven
     )  # fmt: skip
     with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None

@@ -34,7 +34,7 @@ from pipeline.mapping.inputs import class_names, decision
 from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import direct_sums
-from pipeline.params import METHODS, UNITS, Convex, Predict
+from pipeline.params import METHODS, UNITS, Convex, Predict, proof_of
 from pipeline.scoring.inference import layout, symmetries
 from pipeline.tiles.tensors import to_float
 
@@ -74,10 +74,10 @@ def prove(segmenter, image, scene: Grid, settings: Predict, path: Path, validity
 def method_of_drawn(segmenter, name: str) -> str:
     """The method that certifies the map this model draws. Raises InputError where none does."""
     model = segmenter.card.model
-    for method in ("convex", "lipschitz"):
-        if isinstance(segmenter, Segmenter) and METHODS[method].certifies(model):
-            check_kinds(segmenter, name)
-            return method
+    method = proof_of(model)
+    if method and isinstance(segmenter, Segmenter):
+        check_kinds(segmenter, name)
+        return method
     folder = "" if isinstance(segmenter, Segmenter) else ", exported,"
     raise InputError(
         f"--certified: {name}{folder} is of architecture {model.architecture}, of whose map "

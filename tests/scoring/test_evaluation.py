@@ -9,6 +9,7 @@ from toy import toy_scene, write_city
 
 from pipeline.networks.decision import Decision
 from pipeline.networks.models import Segmenter, build_model
+from pipeline.networks.precision import autocast
 from pipeline.params import Evaluate, Model
 from pipeline.scoring.evaluation import city_metrics, evaluate_city
 from pipeline.tiles.store import CityTiles
@@ -51,10 +52,9 @@ def test_the_calibrated_numbers_are_those_of_the_tempered_softmax(classes, tmp_p
         evaluate_city(segmenter, CityTiles(tmp_path / "toyton"), settings), settings
     )
 
-    logits, valid = (
-        segmenter(torch.from_numpy(image[None]).movedim(-1, 1).float() / 255)[0],
-        label != 255,
-    )
+    valid = label != 255
+    with autocast(torch.device("cpu")):  # in the arithmetic of this machine, as evaluate does
+        logits = segmenter(torch.from_numpy(image[None]).movedim(-1, 1).float() / 255)[0].float()
     truth = label[valid] > 0
 
     def building(temperature: float) -> np.ndarray:
