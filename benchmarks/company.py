@@ -3,10 +3,12 @@
     python -m benchmarks.company
 
 A thread that spins while it waits for another that has lost its core makes a step last many times
-as long; the package therefore asks OpenMP's threads to sleep (pipeline/__init__.py). Alone and
-beside a process that never rests are measured in turns, each in a process of its own.
+as long: OpenMP's threads sleep after some microseconds (pipeline/__init__.py), and a stage starts
+as many as there are idle cores. Alone and beside a process that never rests are measured in turns,
+each in a process of its own.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
 from benchmarks.ratio import arguments_of, report
+from pipeline.runs import idle_cores
 
 STEPS, WARM, ROUNDS, GOAL = 25, 5, 3, 0.45
 
@@ -53,6 +56,7 @@ if __name__ == "__main__":
         "--once", action="store_true", help="print the seconds of one run, and no ratio"
     )
     if parser.parse_args().once:
+        os.environ["OMP_NUM_THREADS"] = str(idle_cores())  # as any verb does
         print(seconds())
         sys.exit()
     demo_tiles(demo_params())  # made once, before the clock runs

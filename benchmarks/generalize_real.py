@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.ratio import arguments_of
 from pipeline.params import Params, load_params
-from pipeline.stages import fetch, generalize, tile, train
+from pipeline.stages import fetch, generalize, holdout, tile, train
 
 ROOT = Path(__file__).parents[1]
 LADDER = ["none", "histogram", "fda", "adabn", "entropy", "self_training"]
@@ -55,13 +55,10 @@ def report(m: dict, params: Params, command: str) -> str:
     parts = [
         "# A real city never seen",
         f"`{command}`",
-        f"{t.model.architecture} {t.model.encoder} from scratch, {t.epochs * t.steps_per_epoch} "
-        f"steps a "
-        f"model at {params.tile.gsd} m, training seeds {m['seeds']}. IoU on whole test scenes; 95 "
-        f"% "
-        "intervals over scenes (units) in pairs, or over blocks where a city has one test scene; "
-        "the models "
-        "are held fixed.",
+        f"{t.model.architecture} {t.model.encoder}, {t.model.encoder_weights or 'random'} weights, "
+        f"{t.epochs * t.steps_per_epoch} steps a model at {params.tile.gsd} m, training seeds "
+        f"{m['seeds']}. IoU on whole test scenes; 95 % intervals over scenes (units) in pairs, or "
+        "over blocks where a city has one test scene; the models are held fixed.",
         table(
             ["city", "units", *(key.replace("_", " ") for key in keys)],
             [[c, f"{r['units']:g}", *(r[k] for k in keys)] for c, r in gaps],
@@ -129,8 +126,9 @@ def main() -> None:
     ):
         fetch.run(params)
         tile.run(params)
-    for city in () if options.measure else (None, *params.fetch.cities):
-        train.run(params, city)
+    if not options.measure:
+        train.run(params)
+        holdout.run(params)
     generalize.run(params)
     command = "python -m benchmarks.generalize_real" + (
         f" --epochs {options.epochs}" if options.epochs else ""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.mapping.predictor import Predictor
 
-# Before torch starts its threads: beside another busy process, threads that spin while they wait
-# for each other's last one make every step many times longer.
+# Before torch starts its threads: between two layers they wait for each other some microseconds
+# awake, which makes a step 1.5 times as fast, and then sleep, because beside another busy process
+# those that spin for long make every step many times longer (`python -m benchmarks company`).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def load_model(path, device=None) -> "Predictor":

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import REMEDIES, InputError, refusal
-from pipeline.runs import cores, recorded
+from pipeline.runs import cores, idle_cores, recorded
 
 app = typer.Typer(
     name="pipeline",
@@ -726,7 +726,7 @@ def course(
 
 def main() -> None:
     """Run a verb; bad input is one sentence and exit code 2, Ctrl-C exit code 130."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(idle_cores()))
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  where a caller closed it
     # a terminal that is not UTF-8 ends no stage whose work is done
     if isinstance(sys.stdout, TextIOWrapper):
