@@ -64,6 +64,9 @@ def hardware() -> str:
     return ", ".join(filter(None, [processor(), f"{cores()} cores", gpu]))
 
 
+LOAD = Path("/proc/loadavg")  # whose fourth word counts who wants a core: RUNNING/ALL
+
+
 def cores() -> int:
     """The cores this process may use."""
     # not on macOS
@@ -75,11 +78,11 @@ def idle_cores() -> int:
     does not say. A step on two threads takes three times as long as on one where another process
     has the second core.
     """
-    load, others = Path("/proc/loadavg"), []
-    if not load.exists():
+    if not LOAD.exists():
         return cores()
+    others = []
     for _ in range(5):  # the least of a twentieth of a second: who only passes by is not counted
-        others.append(int(load.read_text().split()[3].split("/")[0]) - 1)
+        others.append(int(LOAD.read_text().split()[3].split("/")[0]) - 1)
         time.sleep(0.01)
     return max(1, min(cores(), (os.cpu_count() or 1) - min(others)))
 
