@@ -1,7 +1,7 @@
 """Where and in which number format a model runs: asked of the machine, not guessed."""
 
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.nn import functional as F
@@ -47,9 +47,17 @@ def choose(precision: str, on: torch.device) -> str:
 def autocast(on: torch.device, precision: str = "auto") -> Generator[None]:
     """Mixed precision, as `choose` says, for what is computed within."""
     dtype = DTYPES[choose(precision, on)]
-    full = DepthwiseInFull() if (on.type, dtype) == ("cpu", torch.bfloat16) else nullcontext()
-    with torch.autocast(on.type, dtype=dtype, enabled=dtype != torch.float32), full:
+    mixed = torch.autocast(on.type, dtype=dtype, enabled=dtype != torch.float32)
+    with (
+        mixed,
+        depthwise_in_full() if (on.type, dtype) == ("cpu", torch.bfloat16) else nullcontext(),
+    ):
         yield
+
+
+def depthwise_in_full() -> AbstractContextManager:
+    """Of a pass that may be differentiated; the mode itself costs a call of Python an operation."""
+    return nullcontext() if torch.is_inference_mode_enabled() else DepthwiseInFull()
 
 
 class DepthwiseInFull(TorchFunctionMode):

@@ -166,7 +166,7 @@ def infer(
                 batch, lefts = batch[kept], [lefts[i] for i in kept.nonzero()[:, 0].tolist()]
                 if not lefts:
                     continue
-            with autocast(on, precision):
+            with torch.inference_mode(), autocast(on, precision):
                 p = probabilities(segmenter, batch, temperature, augment, contacts)[:, 1:]
             for left, one in zip(lefts, p, strict=True):
                 total[:, :, left : left + wide] += weight * one

@@ -46,7 +46,7 @@ from pipeline.networks.models import (
     save_model,
     weights_file,
 )
-from pipeline.networks.precision import DepthwiseInFull, choose, device
+from pipeline.networks.precision import choose, depthwise_in_full, device
 from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint
@@ -85,7 +85,7 @@ class MixedOnCPU(MixedPrecision):
 
     @contextmanager
     def forward_context(self) -> Generator[None]:
-        with super().forward_context(), DepthwiseInFull():
+        with super().forward_context(), depthwise_in_full():
             yield
 
 

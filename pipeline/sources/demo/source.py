@@ -8,6 +8,7 @@ its number alone, whatever else is drawn.
 import hashlib
 import math
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline import params
 from pipeline.console import progress
 from pipeline.imagery.scene import City, Scene
 from pipeline.imagery.writer import onto_disk, refuse_holes
+from pipeline.runs import cores
 from pipeline.sources.demo.layout import draw_plan
 from pipeline.sources.demo.plan import Plan
 from pipeline.sources.demo.render import render
@@ -47,10 +49,16 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     )
     scenes, outlines, labels = [], [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for number in progress(numbers, f"demo: {city}"):
+
+    def draw(number: int) -> tuple[int, str, Plan]:
         entropy = [fetch.seed, zlib.crc32(city.encode()), number]
         image = f"images/{city}-{number:02d}.tif"
-        plan = draw_scene(about, manifest.materials, fetch.scene_size, entropy, folder / image)
+        size = fetch.scene_size
+        return number, image, draw_scene(about, manifest.materials, size, entropy, folder / image)
+
+    with ThreadPoolExecutor(min(4, cores())) as pool:  # a scene of 20,000² takes a gigabyte
+        drawings = list(progress(pool.map(draw, numbers), f"demo: {city}", len(numbers)))
+    for number, image, plan in drawings:
         drawn = [plan.footprints, plan.streets if fetch.streets else []]
         labels += [kind for kind, shapes in enumerate(drawn, 1) for _ in shapes]
         outlines.append(project(sum(drawn, []), about, place(about, number, fetch.scene_size)))
