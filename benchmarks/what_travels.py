@@ -5,9 +5,10 @@ equal steps, real cities.
     python -m benchmarks.what_travels VARIANT… [--steps 250 --seeds 1 --out travels.json]   there; all without VARIANT
 
 The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that
-every city is unseen once; IoU is over all of a city's pixels. A row compares a variant with `plain`
-city by city: the mean difference and its 95 % interval over cities (t), the least city's IoU. Rows
-in the file are not trained again.
+every city is unseen once; IoU is over all of a city's pixels, the mean over seeds. A row compares a
+variant with `plain` city by city: the mean difference and its 95 % interval over cities (t), the
+least city's IoU. Rows in the file are not trained again; two commands with `--out` of their own may
+run side by side, `OMP_NUM_THREADS=1` each.
 """
 
 import json
@@ -22,6 +23,7 @@ from torch import nn
 from benchmarks.ratio import arguments_of
 from pipeline import params
 from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast
 from pipeline.scoring.metrics import counts, ratio
 from pipeline.storage import write_json
 from pipeline.tiles.store import CityTiles, open_cities
@@ -31,6 +33,7 @@ from pipeline.training.crops import read_crop
 from pipeline.training.losses import build_loss
 from pipeline.training.style import restyled
 
+CPU = torch.device("cpu")
 PLAIN = {
     "encoder": "tu-tf_efficientnet_lite0",
     "augment": "standard",
@@ -53,6 +56,12 @@ VARIANTS = {
     "dro": {"dro": 0.1},  # exponential weights of the cities' losses (Sagawa et al. 2020)
     "crop 192": {"crop": 192, "batch": 4},
     "resnet18": {"encoder": "resnet18", "weights": None},
+    "style root": {"style": 0.5, "weighting": 0.5},
+    "style mixstyle": {"style": 0.5, "mixstyle": 0.5},
+    "style mixup": {"style": 0.5, "mixup": 0.2},
+    "style slow encoder": {"style": 0.5, "encoder_rate": 0.1},
+    "style crop 192": {"style": 0.5, "crop": 192, "batch": 4},
+    "style always": {"style": 1.0},
     "strong ema": {"augment": "strong", "ema": 0.99},
     "strong ema scale": {"augment": "strong", "ema": 0.99, "scale": 2.0},
     "strong ema style": {"augment": "strong", "ema": 0.99, "style": 0.5},
@@ -145,10 +154,12 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
                 torch.randperm(len(images), generator=generator),
                 float(random.beta(v["mixup"], v["mixup"])),
             )
-            logits = model(own * images + (1 - own) * images[order])
+            with autocast(CPU):
+                logits = model(own * images + (1 - own) * images[order])
             loss = own * loss_of(logits, labels) + (1 - own) * loss_of(logits, labels[order])
         elif v.get("dro"):
-            logits = model(images)
+            with autocast(CPU):
+                logits = model(images)
             each = torch.stack(
                 [loss_of(logits[i : i + 1], labels[i : i + 1]) for i in range(len(images))]
             )
@@ -157,7 +168,9 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
             weights /= weights.mean()
             loss = (each * torch.tensor(weights[chosen], dtype=each.dtype)).mean()
         else:
-            loss = loss_of(model(images), labels)
+            with autocast(CPU):
+                logits = model(images)
+            loss = loss_of(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -180,7 +193,8 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
                 truth = torch.from_numpy(
                     np.array(label[top : top + side, left : left + side])
                 ).long()[None]
-                logits = model(to_float(torch.from_numpy(part)[None]))
+                with autocast(CPU):
+                    logits = model(to_float(torch.from_numpy(part)[None]))
                 total += torch.stack([n.sum() for n in counts(logits.argmax(1), truth)])
     return ratio(*total.tolist())
 
@@ -211,39 +225,25 @@ def main() -> None:
             print(row(name, found, asked.steps), flush=True)
 
 
-def unseen(name: str, found: dict) -> dict[tuple[str, str], float | None]:
-    """{(seed, city): IoU} of a variant's runs."""
-    runs = {key.split()[-2]: run for key, run in found.items() if key.rsplit(" ", 2)[0] == name}
-    return {(seed, city): iou for seed, run in runs.items() for city, iou in run["iou"].items()}
+def unseen(name: str, found: dict, steps: int) -> dict[str, float]:
+    """{CITY: IoU} of a variant, the mean over its seeds."""
+    runs = [
+        run["iou"] for key, run in found.items() if key.rsplit(" ", 2)[::2] == [name, str(steps)]
+    ]
+    cities = [city for city, iou in runs[0].items() if iou is not None] if runs else []
+    return {city: float(np.mean([run[city] for run in runs])) for city in cities}
 
 
 def row(name: str, found: dict, steps: int) -> str:
     """Mean and least IoU of a variant's unseen cities, and its difference from `plain`, paired
-    by city and seed.
+    by city: its 95 % interval is over cities, whose IoU is the mean over seeds.
     """
-    mine = {
-        (k.split()[-2], c): i
-        for k, v in found.items()
-        if k.rsplit(" ", 2)[0] == name
-        for c, i in v["iou"].items()
-    }
-    base = {
-        (k.split()[-2], c): i
-        for k, v in found.items()
-        if k.rsplit(" ", 2)[0] == "plain"
-        for c, i in v["iou"].items()
-    }
-    pairs = [
-        (i, base[key]) for key, i in mine.items() if i is not None and base.get(key) is not None
-    ]
-    difference = np.array([a - b for a, b in pairs] or [0.0])
-    half = (
-        stats.t.ppf(0.975, len(pairs) - 1) * difference.std(ddof=1) / len(pairs) ** 0.5
-        if len(pairs) > 2
-        else 0
-    )
-    known = [i for i in mine.values() if i is not None]
-    return f"| {name} | {np.mean(known):.3f} | {min(known):.3f} | {difference.mean():+.3f} ± {half:.3f} |"
+    mine, base = unseen(name, found, steps), unseen("plain", found, steps)
+    difference = np.array([mine[city] - base[city] for city in mine if city in base] or [0.0])
+    count = len(difference)
+    half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5 if count > 2 else 0
+    means = f"{np.mean([*mine.values()]):.3f} | {min(mine.values()):.3f}"
+    return f"| {name} | {means} | {difference.mean():+.3f} ± {half:.3f} |"
 
 
 if __name__ == "__main__":
