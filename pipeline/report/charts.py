@@ -172,7 +172,10 @@ def lines_of(cities: Iterable[str], x: list[float], values: Callable[[str], list
             for city, colour in zip(cities, CITIES, strict=False)
         ]
     grey = [Line(city, x, values(city), "#c4c4c4", 0.7) for city in cities]
-    mean = np.nanmean(np.array([line.y for line in grey], float), axis=0)
+    y = np.array([line.y for line in grey], float)
+    known = np.isfinite(y).any(0)
+    mean = np.full(y.shape[1], np.nan)
+    mean[known] = np.nanmean(y[:, known], axis=0)
     return [*grey, Line("mean of cities", x, mean.tolist(), INK, 2.2)]
 
 
