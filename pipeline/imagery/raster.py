@@ -8,7 +8,6 @@ a target pixel half covered by nodata is nodata (0, label 255).
 """
 
 import re
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 from scipy import sparse
 
@@ -35,9 +34,6 @@ from pipeline.imagery.grid import (
     target_grid,
 )
 from pipeline.labels import IGNORE
-
-# of near infrared called alpha, see Raster._alpha
-warnings.simplefilter("ignore", NodataShadowWarning)
 
 STRIP = 2**22  # pixels read at a time where all of a scene is
 # a scene is sampled in 8×8 patches of 32×32 pixels for its value range
@@ -100,9 +96,7 @@ def open_raster(path: str | Path) -> Generator[rasterio.DatasetReader]:
         _reading(path),
         rasterio.Env(**CAUTIOUS, **(REMOTE | gdal_options() if "://" in str(path) else {})),
     ):
-        with warnings.catch_warnings(), rasterio.Env(**LOCAL) if local else nullcontext():
-            # such scenes state their gsd themselves
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.Env(**LOCAL) if local else nullcontext():
             dataset = open_alone(str(path))
         with dataset:
             if local and _blocks_end(dataset) > Path(path).stat().st_size:

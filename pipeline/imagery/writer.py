@@ -28,7 +28,7 @@ from pyarrow.fs import LocalFileSystem
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import InputError, cause, refusal
@@ -92,8 +92,7 @@ def cloud_optimised(
         with onto_disk(path):
             dataset.write(pixels, window=Window(0, row, grid.width, pixels.shape[1]))
 
-    with onto_disk(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with onto_disk(path):
         dataset = rasterio.open(rows, "w", **profile)
     try:
         for band, text in enumerate(bands, start=1):
@@ -104,8 +103,7 @@ def cloud_optimised(
         yield write
     finally:
         dataset.close()
-    with onto_disk(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with onto_disk(path):
         refuse_holes(rows)
         rasterio.shutil.copy(
             rows, path, driver="COG", compress="deflate", level=4, blocksize=BLOCK,
