@@ -143,7 +143,8 @@ def test_samples_are_tiles_with_buildings_first_and_none_half_empty(city):
     again = tiles.sample("train", 100, seed=1)
     assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
     assert not np.array_equal(images, tiles.sample("train", 100, seed=2)[0])
-    assert tiles.sample("train", 3, size=16)[0].shape == (3, 16, 16, CHANNELS)
+    few = tiles.sample("train", 2, size=16)[0]
+    assert few.shape == (2, 16, 16, CHANNELS)
 
 
 def test_a_damaged_city_says_what_to_do(city, tmp_path):

@@ -132,7 +132,8 @@ def test_worst_mean_best_and_pooled():
         i / sum(p.unseen_union.sum() for p in PAIRS.values())
     )
     for row in (table["mean_city"], table["pooled"]):
-        assert row["gap_low"] < row["gap"] < row["gap_high"]
+        # cities that happen to be alike leave no width but rounding
+        assert row["gap_low"] - 1e-12 < row["gap"] < row["gap_high"] + 1e-12
         assert row["gap_high"] - row["gap_low"] < 0.1
 
 
@@ -250,7 +251,8 @@ def test_the_worst_of_equal_cities_is_not_read_too_low():
         worst, own = table["worst_city"], table["city"][table["worst_city"]["city"]]
         hits.append(worst["unseen_low"] <= truth <= worst["unseen_high"])
         chosen.append(own["unseen_low"] <= truth <= own["unseen_high"])
-    assert np.mean(hits) > 0.93 > np.mean(chosen)
+    # of another seed .86 to .93 chosen, and .99 to 1 of all at once
+    assert np.mean(hits) > max(0.93, np.mean(chosen) + 0.02)
 
 
 def test_a_city_of_one_unit_has_no_interval_nor_has_a_mean_with_it():
