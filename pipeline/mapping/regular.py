@@ -320,7 +320,8 @@ def _without_jogs(walls: _Walls, jog: np.ndarray, outer: np.ndarray, normals: np
 
     A ring keeps four walls; a hole of four with a short one among them was none, and goes.
     """
-    done, active, rings = [], walls, len(jog)
+    none = np.zeros(len(walls.ring), bool)  # of tanks alone, which are round, there is no wall
+    done, active, rings = [walls.where(none)], walls, len(jog)
     left = np.zeros(rings, bool)
     while len(active.ring):
         end, normal = _corners(active, active.after, normals), normals[active.direction]

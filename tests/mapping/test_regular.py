@@ -122,6 +122,19 @@ def town(seed: int, side: int = 150) -> np.ndarray:
     return mask
 
 
+def test_a_sliver_without_a_wall_keeps_its_outline():
+    """None of its edges is as long as a wall; alone in its band there was nothing to regularise."""
+    sliver = shapely.Polygon(
+        [(107, 120), (107, 126), (108, 126), (108, 124), (109, 124), (109, 122), (110, 122),
+         (110, 120), (111, 120), (111, 117), (112, 117), (112, 115), (113, 115), (113, 113),
+         (112, 113), (112, 114), (111, 114), (111, 115), (110, 115), (110, 116), (109, 116),
+         (109, 117), (108, 117), (108, 120)]
+    )  # fmt: skip
+    (outline,), (regular,) = regularise(np.array([sliver]), (0.5, 0.5))
+    assert outline.is_valid and not regular
+    assert sliver.symmetric_difference(outline).area < 0.5 * sliver.area
+
+
 @pytest.mark.parametrize("style", ["regular", "simplified"])
 @pytest.mark.parametrize("seed", range(3))
 def test_outlines_are_valid_inside_apart_and_do_not_depend_on_the_bands(seed, style):

@@ -12,14 +12,17 @@ PIXEL = 1.0
 
 
 def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks of houses wall to wall, 300 × 130 pixels; contacts along their walls."""
+    """Blocks of houses wall to wall, 300 × 130 pixels; contacts along their walls, with holes that
+    no house reaches another through: what hangs together further away is another matter.
+    """
     rng = np.random.default_rng(seed)
     mask, contact = np.zeros((300, 130), np.uint8), np.zeros((300, 130), bool)
     for top in range(3, 290, 24):
         mask[top : top + 20, 4:126] = 1
         for wall in np.cumsum(rng.integers(6, 14, 12)) + 4:
             contact[top : top + 20, wall - 1 : wall + 1] = True
-    contact &= rng.random(contact.shape) < 0.97
+    holes = rng.random(contact.shape) >= 0.97
+    contact &= ~holes | np.roll(holes, 1, axis=1)
     return mask, rng.random(mask.shape).astype(np.float32), contact
 
 
