@@ -432,7 +432,7 @@ def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
     assert shapely.is_valid(polygons.geometry.values).all() and polygons.regularised.mean() > 0.8
     with rasterio.open(scene) as file:
         drawn = rasterize(polygons.geometry, file.shape, transform=file.transform)
-    assert iou(drawn, truth) > 0.96
+    assert iou(drawn, truth) > 0.94
 
 
 def test_thresholds_come_from_the_card_unless_stated(model, tmp_path):

@@ -183,7 +183,7 @@ def test_adversarial_training_logs_the_gap_between_one_step_and_many(toy_tiles, 
 
 
 def test_it_learns_and_keeps_the_best_epoch(toy_tiles, tmp_path):
-    train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=10, learning_rate=0.02))
+    train(toy_tiles, tmp_path / "model", settings(epochs=8, steps_per_epoch=40, learning_rate=0.02))
     card = read_card(tmp_path / "model")
     curve = [e["iou"] for e in card.history]
     assert card.metrics["validation_iou"] == pytest.approx(max(curve)) and max(curve) > 0.5
