@@ -104,6 +104,12 @@ def low_swapped(
     return torch.where(chosen, back, images)
 
 
+def answer(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits, in the arithmetic of this machine."""
+    with autocast(CPU):
+        return model(images)
+
+
 def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
     random, generator = np.random.default_rng((seed, 1)), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -154,12 +160,10 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
                 torch.randperm(len(images), generator=generator),
                 float(random.beta(v["mixup"], v["mixup"])),
             )
-            with autocast(CPU):
-                logits = model(own * images + (1 - own) * images[order])
+            logits = answer(model, own * images + (1 - own) * images[order])
             loss = own * loss_of(logits, labels) + (1 - own) * loss_of(logits, labels[order])
         elif v.get("dro"):
-            with autocast(CPU):
-                logits = model(images)
+            logits = answer(model, images)
             each = torch.stack(
                 [loss_of(logits[i : i + 1], labels[i : i + 1]) for i in range(len(images))]
             )
@@ -168,9 +172,7 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
             weights /= weights.mean()
             loss = (each * torch.tensor(weights[chosen], dtype=each.dtype)).mean()
         else:
-            with autocast(CPU):
-                logits = model(images)
-            loss = loss_of(logits, labels)
+            loss = loss_of(answer(model, images), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -193,8 +195,7 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
                 truth = torch.from_numpy(
                     np.array(label[top : top + side, left : left + side])
                 ).long()[None]
-                with autocast(CPU):
-                    logits = model(to_float(torch.from_numpy(part)[None]))
+                logits = answer(model, to_float(torch.from_numpy(part)[None]))
                 total += torch.stack([n.sum() for n in counts(logits.argmax(1), truth)])
     return ratio(*total.tolist())
 

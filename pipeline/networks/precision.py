@@ -48,10 +48,8 @@ def autocast(on: torch.device, precision: str = "auto") -> Generator[None]:
     """Mixed precision, as `choose` says, for what is computed within."""
     dtype = DTYPES[choose(precision, on)]
     mixed = torch.autocast(on.type, dtype=dtype, enabled=dtype != torch.float32)
-    with (
-        mixed,
-        depthwise_in_full() if (on.type, dtype) == ("cpu", torch.bfloat16) else nullcontext(),
-    ):
+    narrow = (on.type, dtype) == ("cpu", torch.bfloat16)
+    with mixed, depthwise_in_full() if narrow else nullcontext():
         yield
 
 

@@ -56,7 +56,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
         size = fetch.scene_size
         return number, image, draw_scene(about, manifest.materials, size, entropy, folder / image)
 
-    with ThreadPoolExecutor(min(4, cores())) as pool:  # a scene of 20,000² takes a gigabyte
+    with ThreadPoolExecutor(min(4, cores())) as pool:  # so many are in memory at once
         drawings = list(progress(pool.map(draw, numbers), f"demo: {city}", len(numbers)))
     for number, image, plan in drawings:
         drawn = [plan.footprints, plan.streets if fetch.streets else []]
