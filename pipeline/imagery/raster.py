@@ -55,6 +55,8 @@ LARGEST = 100  # times a pixel is enlarged; Sentinel-2 at 30 cm is 33
 PERCENTILES = (2, 98)  # values mapped to 0 and 255 where a city declares none
 # times from one scene's bright values to the next brighter one's: counts of 8 and 12 bits are 16
 UNITS_APART = 12
+# the magnitude from which on a float is a sentinel, declared or not: -1.8e308, -3.4e38, 1e38
+MEASURED = 1e30
 COLOURS = ColorInterp.red, ColorInterp.green, ColorInterp.blue
 # with more of a fourth band between its extremes it is near infrared, not alpha
 ALPHA_BETWEEN = 0.1
@@ -327,15 +329,15 @@ class Raster:
             return self.dataset.read(bands, window=where, out=out)
 
     def _validity(self, raw: np.ndarray | None, window: Window) -> np.ndarray | None:
-        """Where source pixels (C, h, w) hold data: where GDAL says so and no band is NaN or
-        infinite; None = all.
+        """Where source pixels (C, h, w) hold data: where GDAL says so and no band is NaN, infinite
+        or beyond what is measured; None = all.
 
         `raw` is looked at only where it holds floats.
         """
         valid = self._unmasked(window)
         if raw is not None and self.source_dtype.kind == "f":
-            finite = np.asarray(np.isfinite(raw).all(axis=0))
-            valid = finite if valid is None else valid & finite
+            measured = np.asarray((np.abs(raw) < MEASURED).all(axis=0))
+            valid = measured if valid is None else valid & measured
         return None if valid is None or valid.all() else valid
 
     def _unmasked(self, window: Window) -> np.ndarray | None:

@@ -61,9 +61,6 @@ class Known:
             raise InputError(
                 f"--known {self.path}: cannot be laid on a scene without a CRS; give the scene one"
             )
-        first = self.scene.window(Window(0, 0, 1, 1))
-        # damaged, locked or without a CRS: before the work
-        read_footprints(self.path, self.scene.crs, first.bounds)
         bounds = footprint_bounds(self.path, self.scene.crs)
         if bounds is None:
             raise InputError(f"--known {self.path}: holds no polygon; name a file of footprints")
@@ -72,6 +69,25 @@ class Known:
                 f"--known {self.path}: lies elsewhere, from {_place(bounds)}, and the scene from "
                 f"{_place(self.scene.bounds)} in {self.scene.crs}; name the footprints of this "
                 f"place"
+            )
+        self._check_areas()
+
+    def _check_areas(self) -> None:
+        """Refuse, before the work, a file that is damaged or locked, or that holds here nothing but
+        points and open lines. Reads no further than the first strip with a polygon.
+        """
+        height, width = self.scene.shape
+        flat = 0
+        for top in range(0, height, ROWS):
+            rows = self.scene.window(Window(top, 0, min(ROWS, height - top), width))
+            found = read_footprints(self.path, self.scene.crs, rows.bounds)
+            if len(found):
+                return
+            flat += found.dropped
+        if flat:
+            raise InputError(
+                f"--known {self.path}: none of its {flat} features on the scene has an area, they "
+                f"are points or open lines; name a file of polygons or of closed outlines"
             )
 
     def within(self, top: float, bottom: float) -> tuple[np.ndarray, np.ndarray]:

@@ -133,14 +133,19 @@ def test_nodata_does_not_darken_its_neighbours(tmp_path):
     assert valid.all() and (image == 200).all()
 
 
-@pytest.mark.parametrize("kind", ["nan", "every band", "internal mask", "alpha"])
+@pytest.mark.parametrize("kind", ["nan", "undeclared", "every band", "internal mask", "alpha"])
 def test_every_kind_of_nodata(tmp_path, kind):
-    pixels, hole = noise(3, 40, 40).astype(np.float32) + 1, np.zeros((40, 40), bool)
+    pixels, hole = noise(3, 40, 40).astype(np.float64) + 1, np.zeros((40, 40), bool)
     hole[10:20, 5:30] = True
     path = tmp_path / "a.tif"
     if kind == "nan":
         pixels[1, hole] = np.nan
         write(path, pixels)
+    elif kind == "undeclared":
+        pixels[:, hole] = np.finfo(float).min
+        write(path, pixels)
+        with open_image(path, [1, 2, 3], 0.5) as opened:
+            assert robust_range([opened.sample()])[0] >= 1
     elif kind == "every band":
         pixels[:, hole] = -9999
         write(path, pixels, nodata=-9999)

@@ -163,13 +163,17 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
     frame.to_crs(4326).translate(60, -30).to_file(tmp_path / "elsewhere.gpkg")
     frame.centroid.to_file(tmp_path / "points.gpkg")
     gpd.GeoDataFrame(geometry=frame.centroid).to_parquet(tmp_path / "points.parquet")
+    open_lines = [
+        shapely.LineString(shapely.get_coordinates(house)[:-1]) for house in frame.geometry
+    ]
+    gpd.GeoDataFrame(geometry=open_lines, crs=frame.crs).to_file(tmp_path / "lines.gpkg")
     frame[:0].to_file(tmp_path / "empty.gpkg")
     frame[:0].to_parquet(tmp_path / "empty.parquet")
     (tmp_path / "damaged.gpkg").write_bytes((tmp_path / "bare.gpkg").read_bytes()[:3000])
     for name, reason in (
         ("bare.gpkg", "CRS"), ("elsewhere.gpkg", "lies elsewhere"), ("absent.gpkg", "absent"),
         ("points.gpkg", "no layer of polygons"), ("points.parquet", "holds no polygon"),
-        ("empty.gpkg", "holds no polygon"), ("empty.parquet", "holds no polygon"),
+        ("lines.gpkg", "points or open lines"), ("empty.gpkg", "holds no polygon"), ("empty.parquet", "holds no polygon"),
         ("damaged.gpkg", "cannot be read"),
     ):  # fmt: skip
         refused(model, tmp_path, tmp_path / name, reason, capsys)
