@@ -173,7 +173,8 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
     for name, reason in (
         ("bare.gpkg", "CRS"), ("elsewhere.gpkg", "lies elsewhere"), ("absent.gpkg", "absent"),
         ("points.gpkg", "no layer of polygons"), ("points.parquet", "holds no polygon"),
-        ("lines.gpkg", "points or open lines"), ("empty.gpkg", "holds no polygon"), ("empty.parquet", "holds no polygon"),
+        ("lines.gpkg", "points or open lines"),
+        ("empty.gpkg", "holds no polygon"), ("empty.parquet", "holds no polygon"),
         ("damaged.gpkg", "cannot be read"),
     ):  # fmt: skip
         refused(model, tmp_path, tmp_path / name, reason, capsys)
