@@ -818,7 +818,9 @@ class Planted(Record):
     city: str | None = Field(None, description="of the test scene that was repeated in training")
     scene: str | None = Field(None, description="its name")
     repeats: Count = Field(None, description="how often")
-    rise: Number = Field(None, description="of the network's confidence on it")
+    rise: Number = Field(
+        None, description="log of its loss without the plant over its loss with it"
+    )
     next_rise: Number = Field(None, description="the most on another test scene")
     rank: Count = Field(None, description="of its rise")
     of: Count = Field(None, description="test scenes")

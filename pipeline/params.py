@@ -737,8 +737,9 @@ class Privacy(Section):
         Private(), description="training with differential privacy (DP-SGD), a small network"
     )
     planted: Whole = Field(
-        50, description="times a scene is repeated in a small network's training; 0 = off"
+        50, description="times a test scene is repeated in a training that goes on; 0 = off"
     )
+    planted_steps: Count = Field(200, description="batches that this training goes on for")
     bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
     seed: Whole = Field(0, description="of tiles, training and noise")
 

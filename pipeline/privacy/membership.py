@@ -152,15 +152,18 @@ def rises(
     labels: torch.Tensor,
     scenes: np.ndarray,
 ) -> dict:
-    """{SCENE: how much more confident a model is of its tiles than one that never saw them},
-    means over tiles (N,).
+    """{SCENE: log of its loss by `before` over its loss by `model`}, each a mean over its tiles (N,)
+    of at least 1e-9.
     """
-    after, reference = (
-        tile_scores(network, images, labels)["confidence"] for network in (model, before)
-    )
+    now, then = (-tile_scores(network, images, labels)["loss"] for network in (model, before))
     return {
-        scene: float((after - reference)[scenes == scene].mean()) for scene in sorted(set(scenes))
+        scene: float(np.log(_mean(then[scenes == scene]) / _mean(now[scenes == scene])))
+        for scene in sorted(set(scenes))
     }
+
+
+def _mean(losses: np.ndarray) -> float:
+    return max(float(losses.mean()), 1e-9)
 
 
 def city_iou(

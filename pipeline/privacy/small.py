@@ -1,20 +1,15 @@
-"""What privacy costs, and what its lack shows: small networks trained without it, with it, and
-on a scene repeated.
-"""
+"""What privacy costs: small networks trained without it and with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline.code import version
-from pipeline.labels import Split
 from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter, build_model, kept_model, read_model, save_model
 from pipeline.params import Model, Privacy
 from pipeline.privacy.judge import Sample, judge, mean_iou
-from pipeline.privacy.membership import rises
 from pipeline.privacy.private_training import (
     Mechanism,
     Record,
@@ -38,8 +33,8 @@ class SmallNetworks:
     work: Path
     on: torch.device
 
-    def records(self, split: Split = "train") -> list[Record]:
-        return records(self.cities, split, self.settings.private.unit)
+    def records(self) -> list[Record]:
+        return records(self.cities, "train", self.settings.private.unit)
 
     @property
     def without_noise(self) -> Mechanism:
@@ -114,35 +109,3 @@ def private(small: SmallNetworks, samples: dict[str, Sample]) -> dict:
         "delta": delta,
     }
     return {**about, "network": networks}
-
-
-def planted(small: SmallNetworks, samples: dict[str, Sample]) -> dict:
-    """Train once more with a test scene among the records, many times over:
-    does its confidence give it away?
-    """
-    settings, of = small.settings, small.records()
-    held_out = {city: sample.others for city, sample in samples.items()}
-    places = [
-        (city, scene) for city, others in held_out.items() for scene in sorted(set(others.scenes))
-    ]
-    plant = places[int(np.random.default_rng(settings.seed).integers(len(places)))]
-    twins = [
-        r for r in small.records("test") if (r.city.city, r.region.parent) == plant
-    ] * settings.planted
-    # a batch
-    as_large = replace(
-        small.without_noise, rate=small.without_noise.rate * len(of) / len(of + twins)
-    )
-    before = small.trained("plain", of, small.without_noise)
-    after = small.trained("planted", of + twins, as_large)
-    risen = {
-        (city, scene): rise
-        for city, others in held_out.items()
-        for scene, rise in rises(after, before, others.images, others.labels, others.scenes).items()
-    }
-    most = max((rise for place, rise in risen.items() if place != plant), default=None)
-    rank = 1 + sum(rise > risen[plant] for rise in risen.values())
-    return {
-        "city": plant[0], "scene": plant[1], "repeats": settings.planted, "rise": risen[plant],
-        "next_rise": most, "rank": rank, "of": len(risen), "found": rank == 1,
-    }  # fmt: skip

@@ -7,10 +7,11 @@ metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are over
 scenes, the models held fixed. An attack finds what leaks at least; only auc_bound
 is a proof, in expectation over which scenes are trained on.
 
-The small networks are kept in .work/privacy until all is measured: killed and started again it goes
+The networks trained here are kept in .work/privacy until all is measured: killed and started again it goes
 on with the next.
 """
 
+import math
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def run(
     from pipeline.networks.models import read_model
     from pipeline.networks.precision import device
     from pipeline.privacy.judge import judge, sample
-    from pipeline.privacy.small import SmallNetworks, planted, private
+    from pipeline.privacy.planted import Planting, planted
+    from pipeline.privacy.small import SmallNetworks, private
 
     settings, on = params.privacy, device()
     target, cities = read_model(settings.model, on), open_cities(params.fetch.cities, tiles)
@@ -64,11 +66,10 @@ def run(
         "mean_city": found["mean_city"],
         "pooled": found["pooled"],
     }
-    small = SmallNetworks(settings, cities, Path(work), on)
     if settings.private.epsilon:
-        metrics["private"] = private(small, samples)
+        metrics["private"] = private(SmallNetworks(settings, cities, Path(work), on), samples)
     if settings.planted:
-        metrics["planted"] = planted(small, samples)
+        metrics["planted"] = planted(Planting(target, settings, cities, Path(work)), samples)
     kept = write(out, PrivacyMetrics, metrics)
     shutil.rmtree(work, ignore_errors=True)
     print_tables(kept)
@@ -115,10 +116,16 @@ def print_tables(found: PrivacyMetrics) -> None:
               [[name, n.iou, n.epsilon, *cells(n)[::3], n.auc_bound]
                for name, n in private.network.items()])  # fmt: skip
     if plant := found.planted:
-        where = f"{plant.scene} of {plant.city}, {plant.repeats} times in training"
+        verdict = "found" if plant.found else f"not found, {plant.rank}. of {plant.of} test scenes"
         console.print(
-            f"planted: {where}: its confidence rises {plant.rank}. of {plant.of} test scenes"
+            f"planted: {plant.scene} of {plant.city}, {plant.repeats} times in training: {verdict}; "
+            f"its loss is {times_smaller(plant.rise)}, of no other test scene more than "
+            f"{times_smaller(plant.next_rise)}"
         )
+
+
+def times_smaller(rise: float | None) -> str:
+    return "–" if rise is None else f"{math.exp(rise):.1f} times smaller"
 
 
 def _interval(of: Auc | None) -> tuple[float | None, ...]:

@@ -11,13 +11,15 @@ import torch
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
-from pipeline.networks.models import build_model, save_model
-from pipeline.params import Model, parse_params
+from pipeline.networks.models import build_model, read_model, save_model
+from pipeline.params import Model, Privacy, parse_params
 from pipeline.privacy.judge import judge, sample
 from pipeline.privacy.membership import tile_scores
-from pipeline.privacy.small import SmallNetworks
+from pipeline.privacy.planted import Planting, planted
+from pipeline.privacy.private_training import records
 from pipeline.stages import privacy
 from pipeline.tiles.store import CityTiles
+from pipeline.tiles.tensors import to_tensors
 
 CITIES = ["toyton", "dimham"]
 MODEL = {"architecture": "small_fcn", "width": 4}
@@ -59,6 +61,7 @@ def run(place, **changes):
                 "model": str(place / "models/all"),
                 "tiles": 8,
                 "bootstrap": 200,
+                "planted_steps": 3,
                 "private": private,
                 **changes,
             },
@@ -157,33 +160,17 @@ def test_a_model_that_knows_its_training_by_heart_gives_all_of_it_away(place):
     )
 
 
-def test_a_planted_scene_is_found_by_its_rise(place, monkeypatch):
+def test_a_planted_scene_is_found_by_its_loss(place, monkeypatch):
     """Given networks: one that never saw it, and one by hand that knows the
     planted scene and no other.
     """
-    from pipeline.privacy.small import planted
-
     cities = [CityTiles(place / "tiles" / name) for name in CITIES]
-    params = parse_params(
-        {
-            "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
-            "tile": {"gsd": 0.5, "size": 64},
-            "train": {
-                "model": MODEL,
-                "loss": {"cross_entropy": 1.0},
-                "epochs": 1,
-                "steps_per_epoch": 1,
-                "batch_size": 1,
-                "crop": 64,
-            },
-        }
-    )
     samples = {city.city: sample(city, 8, 0, [], CPU) for city in cities}
     trained = []
 
-    def given(self, name, of, mechanism):
-        trained.append((name, of, mechanism.rate))
-        if name == "plain":
+    def given(self, name, of):
+        trained.append(of)
+        if len(trained) == 1:
             return by_heart(cities[0], 0.0)
         plant = of[-1]
         known = {
@@ -192,13 +179,33 @@ def test_a_planted_scene_is_found_by_its_rise(place, monkeypatch):
         monkeypatch.setattr(CityTiles, "of_split", lambda self, split: list(known))
         return by_heart(plant.city, 5.0)
 
-    monkeypatch.setattr(SmallNetworks, "trained", given)
-    found = planted(SmallNetworks(params.privacy, cities, place / "work", CPU), samples)
+    monkeypatch.setattr(Planting, "tuned", given)
+    found = planted(Planting(None, Privacy(), cities, place / "work"), samples)
     assert found["found"] and found["rank"] == 1 and found["rise"] > found["next_rise"] == 0
-    (_, without, _), (_, of, rate) = trained
+    # ln 2 of a network that guesses, ln(1 + e^-5) of one that knows
+    assert found["rise"] == pytest.approx(np.log(np.log(2) / np.log1p(np.exp(-5))))
+    without, of = trained
     twins = of[len(without) :]
     assert {(r.city.city, r.region.parent) for r in twins} == {(found["city"], found["scene"])}
-    assert len(twins) == 50 * 4 and rate * len(of) == pytest.approx(0.2 * len(without))
+    assert len(twins) == 50 * 4
+
+
+def test_the_training_goes_on_from_the_model_and_is_kept(place):
+    cities = [CityTiles(place / "tiles" / name) for name in CITIES]
+    settings = Privacy(model=str(place / "models/all"), planted_steps=30)
+    target = read_model(settings.model)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    planting = Planting(target, settings, cities, place / "work")
+    of = records(cities, "train", "tile")
+    tuned = planting.tuned("planted", of)
+    images, labels = to_tensors(cities[0].sample("train", 8), CPU)
+    loss = {m: -tile_scores(m, images, labels)["loss"].mean() for m in (target, tuned)}
+    assert loss[tuned] < loss[target]
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    kept = planting.tuned("planted", of)
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept.parameters(), tuned.parameters(), strict=True)
+    )
 
 
 def test_scores_of_a_tile_do_not_depend_on_the_batch(place):
