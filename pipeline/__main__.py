@@ -438,6 +438,9 @@ def predict(
             help="Probability of a contact at which touching buildings come apart; 1 = off."
         ),
     ] = None,
+    neck: Annotated[
+        float | None, typer.Option(help="How narrow a joint parts two buildings; 0 = off.")
+    ] = None,
     outlines: Annotated[str | None, typer.Option(help="regular, simplified or raw.")] = None,
     known: Annotated[
         Path | None, typer.Option(help="Footprints one has: what is new, changed, missing?")
@@ -484,7 +487,7 @@ def predict(
 
     given = {
         "polygons": polygons, "threshold": threshold, "min_area": min_area, "split": split,
-        "outlines": outlines, "probability": probability or None,
+        "neck": neck, "outlines": outlines, "probability": probability or None,
         "uncertainty": uncertainty or None, "certified": certified or None, "radius": radius,
         "stac": stac or None,
     }  # fmt: skip

@@ -822,6 +822,13 @@ class Predict(Section):
         description="probability of a contact at which buildings come apart, of models that "
         "tell; 1 = off",
     )
+    neck: float = Field(
+        0.65,
+        ge=0,
+        lt=1,
+        description="of the width of the narrower of two parts: where a mask is narrower between "
+        "them, they come apart; 0 = off",
+    )
     outlines: Outline = Field(
         "regular", description="straight walls (regular), simplified, or the raster's own (raw)"
     )

@@ -5,7 +5,7 @@ A map is a mask (0 background, 1..k classes, 255 no data), optional layers of pr
 uncertainty, and polygons. Memory is that of a band.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.imagery.writer import WriteFootprints, WriteRows
 from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import Buildings, Polygoniser, identifiers, pixel_areas
 from pipeline.mapping.regular import Outlines
-from pipeline.mapping.splitting import Splitter
+from pipeline.mapping.splitting import Necks, Splitter
 from pipeline.params import Predict
 
 CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
@@ -37,6 +37,13 @@ class Totals:
     built_area: float = 0.0  # m²
     # pixels by CONFIDENCE
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LOGITS), np.int64))
+
+
+def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """(rows, W, k) in turn, no more than CHUNK pixels or a row at a time."""
+    step = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 class Mapper:
@@ -71,7 +78,17 @@ class Mapper:
         # its rows mapped at a time
         self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)
         self.contacts = contacts and footprints is not None and settings.split < 1
-        self.splitter = Splitter(scene.width, float(np.sqrt(np.prod(native))))
+        pixel = float(np.sqrt(np.prod(native)))
+        self.splitter = Splitter(scene.width, pixel)
+        enlarged = float(np.sqrt(np.prod(np.divide(scene.shape, model.shape))))
+        self.necks = (
+            Necks(pixel * enlarged, settings.neck, self._decided, self.contacts)
+            if settings.neck and footprints is not None
+            else None
+        )
+        # whether the last channel of a band is of contacts, and from which probability on
+        self.apart = self.contacts or self.necks is not None
+        self.contact = settings.split if self.contacts else 0.5
         self.polygoniser = Polygoniser(scene.width, self._least_pixels())
         self.outlines = Outlines(settings.outlines, scene.shape, native)
         self.totals = Totals()
@@ -90,11 +107,18 @@ class Mapper:
         """The next model rows (rows, W, k) float32: k classes, then the uncertainty where it is
         mapped, then the probability of a contact with `contacts`.
         """
-        step = max(1, CHUNK // probabilities.shape[1])
-        for start in range(0, len(probabilities), step):
-            piece = probabilities[start : start + step]
+        for piece in pieces(probabilities):
+            for rows in self.necks.add(piece) if self.necks else [piece]:
+                self._take(rows)
+
+    def _take(self, rows: np.ndarray) -> None:
+        for piece in pieces(rows):
             self.band = np.concatenate([self.band, piece]) if len(self.band) else piece
             self._advance()
+
+    def _decided(self, rows: np.ndarray) -> np.ndarray:
+        """The mask (h, W) of classes and, where it is mapped, the uncertainty."""
+        return self.decide(rows[..., :-1] if "uncertainty" in self.layers else rows)
 
     def _advance(self) -> None:
         """Map the scene's rows that the model's rows so far decide."""
@@ -113,6 +137,8 @@ class Mapper:
             self.band, self.top = self.band[reach.top - self.top :], reach.top
 
     def finish(self) -> Totals:
+        for rows in self.necks.finish() if self.necks else []:
+            self._take(rows)
         if self.footprints:
             for band in self.splitter.finish():
                 self._emit(self.polygoniser.add(*band))
@@ -121,8 +147,8 @@ class Mapper:
 
     def _map(self, rows: np.ndarray, window: Window) -> None:
         """Scene rows (h, W, k to k + 2): decide, write, trace."""
-        if self.contacts:
-            rows, contact = rows[..., :-1], rows[..., -1] >= self.settings.split
+        if self.apart:
+            rows, contact = rows[..., :-1], rows[..., -1] >= self.contact
         uncertainty = rows[..., -1] if "uncertainty" in self.layers else None
         classes = rows if uncertainty is None else rows[..., :-1]
         single = classes.shape[-1] == 1
@@ -139,7 +165,7 @@ class Mapper:
             self._write("uncertainty", uncertainty[None], nowhere, window)
         if self.footprints:
             band = mask, building if single else classes.max(-1)
-            for apart in self.splitter.add(*band, contact) if self.contacts else [band]:
+            for apart in self.splitter.add(*band, contact) if self.apart else [band]:
                 self._emit(self.polygoniser.add(*apart))
         self._count(building, valid, window)
 

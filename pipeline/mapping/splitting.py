@@ -5,13 +5,14 @@ can matter, so that a line between two buildings runs on across their seams, and
 not depend on the bands.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pipeline.scoring.apart import surroundings, tell_apart
+from pipeline.scoring.apart import around_necks, necks, surroundings, tell_apart
 
 ROWS, COLUMNS = 128, 2048  # of a block
+NECK_ROWS = 64  # of a block of necks: fewer rows are held, of more channels
 Band = tuple[np.ndarray, np.ndarray]  # mask (rows, W) uint8 and confidence (rows, W)
 
 
@@ -63,3 +64,54 @@ class Splitter:
         return tell_apart(self.mask[seen], self.contact[seen], self.pixel)[inside, left - first :][
             :, :COLUMNS
         ]
+
+
+class Necks:
+    """Bands of probabilities (rows, W, k) float32 on the model's grid in, and out again, later and
+    in other portions, with contacts where their mask narrows.
+
+    decide: from probabilities of classes (rows, W, c) to a mask; told: whether their last channel
+    is the network's own contacts, otherwise one is added. neck: see scoring/apart.py.
+
+    >>> for rows in bands:
+    ...     for band in narrowing.add(rows): ...
+    >>> for band in narrowing.finish(): ...
+    """
+
+    def __init__(
+        self, pixel: float, neck: float, decide: Callable[[np.ndarray], np.ndarray], told: bool
+    ):
+        self.pixel, self.neck, self.decide, self.told = pixel, neck, decide, told
+        self.around, self.above = around_necks(pixel), 0
+        self.rows, self.mask = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.uint8)
+
+    def add(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        mask = self.decide(rows[..., :-1] if self.told else rows)
+        self.rows = np.concatenate([self.rows, rows]) if self.rows.size else rows
+        self.mask = np.concatenate([self.mask, mask]) if self.mask.size else mask
+        while len(self.mask) >= self.above + NECK_ROWS + self.around:
+            yield self._block(NECK_ROWS)
+
+    def finish(self) -> Iterator[np.ndarray]:
+        while len(self.mask) > self.above:
+            yield self._block(min(NECK_ROWS, len(self.mask) - self.above))
+
+    def _block(self, rows: int) -> np.ndarray:
+        """The next rows, whose surroundings are there."""
+        inside = slice(self.above, self.above + rows)
+        parts = [self._narrow(inside, left) for left in range(0, self.mask.shape[1], COLUMNS)]
+        contact, band = np.concatenate(parts, axis=1), self.rows[inside]
+        if self.told:
+            band = band.copy()
+            band[..., -1] = np.maximum(band[..., -1], contact)
+        else:
+            band = np.concatenate([band, contact[..., None].astype(np.float32)], axis=-1)
+        keep = max(0, inside.stop - self.around)
+        self.rows, self.mask = self.rows[keep:].copy(), self.mask[keep:].copy()
+        self.above = inside.stop - keep
+        return band
+
+    def _narrow(self, inside: slice, left: int) -> np.ndarray:
+        first = max(0, left - self.around)
+        seen = np.s_[: inside.stop + self.around, first : left + COLUMNS + self.around]
+        return necks(self.mask[seen], self.pixel, self.neck)[inside, left - first :][:, :COLUMNS]

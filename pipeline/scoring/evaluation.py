@@ -14,7 +14,7 @@ from pipeline.labels import IGNORE, Split
 from pipeline.networks.models import Segmenter
 from pipeline.params import Evaluate, Predict
 from pipeline.scoring import blocks, metrics
-from pipeline.scoring.apart import tell_apart
+from pipeline.scoring.apart import necks, tell_apart
 from pipeline.scoring.bootstrap import Estimate, iou_estimate, mean_of, shown, worst_of
 from pipeline.scoring.fairness import SceneCounts, fairness, size_names
 from pipeline.scoring.inference import infer
@@ -177,9 +177,12 @@ def evaluate_scenes(
         result.boundary += metrics.boundary_counts(prediction, label, thickness)
         result.confidence += metrics.confidence_counts(confidence, label)
         result.calibrated += metrics.confidence_counts(calibrated, label)
-        apart = prediction
+        touching = np.zeros(prediction.shape, bool)
         if segmenter.contacts and predict.split < 1:
-            apart = tell_apart(prediction, contact >= 255 * predict.split, city.gsd)
+            touching |= contact >= 255 * predict.split
+        if predict.neck:
+            touching |= necks(prediction, city.gsd, predict.neck)
+        apart = tell_apart(prediction, touching, city.gsd)
         found = delivered(apart, label, city.gsd, predict.min_area)
         truth, sure = city.instances(region), calibrated / 255
         result.objects.append(metrics.match_objects(found, truth, sure, city.groups(region)))

@@ -30,7 +30,9 @@ def test_memory_is_that_of_a_band_however_fine_the_model(times, monkeypatch):
         model, scene, (10, 10), Predict(min_area=0), decide, {"mask": rows}, lambda *_: None
     )
     advance = mapper._advance
-    monkeypatch.setattr(mapper, "_advance", lambda: held.append(mapper.band.size) or advance())
+    monkeypatch.setattr(
+        mapper, "_advance", lambda: held.append(mapper.band[..., 0].size) or advance()
+    )
     for top in range(0, model.height, 64):
         mapper.add(np.full((min(64, model.height - top), model.width, 1), 0.9, np.float32))
     assert mapper.finish().buildings == 1 and (written == 2).all()

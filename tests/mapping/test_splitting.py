@@ -1,12 +1,13 @@
 """What comes out of the bands is what the whole scene told apart would be."""
 
+import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from pipeline.mapping import splitting
-from pipeline.mapping.splitting import Splitter
-from pipeline.scoring.apart import surroundings, tell_apart
+from pipeline.mapping.splitting import Necks, Splitter
+from pipeline.scoring.apart import necks, surroundings, tell_apart
 
 PIXEL = 1.0
 
@@ -55,3 +56,22 @@ def test_rows_that_are_held_are_those_of_a_block_and_its_surroundings():
             pass
         most = max(most, len(splitter.mask))
     assert most <= splitting.ROWS + 2 * surroundings(PIXEL) + 10 < len(mask) / 4
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("step", [1, 37, 300])
+def test_necks_of_bands_and_blocks_are_those_of_the_scene_as_a_whole(step, told, monkeypatch):
+    monkeypatch.setattr(splitting, "NECK_ROWS", 30)
+    monkeypatch.setattr(splitting, "COLUMNS", 50)
+    rng = np.random.default_rng(4)
+    probability = cv2.GaussianBlur(rng.random((300, 130), np.float32), (0, 0), 4)[..., None]
+    contact = (rng.random(probability.shape) / 2).astype(np.float32)
+    rows = np.concatenate([probability, contact], -1) if told else probability
+    narrowing = Necks(PIXEL, 0.5, lambda p: (p[..., 0] > 0.51).astype(np.uint8), told)
+    bands = []
+    for top in range(0, 300, step):
+        bands += narrowing.add(rows[top : top + step])
+    found = np.concatenate([*bands, *narrowing.finish()])
+    narrow = necks((probability[..., 0] > 0.51).astype(np.uint8), PIXEL, 0.5)
+    assert narrow.any() and np.array_equal(found[..., :1], probability)
+    assert np.array_equal(found[..., 1], np.maximum(narrow, contact[..., 0] if told else 0))

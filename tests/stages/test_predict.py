@@ -54,9 +54,9 @@ PLACES = {
     "rotated": (Affine(0.4, 0.3, 500_000, 0.3, -0.4, 6_650_000), "EPSG:32632"),
     "south up": (Affine(0.5, 0, 500_000, 0, 0.5, 6_650_000), "EPSG:32632"),
 }
-SETTINGS = Predict(window=128, min_area=0, outlines="raw")
+SETTINGS = Predict(window=128, min_area=0, outlines="raw", neck=0)
 # of the red model: much that is reddish in any picture
-MANY = Predict(min_area=0, threshold=0.15, outlines="raw")
+MANY = Predict(min_area=0, threshold=0.15, outlines="raw", neck=0)
 DEMO = Path(__file__).parents[2] / "data" / "sources" / "demo.yaml"
 
 
@@ -425,7 +425,7 @@ def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
     image, truth = town()
     image[0:3, 0:3] = (220, 40, 40)
     scene = write_scene(tmp_path / "town.tif", image)
-    settings = Predict(window=128, min_area=5, polygons="parquet")
+    settings = Predict(window=128, min_area=5, polygons="parquet", neck=0)
     run(model, [str(scene)], tmp_path / "out", settings=settings)
     polygons = gpd.read_parquet(tmp_path / "out" / "town.parquet")
     assert len(polygons) == ndimage.label(truth)[1] and polygons.area_m2.min() >= 5
@@ -433,6 +433,26 @@ def test_small_polygons_are_dropped_and_outlines_are_regular(model, tmp_path):
     with rasterio.open(scene) as file:
         drawn = rasterize(polygons.geometry, file.shape, transform=file.transform)
     assert iou(drawn, truth) > 0.94
+
+
+def test_a_narrow_joint_parts_two_buildings_in_their_outlines_alone(model, tmp_path):
+    image = np.full((300, 300, 3), 90, np.uint8)
+    # houses of 10 m and a joint of 3 m, on the seam of two windows
+    for rows, columns in ((slice(118, 138), slice(100, 120)), (slice(118, 138), slice(128, 148)),
+                          (slice(125, 131), slice(120, 128))):  # fmt: skip
+        image[rows, columns] = (220, 40, 40)
+    scene = write_scene(tmp_path / "town.tif", image)
+    drawn = {}
+    for neck in (0, Predict().neck):
+        settings = SETTINGS.model_copy(update={"neck": neck})
+        run(model, [str(scene)], tmp_path / f"{neck}", settings=settings)
+        drawn[neck] = gpd.read_file(tmp_path / f"{neck}/town.gpkg")
+    whole, apart = drawn.values()
+    assert len(whole) == 1 and len(apart) == 2
+    # a line a pixel thin is between them
+    assert whole.area_m2.sum() - apart.area_m2.sum() == pytest.approx(6 * 0.25)
+    masks = [(tmp_path / f"{neck}/town.tif").read_bytes() for neck in drawn]
+    assert masks[0] == masks[1]
 
 
 def test_thresholds_come_from_the_card_unless_stated(model, tmp_path):
@@ -446,7 +466,9 @@ def test_python_maps_arrays_and_paths_alike(model, tmp_path):
     image, truth = town()
     scene = write_scene(tmp_path / "town.tif", image)
     predictor = load_model(model, "cpu")
-    one, two = (predictor.predict(what, min_area=0, outlines="raw") for what in (image, scene))
+    one, two = (
+        predictor.predict(what, min_area=0, outlines="raw", neck=0) for what in (image, scene)
+    )
     np.testing.assert_array_equal(one.mask, truth)
     np.testing.assert_array_equal(two.mask, truth)
     np.testing.assert_array_equal(one.probability, two.probability)
