@@ -450,7 +450,7 @@ def test_a_narrow_joint_parts_two_buildings_in_their_outlines_alone(model, tmp_p
     whole, apart = drawn.values()
     assert len(whole) == 1 and len(apart) == 2
     # a line a pixel thin is between them
-    assert whole.area_m2.sum() - apart.area_m2.sum() == pytest.approx(6 * 0.25)
+    assert whole.area_m2.sum() - apart.area_m2.sum() == pytest.approx(6 * 0.25, abs=0.01)
     masks = [(tmp_path / f"{neck}/town.tif").read_bytes() for neck in drawn]
     assert masks[0] == masks[1]
 
