@@ -11,9 +11,28 @@ import numpy as np
 
 from pipeline.scoring.apart import around_necks, necks, surroundings, tell_apart
 
-ROWS, COLUMNS = 128, 2048  # of a block
-NECK_ROWS = 64  # of a block of necks: fewer rows are held, of more channels
+ROWS, COLUMNS = 64, 2048  # of a block
 Band = tuple[np.ndarray, np.ndarray]  # mask (rows, W) uint8 and confidence (rows, W)
+
+
+class Waiting:
+    """Arrays of rows in, as many rows as are asked for out again; no copy of those that wait."""
+
+    def __init__(self):
+        self.parts: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        self.parts.append(rows)
+
+    def take(self, count: int) -> np.ndarray:
+        taken = []
+        while count:
+            part, rest = np.split(self.parts.pop(0), [count])
+            taken.append(part)
+            count -= len(part)
+            if len(rest):
+                self.parts.insert(0, rest)
+        return np.concatenate(taken)
 
 
 class Splitter:
@@ -28,16 +47,13 @@ class Splitter:
 
     def __init__(self, width: int, pixel: float):
         self.pixel, self.around = pixel, surroundings(pixel)
-        self.mask, self.confidence = (
-            np.empty((0, width), np.uint8),
-            np.empty((0, width), np.float32),
-        )
-        self.contact = np.empty((0, width), bool)
+        self.mask, self.contact = np.empty((0, width), np.uint8), np.empty((0, width), bool)
+        self.confidence = Waiting()
         self.above = 0  # rows of these that are out already, and only around the next block
 
     def add(self, mask: np.ndarray, confidence: np.ndarray, contact: np.ndarray) -> Iterator[Band]:
         self.mask = np.concatenate([self.mask, mask])
-        self.confidence = np.concatenate([self.confidence, confidence])
+        self.confidence.add(np.ascontiguousarray(confidence))
         self.contact = np.concatenate([self.contact, contact])
         while len(self.mask) >= self.above + ROWS + self.around:
             yield self._block(ROWS)
@@ -50,12 +66,10 @@ class Splitter:
         """The next rows, whose surroundings are there."""
         inside = slice(self.above, self.above + rows)
         parts = [self._apart(inside, left) for left in range(0, self.mask.shape[1], COLUMNS)]
-        confidence, keep = self.confidence[inside], max(0, inside.stop - self.around)
-        self.mask, self.confidence, self.contact = (
-            rows[keep:].copy() for rows in (self.mask, self.confidence, self.contact)
-        )
+        keep = max(0, inside.stop - self.around)
+        self.mask, self.contact = self.mask[keep:].copy(), self.contact[keep:].copy()
         self.above = inside.stop - keep
-        return np.concatenate(parts, axis=1), confidence
+        return np.concatenate(parts, axis=1), self.confidence.take(rows)
 
     def _apart(self, inside: slice, left: int) -> np.ndarray:
         """A block of these rows and COLUMNS columns, told apart with what is around it."""
@@ -83,33 +97,30 @@ class Necks:
     ):
         self.pixel, self.neck, self.decide, self.told = pixel, neck, decide, told
         self.around, self.above = around_necks(pixel), 0
-        self.rows, self.mask = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.uint8)
+        self.waiting, self.mask = Waiting(), np.empty((0, 0), np.uint8)
 
     def add(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         mask = self.decide(rows[..., :-1] if self.told else rows)
-        self.rows = np.concatenate([self.rows, rows]) if self.rows.size else rows
+        self.waiting.add(rows)
         self.mask = np.concatenate([self.mask, mask]) if self.mask.size else mask
-        while len(self.mask) >= self.above + NECK_ROWS + self.around:
-            yield self._block(NECK_ROWS)
+        while len(self.mask) >= self.above + ROWS + self.around:
+            yield self._block(ROWS)
 
     def finish(self) -> Iterator[np.ndarray]:
         while len(self.mask) > self.above:
-            yield self._block(min(NECK_ROWS, len(self.mask) - self.above))
+            yield self._block(min(ROWS, len(self.mask) - self.above))
 
     def _block(self, rows: int) -> np.ndarray:
         """The next rows, whose surroundings are there."""
         inside = slice(self.above, self.above + rows)
         parts = [self._narrow(inside, left) for left in range(0, self.mask.shape[1], COLUMNS)]
-        contact, band = np.concatenate(parts, axis=1), self.rows[inside]
-        if self.told:
-            band = band.copy()
-            band[..., -1] = np.maximum(band[..., -1], contact)
-        else:
-            band = np.concatenate([band, contact[..., None].astype(np.float32)], axis=-1)
+        contact, band = np.concatenate(parts, axis=1), self.waiting.take(rows)
         keep = max(0, inside.stop - self.around)
-        self.rows, self.mask = self.rows[keep:].copy(), self.mask[keep:].copy()
-        self.above = inside.stop - keep
-        return band
+        self.mask, self.above = self.mask[keep:].copy(), inside.stop - keep
+        if self.told:
+            band[..., -1] = np.maximum(band[..., -1], contact)
+            return band
+        return np.concatenate([band, contact[..., None].astype(np.float32)], axis=-1)
 
     def _narrow(self, inside: slice, left: int) -> np.ndarray:
         first = max(0, left - self.around)
