@@ -63,7 +63,7 @@ def cores(building: np.ndarray, pixel: float, neck: float) -> np.ndarray:
     """
     steps, lower = ceil(NEAR / pixel), min(255, round(-LEVELS * log(neck)))
     depth = cv2.distanceTransform(building.view(np.uint8), cv2.DIST_L2, 5).clip(0, steps)
-    level = np.rint(LEVELS * np.log(depth.clip(1)) + building).astype(np.uint8)
+    level = np.rint(LEVELS * np.log(depth.clip(1)) + building).clip(0, 255).astype(np.uint8)
     deepest = level - _reached(np.maximum(level, lower) - np.uint8(lower), level, steps) >= lower
     deepest &= depth * pixel >= SLIMMEST
     domes = _reached(np.where(deepest, level - lower, 0).astype(np.uint8), level, steps)
