@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.scoring.apart import around_necks, necks, surroundings, tell_apart
 
 ROWS, COLUMNS = 64, 2048  # of a block
+PIXELS = 2**20  # of a band of necks where the scene is narrow: less is seen twice
 Band = tuple[np.ndarray, np.ndarray]  # mask (rows, W) uint8 and confidence (rows, W)
 
 
@@ -103,12 +104,17 @@ class Necks:
         mask = self.decide(rows[..., :-1] if self.told else rows)
         self.waiting.add(rows)
         self.mask = np.concatenate([self.mask, mask]) if self.mask.size else mask
-        while len(self.mask) >= self.above + ROWS + self.around:
-            yield self._block(ROWS)
+        while len(self.mask) >= self.above + self.rows + self.around:
+            yield self._block(self.rows)
 
     def finish(self) -> Iterator[np.ndarray]:
         while len(self.mask) > self.above:
-            yield self._block(min(ROWS, len(self.mask) - self.above))
+            yield self._block(min(self.rows, len(self.mask) - self.above))
+
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+        return max(ROWS, PIXELS // self.mask.shape[1])
 
     def _block(self, rows: int) -> np.ndarray:
         """The next rows, whose surroundings are there."""

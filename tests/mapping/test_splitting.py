@@ -62,6 +62,7 @@ def test_rows_that_are_held_are_those_of_a_block_and_its_surroundings():
 @pytest.mark.parametrize("step", [1, 37, 300])
 def test_necks_of_bands_and_blocks_are_those_of_the_scene_as_a_whole(step, told, monkeypatch):
     monkeypatch.setattr(splitting, "ROWS", 30)
+    monkeypatch.setattr(splitting, "PIXELS", 0)
     monkeypatch.setattr(splitting, "COLUMNS", 50)
     rng = np.random.default_rng(4)
     probability = cv2.GaussianBlur(rng.random((300, 130), np.float32), (0, 0), 4)[..., None]
