@@ -7,8 +7,8 @@ metrics/privacy.json, a PrivacyMetrics. Intervals (*_low, *_high, 95 %) are over
 scenes, the models held fixed. An attack finds what leaks at least; only auc_bound
 is a proof, in expectation over which scenes are trained on.
 
-The networks trained here are kept in .work/privacy until all is measured: killed and started again it goes
-on with the next.
+The networks trained here are kept in .work/privacy until all is measured: killed and started again
+it goes on with the next.
 """
 
 import math
