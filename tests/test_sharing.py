@@ -182,18 +182,19 @@ def trained(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_colleague_pulls_the_model_and_maps_without_training(trained, tmp_path):
-    """The page docs/sharing.md, with a folder as the remote."""
-    run(
-        "dvc",
-        "remote",
-        "add",
-        "--quiet",
-        "--default",
-        "shared",
-        str(tmp_path / "remote"),
-        cwd=trained,
-    )
+@pytest.mark.parametrize("place", ["a folder", "a bucket"])
+def test_a_colleague_pulls_the_model_and_maps_without_training(place, trained, request, tmp_path):
+    """The page docs/sharing.md, with either remote."""
+    if place == "a bucket":
+        pytest.importorskip("dvc_s3", reason="the s3 extra is not installed")
+        store = request.getfixturevalue("store")
+        store.client.create_bucket(Bucket="ours")
+        remote, endpoint = "s3://ours/buildings", os.environ["AWS_ENDPOINT_URL"]
+    else:
+        remote, endpoint = str(tmp_path / "remote"), None
+    run("dvc", "remote", "add", "--quiet", "--default", "shared", remote, cwd=trained)
+    if endpoint:
+        run("dvc", "remote", "modify", "--quiet", "shared", "endpointurl", endpoint, cwd=trained)
     run("git", "add", ".", cwd=trained)
     run("git", "commit", "--quiet", "--message", "Trained", cwd=trained)
     run("dvc", "push", "--quiet", "train", cwd=trained)

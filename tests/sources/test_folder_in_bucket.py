@@ -1,10 +1,14 @@
 """A folder of cities in a bucket: by the same rules, brought once, whatever happens on the way."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from affine import Affine
 
 from pipeline import bucket
@@ -160,3 +164,40 @@ def test_open_buildings_takes_a_folder_of_scenes(store, imagery):
     assert _scene_paths([folder], "town") == [f"{folder}s1.tif", f"{folder}s2.tif"]
     with pytest.raises(InputError, match="town/none/: no scene of town, no .tif, is there"):
         _scene_paths([f"{imagery}/town/none/"], "town")
+
+
+@pytest.mark.slow
+def test_dvc_sees_what_changes_in_the_bucket(store, imagery, tmp_path):
+    """As docs/scaling.md says: the stages are done until an object changes there."""
+    pytest.importorskip("dvc_s3", reason="the s3 extra is not installed")
+
+    def run(*words: str) -> str:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        done = subprocess.run(
+            words, cwd=tmp_path / "project", env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    (tmp_path / "project").mkdir()
+    run(sys.executable, "-m", "pipeline", "init", ".", "--preset", "town")
+    run("dvc", "init", "--no-scm", "--quiet")
+    settings = tmp_path / "project/params.yaml"
+    params = yaml.safe_load(settings.read_text())
+    params["fetch"] |= {"source": "folder", "path": imagery, "cities": ["town"]}
+    params["tile"] |= {"gsd": 0.5, "size": 32, "margin": 0, "max_upsampling": 2.01}
+    settings.write_text(yaml.safe_dump(params))
+    tiles = tmp_path / "project/data/tiles/town"
+    run("dvc", "repro", "tile")
+    assert tiles.is_dir()
+    assert "up to date" in run("dvc", "status", "tile")
+    before = {path: path.read_bytes() for path in tiles.rglob("*.npy")}
+    tif(Path("s2.tif"), NOISE[::-1])
+    store.client.upload_file("s2.tif", **key(imagery, "town/images/s2.tif"))
+    assert "fetch@town" in run("dvc", "status", "fetch")
+    run("dvc", "repro", "tile")
+    assert {path: path.read_bytes() for path in tiles.rglob("*.npy")} != before
+    assert "up to date" in run("dvc", "status", "tile")
