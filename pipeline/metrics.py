@@ -146,7 +146,9 @@ class CityScores(OpenRecord):
         "evaluate.boundary metres thick",
     )
     object_f1: Number = Field(
-        None, description="F1 of buildings, matched above an IoU of 1/2 (recognition quality)"
+        None,
+        description="F1 of buildings, matched above an IoU of 1/2 (recognition quality); where "
+        "labels were rasters, of blobs with blobs: they know no wall between two that touch",
     )
     ap50: Number = Field(None, description="average precision of buildings at that IoU")
     panoptic_quality: Number = Field(None, description="recognition × segmentation quality")

@@ -3,7 +3,8 @@ themselves for the report.
 
 Writes metrics/evaluate.json, an EvaluateMetrics. All numbers are of the map that `predict` would
 deploy: windows blended, the calibrated probability cut at the card's threshold; buildings one by
-one told apart (predict.split, predict.neck), those under predict.min_area left out.
+one told apart (predict.split, predict.neck) where labels were footprints, those under
+predict.min_area left out.
 
 Killed and started again it goes on with the next city: what is measured stands in
 .work/evaluate until all is.

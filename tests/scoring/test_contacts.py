@@ -108,6 +108,14 @@ def test_evaluate_counts_what_predict_delivers(tmp_path):
     assert len(least.buildings.match) == 0 and len(least.buildings.area) == 4
 
 
+def test_of_label_rasters_blobs_are_counted_on_both_sides(tmp_path):
+    image, truth = terrace()
+    city = CityTiles(write_city(tmp_path, [("test", image, truth)]))  # knows no walls: one blob
+    found = evaluate_city(given(), city, Evaluate()).buildings
+    assert len(found.area) == len(found.match) == 1
+    assert found.quality[1] == 1 and found.split == 0
+
+
 def test_older_tiles_and_models_are_as_they_were(tmp_path):
     image, label = toy_scene(0)
     city = CityTiles(write_city(tmp_path, [("test", image, label)]))
