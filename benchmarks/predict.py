@@ -2,7 +2,8 @@
 
     python -m benchmarks.predict throughput | memory | wide | shards | empty | dense
 
-throughput   bare forward passes of the same windows / the whole command, U-Net ResNet-18
+throughput   bare forward passes of the same windows, of the network as it is trained / the whole command, which
+             folds its batch norms, U-Net ResNet-18
 memory       peak memory of a cheap model: a scene / one 16 times as high
 wide         2 GB / peak memory of a virtual scene of 100,000 × 20,000 pixels, and of one of 100,000 × 1,000 with every
              layer; minutes
@@ -154,7 +155,7 @@ def forward_only(model: Path, scene: str) -> float:
     from pipeline.networks.models import read_model
     from pipeline.networks.precision import autocast, device
     from pipeline.params import Predict
-    from pipeline.scoring.inference import window_starts
+    from pipeline.scoring.inference import at_once, window_starts
     from pipeline.tiles.tensors import to_float
 
     settings, segmenter = Predict(), read_model(model, device())
@@ -165,11 +166,12 @@ def forward_only(model: Path, scene: str) -> float:
         for n in image.shape[:2]
     )
     on, size = next(segmenter.buffers()).device, settings.window
+    count = at_once(settings.batch_size, on)
     begun = time.perf_counter()
     with torch.inference_mode():
         for top in rows:
-            for start in range(0, len(columns), settings.batch_size):
-                lefts = columns[start : start + settings.batch_size]
+            for start in range(0, len(columns), count):
+                lefts = columns[start : start + count]
                 batch = torch.stack(
                     [image[top : top + size, left : left + size] for left in lefts]
                 ).to(on)

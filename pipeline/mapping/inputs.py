@@ -8,6 +8,7 @@ from pipeline.errors import InputError
 from pipeline.imagery.raster import Raster, declared_bands, open_raster, robust_range, unplaced
 from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
+from pipeline.networks.folding import folded
 from pipeline.networks.models import read_model
 from pipeline.networks.onnx_file import load_onnx
 from pipeline.networks.precision import device
@@ -51,7 +52,9 @@ class Task:
 
 def load(model: str | Path, on=None):
     """A model folder, or an ONNX file that `export` wrote; `on` None = a GPU where there is one."""
-    return load_onnx(model) if Path(model).suffix == ".onnx" else read_model(model, on or device())
+    if Path(model).suffix == ".onnx":
+        return load_onnx(model)
+    return folded(read_model(model, on or device()))
 
 
 def open_scene(stack: ExitStack, task: Task, card: Card) -> tuple[Raster, Raster]:

@@ -21,6 +21,7 @@ from pipeline.mapping.splitting import Necks, Splitter
 from pipeline.params import Predict
 
 CHUNK = 2**22  # pixels mapped at a time, of the scene's grid or of the model's, whichever is finer
+ROWS = 256  # of the scene mapped at a time: more would wait for its last passes to be over
 STEPS = 254  # a stored layer's steps from 0 to its largest value; 255 is no data
 LAYERS = {"mask": 1.0, "probability": 1.0, "uncertainty": 0.5}  # and their largest values
 # building probabilities are counted by their logit: 0.999 is not 0.9999
@@ -76,7 +77,7 @@ class Mapper:
         self.top = 0  # the first of them
         self.row = 0  # the scene's next row
         # its rows mapped at a time
-        self.step = max(1, int(CHUNK / max(1, self.resample.density)) // scene.width)
+        self.step = min(ROWS, max(1, int(CHUNK / max(1, self.resample.density)) // scene.width))
         self.contacts = contacts and footprints is not None and settings.split < 1
         pixel = float(np.sqrt(np.prod(native)))
         self.splitter = Splitter(scene.width, pixel)

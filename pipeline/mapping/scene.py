@@ -47,7 +47,7 @@ from pipeline.networks.models import GLANCE, read_glance
 from pipeline.networks.precision import device
 from pipeline.storage import WORK, fingerprint, scratch, write_json
 
-FORMAT = 6  # raise it when the same inputs give other outputs
+FORMAT = 7  # raise it when the same inputs give other outputs
 UNLIKE = 0.75  # share of what is usual under which an expected IoU is worth a warning
 CACHE = 128  # MB of decoded blocks GDAL keeps
 

@@ -78,9 +78,7 @@ def _reached(marker: np.ndarray, level: np.ndarray, steps: int) -> np.ndarray:
     `steps` pixels (Vincent 1993). Both (H, W) uint8.
     """
     for _ in range(steps):
-        before, marker = marker, np.minimum(cv2.dilate(marker, CROSS), level)
-        if np.array_equal(before, marker):
-            break
+        marker = cv2.min(cv2.dilate(marker, CROSS), level)
     return marker
 
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import nn
 
 from pipeline.labels import IGNORE, Split
+from pipeline.networks.folding import folded
 from pipeline.networks.models import Segmenter
 from pipeline.params import Evaluate, Predict
 from pipeline.scoring import blocks, metrics
@@ -165,7 +166,7 @@ def evaluate_scenes(
 
     predict: how those buildings are delivered that are counted one by one.
     """
-    regions = city.of_split(split)
+    segmenter, regions = folded(segmenter), city.of_split(split)
     result = CityResult(city.city, city.gsd, classes=np.zeros((city.classes + 1,) * 2, np.int64))
     for region in regions:
         prediction, confidence, calibrated, contact = predict_region(segmenter, city, region, e)

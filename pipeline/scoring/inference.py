@@ -88,6 +88,11 @@ class Image(Protocol):
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
+def at_once(batch_size: int, on: torch.device) -> int:
+    """Windows a pass: on a CPU two at most, whose activations its caches hold."""
+    return min(batch_size, 2) if on.type == "cpu" else batch_size
+
+
 @torch.inference_mode()
 def probabilities(
     segmenter: Network,
@@ -139,6 +144,7 @@ def infer(
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
     tall, wide, rows, columns = layout(height, width, window, overlap, stride)
+    batch_size = at_once(batch_size, on)
     right = columns[-1] + wide  # the scene's width and its repeated edge
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes + contacts
@@ -169,7 +175,7 @@ def infer(
             with torch.inference_mode(), autocast(on, precision):
                 p = probabilities(segmenter, batch, temperature, augment, contacts)[:, 1:]
             for left, one in zip(lefts, p, strict=True):
-                total[:, :, left : left + wide] += weight * one
+                total[:, :, left : left + wide].addcmul_(weight, one)
         ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
         found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
         yield (
