@@ -4,7 +4,8 @@ gap = IoU(trained on all cities) − IoU(trained on all but this one), both on t
 scenes: the reference is "in-distribution" on the *target*, because another city's IoU also differs
 by how hard that city is (WILDS, Koh et al., ICML 2021, section 4, "mixed-to-test"). Scenes are
 resampled in pairs, each city within itself; the models are held fixed, so an interval says what
-other scenes of the city would show, not what another training would.
+other scenes of the city would show (of a city of one scene: more ground like it), not what another
+training would.
 
 Every mean has an interval with degrees of freedom of its own (Satterthwaite): where the gap is
 known well, the unseen IoU need not be. The worst city is not known to be the worst: its interval is
