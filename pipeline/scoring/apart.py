@@ -77,8 +77,10 @@ def _reached(marker: np.ndarray, level: np.ndarray, steps: int) -> np.ndarray:
     """Reconstruction of `level` from a marker below it by geodesic dilation, no further than
     `steps` pixels (Vincent 1993). Both (H, W) uint8.
     """
-    for _ in range(steps):
-        marker = cv2.min(cv2.dilate(marker, CROSS), level)
+    for step in range(steps):
+        before, marker = marker, cv2.min(cv2.dilate(marker, CROSS), level)
+        if step % 8 == 7 and np.array_equal(before, marker):  # of a very fine grid it is soon so
+            break
     return marker
 
 
