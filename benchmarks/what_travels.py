@@ -40,6 +40,7 @@ PLAIN = {
     "crop": 128,
     "batch": 8,
     "rate": 3e-3,
+    "decoder": [64, 32, 16, 16],
 }
 VARIANTS = {
     "plain": {},
@@ -58,6 +59,7 @@ VARIANTS = {
     "rate.001": {"rate": 1e-3},
     "dro": {"dro": 0.1},  # exponential weights of the cities' losses (Sagawa et al. 2020)
     "crop192": {"crop": 192},
+    "wide": {"decoder": None},  # of five levels, 256 to 16 channels: segmentation-models-pytorch's
     "resnet18": {"encoder": "resnet18", "weights": None},
 }
 
@@ -114,7 +116,7 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     card = params.Model(
         architecture="unet", encoder=v["encoder"], encoder_weights=v.get("weights", "imagenet"),
-        decoder_channels=[64, 32, 16, 16],
+        decoder_channels=v["decoder"],
     )  # fmt: skip
     model = build_model(card, 3).train().to(memory_format=torch.channels_last)
     if v.get("weights", "imagenet") is None:

@@ -260,8 +260,8 @@ def evaluate(
     from pipeline.mapping.scene import local_model
     from pipeline.stages import evaluate as stage
 
-    arrays = Path("arrays") / out.stem
-    stage.run(load(params), Path(local_model(model)), tiles, out, arrays, ray=ray, shard=shard)
+    arrays, where = Path("arrays") / out.stem, side_by_side(ray, shard)
+    stage.run(load(params), Path(local_model(model)), tiles, out, arrays, ray=where, shard=shard)
 
 
 @app.command()

@@ -575,7 +575,7 @@ class Convex(Certificate):
     architecture: Literal["small_fcn", "small_unet"] = Field(
         "small_fcn", description="the certifiable network"
     )
-    chunk: Count = Field(256, description="backward CROWN passes held at once: bounds the memory")
+    chunk: Count = Field(64, description="backward CROWN passes held at once: bounds the memory")
 
 
 class LipschitzNet(Certificate):

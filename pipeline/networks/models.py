@@ -74,8 +74,12 @@ class Segmenter(nn.Module):
         return self.decision(logits)
 
     def deployed(self) -> Deployed:
-        """The same network, answering with logits whose largest is the class that is drawn."""
-        return Deployed(self)
+        """The network as predict runs it, its batch norms folded, answering with logits whose
+        largest is the class that is drawn.
+        """
+        from pipeline.networks.folding import folded
+
+        return Deployed(folded(self))
 
     def set_normalisation(self, mean, std) -> None:
         self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))

@@ -74,3 +74,9 @@ def test_what_would_map_otherwise_is_left_alone(network):
 def test_what_has_no_norm_is_not_copied():
     segmenter = build_model(Model(architecture="small_unet", width=4), 3).eval()
     assert folded(segmenter) is segmenter
+
+
+def test_what_answers_no_number_is_left_alone():
+    segmenter = trained(build_model(Model(architecture="unet", encoder="resnet18"), 3))
+    next(m for m in segmenter.modules() if isinstance(m, nn.BatchNorm2d)).running_var.fill_(-1)
+    assert folded(segmenter) is segmenter
