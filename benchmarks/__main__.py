@@ -31,6 +31,7 @@ BENCHMARKS = {  # name: module and arguments
     "training_gpu": "training --gpu",
     "company": "company",
     "depthwise": "depthwise",
+    "streams": "streams",
     "inference": "inference",
     "inference_gpu": "inference --gpu",
     "predict": "predict throughput",

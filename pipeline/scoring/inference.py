@@ -6,14 +6,19 @@ begin on multiples of the network's stride: a pixel meets the same phase of the 
 in every window, whatever its size.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, compress
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.networks.precision import autocast
 from pipeline.tiles.tensors import to_float
+
+Found = TypeVar("Found")
 
 
 def window_starts(length: int, window: int, overlap: float, stride: int = 1) -> list[int]:
@@ -88,9 +93,50 @@ class Image(Protocol):
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
-def at_once(batch_size: int, on: torch.device) -> int:
-    """Windows a pass: on a CPU two at most, whose activations its caches hold."""
-    return min(batch_size, 2) if on.type == "cpu" else batch_size
+class Streams:
+    """Passes over windows: on a GPU one batch after another; on a CPU one window each, side by side.
+
+    Two passes of a thread each take less time than one of two threads, whose short layers wait for
+    each other, and the more so while a map is traced on one of the cores (`python -m benchmarks
+    streams`).
+    """
+
+    def __init__(self, on: torch.device, batch_size: int):
+        """batch_size: windows at once."""
+        self.threads = torch.get_num_threads()
+        self.windows = 1 if on.type == "cpu" else batch_size  # a pass
+        self.count = min(batch_size, self.threads) if on.type == "cpu" else 1
+        self.pool: ThreadPoolExecutor | None = None
+
+    def map(self, seen: Callable[[list[int]], Found], lefts: list[int]) -> Iterator[Found]:
+        """`seen` of `windows` of them at a time, in their order. One alone has all threads."""
+        parts = [lefts[i : i + self.windows] for i in range(0, len(lefts), self.windows)]
+        if min(self.count, len(parts)) < 2:
+            return map(seen, parts)
+        self.pool = self.pool or self._opened()
+        return self.pool.map(seen, parts)
+
+    def _opened(self) -> ThreadPoolExecutor:
+        """Its threads, each with a share of torch's; what torch gives others stays as it was."""
+        ready = threading.Barrier(self.count + 1)
+
+        def start() -> None:
+            torch.set_num_threads(self.threads // self.count)
+            ready.wait()
+
+        pool = ThreadPoolExecutor(self.count, "pass", start)
+        for _ in range(self.count):
+            pool.submit(int)
+        ready.wait()
+        torch.set_num_threads(self.threads)
+        return pool
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.pool:
+            self.pool.shutdown()
 
 
 @torch.inference_mode()
@@ -144,48 +190,51 @@ def infer(
     height, width, _ = image.shape
     on, stride = next(segmenter.buffers()).device, segmenter.stride
     tall, wide, rows, columns = layout(height, width, window, overlap, stride)
-    batch_size = at_once(batch_size, on)
     right = columns[-1] + wide  # the scene's width and its repeated edge
     weight = torch.from_numpy(blend_weights(tall, wide)).to(on)
     foreground = segmenter.classes + contacts
     # Σ weight · probability of each foreground class
     total = torch.zeros(foreground, tall, right, device=on)
     norm = torch.zeros(tall, right, device=on)
-    for i, top in enumerate(rows):
-        band = image[top : top + tall]
-        lines = slice(top, top + len(band))
-        busy = [left for left in columns if not (empty and empty(lines, slice(left, left + wide)))]
-        band = torch.from_numpy(
-            np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge")
-        )
-        for left in columns:
-            norm[:, left : left + wide] += weight
-        for start in range(0, len(busy), batch_size):
-            lefts = busy[start : start + batch_size]
-            batch = to_float(
-                torch.stack([band[:, left : left + wide] for left in lefts]).to(
-                    on, non_blocking=True
-                )
+    with Streams(on, batch_size) as streams:
+        for i, top in enumerate(rows):
+            band = image[top : top + tall]
+            lines = slice(top, top + len(band))
+            busy = [
+                left for left in columns if not (empty and empty(lines, slice(left, left + wide)))
+            ]
+            band = torch.from_numpy(
+                np.pad(band, ((0, tall - len(band)), (0, right - width), (0, 0)), mode="edge")
             )
+            for left in columns:
+                norm[:, left : left + wide] += weight
+
+            def pixels(lefts: list[int], band=band) -> torch.Tensor:
+                windows = torch.stack([band[:, left : left + wide] for left in lefts])
+                return to_float(windows.to(on, non_blocking=True))
+
+            def seen(lefts: list[int], pixels=pixels) -> torch.Tensor:
+                with torch.inference_mode(), autocast(on, precision):
+                    return probabilities(segmenter, pixels(lefts), temperature, augment, contacts)[
+                        :, 1:
+                    ]
+
             if worth is not None:
-                kept = worth(batch)
-                batch, lefts = batch[kept], [lefts[i] for i in kept.nonzero()[:, 0].tolist()]
-                if not lefts:
-                    continue
-            with torch.inference_mode(), autocast(on, precision):
-                p = probabilities(segmenter, batch, temperature, augment, contacts)[:, 1:]
-            for left, one in zip(lefts, p, strict=True):
+                parts = [busy[k : k + batch_size] for k in range(0, len(busy), batch_size)]
+                kept = (left for part in parts for left in compress(part, worth(pixels(part))))
+                busy = [*kept]
+            for left, one in zip(busy, chain.from_iterable(streams.map(seen, busy)), strict=True):
                 total[:, :, left : left + wide].addcmul_(weight, one)
-        ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
-        found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
-        yield (
-            top,
-            np.concatenate(
-                [1 - found[..., : segmenter.classes].sum(-1, keepdims=True), found], axis=-1
-            ),
-        )
-        # The rows below are not finished: move them up, and make room.
-        for array in (total, norm):
-            rest = array[..., ready:, :].clone()
-            array.zero_()
-            array[..., : rest.shape[-2], :] = rest
+            ready = (rows[i + 1] if i + 1 < len(rows) else height) - top
+            found = (total[:, :ready, :width] / norm[:ready, :width]).movedim(0, -1).cpu().numpy()
+            yield (
+                top,
+                np.concatenate(
+                    [1 - found[..., : segmenter.classes].sum(-1, keepdims=True), found], axis=-1
+                ),
+            )
+            # The rows below are not finished: move them up, and make room.
+            for array in (total, norm):
+                rest = array[..., ready:, :].clone()
+                array.zero_()
+                array[..., : rest.shape[-2], :] = rest

@@ -2,6 +2,9 @@
 translation-equivariant.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import rasterio
@@ -34,6 +37,40 @@ def test_windows_cover_every_pixel_and_share_the_overlap(length, window, overlap
     steps = np.diff(starts)
     assert (steps <= max(stride, window * (1 - overlap))).all() and (steps > 0).all()
     assert not np.mod(starts, stride).any()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_windows_side_by_side_are_the_map_of_one_after_another(two_threads):
+    """And torch's threads are as they were, here and in threads to come."""
+    image = np.random.default_rng(0).integers(1, 256, (100, 150, 3), np.uint8)
+    model = build_model(Model(architecture="small_unet", width=4), 3).eval()
+    names: set[str] = set()
+    model.register_forward_hook(lambda *_: names.add(threading.current_thread().name))
+    options = {"window": 32, "precision": "fp32"}
+    one = inferred(model, image, batch_size=1, **options)
+    assert names == {threading.current_thread().name}
+    two = inferred(model, image, batch_size=4, **options)
+    assert len(names - {threading.current_thread().name}) == 2
+    np.testing.assert_array_equal(one, two)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_what_a_window_raises_is_raised(two_threads):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise MemoryError("no more")
+
+    segmenter = Segmenter(Broken(), 3, 1).eval()
+    with pytest.raises(MemoryError, match="no more"):
+        inferred(segmenter, np.zeros((64, 200, 3), np.uint8), window=32)
 
 
 def test_blend_weights_are_nowhere_zero():
