@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pipeline.networks.foreign import Answers
-from pipeline.networks.models import Segmenter, channels_last
+from pipeline.networks.precision import Network, channels_last
 
 PROBE = 64  # pixels along the image that shows which norm follows which convolution
 ALIKE = 1e-3  # of the largest logit: rounding, and nothing else
@@ -19,16 +18,16 @@ ALIKE = 1e-3  # of the largest logit: rounding, and nothing else
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def folded(segmenter: Segmenter) -> Segmenter:
-    """A copy that maps alike and faster; the segmenter itself where it has nothing to fold, is a
+def folded(segmenter: Network) -> Network:
+    """A copy of a Segmenter that maps alike and faster; the segmenter itself where it has nothing to fold, is a
     stranger's, or the copy would not map alike. The copy is for mapping, not to learn on.
     """
     norms = any(isinstance(module, nn.BatchNorm2d) for module in segmenter.modules())
-    if not norms or isinstance(segmenter.network, Answers):
+    if not norms or not getattr(segmenter.get_submodule("network"), "foldable", True):
         return segmenter
-    on, copy = segmenter.mean.device, deepcopy(segmenter).cpu().eval()
-    side = max(PROBE, segmenter.stride)
-    shape = (1, segmenter.mean.shape[1], side, side)
+    mean, copy = segmenter.get_buffer("mean"), deepcopy(segmenter).cpu().eval()
+    side = max(PROBE, int(getattr(segmenter, "stride", 1)))
+    shape = (1, mean.shape[1], side, side)
     probe = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     pairs, before = followed(copy, probe)
     for convolution, norm in pairs:
@@ -37,7 +36,7 @@ def folded(segmenter: Segmenter) -> Segmenter:
     error = (copy(probe, contacts=True) - before).abs().max()
     if not error <= ALIKE * before.abs().max():  # nor where it is no number
         return segmenter  # a convolution that is more than its weights, or is used twice
-    return channels_last(copy.to(on))
+    return channels_last(copy.to(mean.device))
 
 
 def followed(

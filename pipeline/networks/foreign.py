@@ -44,6 +44,8 @@ class Answers(nn.Module):
     answers count, as torchvision's and Hugging Face's; a smaller map is enlarged.
     """
 
+    foldable = False  # a stranger's code may do anything between two layers
+
     def __init__(self, network: nn.Module, classes: int, answers: str):
         super().__init__()
         self.network, self.classes, self.answers = network, classes, answers

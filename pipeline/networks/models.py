@@ -4,7 +4,6 @@ A model folder holds weights.safetensors and model.json (the card): data, never 
 """
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +15,11 @@ from pipeline import params
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
 from pipeline.networks.decision import Decision, Deployed
+from pipeline.networks.folding import folded
 from pipeline.networks.glance import Glance
 from pipeline.networks.hub import readme
 from pipeline.networks.imagenet import normalisation, packaged_weights, start_from
+from pipeline.networks.precision import channels_last
 from pipeline.storage import atomic_folder, write_json
 
 SMP = {  # our name: class of segmentation_models_pytorch
@@ -36,7 +37,6 @@ SMP = {  # our name: class of segmentation_models_pytorch
 GLANCE = "glance.safetensors"  # in a model folder
 TIMM = "tu-"  # before the name of an encoder of timm
 TORCHVISION = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"}
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Segmenter(nn.Module):
@@ -77,8 +77,6 @@ class Segmenter(nn.Module):
         """The network as predict runs it, its batch norms folded, answering with logits whose
         largest is the class that is drawn.
         """
-        from pipeline.networks.folding import folded
-
         return Deployed(folded(self))
 
     def set_normalisation(self, mean, std) -> None:
@@ -400,11 +398,6 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu") -> Segmen
         ) from None
     segmenter.card, segmenter.decision = card, Decision.of(card)
     return channels_last(segmenter.eval().requires_grad_(False).to(device))
-
-
-def channels_last(network: Network) -> Network:
-    """The same network, its weights laid out as convolutions are fastest."""
-    return network.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  # PyTorch's omission
 
 
 def read_glance(folder: str | Path, device: str | torch.device = "cpu") -> Glance:

@@ -40,13 +40,12 @@ from pipeline.networks.glance import Glance
 from pipeline.networks.models import (
     Segmenter,
     build_model,
-    channels_last,
     kept_model,
     read_model,
     save_model,
     weights_file,
 )
-from pipeline.networks.precision import choose, depthwise_in_full, device
+from pipeline.networks.precision import channels_last, choose, depthwise_in_full, device
 from pipeline.params import Model, Params, Train
 from pipeline.scoring.metrics import buildings, counts, ratio
 from pipeline.storage import atomic_file, digest, fingerprint

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from pipeline.networks.models import build_model, channels_last
-from pipeline.networks.precision import autocast, device
+from pipeline.networks.models import build_model
+from pipeline.networks.precision import autocast, channels_last, device
 from pipeline.params import Params
 from pipeline.training.adversarial import adversarial_loss
 from pipeline.training.losses import build_loss

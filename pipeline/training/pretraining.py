@@ -20,8 +20,8 @@ from pipeline.code import version
 from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
-from pipeline.networks.models import Segmenter, build_model, channels_last, save_model
-from pipeline.networks.precision import autocast, device
+from pipeline.networks.models import Segmenter, build_model, save_model
+from pipeline.networks.precision import autocast, channels_last, device
 from pipeline.storage import fingerprint
 from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_float
