@@ -4,7 +4,7 @@
 
 A cell of 1 million buildings (default) is written once to a temporary folder. The
 ratio is the time gzip alone takes to that of `keep_near`, which also parses every
-centroid and the polygons near the scene.
+centroid and the polygons near the scene, while the next rows are unpacked.
 """
 
 import gzip
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.ratio import arguments_of, report
 from pipeline.console import table
-from pipeline.sources.open_buildings.source import CHUNK, COLUMNS, keep_near
+from pipeline.sources.open_buildings.source import COLUMNS, keep_near
 
 SCENE = (32.59, 0.30, 32.61, 0.32)  # degrees: 2.2 km of a city
 ROUNDS = 3
@@ -52,7 +52,7 @@ def write_cell(path: Path, rows: int) -> None:
 
 def decompress(path: Path) -> int:
     with gzip.open(path) as file:
-        return sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b""))
+        return sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
 def main(rows: int) -> None:
@@ -76,7 +76,7 @@ def main(rows: int) -> None:
     report(
         "plain decompression / filtering a cell",
         statistics.median(u / f for u, f in pairs),
-        0.5,
+        0.6,
         measured,
     )
 

@@ -72,7 +72,8 @@ def main() -> None:
         architecture="unet", encoder=options.encoder, encoder_weights=options.weights
     )
     model = build_model(description, 3).train().to(memory_format=torch.channels_last)
-    model.set_normalisation([0.4] * 3, [0.2] * 3)
+    if not options.weights:  # those come with their own
+        model.set_normalisation([0.4] * 3, [0.2] * 3)
     optimizer = torch.optim.AdamW(model.parameters(), options.rate)
     start, step, done = time.perf_counter(), 0, 0.0
     while done < 1:

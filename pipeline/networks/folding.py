@@ -34,7 +34,7 @@ def folded(segmenter: Network) -> Network:
         fold(convolution, norm)
     replace(copy, {norm for _, norm in pairs})
     error = (copy(probe, contacts=True) - before).abs().max()
-    if not error <= ALIKE * before.abs().max():  # nor where it is no number
+    if not pairs or not error <= ALIKE * before.abs().max():  # nor where it is no number
         return segmenter  # a convolution that is more than its weights, or is used twice
     return channels_last(copy.to(mean.device))
 
