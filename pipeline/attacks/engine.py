@@ -340,13 +340,17 @@ def soft_iou(
     target: Target, steps: int, *, restarts: int = 1, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """The IoU itself, smooth (`losses.soft_iou`), by MI-FGSM (Dong et al. 2018): momentum over
-    gradients of mean size 1, and steps annealed from ε to nearly nothing.
+    gradients of mean size 1, and steps annealed from 2ε to nearly nothing.
 
     For networks so sure of themselves that cross-entropy's gradient has vanished.
     """
     loss = losses.soft_iou(target.weight)
     target = replace(target, score=partial(harm, weight=target.weight))
-    return best_of(restarts, lambda: annealed(target, loss, steps, noise(target, generator))).images
+
+    def once() -> Found:
+        return annealed(target, loss, steps, noise(target, generator), reach=2)
+
+    return best_of(restarts, once).images
 
 
 def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> Found:
@@ -357,12 +361,15 @@ def apgd(target: Target, loss: AttackLoss, steps: int, start: torch.Tensor) -> F
 
 
 def annealed(
-    target: Target, loss: AttackLoss, steps: int, start: torch.Tensor, span=(0, 1)
+    target: Target, loss: AttackLoss, steps: int, start: torch.Tensor, span=(0, 1), reach: float = 1
 ) -> Found:
-    """Steps from ε to nearly nothing, along MI-FGSM's momentum (Dong et al. 2018)."""
+    """Steps from `reach` · ε to nearly nothing, along MI-FGSM's momentum (Dong et al. 2018); a few
+    steps must not reach far.
+    """
     return ascend(
-        target, loss, start, steps=steps, step=target.epsilon, memory=0.75, anneal=True, span=span
-    )
+        target, loss, start, steps=steps, step=reach * target.epsilon, memory=0.5, anneal=True,
+        span=span,
+    )  # fmt: skip
 
 
 def red_epsilon(
