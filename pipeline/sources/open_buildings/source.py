@@ -11,8 +11,9 @@ is estimated and noted, not corrected. Manifest: data/sources/open_buildings.yam
 
 import csv
 import glob
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -283,8 +284,14 @@ def _row(line: bytes) -> tuple[str, float, float]:
     return wkt, float(area), float(confidence)
 
 
-def _lines(path: Path) -> Iterator[list[bytes]]:
-    """The rows of a gzipped cell, some thousand at a time, without the header; the next ones are
+def _cut(text: bytes) -> tuple[bytes, bytes]:
+    """After the last line that is whole."""
+    end = text.rfind(b"\n") + 1
+    return text[:end], text[end:]
+
+
+def _lines(path: Path) -> Iterator[Iterable[bytes]]:
+    """The rows of a gzipped cell, some ten thousand at a time, without the header; the next ones are
     unpacked meanwhile, in a thread that needs no interpreter.
     """
     try:
@@ -294,22 +301,19 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
             byte_bar(f"reading {path.name}", path.stat().st_size) as advance,
             ThreadPoolExecutor(1, thread_name_prefix="unpack") as unpacking,
         ):
-            unpacked = unpacking.submit(text.read, CHUNK)
-            header, _, tail = unpacked.result().partition(b"\n")
+            header, _, rest = text.read(CHUNK).partition(b"\n")
             if (named := header.strip().decode(errors="replace")) != COLUMNS:
                 raise _Other(named)
-            read = 0
-            while True:
+            read, more = 0, True
+            while more:
                 read, before = raw.tell(), read
                 unpacked = unpacking.submit(text.read, CHUNK)
-                *lines, tail = tail.split(b"\n")
-                yield lines
+                lines, rest = _cut(rest)
+                yield io.BytesIO(lines)
+                del lines  # no more than two chunks are held, and their seam
                 advance(read - before)
-                if not (chunk := unpacked.result()):
-                    break
-                tail += chunk
-            if tail:
-                yield [tail]
+                more, rest = unpacked.result(), rest + unpacked.result()
+            yield io.BytesIO(rest)
     except _Other as error:
         path.unlink()
         raise InputError(
