@@ -128,10 +128,10 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
         [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
-    if share := v.get("mixstyle"):
+    if mixed := v.get("mixstyle"):
         for stage in list(model.network.encoder.model.blocks)[:2]:
             stage.register_forward_hook(
-                lambda module, _, out: restyled(out, share, generator) if module.training else out
+                lambda module, _, out: restyled(out, mixed, generator) if module.training else out
             )
     average = (
         torch.optim.swa_utils.AveragedModel(
