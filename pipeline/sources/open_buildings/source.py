@@ -312,7 +312,8 @@ def _lines(path: Path) -> Iterator[Iterable[bytes]]:
                 yield io.BytesIO(lines)
                 del lines  # no more than two chunks are held, and their seam
                 advance(read - before)
-                more, rest = unpacked.result(), rest + unpacked.result()
+                more = unpacked.result()
+                rest += more
             yield io.BytesIO(rest)
     except _Other as error:
         path.unlink()
