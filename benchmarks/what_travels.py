@@ -4,26 +4,31 @@ equal steps, real cities.
     python -m pipeline fetch && python -m pipeline tile        in a folder whose params.yaml names the cities
     python -m benchmarks.what_travels VARIANT… [--steps 250 --seeds 1 --out travels.json]   there; all without VARIANT
 
-The cities are dealt into two halves of like kinds, each trained on and tested on the other, so that
-every city is unseen once; IoU is over all of a city's pixels, the mean over seeds. A row compares a
-variant with `--against` city by city: the mean difference and its 95 % interval over cities (t),
-the least city's IoU. Changes go together by a plus: style+crop192. Rows in the file are not trained
-again; two commands with `--out` of their own may run side by side, `OMP_NUM_THREADS=1` each.
+The cities are dealt into two halves of like kinds (or --folds parts), each mapped by a network of the
+others, so that every city is unseen once; or, with --model, all by a model that is there. IoU is over
+all of a city's pixels, the mean over seeds. A row compares a variant with `--against` city by city:
+the mean difference and its 95 % interval over cities (t), the least city's IoU. Changes go together
+by a plus: style+crop192; `…+turns` after the same without takes its networks. Rows in the file are
+not trained again: one file for one --folds; two commands with `--out` of their own may run side by
+side, `OMP_NUM_THREADS=1` each.
 """
 
 import json
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from benchmarks.ratio import arguments_of
 from pipeline import params
-from pipeline.networks.models import build_model
+from pipeline.networks.models import build_model, read_model
 from pipeline.networks.precision import autocast
+from pipeline.scoring.inference import probabilities
 from pipeline.scoring.metrics import counts, ratio
 from pipeline.storage import write_json
 from pipeline.tiles.store import CityTiles, open_cities
@@ -49,6 +54,8 @@ VARIANTS = {
     "ema": {"ema": 0.99},
     "ema.98": {"ema": 0.98},
     "root": {"weighting": 0.5},
+    # the rate stays at its peak from a third on, and weights are averaged there (Cha et al. 2021)
+    "swa": {"swa": 1 / 3},
     "style": {"style": 0.5},  # a crop takes the mean and deviation of another city's, per channel
     "always": {"style": 1.0},
     # the same of the encoder's first two features (Zhou et al. 2021)
@@ -57,8 +64,10 @@ VARIANTS = {
     "mixup": {"mixup": 0.2},  # Beta(α, α) (Zhang et al. 2018)
     "encoder.1": {"encoder_rate": 0.1},  # the encoder learns at a tenth of the rate
     "rate.001": {"rate": 1e-3},
+    "frozen": {"frozen": True},  # the encoder's batch norms keep ImageNet's statistics
     "dro": {"dro": 0.1},  # exponential weights of the cities' losses (Sagawa et al. 2020)
     "crop192": {"crop": 192},
+    "turns": {"turns": True},  # no training: the map is the mean of eight flips and turns
     "wide": {"decoder": None},  # of five levels, 256 to 16 channels: segmentation-models-pytorch's
     "resnet18": {"encoder": "resnet18", "weights": None},
 }
@@ -121,41 +130,47 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
     model = build_model(card, 3).train().to(memory_format=torch.channels_last)
     if v.get("weights", "imagenet") is None:
         model.set_normalisation([0.4] * 3, [0.2] * 3)
+    if v.get("frozen"):
+        for module in model.network.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
     encoder = {id(p) for p in model.network.encoder.parameters()}
     groups = [[p for p in model.parameters() if (id(p) in encoder) == own] for own in (True, False)]
     rates = [v["rate"] * v.get("encoder_rate", 1), v["rate"]]
     optimizer = torch.optim.AdamW(
         [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+    flat = round(v["swa"] * steps) if v.get("swa") else steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=steps, pct_start=min(0.3, flat / steps)
+    )
     if mixed := v.get("mixstyle"):
         for stage in list(model.network.encoder.model.blocks)[:2]:
             stage.register_forward_hook(
                 lambda module, _, out: restyled(out, mixed, generator) if module.training else out
             )
-    average = (
-        torch.optim.swa_utils.AveragedModel(
-            model,
-            multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(v["ema"]),
-            use_buffers=True,
-        )
-        if v.get("ema")
-        else None
-    )
+    average = None
+    if v.get("ema") or v.get("swa"):
+        how = get_ema_multi_avg_fn(v["ema"]) if v.get("ema") else None
+        average = AveragedModel(model, multi_avg_fn=how, use_buffers=True)
     loss_of, weights = build_loss({"cross_entropy": 1, "dice": 1}), np.ones(len(cities))
     share = np.array([sum(r.pixels for r in c.regions) for c in cities]) ** v.get("weighting", 0.0)
-    for _ in range(steps):
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         chosen = random.choice(len(cities), v["batch"], p=share / share.sum())
         crops = [
             crop(cities[c], v["crop"], v.get("scale", 1.0), v["augment"], random) for c in chosen
         ]
         images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
-        images, labels = to_float(images), labels.long()
+        images = to_float(images)
         if v.get("style"):
             images = restyled(images, v["style"], generator).clamp(0, 1)
         if v.get("fda"):
             images = low_swapped(images, v["fda"], generator)
-        images = images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=torch.channels_last), labels.long(), chosen
+
+    for step in range(steps):
+        images, labels, chosen = batch()
         if v.get("mixup"):
             order, own = (
                 torch.randperm(len(images), generator=generator),
@@ -178,15 +193,20 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        if average:
+        if step < flat:
+            schedule.step()
+        if average and (v.get("ema") or step >= flat):
             average.update_parameters(model)
+    if v.get("swa"):  # averaged weights see other statistics than any of theirs
+        update_bn((batch()[0] for _ in range(50)), average.module)
     return (average.module if average else model).eval()
 
 
 @torch.inference_mode()
-def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
-    """ΣI/ΣU over all of a city's pixels, in windows of `side` side by side."""
+def iou_of(model: nn.Module, city: CityTiles, turns: bool, side: int = 512) -> float | None:
+    """ΣI/ΣU over all of a city's pixels, in windows of `side` side by side; of the mean
+    probability of eight symmetries with `turns`.
+    """
     total = torch.zeros(2, dtype=torch.float64)
     for region in city.regions:
         image, label = city.image(region), city.label(region)
@@ -196,8 +216,9 @@ def iou_of(model: nn.Module, city: CityTiles, side: int = 512) -> float | None:
                 truth = torch.from_numpy(
                     np.array(label[top : top + side, left : left + side])
                 ).long()[None]
-                logits = answer(model, to_float(torch.from_numpy(part)[None]))
-                total += torch.stack([n.sum() for n in counts(logits.argmax(1), truth)])
+                with autocast(CPU):
+                    p = probabilities(model, to_float(torch.from_numpy(part)[None]), 1.0, turns)
+                total += torch.stack([n.sum() for n in counts(p.argmax(1), truth)])
     return ratio(*total.tolist())
 
 
@@ -213,13 +234,30 @@ def main() -> None:
     parser.add_argument("--against", default="plain", metavar="VARIANT", help="default: plain")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--folds", type=int, default=2, help="parts the cities are dealt into")
     parser.add_argument("--out", type=Path, default=Path("travels.json"))
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="train nothing: the cities, by this model"
+    )
     asked = parser.parse_args()
     words = {word for name in [*asked.variants, asked.against] for word in name.split("+")}
     if unknown := sorted(words - set(VARIANTS)):
         parser.error(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     cities = open_cities(params.load_params("params.yaml").fetch.cities)
-    halves = cities[::2], cities[1::2]
+    if asked.model:
+        model = read_model(asked.model).eval()
+        for city in cities:
+            print(
+                f"| {city.city} | {iou_of(model, city, False):.3f} | {iou_of(model, city, True):.3f} |"
+            )
+        return
+    parts = [cities[k :: asked.folds] for k in range(asked.folds)]
+
+    @cache
+    def taught(part: int, variant: str, seed: int) -> nn.Module:
+        seen = [city for city in cities if city not in parts[part]]
+        return train(seen, settings(variant), asked.steps, seed)
+
     found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for seed in range(asked.seeds):
         for name in asked.variants or VARIANTS:
@@ -227,9 +265,11 @@ def main() -> None:
             if key in found:
                 continue
             started, ious = time.perf_counter(), {}
-            for seen, unseen in (halves, halves[::-1]):
-                model = train(seen, settings(name), asked.steps, seed)
-                ious |= {city.city: iou_of(model, city) for city in unseen}
+            trained = "+".join(w for w in name.split("+") if w != "turns") or "plain"
+            for part, unseen in enumerate(parts):
+                model = taught(part, trained, seed)
+                turns = name != trained
+                ious |= {city.city: iou_of(model, city, turns) for city in unseen}
             found[key] = {"iou": ious, "seconds": time.perf_counter() - started}
             write_json(asked.out, found)
             print(row(name, asked.against, found, asked.steps), flush=True)
