@@ -69,6 +69,7 @@ VARIANTS = {
     "crop192": {"crop": 192},
     "turns": {"turns": True},  # no training: the map is the mean of eight flips and turns
     "wide": {"decoder": None},  # of five levels, 256 to 16 channels: segmentation-models-pytorch's
+    "lite1": {"encoder": "tu-tf_efficientnet_lite1"},
     "lite2": {"encoder": "tu-tf_efficientnet_lite2"},
     "resnet18": {"encoder": "resnet18", "weights": None},
 }
