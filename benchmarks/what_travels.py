@@ -291,10 +291,12 @@ def row(name: str, against: str, found: dict, steps: int) -> str:
     by city: its 95 % interval is over cities, whose IoU is the mean over seeds.
     """
     mine, base = unseen(name, found, steps), unseen(against, found, steps)
-    difference = np.array([mine[city] - base[city] for city in mine if city in base] or [0.0])
-    count = len(difference)
-    half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5 if count > 2 else 0
     means = f"{np.mean([*mine.values()]):.3f} | {min(mine.values()):.3f}"
+    difference = np.array([mine[city] - base[city] for city in mine if city in base])
+    count = len(difference)
+    if name == against or count < 3:
+        return f"| {name} | {means} | |"
+    half = stats.t.ppf(0.975, count - 1) * difference.std(ddof=1) / count**0.5
     return f"| {name} | {means} | {difference.mean():+.3f} ± {half:.3f} |"
 
 
