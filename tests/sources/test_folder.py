@@ -233,6 +233,12 @@ def test_no_labels_at_all_goes_to_predict(town):
         taken(town, "vector")
 
 
+def test_labels_under_another_name_are_pointed_at(town):
+    (town / "raster/labels").rename(town / "raster/gt")
+    with pytest.raises(InputError, match=r"bring one \(gt/, .* must be called labels/\), or map"):
+        taken(town, "raster")
+
+
 def test_two_files_of_footprints_and_both_kinds(town):
     footprints(town / "vector/more.geojson", [shapely.box(1, 1, 2, 2)], "EPSG:4326")
     with pytest.raises(

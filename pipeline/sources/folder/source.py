@@ -398,10 +398,12 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
             f"{listed([v.name for v in vectors])}; keep one"
         )
     if not vectors:
+        folders = (f.name for f in sorted(root.glob("[!.]*/")) if f.name != IMAGES)
+        others = listed([f"{name}/" for name in folders])
+        called = f" ({others}, if that holds them, must be called {LABELS}/)" if others else ""
         raise InputError(
-            f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one, or "
-            f"map its "
-            "images with `python -m pipeline predict` and a trained model"
+            f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one{called}"
+            ", or map its images with `python -m pipeline predict` and a trained model"
         )
     return vectors[0], []
 
