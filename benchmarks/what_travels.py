@@ -8,14 +8,14 @@ The cities are dealt into two halves of like kinds (or --folds parts), each mapp
 others, so that every city is unseen once; or, with --model, all by a model that is there. IoU is over
 all of a city's pixels, the mean over seeds. A row compares a variant with `--against` city by city:
 the mean difference and its 95 % interval over cities (t), the least city's IoU. Changes go together
-by a plus: style+crop192; `…+turns` after the same without takes its networks. Rows in the file are
+by a plus: style+crop192; `…+turns` right after the same without takes its networks. Rows in the file are
 not trained again: one file for one --folds; two commands with `--out` of their own may run side by
 side, `OMP_NUM_THREADS=1` each.
 """
 
 import json
 import time
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from benchmarks.ratio import arguments_of
 from pipeline import params
+from pipeline.console import table
+from pipeline.networks.card import check_fit
 from pipeline.networks.models import build_model, read_model
 from pipeline.networks.precision import autocast
 from pipeline.scoring.inference import probabilities
@@ -143,9 +145,7 @@ def train(cities: list[CityTiles], v: dict, steps: int, seed: int) -> nn.Module:
         [{"params": g, "lr": r} for g, r in zip(groups, rates, strict=True)], fused=True
     )
     flat = round(v["swa"] * steps) if v.get("swa") else steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=steps, pct_start=min(0.3, flat / steps)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     if mixed := v.get("mixstyle"):
         for stage in list(model.network.encoder.model.blocks)[:2]:
             stage.register_forward_hook(
@@ -247,15 +247,15 @@ def main() -> None:
         parser.error(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     cities = open_cities(params.load_params("params.yaml").fetch.cities)
     if asked.model:
-        model = read_model(asked.model).eval()
+        model = read_model(asked.model)
         for city in cities:
-            print(
-                f"| {city.city} | {iou_of(model, city, False):.3f} | {iou_of(model, city, True):.3f} |"
-            )
+            check_fit(model.card, city, asked.model)
+        rows = [[c.city, *(iou_of(model, c, turns) for turns in (False, True))] for c in cities]
+        table(f"IoU by {asked.model}", ["city", "one pass", "eight turns"], rows)
         return
     parts = [cities[k :: asked.folds] for k in range(asked.folds)]
 
-    @cache
+    @lru_cache(asked.folds)  # for the same with turns, which comes next
     def taught(part: int, variant: str, seed: int) -> nn.Module:
         seen = [city for city in cities if city not in parts[part]]
         return train(seen, settings(variant), asked.steps, seed)
@@ -268,9 +268,9 @@ def main() -> None:
                 continue
             started, ious = time.perf_counter(), {}
             trained = "+".join(w for w in name.split("+") if w != "turns") or "plain"
+            turns = settings(name).get("turns", False)
             for part, unseen in enumerate(parts):
                 model = taught(part, trained, seed)
-                turns = name != trained
                 ious |= {city.city: iou_of(model, city, turns) for city in unseen}
             found[key] = {"iou": ious, "seconds": time.perf_counter() - started}
             write_json(asked.out, found)

@@ -398,8 +398,8 @@ def _label_source(root: Path) -> tuple[Path, list[str]]:
             f"{listed([v.name for v in vectors])}; keep one"
         )
     if not vectors:
-        folders = (f.name for f in sorted(root.glob("[!.]*/")) if f.name != IMAGES)
-        others = listed([f"{name}/" for name in folders])
+        named = [f for f in _folders(str(root)) if f != IMAGES and not f.startswith(".")]
+        others = listed([f"{name}/" for name in named])
         called = f" ({others}, if that holds them, must be called {LABELS}/)" if others else ""
         raise InputError(
             f"{root}: has neither {LABELS}/ nor a file of footprints to learn from; bring one{called}"
