@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from pipeline import params
 from pipeline.attacks import engine, losses, physics
@@ -31,7 +32,7 @@ from pipeline.training.perturb import length
 STRONG = 32  # 1/255: a budget at which no segmenter should stand
 # mean margins of the logits the audit attacks: the model's own may lie where CE saturates
 COOLED, SHARPENED = 1, 8
-LONGER = 10  # times the gradients of the longest attack, on one tile a city
+LONGER = 10  # times the gradients of the longest attack
 HALVING_ROUNDS = 5  # bisections between two known budgets
 
 
@@ -126,6 +127,27 @@ def attack_city(
     yield "excess", {"value": attack.excess}, {}
 
 
+def longer(
+    campaign: Campaign, images: torch.Tensor, labels: torch.Tensor, before: ArrayLike
+) -> dict:
+    """What LONGER times the gradients of the longest attack find at ℓ∞ `attack.reference`, and their
+    `excess`.
+
+    images (N, C, H, W) and labels (N, H, W), a tile a city; `before` (attacks, 2, N): what was
+    measured on them, whose worst IoU the attack is told.
+    """
+    settings = campaign.settings
+    weight = worst_case(*np.array(before).swapaxes(0, 1))[0] or engine.SMALL
+    target = Target(
+        campaign.segmenter, images, labels, "linf", settings.reference / 255, weight=weight
+    )
+    steps = LONGER * max(settings.soft_iou_steps, settings.apgd_steps, settings.steps)
+    generator = torch.Generator().manual_seed(settings.seed)
+    found = campaign.run(target, lambda part: engine.soft_iou(part, steps, generator=generator))
+    tiles = [c.tolist() for c in counts(campaign.predict(found), labels)]
+    return {"tiles": tiles, "excess": excess(found, target)}
+
+
 class CityAttack:
     """A city's tiles under attack. The order of the attacks is part of the
     result: they share one generator.
@@ -191,7 +213,6 @@ class CityAttack:
             "sharpened": self.pgd(reference, loss=losses.tempered(SHARPENED)),
             "noise": engine.noise(reference, self.generator),
             "transfer": self.pgd(replace(reference, segmenter=campaign.relative)),
-            "longer": self.longer(),
         }
         measured: dict[str, Any] = {
             name: self.measure(images, reference) for name, images in found.items()
@@ -207,7 +228,6 @@ class CityAttack:
         measured |= {
             "vanishing": vanishing,
             "relative_clean": self.counts(campaign.predict(self.images, campaign.relative)),
-            "fullest": self.fullest,
         }
         return "checks", measured, self.picture(full)
 
@@ -224,27 +244,6 @@ class CityAttack:
             "after": attacked_map,
         }
         return {name: part[self.shown].cpu().numpy() for name, part in parts.items()}
-
-    @property
-    def fullest(self) -> int:
-        """The tile with the most building."""
-        return int(np.argmax(self.buildings))
-
-    def longer(self) -> torch.Tensor:
-        """The images, the fullest one after ten times the gradients of the longest attack."""
-        tile = slice(self.fullest, self.fullest + 1)
-        weight = self.worst_up_to(self.settings.reference) or engine.SMALL
-        one = replace(
-            self.reference, images=self.images[tile], labels=self.labels[tile], weight=weight
-        )
-        steps = LONGER * max(
-            self.settings.soft_iou_steps, self.settings.apgd_steps, self.settings.steps
-        )
-        images = self.images.clone()
-        images[tile] = self.campaign.run(
-            one, lambda part: engine.soft_iou(part, steps, generator=self.generator)
-        )
-        return images
 
     def worst_up_to(self, budget: float) -> float:
         """The exact worst IoU, of tiles with buildings, over all that was measured at ℓ∞

@@ -140,17 +140,35 @@ def _image_iou(measurements: list[Measurement], buildings: list[int]) -> float |
     return float((intersection / union).min(0).mean()) if union.size else None
 
 
-def evidence(measured: dict[str, dict], reference: str) -> dict:
-    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key.
+def judged(measured: dict[str, dict]) -> dict[str, dict]:
+    """The cities with a building in their tiles: one without has no IoU to be judged by, only
+    perturbations to be within the budget.
+    """
+    return {name: city for name, city in measured.items() if any(city["clean"]["buildings"])}
 
-    A city without a building in its tiles has no IoU to be judged by, only perturbations to be
-    within the budget.
+
+def fullest(city: dict) -> int:
+    """The tile of a city with the most building."""
+    return int(np.argmax(city["clean"]["buildings"]))
+
+
+def on_fullest(measured: dict[str, dict], reference: str) -> np.ndarray:
+    """What each judged city's own gradients found on its fullest tile at the reference budget,
+    (attacks, 2, cities); at least one city is judged.
+    """
+    own = [np.array(_own(c, reference))[..., fullest(c)] for c in judged(measured).values()]
+    return np.stack(own, -1)
+
+
+def evidence(measured: dict[str, dict], reference: str, longer: dict | None) -> dict:
+    """What the audit judges, from every city's measurements; `reference` is the ℓ∞ budget as a key,
+    `longer` what `protocol.longer` found on the fullest tiles, None where no city is judged.
     """
 
     def pooled(measurements: Sequence[ArrayLike]) -> float | None:
         return pooled_iou(*np.concatenate([np.zeros((2, 0)), *map(np.array, measurements)], axis=1))
 
-    cities = [city for city in measured.values() if any(city["clean"]["buildings"])]
+    cities = [*judged(measured).values()]
     worst = [
         [
             pooled_iou(*city["clean"]["tiles"]),
@@ -164,7 +182,10 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         _chosen([city["checks"][key] for key in ("cooled", "sharpened")]) for city in cities
     ]
     return {
-        "excess": max(city["excess"]["value"] for city in measured.values()),
+        "excess": max(
+            *(city["excess"]["value"] for city in measured.values()),
+            longer["excess"] if longer else 0.0,
+        ),
         "worst": worst,
         "steps": [
             pooled([city["checks"][key] for city in cities]) for key in ("half_steps", "steps")
@@ -174,7 +195,7 @@ def evidence(measured: dict[str, dict], reference: str) -> dict:
         **{key: pooled([city["checks"][key] for city in cities]) for key in ("transfer", "noise")},
         "clean": pooled([city["clean"]["tiles"] for city in cities]),
         "vanishing": [pooled_iou(*city["checks"]["vanishing"]) for city in cities],
-        "ten_times": _fall(own, [city["checks"] for city in cities]),
+        "ten_times": _fall(on_fullest(measured, reference), longer["tiles"]) if longer else 0.0,
     }
 
 
@@ -188,18 +209,7 @@ def _own(city: dict, reference: str) -> list[Measurement]:
     ]
 
 
-def _fall(own: list[list[Measurement]], checks: list[dict]) -> float:
-    """By how much the longer attack lowers the worst IoU, on the one tile of
-    each city that it was made on.
-    """
-    if not checks:
-        return 0.0
-    fullest = [check["fullest"] for check in checks]
-    before = np.stack(
-        [np.array(attacks)[..., k] for attacks, k in zip(own, fullest, strict=True)], -1
-    )
-    longer = np.stack(
-        [np.array(check["longer"])[:, k] for check, k in zip(checks, fullest, strict=True)], -1
-    )
-    after = np.concatenate([before, longer[None]])
+def _fall(before: np.ndarray, tiles: Measurement) -> float:
+    """By how much one attack more, (2, cities), lowers the worst IoU of those `before`, (attacks, 2, cities)."""
+    after = np.concatenate([before, [tiles]])
     return (_worst(before) or 0.0) - (_worst(after) or 0.0)

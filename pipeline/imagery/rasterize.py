@@ -22,25 +22,21 @@ def rasterize(
     holes stay holes. Where polygons overlap, higher classes win, and any class wins over ignore: a
     doubtful footprint does not take a certain one away.
     """
-    return _looked_up(labels, draw(polygons, labels, grid, all_touched))
+    return _draw(polygons, labels, labels, grid, all_touched)
 
 
-def draw(
-    polygons: np.ndarray, labels: np.ndarray, grid: Grid, all_touched: bool = False
+def _draw(
+    polygons: np.ndarray, labels: np.ndarray, values: np.ndarray, grid: Grid, all_touched: bool
 ) -> np.ndarray:
-    """(height, width) int32: 0, or 1 + the index of the polygon that a pixel belongs to, as
-    `rasterize` says.
+    """(height, width) of the values' type: 0, or the value (N,) of the polygon that a pixel belongs
+    to, as `rasterize` says.
     """
-    out = np.zeros(grid.shape, np.int32)
+    out = np.zeros(grid.shape, values.dtype)
     order = np.argsort(np.where(labels == IGNORE, 0, labels), kind="stable")
     if len(order):
-        shapes = _mappings(polygons[order], order + 1)
+        shapes = _mappings(polygons[order], values[order])
         features.rasterize(shapes, out=out, transform=grid.transform, all_touched=all_touched)
     return out
-
-
-def _looked_up(values: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.uint8), values])[drawn]
 
 
 def _mappings(polygons: np.ndarray, values: np.ndarray) -> list[tuple[dict, int]]:
@@ -95,9 +91,8 @@ class VectorLabels:
         near = np.sort(
             self._tree.query(shapely.polygons(part.corners()[0]), predicate="intersects")
         )
-        labels, numbers = (
-            self.labels[near],
-            np.where(self.labels[near] == IGNORE, np.uint8(0), self.numbers[near]),
-        )
-        drawn = draw(self.polygons[near], labels, part, self.all_touched)
-        return _looked_up(labels, drawn), _looked_up(numbers, drawn)
+        labels = self.labels[near].astype(np.uint8)
+        numbers = np.where(labels == IGNORE, 0, self.numbers[near]).astype(np.uint16)
+        both = numbers << 8 | labels  # drawn at once
+        drawn = _draw(self.polygons[near], labels, both, part, self.all_touched)
+        return drawn.astype(np.uint8), (drawn >> 8).astype(np.uint8)

@@ -109,7 +109,7 @@ def run(
 
     measured = {city: result.measured for city, result in results.items()}
     _unrefuted(measured)
-    numbers = evidence(measured, f"{settings.reference:g}")
+    numbers = evidence(measured, f"{settings.reference:g}", _longer(attacking, measured))
     metrics: dict[str, Any] = {"city": {city: city_metrics(m) for city, m in measured.items()}}
     if settings.universal:
         for city, row in _universal(attacking.campaign, results, attacking.samples).items():
@@ -287,6 +287,27 @@ def _drawn(deployed, image: np.ndarray) -> np.ndarray:
 
     bands = infer(deployed.segmenter, image, temperature=deployed.decision.temperature)
     return np.concatenate([deployed.decision.of_probabilities(p[..., 1:]) for _, p in bands])
+
+
+def _longer(attacking: Attacking, measured: dict[str, dict]) -> dict | None:
+    """The audit's longest attack, on the fullest tile of every city at once; None where no tile
+    holds a building.
+    """
+    from pipeline.attacks.protocol import longer
+    from pipeline.attacks.scores import fullest, judged, on_fullest
+    from pipeline.tiles.tensors import to_tensors
+
+    if not (cities := judged(measured)):
+        return None
+    campaign = attacking.campaign
+    pairs = [
+        [part[fullest(city)] for part in attacking.samples[name]] for name, city in cities.items()
+    ]
+    images, labels = (np.stack(parts) for parts in zip(*pairs, strict=True))
+    before = on_fullest(measured, f"{campaign.settings.reference:g}")
+    device = next(campaign.segmenter.parameters()).device
+    console.print("audit: ten times the gradients on the fullest tile of each city")
+    return longer(campaign, *to_tensors((images, labels), device), before)
 
 
 def _universal(campaign, results: dict[str, Attacked], samples: dict) -> dict[str, dict]:

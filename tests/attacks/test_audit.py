@@ -9,8 +9,8 @@ from torch import nn
 
 from pipeline import params
 from pipeline.attacks.audit import CHECKS, AuditFailed, audit, demand
-from pipeline.attacks.protocol import Campaign, attack_city
-from pipeline.attacks.scores import by_method, city_metrics, evidence
+from pipeline.attacks.protocol import Campaign, attack_city, longer
+from pipeline.attacks.scores import by_method, city_metrics, evidence, fullest, on_fullest
 from pipeline.attacks.surrogate import surrogate
 from pipeline.attacks.worst_case import worst_case
 from pipeline.course import tint
@@ -55,7 +55,7 @@ def test_each_check_fails_alone_and_is_named(check, change):
         demand(checks, "evidence.json")
 
 
-AT_REFERENCE = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise", "longer")
+AT_REFERENCE = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise")
 
 
 class Quantised(nn.Module):
@@ -80,19 +80,22 @@ class Saturated(nn.Module):
         return self.factor * logits
 
 
-def measured(model: nn.Module, methods: list[str]) -> dict:
-    """As the stage does by default, with a surrogate that is a copy of the
-    model, its mask included.
+def measured(model: nn.Module, methods: list[str]) -> tuple[dict, dict]:
+    """As the stage does by default, with a surrogate that is a copy of the model, its mask
+    included: the measurements, and what the audit judges.
     """
     settings = params.Attack(
         linf=[2, 4, 8], reference=8, steps=8, apgd_steps=4, patch=4, methods=methods, batch_size=16
     )
     relative = surrogate(model, *tint.tiles(8, 98))
     campaign = Campaign(model, relative, settings, torch.tensor([800, 200]), [50.0, 150.0])
-    return {
-        name: numbers
-        for name, numbers, _ in attack_city(campaign, *tint.tiles(24, 99), tint.tiles(8, 98), 0.5)
+    tiles = tint.tiles(24, 99)
+    numbers = {
+        name: numbers for name, numbers, _ in attack_city(campaign, *tiles, tint.tiles(8, 98), 0.5)
     }
+    one = [part[fullest(numbers)][None] for part in tiles]
+    after = longer(campaign, *one, on_fullest({"tinted": numbers}, "8"))
+    return numbers, evidence({"tinted": numbers}, "8", after)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,7 @@ def model() -> nn.Module:
 
 @pytest.mark.slow
 def test_an_honest_model_passes(model):
-    numbers = measured(model, ["fgsm", "pgd", "apgd", "soft_iou"])
-    found = evidence({"tinted": numbers}, "8")
+    numbers, found = measured(model, ["fgsm", "pgd", "apgd", "soft_iou"])
     checks = audit(**found)
     assert all(checks.values()), found
     metrics = city_metrics(numbers)
@@ -137,7 +139,7 @@ def test_a_model_that_hides_its_gradients_is_flagged(model, mask, check):
         "saturated": nn.Sequential(model, Saturated(1e6)),
         "sure": nn.Sequential(model, Saturated(100)),
     }[mask]
-    checks = audit(**evidence({"tinted": measured(hidden, ["fgsm", "pgd"])}, "8"))
+    checks = audit(**measured(hidden, ["fgsm", "pgd"])[1])
     with pytest.raises(AuditFailed, match=check):
         demand(checks, "evidence.json")
 
@@ -155,12 +157,12 @@ def test_each_budget_stands_on_its_own_attacks():
             "clean": {"tiles": [[9], [10]], "buildings": [9]},
             "linf 1": one,
             "linf 2": two,
-            "checks": checks
-            | {"vanishing": [[0], [10]], "relative_clean": [[9], [10]], "fullest": 0},
+            "checks": checks | {"vanishing": [[0], [10]], "relative_clean": [[9], [10]]},
             "excess": {"value": 0.0},
         }
 
-    found = {at_two: audit(**evidence({"town": city(at_two)}, "1")) for at_two in (3, 5)}
+    longer = {"tiles": [[3], [10]], "excess": 0.0}
+    found = {at_two: audit(**evidence({"town": city(at_two)}, "1", longer)) for at_two in (3, 5)}
     assert found[3]["monotone_in_budget"] and not found[5]["monotone_in_budget"]
     assert city_metrics(city(5))["linf"]["2"]["worst"] == 0.4
 
@@ -180,25 +182,26 @@ def test_mean_over_tiles_leaves_out_those_without_buildings():
     assert city_metrics(nothing)["linf"]["1"]["image_worst"] is None
 
 
-def test_the_longer_attack_counts_on_its_tile_alone():
-    """Two cities of two tiles: what all attacks found on the fullest ones, 3 +
-    2 of 20, falls to 1 + 2 of 20.
+def test_the_longer_attack_counts_on_its_tiles_alone():
+    """Two cities of two tiles: what all attacks found on the fullest ones, 3 + 2 of 20, falls to
+    1 + 2 of 20; a longer attack beyond the budget counts as any other would.
     """
 
-    def city(fullest: int, found: int, longer: int) -> dict:
+    def city(fullest: int, found: int) -> dict:
         tiles = {name: [[9, 9], [10, 10]] for name in AT_REFERENCE}
-        own, after = [9, 9], [0, 0]
-        own[fullest], after[fullest] = found, longer
-        checks = tiles | {"vanishing": [[0], [1]], "fullest": fullest, "longer": [after, [10, 10]]}
+        own, buildings = [9, 9], [1, 1]
+        own[fullest], buildings[fullest] = found, 9
         return {
-            "clean": {"tiles": [[9, 9], [10, 10]], "buildings": [9, 9]},
+            "clean": {"tiles": [[9, 9], [10, 10]], "buildings": buildings},
             "linf 1": {"noise": [[0, 0], [10, 10]], "pgd": [own, [10, 10]]},
-            "checks": checks,
+            "checks": tiles | {"vanishing": [[0], [1]]},
             "excess": {"value": 0.0},
         }
 
-    found = evidence({"town": city(0, 3, 1), "village": city(1, 2, 4)}, "1")
+    cities = {"town": city(0, 3), "village": city(1, 2)}
+    found = evidence(cities, "1", {"tiles": [[1, 4], [10, 10]], "excess": 0.1})
     assert found["ten_times"] == pytest.approx((3 + 2) / 20 - (1 + 2) / 20)
+    assert found["excess"] == 0.1
 
 
 def test_a_method_of_several_losses_is_their_worst_case():

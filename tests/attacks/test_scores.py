@@ -7,16 +7,7 @@ import pytest
 from pipeline.attacks.audit import audit
 from pipeline.attacks.scores import city_metrics, evidence
 
-CHECKS = (
-    "half_steps",
-    "steps",
-    "cooled",
-    "sharpened",
-    "transfer",
-    "noise",
-    "relative_clean",
-    "longer",
-)
+CHECKS = ("half_steps", "steps", "cooled", "sharpened", "transfer", "noise", "relative_clean")
 
 
 def city(buildings: list[int], tiles: list, attacked: list) -> dict:
@@ -30,7 +21,6 @@ def city(buildings: list[int], tiles: list, attacked: list) -> dict:
         "checks": {
             **dict.fromkeys(CHECKS, tiles),
             "steps": attacked,
-            "fullest": 0,
             "vanishing": [[0, 0], tiles[1]],
         },
         "halving": {"linf": None},
@@ -68,10 +58,11 @@ def test_every_iou_of_a_city_without_buildings_is_null(field):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_audit_judges_by_the_cities_with_buildings(field):
-    alone = evidence({"town": TOWN}, "1")
-    assert evidence({"field": FIELDS[field], "town": TOWN}, "1") == alone
+    longer = {"tiles": [[4], [10]], "excess": 0.0}  # of the town's fullest tile
+    alone = evidence({"town": TOWN}, "1", longer)
+    assert evidence({"field": FIELDS[field], "town": TOWN}, "1", longer) == alone
     assert all(audit(**alone).values())
-    nothing = evidence({"field": FIELDS[field]}, "1")
+    nothing = evidence({"field": FIELDS[field]}, "1", None)
     assert nothing["clean"] is None and all(audit(**nothing).values())
     nothing["excess"] = 1e-3  # a budget is one wherever it is
     assert not audit(**nothing)["within_budget"]
