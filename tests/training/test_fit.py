@@ -3,6 +3,7 @@ the weights are the same.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trainer
 from safetensors.torch import load_file
 from toy import toy_scene, write_city
 
@@ -24,18 +26,6 @@ from pipeline.params import parse_params
 from pipeline.tiles.store import CityTiles, open_cities
 from pipeline.training.crops import RandomCrops, StepSampler
 from pipeline.training.fit import fit, stopped
-
-# A process that trains as the stage does, on tiles and parameters given as JSON.
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from pipeline.tiles.store import CityTiles, open_cities
-from pipeline.params import parse_params
-from pipeline.training.fit import fit
-job = json.loads(sys.argv[1])
-cities = [CityTiles(Path(job["tiles"]) / c) for c in job["params"]["fetch"]["cities"]]
-fit(parse_params(job["params"]), cities, Path(job["folder"]), work=Path(job["work"]))
-"""
 
 
 def settings(**train) -> dict:
@@ -56,21 +46,23 @@ def settings(**train) -> dict:
     }
 
 
-def start(tiles: Path, folder: Path, params: dict, prefix: tuple = (), **env) -> subprocess.Popen:
-    job = {
-        "tiles": str(tiles),
-        "params": params,
-        "folder": str(folder),
-        "work": str(folder.parent / "work"),
-    }
-    command = [*(prefix or (sys.executable,)), "-c", SCRIPT] if not prefix else [*prefix]
-    return subprocess.Popen(
-        [*command, json.dumps(job)], env={**os.environ, "OMP_NUM_THREADS": "1", **env}
+def start(
+    tiles: Path, folder: Path, params: dict, **environment: str
+) -> multiprocessing.process.BaseProcess:
+    """A process that trains, forked from one that has imported everything."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["pipeline.training.fit", "pipeline.training.augment"])
+    process = processes.Process(
+        target=trainer.work, args=(str(tiles), str(folder), params), kwargs=environment
     )
+    process.start()
+    return process
 
 
 def train(tiles: Path, folder: Path, params: dict) -> dict:
-    assert start(tiles, folder, params).wait(120) == 0
+    process = start(tiles, folder, params)
+    process.join(120)
+    assert process.exitcode == 0
     return load_file(folder / "weights.safetensors")
 
 
@@ -83,11 +75,11 @@ def test_killed_at_any_epoch_it_ends_with_the_same_weights(toy_tiles, tmp_path):
     for _ in range(3):
         process = start(toy_tiles, folder, params)
         before = {p: p.stat().st_mtime for p in (folder.parent / "work").glob("*/last.ckpt")}
-        while process.poll() is None and kills < 3:
+        while process.is_alive() and kills < 3:
             now = {p: p.stat().st_mtime for p in (folder.parent / "work").glob("*/last.ckpt")}
             if now and now != before:  # an epoch further than where it started
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
+                process.kill(), process.join()
+                kills += process.exitcode == -signal.SIGKILL
             time.sleep(0.01)
     assert kills > 0 and not (folder / "model.json").exists(), (
         "the kills came too late to prove anything"
@@ -103,33 +95,27 @@ def test_changed_parameters_never_meet_an_old_checkpoint(toy_tiles, tmp_path):
     folder = tmp_path / "run" / "model"
     process = start(toy_tiles, folder, settings(epochs=400))
     while not list((folder.parent / "work").glob("*/last.ckpt")):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
-    process.kill(), process.wait()
+    process.kill(), process.join()
     train(toy_tiles, folder, settings(epochs=3))
     card = read_card(folder)
     assert not card.training["resumed"] and len(card.history) == 3
 
 
-def train_by_two(tiles: Path, folder: Path, params: dict) -> dict:
-    """The model card of two processes under torchrun."""
-    folder.parent.mkdir()
-    script = folder.parent / "train.py"
-    script.write_text(SCRIPT)
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port}",
-        str(script),
-    ]
-    assert start(tiles, folder, params, prefix=tuple(torchrun)).wait(180) == 0
-    return read_card(folder)
+        return s.getsockname()[1]
+
+
+def torchrun(tiles: Path, folder: Path, params: dict) -> None:
+    folder.parent.mkdir()
+    job = {"tiles": str(tiles), "folder": str(folder), "params": params}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command += [trainer.__file__, json.dumps(job)]
+    subprocess.run(command, check=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow
@@ -148,8 +134,8 @@ def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
         optimizer="sgd", epochs=2, loss={"cross_entropy": 1.0, "focal": 1.0, "hinge": 0.5}
     )
     train(tmp_path / "tiles", tmp_path / "one" / "model", params)
-    two = train_by_two(tmp_path / "tiles", tmp_path / "two" / "model", params)
-    one = read_card(tmp_path / "one" / "model")
+    torchrun(tmp_path / "tiles", tmp_path / "two" / "model", params)
+    one, two = (read_card(tmp_path / name / "model") for name in ("one", "two"))
     assert two.training["processes"] == 2
     assert [e["loss"] for e in two.history] == pytest.approx(
         [e["loss"] for e in one.history], rel=1e-4
@@ -163,7 +149,17 @@ def test_two_processes_draw_the_same_loss_curve_as_one(tmp_path):
 def test_two_processes_train_what_holds_batch_norm_and_a_shortened_encoder(toy_tiles, tmp_path):
     model = {"architecture": "pspnet", "encoder": "resnet18"}
     params = settings(model=model, epochs=2, steps_per_epoch=2, crop=32, batch_size=4)
-    card = train_by_two(toy_tiles, tmp_path / "two" / "model", params)
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "two"}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    (tmp_path / "two").mkdir()
+    ranks = [
+        start(toy_tiles, tmp_path / "two/model", params, RANK=rank, LOCAL_RANK=rank, **told)
+        for rank in "01"
+    ]
+    for process in ranks:
+        process.join(180)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    card = read_card(tmp_path / "two/model")
     assert len(card.history) == 2 and card.confidence is not None  # calibrated
 
 
