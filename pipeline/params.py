@@ -575,7 +575,9 @@ class Convex(Certificate):
     architecture: Literal["small_fcn", "small_unet"] = Field(
         "small_fcn", description="the certifiable network"
     )
-    chunk: Count = Field(64, description="backward CROWN passes held at once: bounds the memory")
+    chunk: Count = Field(
+        32, description="backward CROWN passes held at once: more take memory and, on a CPU, time"
+    )
 
 
 class LipschitzNet(Certificate):

@@ -22,6 +22,7 @@ import torch
 from pipeline.attacks import losses
 from pipeline.attacks.losses import AttackLoss
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.scoring.metrics import buildings, counts
 from pipeline.training.perturb import (
     ball,
@@ -50,7 +51,7 @@ def harm(
     stands for it where nothing is known. So a tile without any building left goes on: what it
     invents lowers the pooled IoU.
     """
-    (intersection, union), truth = counts(logits.argmax(1), labels), buildings(labels)
+    (intersection, union), truth = counts(leading(logits), labels), buildings(labels)
     return (
         (truth - intersection + weight * (union - truth)) / truth.clamp_min(1),
         (intersection == 0) & (union == (labels != IGNORE).sum((1, 2))),
@@ -60,13 +61,13 @@ def harm(
 def erased(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The share of building pixels predicted as background."""
     building = (labels > 0) & (labels != IGNORE)
-    share = (building & (logits.argmax(1) == 0)).sum((1, 2)) / building.sum((1, 2)).clamp_min(1)
+    share = (building & (leading(logits) == 0)).sum((1, 2)) / building.sum((1, 2)).clamp_min(1)
     return share, share == 1
 
 
 def invented(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The share of background pixels predicted as building."""
-    share = ((labels == 0) & (logits.argmax(1) > 0)).sum((1, 2)) / (labels == 0).sum(
+    share = ((labels == 0) & (leading(logits) > 0)).sum((1, 2)) / (labels == 0).sum(
         (1, 2)
     ).clamp_min(1)
     return share, share == 1

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.training.perturb import valid_mean
 
 # temperatures of the soft IoU, in mean margins, of the first step and the last
@@ -29,7 +30,7 @@ def _log_p(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(1) == _truth(labels)
+    return leading(logits) == _truth(labels)
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, progress: float = 0) -> torch.Tensor:

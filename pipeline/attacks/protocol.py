@@ -26,6 +26,7 @@ from pipeline.attacks.scores import Measurement
 from pipeline.attacks.worst_case import worst_case
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.scoring.metrics import buildings, counts
 from pipeline.training.perturb import length
 
@@ -66,7 +67,7 @@ class Campaign:
                 f"the budget; "
                 "its weights are damaged or overflow: train it again"
             )
-        return logits.argmax(1)
+        return leading(logits)
 
     def run(self, target: Target, attack: Callable[[Target], torch.Tensor]) -> torch.Tensor:
         with self.autocast():

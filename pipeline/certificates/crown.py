@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.func import vjp
 
 from pipeline.certificates.bounds import Affine, Bounds, Box, MaxPool, ReLU
+from pipeline.networks.decision import leading
 
 Boxes = dict[fx.Node, Box]
 
@@ -225,7 +226,7 @@ def crown_ibp_margins(bounds: Bounds, box: Box, *, chunk: int = 64) -> Tensor:
         centre = bounds.intervals(Box((lower + upper) / 2, (lower + upper) / 2))[
             bounds.logits
         ].lower
-        lead = (centre if bounds.decision is None else bounds.decision.logits(centre)).argmax(1)[0]
+        lead = leading(centre if bounds.decision is None else bounds.decision.logits(centre))[0]
         differences, classes = bounds.differences(boxes), centre.shape[1]
         where = bounds.margins(boxes, differences)[0].amax(0) <= 0
         unit = torch.eye(classes, dtype=centre.dtype, device=centre.device)

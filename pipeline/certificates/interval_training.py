@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.certificates.bounds import Bounds, Box, image_box
 from pipeline.certificates.outer_polytope import Cauchy, dual_differences
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.networks.models import Segmenter
 from pipeline.scoring.metrics import counts
 from pipeline.training.losses import Loss, cross_entropy, hinge
@@ -61,7 +62,7 @@ class Collapse:
     valid: float = 0.0
 
     def see(self, logits: Tensor, labels: Tensor) -> None:
-        prediction, valid = logits.argmax(1), labels != IGNORE
+        prediction, valid = leading(logits), labels != IGNORE
         intersection, union = (float(n.sum()) for n in counts(prediction, labels))
         news = intersection, union, float((valid & (prediction > 0)).sum()), float(valid.sum())
         for name, new in zip(("intersection", "union", "predicted", "valid"), news, strict=True):

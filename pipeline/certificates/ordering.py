@@ -40,6 +40,7 @@ from pipeline.certificates.lipschitz import (
 )
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.networks.lipschitz import watch_values
 from pipeline.networks.models import Segmenter
 from pipeline.params import Convex, LipschitzNet, Smoothing
@@ -156,7 +157,7 @@ def smoothing_rows(
     start = torch.Generator().manual_seed(seed)
     options: dict[str, Any] = {"batch_size": settings.batch_size, "generator": noise}
     batch = min(BATCH, settings.batch_size)
-    base = certified_iou(logits_of(deployed, images, batch).argmax(1), labels)
+    base = certified_iou(leading(logits_of(deployed, images, batch)), labels)
     rows = {}
     for sigma in sorted(settings.sigma):
         radius = smoothing.radius(sigma, settings.tau)
@@ -171,13 +172,13 @@ def smoothing_rows(
         smoothed = smoothing.ExpectedSegmenter(deployed, draws)
         for found, norms in attack(Target(smoothed, *data, "l2", radius), steps, start, batch):
             votes = smoothing.votes(deployed, found, sigma, settings.n, **options)
-            attempts.predictions.append(votes.argmax(1))
+            attempts.predictions.append(leading(votes))
             kept = votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
             lost = (
                 binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept]
                 <= settings.alpha / kept.size
             )
-            changed = torch.where(torch.from_numpy(lost).to(labels.device), votes.argmax(1), chosen)
+            changed = torch.where(torch.from_numpy(lost).to(labels.device), leading(votes), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))
         valid = labels != IGNORE
@@ -204,7 +205,7 @@ def convex_rows(
     (images, labels), deployed = data, segmenter.deployed()
     start = torch.Generator().manual_seed(seed)
     bounds = Bounds(segmenter.network, segmenter.decision)
-    prediction = logits_of(deployed, images).argmax(1)
+    prediction = leading(logits_of(deployed, images))
     with torch.no_grad():
         reached, classes, single = torch.zeros(labels.shape, device=labels.device), {}, {}
         proven = torch.full_like(prediction, ABSTAIN)
@@ -222,7 +223,7 @@ def convex_rows(
     for r in sorted(settings.radii):
         place = f"{where}, ℓ∞ {r:g}/255"
         for found, norms in attack(Target(deployed, *data, "linf", r / 255), steps, start):
-            attempts.predictions.append(logits_of(deployed, found).argmax(1))
+            attempts.predictions.append(leading(logits_of(deployed, found)))
             attempts.norms.append(norms)
         for answer, norms in zip(attempts.predictions[1:], attempts.norms, strict=True):
             unrefuted(place, refuted(classes[r], reached + 1e-6, answer, norms, labels))
@@ -248,7 +249,7 @@ def lipschitz_rows(
     for r in sorted(settings.radii):
         place = f"{where}, ℓ2 {r:g}"
         for found, norms in attack(Target(deployed, *data, "l2", r), steps, start):
-            answer = logits_of(deployed, found).argmax(1)
+            answer = leading(logits_of(deployed, found))
             attempts.predictions.append(answer)
             unrefuted(place, refuted(prediction, radius, answer, norms, labels))
             unrefuted(place, overspent(radius, prediction, answer, norms))
@@ -274,7 +275,7 @@ def lipschitz_certificate(segmenter: Segmenter, images: Tensor) -> Pair:
     with watch_values(segmenter.network, largest):
         logits = logits_of(segmenter.deployed(), images)
     constant = float(1 / segmenter.std.min())
-    return logits.argmax(1), lipschitz_radii(logits, constant, max(largest, default=1.0))
+    return leading(logits), lipschitz_radii(logits, constant, max(largest, default=1.0))
 
 
 ROWS = {"smoothing": smoothing_rows, "convex": convex_rows, "lipschitz": lipschitz_rows}

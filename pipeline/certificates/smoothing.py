@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.certificates.bounds import ABSTAIN
 from pipeline.certificates.samples import check_samples
+from pipeline.networks.decision import leading
 from pipeline.networks.precision import autocast
 
 
@@ -53,7 +54,7 @@ def votes(
                 counts = torch.zeros(
                     len(images), *logits.shape[1:], dtype=torch.int32, device=image.device
                 )
-            winner = logits.argmax(1, keepdim=True)
+            winner = leading(logits).unsqueeze(1)
             classes = torch.arange(logits.shape[1], device=image.device)[:, None, None]
             counts[i] += (winner == classes).sum(0, dtype=torch.int32)
     return counts
@@ -108,9 +109,9 @@ def smooth(
     segmenter: nn.Module, images: Tensor, sigma: float, n0: int, n: int, **options
 ) -> Smoothed:
     """Sample the smoothed segmenter at images (N, C, H, W) in [0,1]; options as in `votes`."""
-    chosen = votes(segmenter, images, sigma, n0, **options).argmax(1)
+    chosen = leading(votes(segmenter, images, sigma, n0, **options))
     counts = votes(segmenter, images, sigma, n, **options)
-    return Smoothed(chosen, counts.gather(1, chosen[:, None])[:, 0], counts.argmax(1), n)
+    return Smoothed(chosen, counts.gather(1, chosen[:, None])[:, 0], leading(counts), n)
 
 
 def certify_scene(
@@ -156,13 +157,16 @@ class ExpectedSegmenter(nn.Module):
     One draw is held at a time.
     """
 
-    def __init__(self, segmenter: nn.Module, noise: Tensor):
+    def __init__(self, segmenter: nn.Module, noise: Tensor, precision: str = "auto"):
         super().__init__()
         self.segmenter, self.noise = segmenter, noise  # (draws, C, H, W), σ included
+        self.precision = precision  # as in `votes`
 
     def forward(self, images: Tensor) -> Tensor:
         def share(draw: Tensor) -> Tensor:
-            return self.segmenter(images + draw).softmax(1)
+            with autocast(images.device, self.precision):
+                logits = self.segmenter(images + draw)
+            return logits.float().softmax(1)
 
         total = sum(checkpoint(share, draw, use_reentrant=False) for draw in self.noise)
         return (total / len(self.noise)).clamp_min(1e-12).log()

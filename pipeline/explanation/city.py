@@ -12,6 +12,7 @@ from pipeline import params
 from pipeline.attacks.patch import receptive_radius
 from pipeline.explanation.attribution import BATCH, Building, explain
 from pipeline.explanation.cues import CUES, roofs, taken
+from pipeline.networks.decision import leading
 from pipeline.scoring.metrics import buildings as counted
 from pipeline.scoring.metrics import counts
 
@@ -62,7 +63,7 @@ def tensor(segmenter: nn.Module, images: np.ndarray) -> torch.Tensor:
 def drawn(segmenter: nn.Module, images: np.ndarray) -> np.ndarray:
     """The map (N, H, W) uint8 of images (N, H, W, C)."""
     parts = tensor(segmenter, images).split(BATCH)
-    return torch.cat([segmenter(part).argmax(1) for part in parts]).cpu().numpy().astype(np.uint8)
+    return torch.cat([leading(segmenter(part)) for part in parts]).cpu().numpy().astype(np.uint8)
 
 
 def tallies(classes: np.ndarray, labels: np.ndarray) -> list[list[int]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.incremental.losses import Weights, distillation, ewc, fisher
+from pipeline.networks.decision import leading
 from pipeline.networks.models import Segmenter, build_model
 from pipeline.params import Incremental, Model
 from pipeline.scoring.metrics import counts
@@ -181,7 +182,7 @@ class Tests:
 
     @torch.inference_mode()
     def classes(self, segmenter: nn.Module, city: str) -> Tensor:
-        return torch.cat([segmenter(some).argmax(1) for some in self.tiles[city][0].split(8)])
+        return torch.cat([leading(segmenter(some)) for some in self.tiles[city][0].split(8)])
 
     def measure(self, segmenter: nn.Module, kind: int | None = None) -> Counts:
         """Intersection and union by scene; of one class alone where a `kind` is given."""

@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from pipeline.networks.card import Card
 
 
+def leading(logits: Tensor) -> Tensor:
+    """The class (N, H, W) int64 of the largest logit (N, K, H, W), of equal ones the first: argmax,
+    which takes up to thirty times as long along the channels of a contiguous tensor.
+    """
+    return logits.max(1).indices
+
+
 @dataclass(frozen=True)
 class Decision:
     """A pixel is a building where its probability 1 − softmax(z/T)₀ exceeds `threshold`, then of
@@ -51,7 +58,7 @@ class Decision:
 
     def __call__(self, z: Tensor) -> Tensor:
         """The classes drawn, (N, H, W) int64, of the network's logits (N, K, H, W)."""
-        return self.logits(z).argmax(1)
+        return leading(self.logits(z))
 
     def of_probabilities(self, kinds: np.ndarray) -> np.ndarray:
         """The classes drawn, (…) uint8, of tempered probabilities (…, k) of the kinds of building:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.scoring.bootstrap import (
     Estimate,
     degrees_of_freedom,
@@ -173,7 +174,7 @@ def city_iou(
     if not buildings(labels).any():
         return None
     with torch.inference_mode():
-        classes = torch.cat([model(some).argmax(1) for some in images.split(BATCH)])
+        classes = torch.cat([leading(model(some)) for some in images.split(BATCH)])
     of_scene = np.unique(scenes)[:, None] == scenes
     return iou_estimate(
         *(of_scene @ n.cpu().numpy() for n in counts(classes, labels)), draws, seed=0

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pipeline import params
 from pipeline.labels import IGNORE
+from pipeline.networks.decision import leading
 from pipeline.scoring.metrics import counts
 from pipeline.training.perturb import (
     pixel_gradient,
@@ -203,7 +204,7 @@ def overfitting_gap(
 
     def iou(moved: torch.Tensor) -> float:
         with _evaluating(segmenter):
-            found = segmenter(moved).argmax(1)
+            found = leading(segmenter(moved))
         intersection, union = counts(found, labels)
         return float(intersection.sum() / union.sum().clamp_min(1))
 

@@ -35,7 +35,7 @@ from pipeline.code import version
 from pipeline.console import console, duration, progress_bar
 from pipeline.errors import InputError
 from pipeline.networks.card import Card, read_card
-from pipeline.networks.decision import Decision
+from pipeline.networks.decision import Decision, leading
 from pipeline.networks.glance import Glance
 from pipeline.networks.models import (
     Segmenter,
@@ -198,7 +198,7 @@ class SegmentationTraining(lightning.LightningModule):
         if index == 0:
             self.first = batch[:2]
         logits = self.segmenter(to_float(batch[0]))
-        intersection, union = counts(logits.argmax(1), labels)
+        intersection, union = counts(leading(logits), labels)
         failed = (~logits.isfinite()).flatten(1).any(1)
         of_tiles = torch.stack(
             [n.double() for n in (intersection, union, buildings(labels), failed)]
