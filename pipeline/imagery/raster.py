@@ -7,11 +7,12 @@ columns, so a window gives the same bytes wherever it is cut. Nodata pixels weig
 a target pixel half covered by nodata is nodata (0, label 255).
 """
 
+import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -93,35 +94,43 @@ def open_raster(path: str | Path) -> Generator[rasterio.DatasetReader]:
 
     Whatever it finds wrong, on opening or in mid-read, becomes one InputError.
     """
-    local = Path(path).is_file()
+    status = os.stat(path) if Path(path).is_file() else None
     with (
         _reading(path),
         rasterio.Env(**CAUTIOUS, **(REMOTE | gdal_options() if "://" in str(path) else {})),
     ):
-        with rasterio.Env(**LOCAL) if local else nullcontext():
+        with rasterio.Env(**LOCAL) if status else nullcontext():
             dataset = open_alone(str(path))
         with dataset:
-            if local and _blocks_end(dataset) > Path(path).stat().st_size:
+            if (
+                status
+                and _blocks_end(str(path), status.st_size, status.st_mtime_ns) > status.st_size
+            ):
                 raise OSError("its last block of pixels lies behind its end")
             yield dataset
 
 
-def _blocks_end(dataset) -> int:
-    """The byte behind the last block of an uncompressed GeoTIFF, of other files 0.
+@lru_cache(1024)
+def _blocks_end(path: str, size: int, changed: int) -> int:
+    """The byte behind the last block of an uncompressed GeoTIFF, of other files 0; size, changed:
+    of the file asked, which tells of every block, so that it is asked once.
 
     Read directly, a block that a cut file lacks is silently whatever was in memory before.
     """
-    if dataset.driver != "GTiff" or dataset.compression is not None:
-        return 0
-    bands = [1] if dataset.interleaving == Interleaving.pixel else dataset.indexes
-    (height, width), last = dataset.block_shapes[0], (0, "0_0", 1)
-    for band in bands:
-        for y in range(-(-dataset.height // height)):
-            for x in range(-(-dataset.width // width)):
-                offset = dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
-                # a block of a sparse file may be missing
-                last = max(last, (int(offset or 0), f"{x}_{y}", band))
-    return last[0] + int(dataset.get_tag_item(f"BLOCK_SIZE_{last[1]}", "TIFF", bidx=last[2]) or 0)
+    with open_alone(path) as dataset:
+        if dataset.driver != "GTiff" or dataset.compression is not None:
+            return 0
+        bands = [1] if dataset.interleaving == Interleaving.pixel else dataset.indexes
+        (height, width), last = dataset.block_shapes[0], (0, "0_0", 1)
+        for band in bands:
+            for y in range(-(-dataset.height // height)):
+                for x in range(-(-dataset.width // width)):
+                    offset = dataset.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=band)
+                    # a block of a sparse file may be missing
+                    last = max(last, (int(offset or 0), f"{x}_{y}", band))
+        return last[0] + int(
+            dataset.get_tag_item(f"BLOCK_SIZE_{last[1]}", "TIFF", bidx=last[2]) or 0
+        )
 
 
 @contextmanager
