@@ -14,6 +14,7 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from parts import square
 from toy import toy_scene, write_city
 
 from pipeline import cluster
@@ -273,18 +274,6 @@ def test_a_part_that_is_always_lost_ends_it_in_one_sentence(ray, monkeypatch):
 def two_cores(monkeypatch):
     """Whatever this machine has: of a thread each."""
     monkeypatch.setattr(cluster, "cores", lambda: 2)
-
-
-def square(name: str, folder: Path) -> int:
-    from pipeline.console import console
-
-    (folder / "threads").write_text(str(torch.get_num_threads()))
-    if name == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name == "bad":
-        raise InputError("bad: cannot be read; correct it")
-    console.print(f"squaring {name}")
-    return int(name) ** 2
 
 
 def test_cores_share_the_parts_a_thread_each(two_cores, tmp_path, capsys):

@@ -34,7 +34,7 @@ def linear_lower(
     *,
     relaxation: Literal["crown", "parallel"] = "crown",
     where: Tensor | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
 ) -> Tensor:
     """Lower bounds (H, W) of Σ_c spec[c, y, x] · node[c, y, x] for one image, given
     `boxes` of the nodes before.
@@ -212,7 +212,7 @@ class _Owners:
         return (owner[:, None, :] == cells[:, None]).double()
 
 
-def crown_ibp_margins(bounds: Bounds, box: Box, *, chunk: int = 64) -> Tensor:
+def crown_ibp_margins(bounds: Bounds, box: Box, *, chunk: int = 32) -> Tensor:
     """Worst margins (N, K, H, W): IBP's, improved by one backward linear pass where
     IBP does not certify.
 

@@ -30,7 +30,7 @@ from pipeline.certificates.crown import linear_lower
 from pipeline.errors import InputError
 
 
-def outer_polytope_boxes(bounds: Bounds, image: Box, *, chunk: int = 64) -> dict:
+def outer_polytope_boxes(bounds: Bounds, image: Box, *, chunk: int = 32) -> dict:
     """Boxes of the image's, every ReLU's input's and the logits' node, for one
     image's box (1, C, H, W).
 

@@ -112,8 +112,8 @@ def open_raster(path: str | Path) -> Generator[rasterio.DatasetReader]:
 
 @lru_cache(1024)
 def _blocks_end(path: str, size: int, changed: int) -> int:
-    """The byte behind the last block of an uncompressed GeoTIFF, of other files 0; size, changed:
-    of the file asked, which tells of every block, so that it is asked once.
+    """The byte behind the last block of an uncompressed GeoTIFF, of other files 0; asked once, of
+    every block, as long as the file's size and its time of change are the same.
 
     Read directly, a block that a cut file lacks is silently whatever was in memory before.
     """
