@@ -117,7 +117,7 @@ def tiny() -> dict:
     params = load_params(ROOT / "tests/tiny.yaml").model_dump(mode="json")
     params["fetch"] |= {"cities": CITIES, "scene_size": 128}
     params["tile"] |= {"size": 32}
-    params["train"]["model"] |= {"architecture": "small_fcn", "width": 4, "contact": 0}
+    params["train"]["model"] |= {"architecture": "small_fcn", "width": 4}
     params["train"] |= {
         "epochs": 3,
         "steps_per_epoch": 8,

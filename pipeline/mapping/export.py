@@ -7,6 +7,7 @@ size in [0, 1] and answers logits. The model card travels inside the file:
 """
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +31,52 @@ TILE, OVERLAP = 512, 25  # Deepness: pixels along a tile's side, % of it shared 
 DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)  # images (N, C, H, W)
 
 
+class _ConstantSame(nn.Module):
+    """timm's Conv2dSame where the sides are multiples of its stride: TensorFlow's padding is then
+    the same at any size, and a program that computed it of the size could not be saved.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+        sizes = zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        pads = [max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in sizes]
+        (top, left), (bottom, right) = [p // 2 for p in pads], [p - p // 2 for p in pads]
+        self.pads = left, right, top, bottom
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        c = self.conv
+        return F.conv2d(F.pad(x, self.pads), c.weight, c.bias, c.stride, 0, c.dilation, c.groups)
+
+
 class _Graph(nn.Module):
     """`Segmenter.forward` without a branch on the image's size, which an export would freeze."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, segmenter: Segmenter):
+        from timm.layers import Conv2dSame
+
         super().__init__()
-        self.segmenter = segmenter
+        self.register_buffer("mean", segmenter.mean)
+        self.register_buffer("std", segmenter.std)
+        self.network = deepcopy(segmenter.network)
+        for name, module in [*self.network.named_modules()]:
+            if isinstance(module, Conv2dSame):
+                self.network.set_submodule(name, _ConstantSame(module))
+        self.stride, self.sides = segmenter.stride, segmenter.sides
+        self.contacts = segmenter.contacts
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         height, width = images.shape[-2:]
-        stride = self.segmenter.stride
-        x = (images - self.segmenter.mean) / self.segmenter.std
-        if stride > 1:
-            x = F.pad(x, (0, -width % stride, 0, -height % stride), mode=self.segmenter.sides)
+        x = (images - self.mean) / self.std
+        if self.stride > 1:
+            x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode=self.sides)
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         # a slice asks what it cuts
-        z = self.segmenter.network(x).index_select(-2, rows).index_select(-1, columns)
-        return (z[:, :-1], z[:, -1:]) if self.segmenter.contacts else z
+        z = self.network(x).index_select(-2, rows).index_select(-1, columns)
+        return (z[:, :-1], z[:, -1:]) if self.contacts else z
 
 
 class _Probabilities(nn.Module):
@@ -64,7 +94,7 @@ class _Probabilities(nn.Module):
         self.logits, self.decision = _Graph(segmenter), segmenter.decision
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        moves = [_to_the_border(images, axis, self.logits.segmenter.stride) for axis in (2, 3)]
+        moves = [_to_the_border(images, axis, self.logits.stride) for axis in (2, 3)]
         for axis, (there, _) in zip((2, 3), moves, strict=True):
             images = images.index_select(axis, there)
         found = self._calibrated(images)
@@ -124,19 +154,18 @@ def export_program(folder: str | Path) -> Path:
 
     segmenter = read_model(folder)
     example = torch.rand(2, segmenter.card.channels, 96, 128)
-    try:
-        program = torch.export.export(
-            _Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,)
-        )
-    except (TorchDynamoException, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{folder}: this architecture cannot be exported by torch.export ({reason})"
-        ) from None
     with atomic_file(folder / "model.pt2") as partial:
-        torch.export.save(
-            program, partial, extra_files={"model.json": segmenter.card.model_dump_json()}
-        )
+        try:
+            program = torch.export.export(
+                _Graph(segmenter).eval(), (example,), dynamic_shapes=(DYNAMIC,)
+            )
+            card = {"model.json": segmenter.card.model_dump_json()}
+            torch.export.save(program, partial, extra_files=card)
+        except (TorchDynamoException, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{folder}: this architecture cannot be exported by torch.export ({reason})"
+            ) from None
         read_back = torch.export.load(partial).module()
         joined = torch.cat if segmenter.contacts else lambda found, _: found
         _check_equal(folder, segmenter, lambda images: joined(read_back(images), 1).numpy())
