@@ -210,6 +210,8 @@ def _own(city: dict, reference: str) -> list[Measurement]:
 
 
 def _fall(before: np.ndarray, tiles: Measurement) -> float:
-    """By how much one attack more, (2, cities), lowers the worst IoU of those `before`, (attacks, 2, cities)."""
+    """By how much one attack more, (2, cities), lowers the worst IoU of those `before`, (attacks, 2,
+    cities).
+    """
     after = np.concatenate([before, [tiles]])
     return (_worst(before) or 0.0) - (_worst(after) or 0.0)

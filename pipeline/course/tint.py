@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.networks.decision import leading
 from pipeline.params import Adversarial
 from pipeline.training.adversarial import adversarial_loss
 from pipeline.training.losses import cross_entropy
@@ -78,5 +79,5 @@ def pooled(segmenter: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
     from pipeline.attacks.engine import counts
 
     with torch.no_grad():
-        intersection, union = counts(segmenter(images).argmax(1), labels)
+        intersection, union = counts(leading(segmenter(images)), labels)
     return float(intersection.sum() / union.sum())

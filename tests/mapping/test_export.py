@@ -199,17 +199,16 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         load_onnx(tmp_path / "foreign.onnx")
 
 
+# its "same" padding hangs on the size
+LITE = {"architecture": "unet", "encoder": "tu-tf_efficientnet_lite0", "decoder_channels": [8] * 4}
+
+
 @pytest.mark.parametrize(
     "model",
     [
         {"architecture": "linear"},
         {"architecture": "small_unet", "width": 4},
-        # its "same" padding hangs on the size
-        {
-            "architecture": "unet",
-            "encoder": "tu-tf_efficientnet_lite0",
-            "decoder_channels": [8] * 4,
-        },
+        pytest.param(LITE, marks=pytest.mark.slow),
     ],
     ids=lambda model: model["architecture"],
 )

@@ -70,14 +70,7 @@ def test_parameters_that_can_run_pass_and_nothing_is_written(repository):
             "unknown encoder 'tu-resnet19'; near it are tu-resnet1",
         ),
         ({"train.model.decoder_channels": [16] * 6}, "does not accept these settings"),
-        (
-            {
-                "train.model.architecture": "linear",
-                "train.model.contact": 0,
-                "train.model.activation": "minmax",
-            },
-            "has no ReLU",
-        ),
+        ({"train.model.architecture": "linear", "train.model.activation": "minmax"}, "has no ReLU"),
         (
             {"train.model.encoder_weights": "some.pth"},
             "some.pth: weights are read from safetensors files only",
@@ -86,7 +79,6 @@ def test_parameters_that_can_run_pass_and_nothing_is_written(repository):
         (
             {
                 "train.model.architecture": "linear",
-                "train.model.contact": 0,
                 "train.model.encoder_weights": "some.safetensors",
             },
             "has no encoder",

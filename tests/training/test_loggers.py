@@ -19,7 +19,7 @@ WRITTEN = {"csv": "metrics.csv", "tensorboard": "events.out.tfevents.*"}
 def tiny(names: list[str], root):
     params = load_params(root / "tests/tiny.yaml")
     model = params.train.model.model_copy(
-        update={"architecture": "linear", "encoder_weights": None, "contact": 0}
+        update={"architecture": "linear", "encoder_weights": None}
     )
     update = {
         "model": model,
