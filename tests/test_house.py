@@ -66,6 +66,19 @@ def test_no_import_goes_up_and_none_goes_round(module):
         )
 
 
+def test_no_module_gives_one_name_to_two_things():
+    """No linter of ours sees it: the second constant is what every function above it would get."""
+    for module in [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        names = [
+            target.id
+            for node in ast.parse(module.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        ]
+        assert len(names) == len(set(names)), f"{module}: {sorted(names)}"
+
+
 def test_imagery_knows_no_torch_and_nothing_is_called_utils():
     for module in MODULES:
         assert module.stem not in {"utils", "helpers", "common", "misc"}

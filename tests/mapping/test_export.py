@@ -199,21 +199,17 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
         load_onnx(tmp_path / "foreign.onnx")
 
 
-# its "same" padding hangs on the size
-LITE = {"architecture": "unet", "encoder": "tu-tf_efficientnet_lite0", "decoder_channels": [8] * 4}
-
-
 @pytest.mark.parametrize(
     "model",
     [
-        {"architecture": "linear"},
-        {"architecture": "small_unet", "width": 4},
-        pytest.param(LITE, marks=pytest.mark.slow),
+        Model(architecture="linear"),
+        Model(architecture="small_unet", width=4),
+        pytest.param(LITE, marks=pytest.mark.slow),  # its "same" padding hangs on the size
     ],
-    ids=lambda model: model["architecture"],
+    ids=lambda model: model.architecture,
 )
 def test_a_torch_export_program_needs_no_code_of_ours_and_gives_the_same(model, tmp_path):
-    folder = write_model(tmp_path / "model", Model(**model))
+    folder = write_model(tmp_path / "model", model)
     path, card = export_program(folder), {"model.json": ""}
     program = torch.export.load(path, extra_files=card)
     images = torch.rand(3, 3, 45, 70)
