@@ -10,8 +10,9 @@ run: .venv/installed .dvc/config.local
 	dvc repro report
 	python -m pipeline summary
 
-# A process a core, one thread each: two that share a core would wait for each other.
-TESTS = OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
+# A process a core, one thread each: two that share a core would wait for each other. One that has nothing left takes
+# half of what another has, in its order: whole files would end with the slowest, a core idle.
+TESTS = OMP_NUM_THREADS=1 pytest --numprocesses auto --dist worksteal
 test: .venv/installed-test .dvc/config.local
 	$(TESTS) -m "not slow"
 
