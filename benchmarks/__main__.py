@@ -58,7 +58,7 @@ LINE = re.compile(r"ratio (\S+)  goal ≥ (\S+)  (.+?)  \((.+)\)")
 INTRODUCTION = """# Results
 
 Written by `python -m benchmarks`. A ratio is measured in one run: the median of pairs, the limit and ours in turns, or
-one pair for predict, window_cnn and the peers. 1 is the limit itself, more is better. Beside each row: the absolute
+one pair for window_cnn, folds and the peers. 1 is the limit itself, more is better. Beside each row: the absolute
 numbers behind it, how busy the machine was (its load before the run), and the date and revision.
 """
 HEADER = "| benchmark | ratio of | goal | ratio | met | measured | load | when |\n|---|---|---|---|---|---|---|---|\n"

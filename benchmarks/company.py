@@ -9,7 +9,6 @@ each in a process of its own.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.runs import idle_cores
 
 STEPS, WARM, ROUNDS, GOAL = 25, 5, 3, 0.45
@@ -61,7 +60,6 @@ if __name__ == "__main__":
         sys.exit()
     demo_tiles(demo_params())  # made once, before the clock runs
     pairs = [(measure(busy=False), measure(busy=True)) for _ in range(ROUNDS)]
-    alone, beside = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
+    alone, beside, ratio = medians(pairs)
     measured = f"{STEPS} steps: {alone:.1f} and {beside:.1f} s"
     report("training alone / beside one busy process", ratio, GOAL, measured)

@@ -8,14 +8,13 @@ copies in memory on the other. The files lie in the system's cache by then, as t
 do from an epoch's second half on.
 """
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from benchmarks.tiling import PROFILES, city, parameters
 from pipeline.stages.tile import tile_city
 from pipeline.tiles.store import CityTiles
@@ -46,14 +45,9 @@ def main() -> None:
         )
         rate(disk), rate(memory)
         pairs = [(rate(disk), rate(memory)) for _ in range(ROUNDS)]
-    ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    ours, limit, ratio = medians(pairs)
     measured = f"{ours:.0f} and {limit:.0f} pairs of {options.crop}²/s in one process"
-    report(
-        "training crops from tiles / from memory",
-        statistics.median(a / b for a, b in pairs),
-        0.92,
-        measured,
-    )
+    report("training crops from tiles / from memory", ratio, 0.92, measured)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ The steps' forward and backward passes in turns, eight crops of 128², on a CPU 
 `pipeline.networks.precision` does. Elsewhere nothing is in bf16.
 """
 
-import statistics
 import time
 from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
 
-from benchmarks.ratio import arguments_of, cannot, report
+from benchmarks.ratio import arguments_of, cannot, medians, report
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import DepthwiseInFull, choose
 from pipeline.params import Model
@@ -41,9 +40,8 @@ def main() -> None:
 
     step(nullcontext()), step(DepthwiseInFull())
     pairs = [(step(nullcontext()), step(DepthwiseInFull())) for _ in range(ROUNDS)]
-    narrow, ours = (1000 * statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    report(WHAT, ratio, GOAL, f"{narrow:.0f} and {ours:.0f} ms")
+    narrow, ours, ratio = medians(pairs)
+    report(WHAT, ratio, GOAL, f"{1000 * narrow:.0f} and {1000 * ours:.0f} ms")
 
 
 if __name__ == "__main__":

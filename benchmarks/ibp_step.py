@@ -8,12 +8,11 @@ limit, and the worst logits and balanced losses come on top. Steps are those of 
 whole schedule, of which the first fifth carries no interval.
 """
 
-import statistics
 import time
 
 import torch
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.certificates.interval_training import train_interval
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import device
@@ -55,13 +54,10 @@ def main() -> None:
 
     plain(), interval()
     pairs = [(plain(), interval()) for _ in range(ROUNDS)]
-    bare, whole = (
-        1000 / STEPS * statistics.median(seconds) for seconds in zip(*pairs, strict=True)
-    )
-    measured = f"{bare:.0f} and {whole:.0f} ms, {options.batch} × {options.size}², a small U-Net"
-    report(
-        "forward + backward / IBP step", statistics.median(a / b for a, b in pairs), 0.2, measured
-    )
+    bare, whole, ratio = medians(pairs)
+    a_step = f"{1000 / STEPS * bare:.0f} and {1000 / STEPS * whole:.0f} ms"
+    measured = f"{a_step}, {options.batch} × {options.size}², a small U-Net"
+    report("forward + backward / IBP step", ratio, 0.2, measured)
 
 
 if __name__ == "__main__":

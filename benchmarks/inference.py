@@ -6,7 +6,6 @@ tiles and blending cost.
 --gpu: a U-Net ResNet-34 and a scene of 8192², where there is a GPU.
 """
 
-import statistics
 import tempfile
 import time
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.ratio import arguments_of, cannot, report
+from benchmarks.ratio import arguments_of, cannot, medians, report
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, device
 from pipeline.params import Model
@@ -85,7 +84,7 @@ if __name__ == "__main__":
         city = write_scene(Path(folder) / "noise", side)
         forward_passes(model, WINDOW)
         pairs = [(forward_passes(model, side), scene(model, city)) for _ in range(ROUNDS)]
-    bare, whole = (statistics.median(t) for t in zip(*pairs, strict=True))
+    bare, whole, ratio = medians(pairs)
     speed = side * side / whole / 1e6
     measured = f"U-Net {encoder}, {windows} windows of {WINDOW}²: {bare:.1f} and {whole:.1f} s, {speed:.2f} Mpx/s"
-    report(what, statistics.median(a / b for a, b in pairs), 0.95, measured)
+    report(what, ratio, 0.95, measured)

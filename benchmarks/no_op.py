@@ -12,7 +12,6 @@ files with nothing in them.
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.presets import full
 
 ROOT = Path(__file__).parents[1]
@@ -86,11 +85,6 @@ if __name__ == "__main__":
         empty, full = project(Path(work) / "empty", 0), project(Path(work) / "full", BYTES)
         dvc(empty, command), dvc(full, command)
         pairs = [(dvc(empty, command), dvc(full, command)) for _ in range(ROUNDS)]
-    limit, ours = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    limit, ours, ratio = medians(pairs)
     measured = f"{limit:.1f} and {ours:.1f} s, 180 scenes of 75 MB"
-    report(
-        f"dvc {command} without pixels / with",
-        statistics.median(a / b for a, b in pairs),
-        0.9,
-        measured,
-    )
+    report(f"dvc {command} without pixels / with", ratio, 0.9, measured)

@@ -8,14 +8,13 @@ centroid and the polygons near the scene, while the next rows are unpacked.
 """
 
 import gzip
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.console import table
 from pipeline.sources.open_buildings.source import COLUMNS, keep_near
 
@@ -66,19 +65,14 @@ def main(rows: int) -> None:
             middle = time.perf_counter()
             kept = len(keep_near(path, [SCENE]))
             pairs.append((middle - start, time.perf_counter() - middle))
-    unpacking, filtering = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    unpacking, filtering, ratio = medians(pairs)
     lines = [
         [name, seconds, int(rows / seconds), size / seconds / 1e6]
         for name, seconds in {"plain decompression": unpacking, "filter": filtering}.items()
     ]
     table(f"{rows} rows, {kept} kept", ["", "s", "rows/s", "MB/s"], lines)
     measured = f"{rows / filtering / 1e6:.2f} million rows/s, {kept} of {rows} kept"
-    report(
-        "plain decompression / filtering a cell",
-        statistics.median(u / f for u, f in pairs),
-        0.6,
-        measured,
-    )
+    report("plain decompression / filtering a cell", ratio, 0.6, measured)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ regular outlines may take as long again. The memory printed is the peak of Pytho
 bands it does not grow with the scene.
 """
 
-import statistics
 import time
 import tracemalloc
 
@@ -16,7 +15,7 @@ import numpy as np
 import shapely
 from rasterio.features import shapes
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.mapping.polygons import Polygoniser
 from pipeline.mapping.regular import Outlines
 
@@ -75,10 +74,8 @@ def compare(ours, limit, mask: np.ndarray, what: str) -> None:
     names = f"{peak(ours, mask):.0f} MB by {ours.__name__}, {peak(limit, mask):.0f} MB by {limit.__name__}"
     print(f"{count} buildings, peak {names}")
     pairs = [(seconds(limit, mask), seconds(ours, mask)) for _ in range(ROUNDS)]
-    rate = count / statistics.median(own for _, own in pairs)
-    report(
-        what, statistics.median(other / own for other, own in pairs), 0.5, f"{rate:.0f} buildings/s"
-    )
+    _, own, ratio = medians(pairs)
+    report(what, ratio, 0.5, f"{count / own:.0f} buildings/s")
 
 
 if __name__ == "__main__":

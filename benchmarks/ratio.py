@@ -6,8 +6,9 @@ itself, and more is better.
 """
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # dense bf16, by NVIDIA's data sheets
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -23,6 +24,14 @@ def arguments_of(documentation: str) -> argparse.ArgumentParser:
 def report(what: str, ratio: float | None, goal: float, measured: str) -> None:
     value = "–" if ratio is None else f"{ratio:.3g}"
     print(f"ratio {value}  goal ≥ {goal:g}  {what}  ({measured})", flush=True)
+
+
+def medians(pairs: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Of what was measured in turns: of the first, of the second, and of first / second. A pair
+    shares what the host's other guests leave; the fastest of each would be of two moments.
+    """
+    first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return first, second, statistics.median(a / b for a, b in pairs)
 
 
 def cannot(what: str, goal: float, why: str) -> None:

@@ -6,12 +6,11 @@ model, batch and number format.
 The ratio is what drawing noise and counting votes leave of the network's own speed.
 """
 
-import statistics
 import time
 
 import torch
 
-from benchmarks.ratio import arguments_of, report
+from benchmarks.ratio import arguments_of, medians, report
 from pipeline.certificates.smoothing import votes
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, choose, device
@@ -61,21 +60,16 @@ def main() -> None:
     bare(), smoothed()
     pairs = [(seconds(bare, on), seconds(smoothed, on)) for _ in range(ROUNDS)]
     rates = [
-        (passes * options.batch * options.size**2 / 1e6 / b, options.samples * pixels / s)
+        (options.samples * pixels / s, passes * options.batch * options.size**2 / 1e6 / b)
         for b, s in pairs
     ]
-    bare_rate, rate = (statistics.median(side) for side in zip(*rates, strict=True))
+    rate, bare_rate, ratio = medians(rates)
     print(
         f"{options.tiles} tiles of {options.size}², {options.samples} samples, "
         f"{choose('auto', on)} on {on.type}"
     )
     measured = f"{rate:.1f} and {bare_rate:.1f} Mpx·samples/s"
-    report(
-        "samples of randomised smoothing / bare forward passes",
-        statistics.median(s / b for b, s in rates),
-        0.9,
-        measured,
-    )
+    report("samples of randomised smoothing / bare forward passes", ratio, 0.9, measured)
 
 
 if __name__ == "__main__":

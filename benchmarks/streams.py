@@ -6,14 +6,13 @@ The second is how `pipeline.scoring.inference` passes them on a CPU. Alone, and 
 map keeps a core busy; the ratio is the latter's.
 """
 
-import statistics
 import threading
 import time
 
 import numpy as np
 import torch
 
-from benchmarks.ratio import arguments_of, cannot, report
+from benchmarks.ratio import arguments_of, cannot, medians, report
 from pipeline.networks.folding import folded
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast
@@ -53,11 +52,15 @@ def main() -> None:
             if beside:
                 tracing.start()
             pairs = [[seconds(way) for way in ways] for _ in range(ROUNDS)][2:]
-            found[beside] = statistics.median(a / b for a, b in pairs)
-            one, two = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
+            one, two, found[beside] = medians(pairs)
     done.set()
     tracing.join()
-    report(WHAT, found[True], GOAL, f"{one:.0f} and {two:.0f} ms; alone {found[False]:.2f}")
+    report(
+        WHAT,
+        found[True],
+        GOAL,
+        f"{1000 * one:.0f} and {1000 * two:.0f} ms; alone {found[False]:.2f}",
+    )
 
 
 if __name__ == "__main__":

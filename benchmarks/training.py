@@ -12,7 +12,6 @@ memory. The two are interleaved and repeated, so that a busy machine slows both.
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.demo_tiles import demo_params, demo_tiles
-from benchmarks.ratio import arguments_of, arithmetic, cannot, report
+from benchmarks.ratio import arguments_of, arithmetic, cannot, medians, report
 from pipeline.networks.models import build_model
 from pipeline.networks.precision import autocast, device
 from pipeline.tiles.tensors import to_float
@@ -91,11 +90,11 @@ def main(options: argparse.Namespace, folder: Path) -> None:
         params = params.model_copy(update={"train": params.train.model_copy(update=large)})
     cities = demo_tiles(params)
     pairs = [(loop(params, cities, folder / f"{i}"), bare(params, cities)) for i in range(ROUNDS)]
-    ours, limit = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+    ours, limit, ratio = medians(pairs)
     if RANK == 0:
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         measured = f"{ours:.1f} and {limit:.1f} images/s, {arithmetic(lambda: one_image(params), ours, card)}"
-        report(options.what, statistics.median(a / b for a, b in pairs), GOAL, measured)
+        report(options.what, ratio, GOAL, measured)
 
 
 if __name__ == "__main__":
