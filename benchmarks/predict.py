@@ -7,13 +7,14 @@ throughput   bare forward passes of the same windows, of the network as it is tr
 memory       peak memory of a cheap model: a scene / one 16 times as high
 wide         2 GB / peak memory of a virtual scene of 100,000 × 20,000 pixels, and of one of 100,000 × 1,000 with every
              layer; minutes
-shards       one process / two, a thread each, where two cores are free
+shards       one process on one core / two on one each, as of two machines: alone it would trace on the second
 empty        bare forward passes of all windows / the command that skips what a glance sees nothing in, 5 % of the
 dense        scene built, and all of it; the demo's U-Net on EfficientNet-lite0, a glance that is given
 """
 
 import json
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -124,19 +125,20 @@ def _answer(pipe, function, arguments) -> None:
 
 
 def command(
-    model: Path, scenes: list[str], out: Path, shard: str | None = None, threads: int = 0,
+    model: Path, scenes: list[str], out: Path, shard: str | None = None, core: int | None = None,
     layers: bool = False, skip: bool = False,
 ) -> float:  # fmt: skip
-    """Seconds of the whole command, imports left out; `layers`: with
-    probabilities and uncertainty.
+    """Seconds of the whole command, imports left out; `core`: the only one it may use; `layers`:
+    with probabilities and uncertainty.
     """
     import torch
 
     from pipeline.params import Predict
     from pipeline.stages.predict import run
 
-    if threads:
-        torch.set_num_threads(threads)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+        torch.set_num_threads(1)
     begun = time.perf_counter()
     run(
         model,
@@ -233,7 +235,7 @@ def wide(folder: Path) -> None:
     peaks = []
     for down, layers in ((1, True), (20, False)):
         scene = write_virtual(folder / f"{down}.vrt", tile, down, 100)
-        answer = apart(command, model, [str(scene)], folder / "out", None, 0, layers)
+        answer = apart(command, model, [str(scene)], folder / "out", None, None, layers)
         peaks.append(answer["peak_mb"])
         print(
             f"100,000 × {down},000: {peaks[-1]} MB of {LIMIT}, {answer['value']:.1f} s", flush=True
@@ -242,20 +244,22 @@ def wide(folder: Path) -> None:
     report("2 GB / predict's peak memory, 100,000 × 20,000 pixels", LIMIT / max(peaks), 1, measured)
 
 
-def shards(folder: Path, scenes: int = 4) -> None:
+def shards(folder: Path, scenes: int = 8) -> None:
     from benchmarks.peers import write_scene
 
     towns = [write_scene(folder, f"town{i}", 1500, i) for i in range(scenes)]
     model, names = write_model(folder / "unet", "unet", towns[0]), [str(town) for town, _ in towns]
 
-    def mapped(out: Path, shard: str | None = None) -> float:
-        return apart(command, model, names, out, shard, 1)["value"]
+    def mapped(out: Path, shard: str | None = None, core: int = 0) -> float:
+        return apart(command, model, names, out, shard, core)["value"]
 
     pairs = []
     for turn in range(ROUNDS):
         alone, both = folder / f"one{turn}", folder / f"two{turn}"
         with ThreadPoolExecutor(2) as pool:
-            pairs.append((mapped(alone), max(pool.map(partial(mapped, both), ("1/2", "2/2")))))
+            pairs.append(
+                (mapped(alone), max(pool.map(partial(mapped, both), ("1/2", "2/2"), (0, 1))))
+            )
     same = all((both / p.name).read_bytes() == p.read_bytes() for p in alone.iterdir())
     one, two, ratio = medians(pairs)
     measured = f"{one:.1f} and {two:.1f} s, {'the same' if same else 'DIFFERENT'} bytes"
