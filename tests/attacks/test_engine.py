@@ -426,7 +426,7 @@ def test_planted_tint_standard_training_uses_it_and_adversarial_training_does_no
     assert worst(adversarial(), 8) >= worst(standard(), 8) + 0.2
 
 
-@pytest.mark.parametrize("model", [standard, adversarial])
+@pytest.mark.parametrize("model", [standard, pytest.param(adversarial, marks=pytest.mark.slow)])
 def test_planted_tint_the_ensemble_is_no_weaker_than_pgd_of_as_many_gradients(model):
     images, labels = tint.tiles(48, 99)
     pgd = engine.pgd(

@@ -335,6 +335,7 @@ def short_training(image: np.ndarray, label: np.ndarray, steps: int = 30) -> Seg
     return segmenter.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_float32")
 def test_deepness_draws_a_real_scene_as_predict_does(shared_cities, tmp_path):
     """The scene is as high as a multiple of the network's stride: the plugin's tiles begin where

@@ -185,8 +185,9 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_footprints_that_another_program_has_locked_get_a_sentence(
-    model, tmp_path, capsys, journal
+    model, tmp_path, capsys, monkeypatch, journal
 ):
+    monkeypatch.setenv("SQLITE_BUSY_TIMEOUT", "100")  # ms that GDAL waits for a lock; 5,000
     gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(tmp_path / "known.gpkg")
     code = """
 import sqlite3, sys

@@ -176,7 +176,10 @@ def middle(path: Path, folder: Path, side: int = 1024) -> Path:
     return folder / path.name
 
 
-@pytest.mark.parametrize("city", ["austin", "banepa", "montenegro", "ohio", "zanzibar"])
+@pytest.mark.parametrize(
+    "city",
+    ["austin", "banepa", "montenegro", pytest.param("ohio", marks=pytest.mark.slow), "zanzibar"],
+)
 def test_round_trip_of_every_real_scene(model, tmp_path, shared_cities, city):
     (tmp_path / "scenes").mkdir()
     scenes = [
@@ -280,16 +283,17 @@ def test_floats_with_nan_are_scaled_by_what_they_hold(model, tmp_path):
 def test_a_range_is_found_where_data_are_few_and_a_map_where_there_are_none(model, tmp_path, kind):
     """360 × 360 pixels of data between the patches that a range is usually estimated from."""
     nothing, (image, truth) = {np.float32: np.nan, np.uint16: 0}[kind], town(360, 360)
-    values = np.full((3000, 3000, 3), nothing, kind)
-    write_scene(tmp_path / "nothing.tif", values, nodata=nothing, compress="deflate")
+    values = np.full((2100, 2100, 3), nothing, kind)
+    packed = {"nodata": nothing, "compress": "deflate", "zlevel": 1}
+    write_scene(tmp_path / "nothing.tif", values, **packed)
     values[480:840, 480:840] = image.astype(kind) + 1
     values[
         np.add.outer(
-            *(np.isin(np.arange(3000), np.linspace(0, 2968, 8).astype(int)[:, None] + range(32)),)
+            *(np.isin(np.arange(2100), np.linspace(0, 2068, 8).astype(int)[:, None] + range(32)),)
             * 2
         )
     ] = nothing
-    write_scene(tmp_path / "corner.tif", values, nodata=nothing, compress="deflate")
+    write_scene(tmp_path / "corner.tif", values, **packed)
     run(
         model,
         [str(tmp_path / f"{name}.tif") for name in ("corner", "nothing")],
