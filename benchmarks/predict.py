@@ -26,7 +26,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 
-from benchmarks.ratio import arguments_of, medians, report
+from benchmarks.ratio import arguments_of, cannot, medians, report
 
 GSD, ROUNDS = 0.5, 5
 LIMIT = 2048  # MB
@@ -247,10 +247,13 @@ def wide(folder: Path) -> None:
 def shards(folder: Path, scenes: int = 8) -> None:
     from benchmarks.peers import write_scene
 
+    what, goal = "predict, one process / two shards", 1.85
+    if len(cores := sorted(os.sched_getaffinity(0))) < 2:
+        cannot(what, goal, "one core")
     towns = [write_scene(folder, f"town{i}", 1500, i) for i in range(scenes)]
     model, names = write_model(folder / "unet", "unet", towns[0]), [str(town) for town, _ in towns]
 
-    def mapped(out: Path, shard: str | None = None, core: int = 0) -> float:
+    def mapped(out: Path, shard: str | None = None, core: int = cores[0]) -> float:
         return apart(command, model, names, out, shard, core)["value"]
 
     pairs = []
@@ -258,12 +261,12 @@ def shards(folder: Path, scenes: int = 8) -> None:
         alone, both = folder / f"one{turn}", folder / f"two{turn}"
         with ThreadPoolExecutor(2) as pool:
             pairs.append(
-                (mapped(alone), max(pool.map(partial(mapped, both), ("1/2", "2/2"), (0, 1))))
+                (mapped(alone), max(pool.map(partial(mapped, both), ("1/2", "2/2"), cores)))
             )
     same = all((both / p.name).read_bytes() == p.read_bytes() for p in alone.iterdir())
     one, two, ratio = medians(pairs)
     measured = f"{one:.1f} and {two:.1f} s, {'the same' if same else 'DIFFERENT'} bytes"
-    report("predict, one process / two shards", ratio, 1.85, measured)
+    report(what, ratio, goal, measured)
 
 
 def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
