@@ -61,6 +61,13 @@ def test_the_line_a_benchmark_prints_is_the_line_that_is_read(capsys):
     )
 
 
+def test_a_ratio_is_of_pairs_not_of_the_fastest_moments():
+    from benchmarks.ratio import medians
+
+    # the limit met one good moment: the fastest of each would say 0.5
+    assert medians([(8, 9), (4, 8), (9, 9)]) == (8, 9, 8 / 9)
+
+
 def test_arithmetic_is_counted_and_held_against_a_known_card():
     import torch
 
