@@ -287,10 +287,9 @@ def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
     teach(segmenter, town, labels)
     glance.threshold.fill_(-0.3)
     card = {**CARD, "model": description.model_dump(), "glance": {"threshold": -0.3}}
-    save_model(folder / "lite0", segmenter, card, glance)
+    save_model(model := folder / "lite0", segmenter, card, glance)
     scene = mostly_dark(folder / "scene.tif", town, side, share)
-    command(folder / "lite0", [str(town)], folder / "warm", skip=True)
-    model = folder / "lite0"
+    command(model, [str(town)], folder / "warm", skip=True)
     pairs = [
         (forward_only(model, str(scene)), command(model, [str(scene)], folder / f"{i}", skip=True))
         for i in range(ROUNDS)
