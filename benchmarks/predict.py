@@ -269,7 +269,7 @@ def shards(folder: Path, scenes: int = 8) -> None:
     report(what, ratio, goal, measured)
 
 
-def skipping(folder: Path, share: float, goal: float, side: int = 3072) -> None:
+def skipping(folder: Path, share: float, goal: float, side: int = 5000) -> None:
     """`share` of the scene is a bright town, the rest dark ground."""
     import torch
 

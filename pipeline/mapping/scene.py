@@ -98,7 +98,7 @@ def _made(model: str, task: Task, partial: Path, key: str) -> dict:
     contents of its files.
     """
     segmenter, version = model_of(model)
-    glance = read_glance(model, device()) if task.settings.skip_empty else None
+    glance = read_glance(model, device()).folded() if task.settings.skip_empty else None
     found = _map_scene(
         segmenter, glance, task, partial, {"model": Path(model).stem, "model_version": version}
     )

@@ -26,6 +26,19 @@ def test_a_cell_answers_for_its_pixels_whatever_the_size(bright):
     assert built(labels).tolist() == [[[0, 0, 0], [0, 0, 16], [0, 0, 0]]]
 
 
+def test_a_folded_glance_answers_alike():
+    torch.manual_seed(0)
+    glance, images = Glance(4), torch.rand(3, 4, 48, 80)
+    for _ in range(20):
+        glance(images * torch.tensor([0.1, 1, 3, 1])[:, None, None] + 0.2)
+    glance.threshold.fill_(-1.5)
+    glance.side.fill_(32)
+    folded = glance.eval().folded()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(images), glance(images), rtol=0, atol=1e-5)
+    assert (folded.threshold, folded.side) == (-1.5, 32)
+
+
 def test_windows_smaller_than_the_thresholds_own_are_looked_at(bright):
     bright.side.fill_(64)
     for shape, worth in (((64, 96), False), ((64, 32), True), ((48, 64), True)):
