@@ -22,8 +22,7 @@ scale (area: on the log scale), with Satterthwaite's degrees of freedom.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.special import expit, logit, stdtrit
 
 from pipeline.assessment.sampling import LEAST
 
@@ -219,7 +218,7 @@ def _half(value: np.ndarray, without: np.ndarray, design: Design, level: float) 
     freedom = variances.sum(-1) ** 2 / np.maximum(
         (variances**2 / np.maximum(n_h - 1, 1)).sum(-1), 1e-300
     )
-    return t.ppf((1 + level) / 2, np.maximum(freedom, 1)) * np.sqrt(variances.sum(-1))
+    return stdtrit(np.maximum(freedom, 1), (1 + level) / 2) * np.sqrt(variances.sum(-1))
 
 
 def more_to_halve(labelled: int, frames: int) -> int:

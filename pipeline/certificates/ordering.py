@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from pipeline.attacks import losses
@@ -173,11 +172,9 @@ def smoothing_rows(
         for found, norms in attack(Target(smoothed, *data, "l2", radius), steps, start, batch):
             votes = smoothing.votes(deployed, found, sigma, settings.n, **options)
             attempts.predictions.append(leading(votes))
-            kept = votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0].cpu().numpy()
-            lost = (
-                binom.cdf(np.arange(settings.n + 1), settings.n, 0.5)[kept]
-                <= settings.alpha / kept.size
-            )
+            against = settings.n - votes.gather(1, chosen.clamp_min(0)[:, None])[:, 0]
+            p = smoothing.p_values(against.cpu().numpy(), settings.n, 0.5)
+            lost = smoothing.bonferroni(p, settings.alpha)
             changed = torch.where(torch.from_numpy(lost).to(labels.device), leading(votes), chosen)
             reach = torch.full_like(chosen, radius * (1 + 1e-6), dtype=torch.float32)
             unrefuted(place, refuted(chosen, reach, changed, norms, labels))

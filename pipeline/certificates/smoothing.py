@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import binom, norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +24,7 @@ from pipeline.networks.precision import autocast
 
 def radius(sigma: float, tau: float) -> float:
     """Certified ℓ2 radius, pixel range [0,1]."""
-    return sigma * float(norm.ppf(tau))
+    return sigma * float(ndtri(tau))
 
 
 @torch.inference_mode()
@@ -62,6 +62,8 @@ def votes(
 
 def p_values(successes: np.ndarray, n: int, tau: float) -> np.ndarray:
     """One-sided binomial test: P[Bin(n, τ) ≥ successes], any shape."""
+    from scipy.stats import binom
+
     return binom.sf(np.arange(n + 1) - 1, n, tau)[successes]
 
 

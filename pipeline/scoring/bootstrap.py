@@ -24,8 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.special import expit, logit, stdtrit
 
 TILE_DRAWS = 2000
 UNMET = 0.25  # of a scene, counted as not mapped at the low end
@@ -89,7 +88,7 @@ class Estimate:
         value, least = ((x - start) / length for x in (self.value, self.least))
         if self.freedom <= 0 or not np.isfinite(self.error) or not 0 < value < 1:
             return self.limits
-        half = t.ppf((1 + level) / 2, self.freedom) * self.error / length / (value * (1 - value))
+        half = stdtrit(self.freedom, (1 + level) / 2) * self.error / length / (value * (1 - value))
         low, high = expit(logit(least) - half), expit(logit(value) + half)
         return float(start + length * low), float(start + length * high)
 

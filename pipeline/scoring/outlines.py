@@ -15,7 +15,7 @@ partner. Of each pair:
 
 import numpy as np
 import shapely
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from pipeline.scoring.bootstrap import Estimate, degrees_of_freedom, resample
 from pipeline.scoring.metrics import ratio
@@ -91,7 +91,7 @@ def _interval(
     freedom = degrees_of_freedom(counts)
     if end is not None:
         return Estimate(float(value), error, freedom, float(value), (0.0, float(end))).shown()
-    factor = np.exp(t.ppf(0.975, freedom) * error / value)  # no end above: symmetric as a ratio
+    factor = np.exp(stdtrit(freedom, 0.975) * error / value)  # no end above: symmetric as a ratio
     return float(value / factor), float(value * factor)
 
 

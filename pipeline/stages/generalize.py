@@ -32,7 +32,6 @@ from pipeline.scoring.evaluation import CityResult, evaluate_city
 from pipeline.scoring.metrics import buildings
 from pipeline.storage import WORK
 from pipeline.tiles.store import Cities, CityTiles, open_cities
-from pipeline.training.fit import fit
 from pipeline.transfer.estimate import ESTIMATES, estimate_table, estimated
 from pipeline.transfer.gap import Fold, Pair, check_fold, check_ground, folds, gap_table
 from pipeline.transfer.label_efficiency import frugal
@@ -269,6 +268,8 @@ def models_of_seed(
 
 def _train(params: Params, taught: dict[str, list[Path]], here: Path, name: str) -> None:
     """HERE/NAME, of the tile folders that teach it."""
+    from pipeline.training.fit import fit
+
     seed = params.train.seed
     cities = [CityTiles(folder) for folder in taught[name]]
     fit(params, cities, here / name, work=WORK, name=f"{name}-seed-{seed}")

@@ -23,7 +23,6 @@ from pipeline.params import Params, Train
 from pipeline.scoring.evaluation import evaluate_city
 from pipeline.storage import WORK
 from pipeline.tiles.store import Cities, CityTiles
-from pipeline.training.fit import fit
 
 
 def nested_scenes(
@@ -89,6 +88,8 @@ def frugal(
     folders = {city: cities[city].folder for city in names}
 
     def learned(job: tuple) -> dict[str, float | None]:
+        from pipeline.training.fit import fit
+
         start, share, group = job
         smaller = [share_of(CityTiles(folders[city]), share, g.seed) for city in group]
         train, folder = trains[start, group], reference
