@@ -118,6 +118,13 @@ def test_only_one_module_knows_albumentations():
     assert [m.name for m in MODULES if "albumentations" in names(m)] == ["augment.py"]
 
 
+def test_what_is_slow_to_import_is_imported_where_it_is_used():
+    """Lightning takes two seconds, scipy.stats half a one: of every verb's start, and every worker's."""
+    slow = re.compile(r"^(?:from|import) (lightning|scipy\.stats|pipeline\.training\.fit)\b", re.M)
+    found = {(m.name, name) for m in MODULES for name in slow.findall(m.read_text("utf-8"))}
+    assert found == {("fit.py", "lightning"), ("attribution.py", "scipy.stats")}
+
+
 # How a stage reads parameters, writes files and speaks, not what it computes: no
 # reason to run it again.
 PIPELINE = ROOT / "pipeline"
