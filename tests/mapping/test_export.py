@@ -291,7 +291,7 @@ def in_float32(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_float32")
-@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("classes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_deepness_draws_what_predict_draws(tmp_path, classes):
     folder = write_model(
         tmp_path / "fcn", Model(architecture="small_fcn", width=8, classes=classes)

@@ -415,6 +415,7 @@ def test_file_urls_and_globs_name_the_same_scene(place):
     assert taken(place, scenes=[path.as_uri()])[0].scenes == taken(place)[0].scenes
 
 
+@pytest.mark.slow
 def test_memory_holds_a_chunk_not_a_cell(tmp_path):
     """Rows far from the scene leave nothing behind: 200 MB of text go through in some 34."""
     import tracemalloc

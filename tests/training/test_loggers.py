@@ -90,6 +90,7 @@ def test_a_logger_that_is_not_installed_is_named_with_its_remedy(monkeypatch):
         loggers.loggers(["mlflow"], "all")
 
 
+@pytest.mark.slow
 def test_none_is_imported_unless_named():
     code = "import sys, pipeline.training.fit; print(*[m for m in ('tensorboard', 'mlflow') if m in sys.modules])"
     said = subprocess.run(
