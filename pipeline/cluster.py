@@ -197,10 +197,9 @@ def _on_cores(work, parts: list, count: int) -> Iterator[tuple]:
                 "with OMP_NUM_THREADS=1 one part at a time"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
-                process.join()
+            pool.shutdown(cancel_futures=True)  # waits for their ends
 
 
 def _as_worker(threads: int) -> None:

@@ -105,10 +105,12 @@ def each(stages: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("stage", marked, indirect=True)
 
 
+# by the process that those of the stages are forked from: imports are most of what a tiny stage takes
 IMPORTED = [
     *(f"pipeline.stages.{name}" for name in ("fetch", "tile", "attack", "certify", "generalize", "report", "predict")),
-    "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment",
+    "pipeline.sources.demo.source", "pipeline.report.page", "pipeline.training.augment", "pipeline.training.fit",
     "geopandas", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg",
+    "torch._dynamo",  # which the first optimiser asks for
 ]  # fmt: skip
 
 

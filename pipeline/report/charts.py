@@ -77,6 +77,8 @@ RELIABILITY = [
     ("reliability_calibrated.json", "calibrated", INK),
 ]
 SMALL, WIDE = (2.3, 1.9), (4.8, 2.2)  # inches of a panel among others, and of one alone
+# inches around the axes: panels of a gallery line up, and nothing is drawn twice to find its place
+LEFT, RIGHT, TOP, BOTTOM, LINE = 0.64, 0.16, 0.08, 0.46, 0.17
 
 
 def panel(
@@ -92,8 +94,8 @@ def panel(
     """One chart of lines; `prepare` draws beneath them, `limits` go to matplotlib's Axes.set."""
     style: Any = {**STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=size)
+        axes = figure.add_axes(_inside(*size, max(map(_lines, limits.get("xticklabels", [""])))))
         axes.set_axisbelow(True)
         for line in lines:
             mark: dict = (
@@ -125,6 +127,19 @@ def panel(
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     drawn = text.getvalue()
     return Chart(title, inline(drawn, f"{title}: {y} against {x}"), drawn)
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _inside(width: float, height: float, lines: int) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height of the axes in shares of a panel whose ticks have so many
+    lines of text.
+    """
+    bottom = BOTTOM + (lines - 1) * LINE
+    wide, high = width - LEFT - RIGHT, height - bottom - TOP
+    return LEFT / width, bottom / height, wide / width, high / height
 
 
 def galleries(results: Results) -> dict[str, list["Gallery"]]:
