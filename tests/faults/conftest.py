@@ -1,35 +1,43 @@
-"""Every stage of a tiny project run once undisturbed: what each finds, what it
+"""The stages of a tiny project run once undisturbed: what each finds, what it
 leaves, how long it takes.
 """
 
 import json
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from faulty import IMPORTED, ROOT, VERBS, Stage, Tree, tiny
 
 
+class Undisturbed(dict[str, Stage]):
+    """Each stage, run when it is first asked for, in a copy of what the one before it left."""
+
+    def __init__(self, root: Path):
+        self.root, self.processes = root, multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(IMPORTED)
+        (root / "start/data").mkdir(parents=True)
+        (root / "start/data/sources").symlink_to(ROOT / "data/sources")
+        (root / "start/tiny.yaml").write_text(yaml.safe_dump(tiny()))
+
+    def __missing__(self, name: str) -> Stage:
+        verbs = [None, *VERBS]
+        earlier = "train" if name == "predict" else verbs[verbs.index(name) - 1]
+        tree = Tree(self[earlier].after if earlier else self.root / "start", self.processes)
+        if name == "report":
+            tree = audited(tree.copy(self.root / "audited"))
+        done = tree.copy(self.root / name)
+        begun = time.monotonic()
+        assert done.run(VERBS[name]) == 0, f"{name}: {done.said}"
+        self[name] = Stage(VERBS[name], tree, done.folder, done.changes, time.monotonic() - begun)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory) -> dict[str, Stage]:
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(IMPORTED)
-    root = tmp_path_factory.mktemp("stages")
-    tree = Tree(root / "start", processes)
-    (tree.folder / "data").mkdir(parents=True)
-    (tree.folder / "data/sources").symlink_to(ROOT / "data/sources")
-    (tree.folder / "tiny.yaml").write_text(yaml.safe_dump(tiny()))
-    found = {}
-    for name, arguments in VERBS.items():
-        if name == "report":
-            tree = audited(tree.copy(root / "audited"))
-        done = tree.copy(root / name)
-        begun = time.monotonic()
-        assert done.run(arguments) == 0, f"{name}: {done.said}"
-        found[name] = Stage(arguments, tree, done.folder, done.changes, time.monotonic() - begun)
-        tree = done
-    return found
+    return Undisturbed(tmp_path_factory.mktemp("stages"))
 
 
 def audited(tree: Tree) -> Tree:
