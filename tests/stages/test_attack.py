@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +19,30 @@ from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_tensors
 
 CITIES = ["toyton", "dimham"]
+MODEL = {"architecture": "small_fcn", "width": 8}
 
 
-@pytest.fixture
-def stage(tmp_path):
-    """A small network that knows two toy cities, and the stage's arguments.
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Tiles of two toy cities and a small network that knows them.
 
     Their buildings are 40 or 30 grey levels brighter than the ground: at 32/255
     nothing can be known for sure.
     """
+    folder = tmp_path_factory.mktemp("known")
     for c, contrast in enumerate((40, 30)):
         splits = ["train", "train", "train", "test", "test"]
         scenes = [
             (split, *toy_scene(10 * c + i, contrast=contrast)) for i, split in enumerate(splits)
         ]
-        write_city(tmp_path / "tiles", scenes, CITIES[c])
-    toy_tiles = tmp_path / "tiles"
+        write_city(folder / "tiles", scenes, CITIES[c])
     torch.manual_seed(0)
-    segmenter = build_model(params.Model(architecture="small_fcn", width=8), 3)
+    segmenter = build_model(params.Model(**MODEL), 3)
     images, labels = (
         torch.cat(parts)
         for parts in zip(
             *(
-                to_tensors(CityTiles(toy_tiles / city).sample("train", 12), "cpu")
+                to_tensors(CityTiles(folder / "tiles" / city).sample("train", 12), "cpu")
                 for city in CITIES
             ),
             strict=True,
@@ -53,16 +55,22 @@ def stage(tmp_path):
         loss.backward()
         optimizer.step()
     segmenter.mean.fill_(0.5)
-    model = {"architecture": "small_fcn", "width": 8}
     save_model(
-        tmp_path / "model", segmenter, {"model": model, "channels": 3, "gsd": 0.5, "classes": 1}
+        folder / "model", segmenter, {"model": MODEL, "channels": 3, "gsd": 0.5, "classes": 1}
     )
+    return folder
+
+
+@pytest.fixture
+def stage(known, tmp_path):
+    """The stage's parameters and paths, on copies."""
+    shutil.copytree(known, tmp_path, dirs_exist_ok=True)
     settings = parse_params(
         {
             "fetch": {"source": "demo", "path": "unused", "cities": CITIES},
             "tile": {"gsd": 0.5, "size": 64},
             "train": {
-                "model": model,
+                "model": MODEL,
                 "loss": {"cross_entropy": 1.0},
                 "epochs": 1,
                 "steps_per_epoch": 1,
@@ -93,7 +101,7 @@ def stage(tmp_path):
         }
     )
     return settings, {
-        "tiles": toy_tiles,
+        "tiles": tmp_path / "tiles",
         "out": tmp_path / "metrics.json",
         "arrays": tmp_path / "arrays",
         "work": tmp_path / "work",
@@ -194,7 +202,10 @@ def test_a_failed_check_is_in_the_metrics_and_told(stage, monkeypatch, capsys):
     settings, paths = stage
     # no attack can succeed: as if gradients were hidden
     monkeypatch.setattr(protocol, "STRONG", 0.01)
-    attack.run(settings, **paths)
+    lean = {"linf": [16], "l2": [], "halving": False, "patch": 0, "targeted": 0, "universal": False}
+    physics = settings.attack.physics.model_copy(update={"families": []})
+    asked = settings.attack.model_copy(update={**lean, "physics": physics})
+    attack.run(settings.model_copy(update={"attack": asked}), **paths)
     metrics = json.loads(paths["out"].read_text())
     assert (
         metrics["audit"]["vanishes"] is False and max(metrics["audit_numbers"]["vanishing"]) > 0.1

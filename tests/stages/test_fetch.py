@@ -94,6 +94,7 @@ def test_an_unchanged_city_is_the_same_bytes():
     assert json.loads(before)["scenes"][0]["stamp"]
 
 
+@pytest.mark.slow
 def test_real_cities(shared_cities, capsys):
     cities = ["austin", "banepa", "montenegro", "ohio", "zanzibar"]
     run(

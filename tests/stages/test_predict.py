@@ -29,6 +29,7 @@ from toy import bright_glance, toy_scene
 from pipeline import load_model
 from pipeline.__main__ import app
 from pipeline.errors import InputError
+from pipeline.imagery import raster
 from pipeline.imagery.writer import FIELDS
 from pipeline.mapping import scene as prediction
 from pipeline.mapping.flow import label_free_iou
@@ -279,17 +280,20 @@ def test_floats_with_nan_are_scaled_by_what_they_hold(model, tmp_path):
         )
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.uint16])
-def test_a_range_is_found_where_data_are_few_and_a_map_where_there_are_none(model, tmp_path, kind):
+@pytest.mark.parametrize("kind", [np.float32, pytest.param(np.uint16, marks=pytest.mark.slow)])
+def test_a_range_is_found_where_data_are_few_and_a_map_where_there_are_none(
+    model, tmp_path, monkeypatch, kind
+):
     """360 × 360 pixels of data between the patches that a range is usually estimated from."""
+    monkeypatch.setattr(raster, "STRIP", 2**19)
     nothing, (image, truth) = {np.float32: np.nan, np.uint16: 0}[kind], town(360, 360)
-    values = np.full((2100, 2100, 3), nothing, kind)
+    values = np.full((1100, 1100, 3), nothing, kind)
     packed = {"nodata": nothing, "compress": "deflate", "zlevel": 1}
     write_scene(tmp_path / "nothing.tif", values, **packed)
     values[480:840, 480:840] = image.astype(kind) + 1
     values[
         np.add.outer(
-            *(np.isin(np.arange(2100), np.linspace(0, 2068, 8).astype(int)[:, None] + range(32)),)
+            *(np.isin(np.arange(1100), np.linspace(0, 1068, 8).astype(int)[:, None] + range(32)),)
             * 2
         )
     ] = nothing
@@ -1057,6 +1061,7 @@ def reference(model, towns, tmp_path_factory, workers) -> tuple[dict[str, bytes]
     return snapshot(out), time.monotonic() - begun
 
 
+@pytest.mark.slow  # at moments of the clock; tests/faults/test_kill.py kills at changes of files
 def test_killed_at_any_moment_and_run_again_it_gives_the_same(
     model, towns, tmp_path, workers, reference
 ):
