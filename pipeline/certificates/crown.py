@@ -196,7 +196,7 @@ class _Owners:
         """Σ over channels and owned pixels of terms (passes, C, h, w): (passes, cells down,
         cells across), float64.
         """
-        return self._owned(terms, 0) @ terms.sum(1, dtype=torch.float64) @ self._owned(terms, 1).mT
+        return self._owned(terms, 0) @ terms.double().sum(1) @ self._owned(terms, 1).mT
 
     def _owned(self, terms: Tensor, axis: int) -> Tensor:
         """One-hot (passes, cells, rows or columns of the map)."""

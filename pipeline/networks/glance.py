@@ -14,7 +14,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.networks.folding import fold
 
 CELL = 16  # pixels along a cell's side
 WIDTHS = (16, 24, 32, 48)
@@ -47,18 +48,15 @@ class Glance(nn.Module):
         return self.layers(images)[:, 0]
 
     def folded(self) -> "Glance":
-        """One that answers alike in a quarter of the time, by fewer passes over memory; not to learn on."""
+        """One that answers alike by fewer passes over memory; not to learn on."""
         copy = deepcopy(self).eval()
-        layers: list[nn.Module] = []
-        for layer in copy.layers:
-            match (layers, layer):
-                case [], nn.BatchNorm2d():
-                    layers.append(Scaled(layer))
-                case [*_, nn.Conv2d()], nn.BatchNorm2d():
-                    layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
-                case _:
-                    layers.append(layer)
-        copy.layers = nn.Sequential(*layers)
+        first, *rest = copy.layers
+        assert isinstance(first, nn.BatchNorm2d)
+        for convolution, norm in pairwise(rest):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                fold(convolution, norm)
+        rest = [layer for layer in rest if not isinstance(layer, nn.BatchNorm2d)]
+        copy.layers = nn.Sequential(Scaled(first), *rest)
         return copy
 
     def sees(self, images: torch.Tensor) -> torch.Tensor:
@@ -71,16 +69,17 @@ class Glance(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A batch norm in eval mode, in one pass: torch's own takes ten times as long over three channels."""
+    """A batch norm in eval mode, in one pass: torch's own is slow over three channels."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        self.times = (norm.weight / (variance + norm.eps).sqrt())[:, None, None]
-        self.plus = norm.bias[:, None, None] - mean[:, None, None] * self.times
+        times = (norm.weight / (variance + norm.eps).sqrt())[:, None, None]
+        self.register_buffer("times", times.detach())
+        self.register_buffer("plus", (norm.bias - mean * times[:, 0, 0])[:, None, None].detach())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.plus, images, self.times)
+        return torch.addcmul(self.get_buffer("plus"), images, self.get_buffer("times"))
 
 
 def built(labels: torch.Tensor) -> torch.Tensor:
