@@ -44,7 +44,10 @@ def perform(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1), os.dup2(said, 2)
-    changes = os.open(f"{log}.changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    changes, imports = (
+        os.open(f"{log}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for kind in ("changes", "imports")
+    )
     seen = 0
 
     def watch(event: str, details: tuple) -> None:
@@ -70,8 +73,11 @@ def perform(
     from pipeline.__main__ import main
 
     sys.addaudithook(watch)
-    sys.argv = ["pipeline", *arguments]
-    main()
+    sys.argv, before = ["pipeline", *arguments], set(sys.modules)
+    try:
+        main()
+    finally:
+        os.write(imports, "\n".join(sys.modules.keys() - before).encode())
 
 
 CITIES = ["brickvale", "duskholm"]
@@ -202,6 +208,11 @@ class Tree:
     @property
     def changes(self) -> list[str]:
         return Path(f"{self.log}.changes").read_text().splitlines()
+
+    @property
+    def imports(self) -> list[str]:
+        """Modules that the verb has imported and the process that it was forked from had not."""
+        return Path(f"{self.log}.imports").read_text().splitlines()
 
     def start(self, arguments: list[str], fault: str | None = None, moment: int = 0, log: str = ""):
         log = log or str(self.log)

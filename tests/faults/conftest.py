@@ -11,6 +11,8 @@ import pytest
 import yaml
 from faulty import IMPORTED, ROOT, VERBS, Stage, Tree, tiny
 
+MOST = 400  # modules that a stage may import itself: Lightning alone are two thousand
+
 
 class Undisturbed(dict[str, Stage]):
     """Each stage, run when it is first asked for, in a copy of what the one before it left."""
@@ -31,6 +33,8 @@ class Undisturbed(dict[str, Stage]):
         done = tree.copy(self.root / name)
         begun = time.monotonic()
         assert done.run(VERBS[name]) == 0, f"{name}: {done.said}"
+        late = sorted({module.split(".")[0] for module in done.imports})
+        assert len(done.imports) < MOST, f"{name} imports in every fork, name in IMPORTED: {late}"
         self[name] = Stage(VERBS[name], tree, done.folder, done.changes, time.monotonic() - begun)
         return self[name]
 
