@@ -306,14 +306,14 @@ def _lines(path: Path) -> Iterator[Iterable[bytes]]:
                 raise _Other(named)
             read, more = 0, True
             while more:
+                lines, rest = _cut(rest)
                 read, before = raw.tell(), read
                 unpacked = unpacking.submit(text.read, CHUNK)
-                lines, rest = _cut(rest)
                 yield io.BytesIO(lines)
-                del lines  # no more than two chunks are held, and their seam
+                del lines  # held are what is parsed, what is unpacked meanwhile, and their seam
                 advance(read - before)
-                more = unpacked.result()
-                rest += more
+                more = bool(unpacked.result())
+                rest += unpacked.result()
             yield io.BytesIO(rest)
     except _Other as error:
         path.unlink()
