@@ -317,10 +317,16 @@ def test_whoever_states_fewer_threads_keeps_them(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [attack, holdout])
+@pytest.mark.parametrize("stage", [attack, certify, holdout, generalize])
 def test_on_its_cores_a_stage_finds_the_same(stage, two_cores, project):
-    """A network that is given goes to the workers, and one that is trained comes from them."""
-    outputs = {attack: ("metrics/attack.json", "arrays/attack"), holdout: FOLDS}[stage]
+    outputs = {
+        attack: ("metrics/attack.json", "arrays/attack"),
+        certify: ("metrics/certify.json", "models/certify/lipschitz/weights.safetensors"),
+        holdout: FOLDS,
+        generalize: ("metrics/generalize.json",),
+    }[stage]
+    if stage is generalize:
+        folds_of(settings())
     both_ways(partial(stage.run, settings()), *outputs, where=CORES)
 
 

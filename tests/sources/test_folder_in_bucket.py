@@ -200,3 +200,4 @@ def test_dvc_sees_what_changes_in_the_bucket(store, imagery, tmp_path):
     assert "fetch@town" in run("dvc", "status", "fetch")
     run("dvc", "repro", "tile")
     assert {path: path.read_bytes() for path in tiles.rglob("*.npy")} != before
+    assert "up to date" in run("dvc", "status", "tile")

@@ -155,14 +155,6 @@ def test_every_city_in_the_schema(stage):
     assert not list(paths["work"].iterdir())
 
 
-def lean(settings):
-    """What the audit judges, and no attack besides."""
-    less = {"linf": [16], "l2": [], "halving": False, "patch": 0, "targeted": 0, "universal": False}
-    physics = settings.attack.physics.model_copy(update={"families": []})
-    asked = settings.attack.model_copy(update={**less, "physics": physics})
-    return settings.model_copy(update={"attack": asked})
-
-
 @pytest.mark.slow
 def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
     settings, paths = stage
@@ -176,12 +168,12 @@ def test_stopped_after_a_city_it_goes_on_with_the_next(stage, monkeypatch):
 
     monkeypatch.setattr(protocol, "attack_city", stopping)
     with pytest.raises(KeyboardInterrupt):
-        attack.run(lean(settings), **paths)
+        attack.run(settings, **paths)
     assert not paths["out"].exists()
-    attack.run(lean(settings), **paths)
+    attack.run(settings, **paths)
     assert len(attacked) == 3
     resumed = paths["out"].read_bytes()
-    attack.run(lean(settings), **paths)
+    attack.run(settings, **paths)
     assert len(attacked) == 5 and paths["out"].read_bytes() == resumed
 
 
@@ -210,7 +202,11 @@ def test_a_failed_check_is_in_the_metrics_and_told(stage, monkeypatch, capsys):
     settings, paths = stage
     # no attack can succeed: as if gradients were hidden
     monkeypatch.setattr(protocol, "STRONG", 0.01)
-    attack.run(lean(settings), **paths)
+    # what the audit judges, and no attack besides
+    less = {"linf": [16], "l2": [], "halving": False, "patch": 0, "targeted": 0, "universal": False}
+    less["physics"] = settings.attack.physics.model_copy(update={"families": []})
+    lean = settings.attack.model_copy(update=less)
+    attack.run(settings.model_copy(update={"attack": lean}), **paths)
     metrics = json.loads(paths["out"].read_text())
     assert (
         metrics["audit"]["vanishes"] is False and max(metrics["audit_numbers"]["vanishing"]) > 0.1
