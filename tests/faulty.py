@@ -31,7 +31,8 @@ CHANGING = GROWING | {"os.rename", "os.remove", "os.rmdir", "os.truncate"}
 def perform(
     arguments: list[str], tree: str, log: str, fault: str | None = None, moment: int = 0
 ) -> None:
-    """Run the verb in `tree`, what it says into `log`, its changes one a line into LOG.changes.
+    """Run the verb in `tree`, what it says into `log`, its changes one a line into LOG.changes,
+    the modules that it imports into LOG.imports.
 
     fault: "killed" dies by SIGKILL at the change number `moment` (from 1), "full" is a disk that
     from there on takes nothing new.

@@ -95,7 +95,8 @@ def panel(
     style: Any = {**STYLE, "svg.hashsalt": title}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
-        axes = figure.add_axes(_inside(*size, max(map(_lines, limits.get("xticklabels", [""])))))
+        lines_below = max(map(_lines, limits.get("xticklabels", [])), default=1)
+        axes = figure.add_axes(_inside(*size, lines_below))
         axes.set_axisbelow(True)
         for line in lines:
             mark: dict = (
