@@ -32,6 +32,7 @@ ROOMS = {
         "scoring",
         "mapping/polygons.py",
         "mapping/regular.py",
+        "mapping/tracing.py",
     ),  # fmt: skip
     "attack": (*LEARNED, "attacks", "certificates"),
     "certify": (*LEARNED, "attacks", "certificates"),

@@ -10,17 +10,16 @@ never of the scene, and the polygons do not depend on where the bands were cut.
 import hashlib
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import shapely
-from affine import Affine
 from pyproj import Geod
-from rasterio.features import shapes
-from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.imagery.grid import Grid, to_degrees
 from pipeline.labels import IGNORE
+from pipeline.mapping.tracing import outlines
 
 
 @dataclass
@@ -137,42 +136,27 @@ def _trace(
 
     Specks of fewer than `least` pixels are background, unless they may go on above or below.
     """
-    labels, count, classes = np.zeros(mask.shape, np.int32), 0, [0]
+    labels, classes = np.zeros(mask.shape, np.int32), [0]
     for k in np.unique(mask[(mask > 0) & (mask != IGNORE)]).tolist():
-        own, found = ndimage.label(mask == k)
-        labels = own if not count else np.where(own > 0, own + count, labels)
-        count += found
-        classes += [k] * found
-    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
+        found, own = cv2.connectedComponents((mask == k).view(np.uint8), connectivity=4)
+        labels = own if len(classes) == 1 else np.where(own > 0, own + len(classes) - 1, labels)
+        classes += [k] * (found - 1)
+    inside = labels > 0
+    owner, count = labels[inside], len(classes)
+    pixels = np.bincount(owner, minlength=count)
+    totals = np.bincount(owner, confidence[inside], count)
+    kept = pixels >= least
     kept[labels[0]] = kept[labels[-1]] = kept[0] = True
     if not kept.all():
         labels = np.where(kept, np.cumsum(kept) - 1, 0).astype(np.int32)[labels]
-    classes, count = np.array(classes)[kept].tolist(), np.count_nonzero(kept) - 1
-    if not count:
-        return labels, []
-    inside = labels > 0
-    pixels = np.bincount(labels[inside], minlength=count + 1)
-    totals = np.bincount(labels[inside], weights=confidence[inside], minlength=count + 1)
-    polygons = np.empty(count + 1, object)
-    traced = list(shapes(labels, mask=inside, connectivity=4, transform=Affine.translation(0, row)))
-    polygons[[int(value) for _, value in traced]] = _polygons(
-        [geometry["coordinates"] for geometry, _ in traced]
+    traced = zip(
+        np.array(classes)[kept][1:].tolist(),
+        outlines(labels, row),
+        pixels[kept][1:].tolist(),
+        totals[kept][1:].tolist(),
+        strict=True,
     )
-    return labels, [
-        _Component(classes[i], [polygons[i]], int(pixels[i]), float(totals[i]))
-        for i in range(1, count + 1)
-    ]
-
-
-def _polygons(rings: list[list[list[tuple[float, float]]]]) -> np.ndarray:
-    """Polygons of lists of rings, built in one call."""
-    flat = [ring for polygon in rings for ring in polygon]
-    coordinates = np.array([point for ring in flat for point in ring], float)
-    ring_ends = np.cumsum([0] + [len(ring) for ring in flat])
-    polygon_ends = np.cumsum([0] + [len(polygon) for polygon in rings])
-    return shapely.from_ragged_array(
-        shapely.GeometryType.POLYGON, coordinates, (ring_ends, polygon_ends)
-    )
+    return labels, [_Component(k, [shape], area, total) for k, shape, area, total in traced]
 
 
 def _buildings(components: list[_Component]) -> Buildings:
