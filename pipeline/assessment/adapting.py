@@ -152,7 +152,7 @@ def map_frame(segmenter: Segmenter, frame: LabelledFrame) -> np.ndarray:
         segmenter, frame.image, window=512, batch_size=1, temperature=segmenter.decision.temperature
     )
     levels = np.concatenate([to_levels(1 - p[..., 0]) for _, p in bands])[frame.place]
-    return levels
+    return np.where(frame.label[frame.place] == IGNORE, IGNORE, levels).astype(np.uint8)
 
 
 def cross_fit(

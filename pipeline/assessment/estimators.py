@@ -44,9 +44,9 @@ class Design:
     frames: np.ndarray
 
     @classmethod
-    def of(cls, stratum: np.ndarray, labelled: np.ndarray) -> "Design":
+    def of(cls, stratum: np.ndarray, labelled: np.ndarray, least: int = LEAST) -> "Design":
         """From the stratum (N,) of every frame and the indices (n,) of those labelled. A stratum
-        with fewer than LEAST of them (all others unusable, say) is one with its neighbour.
+        with fewer than `least` of them (all others unusable, say) is one with its neighbour.
         """
         frames = np.bincount(stratum)
         merged, counts = (
@@ -57,7 +57,7 @@ class Design:
         for h in range(len(frames)):
             merged[h] = group
             held, open_ = held + counts[h], open_ + frames[h]
-            if held >= min(LEAST, open_):
+            if held >= min(least, open_):
                 group, held, open_ = group + 1, 0, 0
         if open_ and group:  # what is left joins the stratum below
             merged[merged == group] = group - 1

@@ -26,9 +26,7 @@ def receptive_radius(
         ).requires_grad_()
         with torch.enable_grad():
             logits = segmenter(leaf).float()[:, :, row, column]
-            (gradient,) = torch.autograd.grad(
-                (logits[:, 1:].logsumexp(1) - logits[:, 0]).sum(), leaf
-            )
+            (gradient,) = torch.autograd.grad((logits[:, 1:].amax(1) - logits[:, 0]).sum(), leaf)
         mass = mass + gradient.abs().double().sum((0, 1)).cpu()
     down, right = (
         torch.arange(side) - centre for side, centre in zip(mass.shape, (row, column), strict=True)

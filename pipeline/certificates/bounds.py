@@ -31,7 +31,8 @@ ABSTAIN = -1  # the class of a pixel without a certificate
 PIXEL_SLACK = 2e-6  # of the pixel range: rounding of x ± ε, and what an attack may exceed its ε by
 # float32's unit roundoff: a sum of n products is off by at most n · UNIT · Σ|product|
 UNIT = 2.0**-24
-DECIDED = 32  # units of the logits' size that a decision may round, by a shift or a softmax
+# units of the logits' size that a decision may round: by a shift, a softmax, the mean of windows
+DECIDED = 32
 
 REARRANGED = (nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
 SUMS = {torch.add, operator.add}
@@ -312,12 +313,14 @@ def decided_margins(differences: Tensor, decision: Decision, size: Tensor) -> Te
     A building leads background by T·log Σ exp((z_j − z_0)/T) − shift, which rises with each z_j −
     z_0: its least value takes their lower bounds, background's lead their upper ones,
     −differences[0].
+
+    A map holds probabilities, of whose roundings a logit sees T / (1 − θ) = T + T · odds.
     """
     t, shift = decision.temperature, decision.shift
     building = t * (differences[:, 1:, 0] / t).logsumexp(1, keepdim=True) - shift
     background = shift - t * (-differences[:, 0, 1:] / t).logsumexp(1, keepdim=True)
     among = worst_margins(differences[:, 1:, 1:])  # infinite for a single kind of building
-    given_up = DECIDED * UNIT * (size + abs(shift) + t)
+    given_up = DECIDED * UNIT * (size + abs(shift) + t + t * decision.odds)
     return torch.cat([background, torch.minimum(building, among)], 1) - given_up
 
 

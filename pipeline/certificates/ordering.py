@@ -42,6 +42,7 @@ from pipeline.labels import IGNORE
 from pipeline.networks.decision import leading
 from pipeline.networks.lipschitz import watch_values
 from pipeline.networks.models import Segmenter
+from pipeline.networks.precision import without_cudnn
 from pipeline.params import Convex, LipschitzNet, Smoothing
 from pipeline.scoring.bootstrap import tile_interval
 from pipeline.scoring.metrics import buildings, counts
@@ -108,7 +109,7 @@ def rising(where: str, row: dict[str, Any], *names: str) -> None:
 
 def key(radius: float) -> str:
     """A radius to five places, rounded down: what is published must have been proven."""
-    return f"{math.floor(radius * 1e5) / 1e5:g}"
+    return f"{math.floor(radius * 1e5) / 1e5:.5f}".rstrip("0").rstrip(".")
 
 
 def unrefuted(where: str, broken: Tensor | np.ndarray) -> None:
@@ -194,7 +195,7 @@ def smoothing_rows(
     return rows
 
 
-@torch.backends.cudnn.flags(enabled=False)  # whose convolutions may be no direct sums
+@without_cudnn()  # whose convolutions may be no direct sums
 def convex_rows(
     segmenter: Segmenter, data: Pair, settings: Convex, steps: int, seed: int, where: str
 ) -> dict[str, dict]:
@@ -235,6 +236,7 @@ def convex_rows(
     return rows
 
 
+@without_cudnn()
 def lipschitz_rows(
     segmenter: Segmenter, data: Pair, settings: LipschitzNet, steps: int, seed: int, where: str
 ) -> dict[str, dict]:

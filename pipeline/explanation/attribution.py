@@ -42,9 +42,11 @@ Evidence = Callable[[Tensor], Tensor]  # images (N, C, H, W) to (N,)
 
 
 def margin(segmenter: nn.Module, images: Tensor) -> Tensor:
-    """log Σ exp of the kinds of building, less background: (N, H, W)."""
+    """What the logits of the decision give the likeliest kind of building more than background:
+    (N, H, W), positive where a building is drawn.
+    """
     z = segmenter(images).float()
-    return z[:, 1:].logsumexp(1) - z[:, 0]
+    return z[:, 1:].amax(1) - z[:, 0]
 
 
 def evidence(segmenter: nn.Module, mask: Tensor) -> Evidence:

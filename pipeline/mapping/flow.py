@@ -4,6 +4,7 @@ overlap, a band of rows at a time.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pipeline.mapping.mapper import CONFIDENCE, Mapper, Totals
 from pipeline.networks.decision import Decision
 from pipeline.networks.glance import Glance
 from pipeline.networks.models import Segmenter
+from pipeline.networks.precision import direct_sums, without_cudnn
 from pipeline.params import Predict, proof_of
 from pipeline.scoring.disagreement import Disagreement
 from pipeline.scoring.expected_iou import Thresholds, expected_iou, thresholded_iou
@@ -58,14 +60,21 @@ def fill(
     )
     if settings.uncertainty:
         network, temperature, augment = Disagreement(segmenter, temperature), 1.0, False
+    proven = proof_of(segmenter.card.model) is not None
+    if proven:  # what is drawn is what is proven, in its arithmetic
+        direct_sums()
     window = window_side(settings.window, image.shape[1] * (network.classes + mapper.contacts))
     bands = infer(
         network, image, window=window, overlap=settings.overlap,
         batch_size=settings.batch_size, augment=augment, temperature=temperature,
         contacts=mapper.contacts, empty=empty, worth=worth,
-        precision="fp32" if proof_of(segmenter.card.model) else "auto",  # as it is proven
+        precision="fp32" if proven else "auto",
     )  # fmt: skip
-    with progress_bar() as bar, ThreadPoolExecutor(1, thread_name_prefix="map") as worker:
+    with (
+        without_cudnn() if proven else nullcontext(),
+        progress_bar() as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="map") as worker,
+    ):
         rows, mapping = bar.add_task(f"mapping {name}", total=image.shape[0]), None
         for top, probabilities in bands:
             bar.update(rows, completed=top + len(probabilities))

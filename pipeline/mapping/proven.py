@@ -33,7 +33,7 @@ from pipeline.mapping.flow import window_side
 from pipeline.mapping.inputs import class_names, decision
 from pipeline.networks.card import Card
 from pipeline.networks.models import Segmenter
-from pipeline.networks.precision import direct_sums
+from pipeline.networks.precision import direct_sums, without_cudnn
 from pipeline.params import METHODS, UNITS, Convex, Predict, proof_of
 from pipeline.scoring.inference import layout, symmetries
 from pipeline.tiles.tensors import to_float
@@ -112,7 +112,7 @@ def convex_window(segmenter: Segmenter, epsilon: float, chunk: int) -> CertifyWi
     """
     bounds = Bounds(segmenter.network, segmenter.decision)
 
-    @torch.backends.cudnn.flags(enabled=False)  # whose convolutions may be no direct sums
+    @without_cudnn()  # whose convolutions may be no direct sums
     def classes(image: Tensor, stretch: float) -> Tensor:
         passes = max(1, int(chunk * CROP**2 / math.prod(image.shape[-2:])))
         return certified_classes(

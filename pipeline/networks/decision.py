@@ -38,13 +38,18 @@ class Decision:
         return cls(card.temperature, card.threshold)
 
     @property
+    def odds(self) -> float:
+        """θ / (1 − θ) of the threshold θ."""
+        return self.threshold / (1 - self.threshold) if self.threshold < 1 else math.inf
+
+    @property
     def shift(self) -> float:
         """By how much a building's logit must exceed background's: T·log(θ / (1
         − θ)); infinite at θ = 0 and 1.
         """
         if self.threshold in (0, 1):
             return math.inf if self.threshold else -math.inf
-        return self.temperature * math.log(self.threshold / (1 - self.threshold))
+        return self.temperature * math.log(self.odds)
 
     def logits(self, z: Tensor) -> Tensor:
         """Logits (N, K, H, W) whose largest is the class drawn, for the network's z (N, K, H,

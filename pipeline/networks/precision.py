@@ -26,10 +26,16 @@ def device() -> torch.device:
 def direct_sums() -> None:
     """From now on a float32 convolution of this process is a sum of its products, whose rounding
     has a bound: no TF32, and no Winograd or FFT by NNPACK. cuDNN has both and no switch for them:
-    torch.backends.cudnn.flags(enabled=False).
+    `without_cudnn`.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.nnpack.set_flags(False)
+
+
+@contextmanager
+def without_cudnn() -> Generator[None]:
+    with torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
+        yield
 
 
 def choose(precision: str, on: torch.device) -> str:

@@ -48,17 +48,16 @@ class Record:
 
     def crop(self, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random crop, turned and flipped: image (S, S, C) and label (S, S);
-        0 and 255 beyond the region.
+        0 and 255 beyond the record, whatever lies there.
         """
         top, left = (
             start + int(random.integers(max(0, side - size) + 1))
             for start, side in ((self.top, self.height), (self.left, self.width))
         )
-        return augment(
-            "flips",
-            *read_crop(self.city, self.region, top, left, size),
-            int(random.integers(2**31)),
-        )
+        image, label = read_crop(self.city, self.region, top, left, size)
+        for part, nothing in ((image, 0), (label, IGNORE)):
+            part[self.height :], part[:, self.width :] = nothing, nothing
+        return augment("flips", image, label, int(random.integers(2**31)))
 
 
 def records(cities: Sequence[CityTiles], split: Split, unit: str) -> list[Record]:
@@ -141,6 +140,12 @@ def auc_bound(epsilon: float, delta: float) -> float:
     return min(1.0, (odds + (1 + math.exp(min(epsilon, 350.0))) * delta) / (1 + odds))
 
 
+def _streams(mechanism: Mechanism, seed: int) -> tuple[np.random.Generator, int]:
+    """What draws records and crops, and the seed of the noise."""
+    draws, noise = np.random.SeedSequence([seed, *repr(mechanism).encode()]).spawn(2)
+    return np.random.default_rng(draws), int(noise.generate_state(1, np.uint64)[0])
+
+
 def train(
     model: nn.Module,
     of: list[Record],
@@ -156,21 +161,21 @@ def train(
 
     Adam takes the gradient: what is done to it after the noise costs no privacy. The noise comes
     from a seed, so that a run can be repeated: who publishes the model must not publish the seed.
+    It shares no stream with the weights that training starts from, nor with another mechanism.
     """
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
     private = mechanism.noise > 0
-    torch.manual_seed(seed)
+    random, noise = _streams(mechanism, seed)
     expected: Any = mechanism.rate * len(of)  # a mean, where Opacus declares a whole number
     network, optimizer = model, torch.optim.Adam(model.parameters(), learning_rate)
     if private:
         network = GradSampleModule(model, loss_reduction="sum")
         optimizer = DPOptimizer(
             optimizer, noise_multiplier=mechanism.noise, max_grad_norm=mechanism.clip,
-            expected_batch_size=expected, generator=torch.Generator(on).manual_seed(seed),
+            expected_batch_size=expected, generator=torch.Generator(on).manual_seed(noise),
         )  # fmt: skip
-    random = np.random.default_rng(seed)
     for _ in progress(range(mechanism.steps), "privacy: training" + " with DP-SGD" * private):
         drawn = [
             record

@@ -31,6 +31,11 @@ class Units:
     held: float = 1.0
     blocks: bool = False  # of a single scene, not scenes
 
+    def as_one(self) -> "Units":
+        return Units(
+            *(n.sum(keepdims=True) for n in (self.intersection, self.union)), blocks=self.blocks
+        )
+
 
 def units(cells: dict[str, list[np.ndarray]], least: int, reach: float | None = None) -> Units:
     """Scenes where there are several, else blocks of at least `least` pixels.
@@ -56,7 +61,7 @@ def blocks(regions: list[np.ndarray], least: int, reach: float | None = None) ->
     counts = np.concatenate([merged(region, cells) for region in regions], axis=1)
     counts = counts[:2, counts[2] > 0]
     if np.count_nonzero(counts[1]) < FEW:
-        return Units(*counts.sum(1, keepdims=True), blocks=True)
+        return Units(*counts, blocks=True).as_one()
     return Units(*counts, held=(1 - min(1.0, reach / (cells * CELL)) / 3) ** 2, blocks=True)
 
 

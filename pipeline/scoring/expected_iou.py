@@ -7,7 +7,7 @@ share of pixels above it estimates how many are right. The paper has one thresho
 class. Right and wrong pixels of either class give I and U, hence an IoU.
 
 Soft Dice Confidence (Borges et al., arXiv:2402.10665) takes the probabilities at their word; so
-does `expected_iou`, which is the same as an IoU. Both want them calibrated (`cooled`).
+does `expected_iou`, which is the same as an IoU. Both want them calibrated.
 """
 
 from dataclasses import dataclass
@@ -93,11 +93,3 @@ def expected_iou(
     """E[I] / E[U] if every probability were true: Soft Dice Confidence s as an IoU, s / (2 − s)."""
     dice = soft_dice_confidence(probability, pixels, found)
     return dice / (2 - dice)
-
-
-def cooled(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Where p = σ(z) becomes σ(z / T): the calibrated probability of building
-    against background.
-    """
-    odds = np.clip(probability, 1e-7, 1 - 1e-7).astype(np.float64)
-    return 1 / (1 + ((1 - odds) / odds) ** (1 / temperature))

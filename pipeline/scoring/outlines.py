@@ -48,7 +48,7 @@ def compare(outlines: np.ndarray, footprints: np.ndarray) -> dict[str, tuple[flo
     directions, agreed = zip(
         *(dominant_direction(polygons) for polygons in (one, other)), strict=True
     )
-    directed = agreed[1] > DIRECTED
+    directed = (agreed[0] > DIRECTED) & (agreed[1] > DIRECTED)
     rotation = np.abs((directions[0] - directions[1] + 45) % 90 - 45)[directed]
     fewer = iou * (1 - np.abs(drawn - known) / (drawn + known))
     means = {

@@ -46,6 +46,11 @@ def run(
         raise InputError(
             "--at-least-recall and --confidence are between 0 and 1, --per is frame or area"
         )
+    if model is not None and at_least_recall is not None:
+        raise InputError(
+            "--at-least-recall: nothing can be promised of a model of adapt, which these labels have "
+            "taught; leave --model out, or sample frames anew with that model and label those"
+        )
     labels = geopackage.read(city)
     if len(labels.done) < LEAST:
         raise InputError(
@@ -119,7 +124,7 @@ def promised(
     largest = (city.frames.window[:, 2] * city.frames.window[:, 3]).max()
     found = promise_of(
         built,
-        1 / design_of(city, labels).weights,
+        1 / Design.of(city.stratum, labels.done, least=1).weights,
         len(city.frames),
         largest,
         1 - recall,

@@ -277,17 +277,21 @@ def _train(params: Params, taught: dict[str, list[Path]], here: Path, name: str)
 
 def pair(params: Params, city: str, found: Measured) -> Pair:
     """The test units of a city under the seen and the unseen model, one row a seed: blocks are the
-    same ones, as long as any model's errors are correlated.
+    same ones, as long as any model's errors are correlated, and one where some model's are too few.
     """
     by_model = [
         [found.results[name], *found.other_seeds[name]] for name in ("all", f"without-{city}")
     ]
     reach = max(result.reach for of_seeds in by_model for result in of_seeds)
-    counts = []
-    for of_seeds in by_model:
-        units = [result.units(params.evaluate, reach) for result in of_seeds]
-        counts += [np.stack([u.intersection for u in units]), np.stack([u.union for u in units])]
-    return Pair(*counts, held=units[0].held)
+    units = [[r.units(params.evaluate, reach) for r in of_seeds] for of_seeds in by_model]
+    if any(len(u.union) == 1 for of_seeds in units for u in of_seeds):
+        units = [[u.as_one() for u in of_seeds] for of_seeds in units]
+    counts = [
+        np.stack([getattr(u, count) for u in of_seeds])
+        for of_seeds in units
+        for count in ("intersection", "union")
+    ]
+    return Pair(*counts, held=units[0][0].held)
 
 
 def print_tables(found: GeneralizeMetrics) -> None:

@@ -82,6 +82,14 @@ def _distribution(images: np.ndarray) -> np.ndarray:
     return counts.cumsum(axis=1) / max(1, len(pixels))
 
 
+def _curve(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(256,) the source's level of the same rank as each of the target's, between the levels that
+    the source has; both (256,) cumulative shares.
+    """
+    there = np.diff(source, prepend=0) > 0
+    return np.interp(target, source[there], LEVELS[there])
+
+
 def histogram_matching(
     source: np.ndarray, target: np.ndarray
 ) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -89,7 +97,7 @@ def histogram_matching(
     to the source cities'.
     """
     pairs = zip(_distribution(source), _distribution(target), strict=True)
-    curves = np.stack([np.interp(t, s, LEVELS) for s, t in pairs]) / 255
+    curves = np.stack([_curve(s, t) for s, t in pairs]) / 255
     curves = torch.from_numpy(curves.astype(np.float32))
 
     def match(images: torch.Tensor) -> torch.Tensor:

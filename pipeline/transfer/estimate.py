@@ -12,7 +12,6 @@ from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import autocast
 from pipeline.params import Params
 from pipeline.scoring.expected_iou import (
-    cooled,
     expected_iou,
     fit_threshold,
     fit_thresholds,
@@ -84,20 +83,18 @@ def estimated(
         cities[c].sample("validation", g.adaptation_tiles, seed=g.seed) for c in fold.training
     ]
     images, labels = (np.concatenate(part) for part in zip(*validation, strict=True))
-    classes, probability = maps(segmenter, images)
+    classes, probability, _ = maps(segmenter, images)
     thresholds, one = (
         fit(probability, labels, classes > 0) for fit in (fit_thresholds, fit_threshold)
     )
     target = unlabelled(
         cities[fold.held_out], 2 * g.adaptation_tiles, params.tile.size, g.seed, "test"
     )
-    classes, probability = maps(segmenter, target)
+    classes, probability, calibrated = maps(segmenter, target)
     return {
         "thresholded": thresholded_iou(probability, thresholds, found=classes > 0),
         "atc": thresholded_iou(probability, one, found=classes > 0),
-        "expected": expected_iou(
-            cooled(probability, segmenter.decision.temperature), found=classes > 0
-        ),
+        "expected": expected_iou(calibrated, found=classes > 0),
         "distance": feature_distance(segmenter, target),
     }
 

@@ -29,22 +29,21 @@ def batches(images: np.ndarray, size: int, on: torch.device):
 @torch.inference_mode()
 def maps(
     segmenter: Segmenter, images: np.ndarray, batch_size: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tiles (N, H, W, C) uint8 to the classes deployed, uint8, and the probability of any building
-    as trained, float32: (N, H, W).
+    as trained and as calibrated, float32: (N, H, W).
     """
     on = next(segmenter.buffers()).device
-    classes, probability = (
-        np.empty(images.shape[:3], np.uint8),
-        np.empty(images.shape[:3], np.float32),
-    )
+    classes = np.empty(images.shape[:3], np.uint8)
+    probability, calibrated = (np.empty(classes.shape, np.float32) for _ in range(2))
     for i, batch in enumerate(batches(images, batch_size, on)):
         with autocast(on):
             logits = segmenter(batch).float()
         part = slice(i * batch_size, i * batch_size + len(batch))
         classes[part] = segmenter.decide(logits).cpu().numpy()
-        probability[part] = (1 - logits.softmax(1)[:, 0]).cpu().numpy()
-    return classes, probability
+        for found, temperature in ((probability, 1), (calibrated, segmenter.decision.temperature)):
+            found[part] = (1 - (logits / temperature).softmax(1)[:, 0]).cpu().numpy()
+    return classes, probability, calibrated
 
 
 def building_probability(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.attacks.engine import Target, pgd
+from pipeline.attacks.worst_case import worst_case
 from pipeline.certificates.lipschitz import certified_iou
 from pipeline.certificates.samples import check_samples
 from pipeline.certificates.smoothing import radius, smooth
@@ -13,7 +14,7 @@ from pipeline.console import progress
 from pipeline.networks.models import Segmenter
 from pipeline.networks.precision import device
 from pipeline.params import Params
-from pipeline.scoring.metrics import iou
+from pipeline.scoring.metrics import counts
 from pipeline.tiles.store import CityTiles
 from pipeline.tiles.tensors import to_tensors
 from pipeline.transfer import corruptions
@@ -93,10 +94,14 @@ def robust(params: Params, city: CityTiles, segmenter: Segmenter | None) -> dict
         corruptions.corrupt(name, 3, images, labels, city.gsd, g.seed) for name in corruptions.NAMES
     ]
     with torch.inference_mode():
-        after = segmenter.decide(segmenter(attacked))  # in full precision, as it was attacked
+        # in full precision, as it was attacked; an attack may as well leave a tile as it is
+        answers = [counts(segmenter.decide(segmenter(batch)), y) for batch in (x, attacked)]
+    intersections, unions = (
+        np.stack([n.cpu() for n in part]) for part in zip(*answers, strict=True)
+    )
     row = {
         "clean": tile_iou(segmenter, images, labels),
-        "attacked": iou(after, y),
+        "attacked": worst_case(intersections, unions)[0],
         "certified": None,
         "corrupted": mean(tile_iou(segmenter, *pair) for pair in shaken),
     }

@@ -148,7 +148,8 @@ def test_smoothing_rows_stand_at_the_radius_they_prove(data):
 
 def test_a_published_radius_is_rounded_down():
     assert ordering.key(0.1 * 0.674489750) == "0.06744"
-    assert ordering.key(0.05) == "0.05"
+    assert ordering.key(0.05) == "0.05" and ordering.key(2.0) == "2"
+    assert ordering.key(12.345678) == "12.34567"  # of more than six digits too
 
 
 def test_rising_names_what_is_out_of_order():

@@ -6,6 +6,7 @@ from torch import nn
 from pipeline.course import tint
 from pipeline.explanation import attribution
 from pipeline.explanation.attribution import Building
+from pipeline.networks.decision import Decision
 
 
 @pytest.fixture
@@ -90,3 +91,11 @@ def test_an_explanation_is_like_itself_and_unlike_its_opposite():
     assert attribution.alike(values, 2 * values) == pytest.approx(1)
     assert attribution.alike(values, -values) == pytest.approx(-1)
     assert attribution.alike(values, torch.zeros(9)) is None
+
+
+def test_of_several_kinds_the_margin_is_positive_where_a_building_is_drawn():
+    torch.manual_seed(0)
+    decision, z = Decision(1.7, 0.8), 2 * torch.randn(1, 4, 32, 32)
+    margin = attribution.margin(decision.logits, z)
+    drawn = decision(z)
+    assert ((margin > 0) == (drawn > 0)).all() and 0.1 < (drawn > 0).float().mean() < 0.9

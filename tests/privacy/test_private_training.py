@@ -13,6 +13,7 @@ from pipeline.networks.models import Segmenter
 from pipeline.networks.small_nets import SmallFCN
 from pipeline.privacy.private_training import (
     Mechanism,
+    _streams,
     auc_bound,
     crop_loss,
     noise_for,
@@ -117,6 +118,21 @@ def test_records_are_scenes_or_tiles_and_their_crops_stay_inside(city):
     )
     turned = [np.rot90(side, k) for side in (image, image[:, ::-1]) for k in range(4)]
     assert any((windows == one).all((2, 3, 4)).any() for one in turned)
+
+
+def test_a_crop_larger_than_its_record_shows_no_other(city):
+    tile = records([city], "train", "tile")[0]
+    image, label = tile.crop(96, np.random.default_rng(0))
+    assert (label != 255).sum() == tile.height * tile.width < 96**2
+    assert not image[label == 255].any()
+
+
+def test_noise_is_its_own_whatever_else_comes_from_the_seed():
+    """Neither that of the weights (one generator has one stream) nor that of another ε."""
+    mechanisms = Mechanism(1.0, 1.0, 0.2, 10), Mechanism(2.0, 1.0, 0.2, 10)
+    noises = [_streams(mechanism, seed)[1] for mechanism in mechanisms for seed in (0, 1)]
+    assert len({0, 1, *noises}) == 6
+    assert _streams(mechanisms[0], 0)[1] == noises[0]
 
 
 def test_a_step_is_the_sum_of_clipped_gradients_and_noise_over_the_batch(city, monkeypatch):

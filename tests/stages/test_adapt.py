@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "assessment"))
 from city import labelled, map_counts, red_model, town, write_scene  # noqa: E402
 
-from pipeline.assessment.adapting import LabelledFrame, Tuning, fine_tune  # noqa: E402
+from pipeline.assessment.adapting import LabelledFrame, Tuning, fine_tune, map_frame  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 from pipeline.networks.models import read_card, read_model  # noqa: E402
 from pipeline.stages import adapt, assess, sample  # noqa: E402
@@ -47,6 +47,21 @@ def test_what_was_learned_is_judged_on_frames_that_were_not(city):
     assert before < 0.2 and tp / (tp + fp + fn) < 0.2 and after > before + 0.2
     card = read_card(city / "adapted")
     assert card.cities == ["CITY"] and card.adapted["frames"] == 10 and not card.adapted["replayed"]
+
+
+def test_nothing_is_promised_of_a_model_that_the_labels_have_taught(city):
+    """Each frame is judged by another training than the one delivered."""
+    with pytest.raises(InputError, match="leave --model out"):
+        assess.run(city / "CITY", model=city / "adapted", at_least_recall=0.8)
+
+
+def test_what_is_mapped_where_there_is_no_data_counts_for_nothing(city):
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 40:] = 255
+    image = np.where(label[..., None] == 255, 0, 200).repeat(3, -1).astype(np.uint8)
+    frame = LabelledFrame(image, label, (slice(0, 64), slice(0, 64)))
+    levels = map_frame(read_model(city / "model"), frame)
+    assert ((levels == 255) == (label == 255)).all()
 
 
 def test_the_same_seed_gives_the_same_weights(city):

@@ -14,10 +14,11 @@ from affine import Affine
 
 from pipeline.certificates.bounds import ABSTAIN
 from pipeline.errors import InputError
-from pipeline.mapping.proven import proven_classes
+from pipeline.mapping.proven import proven_classes, window_of
 from pipeline.networks.decision import Decision
-from pipeline.networks.models import build_model, save_model
+from pipeline.networks.models import Segmenter, build_model, save_model
 from pipeline.params import Model, Predict, load_params
+from pipeline.scoring.inference import infer
 from pipeline.stages import certify_scene, predict
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -145,6 +146,44 @@ def test_predict_draws_what_it_says_is_proven(tmp_path, scene, architecture, wid
         assert (read(tmp_path / "out" / "town.certified.tif") == proven).all()
     # finished: nothing is certified again
     predict.run(folder, [str(town)], tmp_path / "maps", settings=asked)
+
+
+def test_what_is_proven_is_drawn_in_the_arithmetic_of_its_proof(tmp_path, scene, monkeypatch):
+    """Before anything is certified too: no TF32, no cuDNN, whose sums have no bound."""
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    folder = save(tmp_path / "model", scene, "small_fcn", width=4)
+    town = write(tmp_path / "town.tif", scene)
+    forward = Segmenter.forward
+
+    def watched(self, *images, **options):
+        seen.append((cudnn.enabled, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return forward(self, *images, **options)
+
+    monkeypatch.setattr(Segmenter, "forward", watched)
+    predict.run(folder, [str(town)], tmp_path / "maps", settings=Predict(**WINDOW))
+    assert set(seen) == {(False, False, False)} and cudnn.enabled
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.99, 0.9999])
+def test_a_proof_outlasts_the_rounding_of_probabilities(threshold):
+    """Of nets whose margin is as near to the threshold as float32 tells apart: what is proven is
+    drawn, though near 1 a probability has few digits left.
+    """
+    segmenter = build_model(Model(architecture="small_fcn", width=2), 1).eval()
+    for weight in segmenter.requires_grad_(False).parameters():
+        weight.zero_()
+    segmenter.decision = Decision(threshold=threshold)
+    image, settings = np.zeros((40, 40, 1), np.uint8), Predict(window=32, overlap=0.25)
+    step, proven = 4 * 2.0**-24 / (1 - threshold), 0
+    for k in range(24):
+        segmenter.network[-1].bias[1] = segmenter.decision.shift + k * step
+        classes = proven_classes(segmenter, image, settings, window_of(segmenter, "convex", 1.0))
+        bands = infer(segmenter, image, window=32, overlap=0.25, precision="fp32")
+        drawn = segmenter.decision.of_probabilities(np.concatenate([p[..., 1:] for _, p in bands]))
+        assert (drawn == 1)[classes == 1].all()
+        proven += bool((classes == 1).any())
+    assert 0 < proven < 24
 
 
 def test_predict_says_which_models_prove_their_maps(tmp_path, scene):

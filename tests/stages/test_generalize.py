@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 from pipeline.networks.card import read_card
 from pipeline.networks.models import build_model
 from pipeline.params import parse_params
+from pipeline.scoring.evaluation import CityResult
 from pipeline.storage import WORK, digest
 from pipeline.tiles.store import CityTiles
 from pipeline.transfer.corruptions import NAMES
@@ -313,6 +314,30 @@ def test_folds_are_compared_at_equal_training(params, workplace):
     card = read_card(folders["all"])
     assert card.params["train"]["epochs"] == 1 and set(card.cities) == {"toyton", "dimham"}
     assert folders["without-dimham"] == workplace.parent / "models/folds/without-dimham"
+
+
+def test_blocks_that_tell_one_model_nothing_are_one_unit_for_both():
+    """One scene of 400 cells, 50 of them built; the unseen model finds buildings in 40 others."""
+    from pipeline.stages.generalize import Measured, pair
+
+    def result(invented: int, seed: int) -> CityResult:
+        intersection, union, built = (np.zeros((20, 20), int) for _ in range(3))
+        there, hits = np.random.default_rng(0).permutation(400), np.random.default_rng(seed)
+        built.flat[there[:50]], union.flat[there[: 50 + invented]] = 800, 900
+        intersection.flat[there[:50]] = hits.integers(500, 780, 50)
+        cells = np.stack([intersection, union, np.full_like(union, 4096), built])
+        return CityResult("town", 0.5, cells={"scene": [cells]})
+
+    params = parse_params({**PARAMS, "evaluate": {"block": 64}})
+    for invented, units in ((40, 400), (5, 1)):
+        seen, unseen = result(invented, 1), result(40, 2)
+        found = pair(
+            params,
+            "town",
+            Measured({"all": seen, "without-town": unseen}, {"all": [], "without-town": []}),
+        )
+        assert found.seen_union.shape == found.unseen_union.shape == (1, units)
+        assert found.unseen_union.sum() == 90 * 900
 
 
 def test_the_honest_choice_does_not_read_its_own_city():

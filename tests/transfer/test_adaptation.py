@@ -86,6 +86,20 @@ def test_histogram_matching_undoes_a_monotone_map(make_tiles, make_dim):
     assert np.abs(make_dim(source).astype(float) - source).mean() > 20 * error.mean()
 
 
+@pytest.mark.parametrize("levels", [[50, 200], list(range(20, 120, 2)), [30, 60, 255]])
+def test_a_city_matched_to_itself_stays_as_it_is(levels):
+    """Of few levels, of a stretched scene's every other one, of saturated roofs."""
+    rng = np.random.default_rng(0)
+    source = rng.choice(np.array(levels, np.uint8), (4, 32, 32, 3))
+    images = torch.from_numpy(source).movedim(-1, 1) / 255
+    match = adaptation.histogram_matching(source, source)
+    torch.testing.assert_close(match(images), images, rtol=0, atol=0.5 / 255)
+    darker = adaptation.histogram_matching(source // 2, source)  # no roof becomes white
+    torch.testing.assert_close(
+        darker(images), torch.from_numpy(source // 2).movedim(-1, 1) / 255, rtol=0, atol=0.5 / 255
+    )
+
+
 def test_fourier_matching_moves_the_mean_and_keeps_the_texture(make_tiles, make_dim):
     source, _ = make_tiles(4)
     dimmed = torch.from_numpy(make_dim(source)).movedim(-1, 1) / 255

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from pipeline.networks.decision import Decision
+from pipeline.networks.models import Segmenter
 from pipeline.scoring.expected_iou import (
     Thresholds,
-    cooled,
     expected_iou,
     fit_threshold,
     fit_thresholds,
@@ -11,8 +14,9 @@ from pipeline.scoring.expected_iou import (
     thresholded_iou,
 )
 from pipeline.scoring.metrics import iou
+from pipeline.tiles.tensors import to_float
 from pipeline.transfer.estimate import feature_distance, mean_error
-from pipeline.transfer.predictions import building_probability
+from pipeline.transfer.predictions import building_probability, maps
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +105,17 @@ def test_soft_dice_confidence_is_the_dice_score_of_true_probabilities():
     assert soft_dice_confidence(np.zeros(3)) == expected_iou(np.zeros(3)) == 0
 
 
-def test_cooling_turns_the_logit_down():
-    p = np.array([0.1, 0.5, 0.9])
-    odds = np.log(p / (1 - p))
-    np.testing.assert_allclose(cooled(p, 2.0), 1 / (1 + np.exp(-odds / 2)))
-    np.testing.assert_allclose(cooled(p, 1.0), p)
+def test_of_several_kinds_calibrated_is_the_sum_of_their_tempered_probabilities():
+    torch.manual_seed(0)
+    segmenter = Segmenter(nn.Conv2d(3, 3, 1), 3, 2).eval()
+    segmenter.decision = Decision(2.5, 0.4)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    classes, trained, calibrated = maps(segmenter, images)
+    with torch.no_grad():
+        z = segmenter(to_float(torch.from_numpy(images)))
+    for found, logits in ((trained, z), (calibrated, z / 2.5)):
+        np.testing.assert_allclose(found, logits.softmax(1)[:, 1:].sum(1), atol=0.01)
+    assert ((classes > 0) == (calibrated > 0.4)).mean() > 0.97
 
 
 def test_a_histogram_is_as_good_as_its_pixels():
