@@ -7,7 +7,7 @@ no run ends well with numbers that must not be believed.
 
 Killed and started again it goes on with the next city: what is measured stands in .work/attack
 until all is. DVC watches what attack.model and attack.transfer name, but for folds: after a change
-of these `dvc repro -f attack`.
+of these `dvc repro -s -f attack`.
 """
 
 import shutil

@@ -125,7 +125,9 @@ def run(
     from pipeline.scoring.evaluation import summarise
 
     e, evaluating = params.evaluate, Evaluating(params, model, tiles, scenes_root)
-    names = [city.city for city in open_cities(params.fetch.cities, tiles) if _regions(city, e)]
+    cities = open_cities(params.fetch.cities, tiles)
+    _check_groups(cities, params.fetch.groups)
+    names = [city.city for city in cities if _regions(city, e)]
     kept = work / _key(evaluating)
     found = summands(evaluating, names, kept, ray=ray, shard=shard)
     if found is None:
@@ -153,6 +155,16 @@ def _regions(city: CityTiles, e: Evaluate) -> list[Region]:
     raise InputError(
         f"{city.folder}: no {e.split} scenes; raise tile.{e.split} or set evaluate.split"
     )
+
+
+def _check_groups(cities: list[CityTiles], column: str | None) -> None:
+    """Raise InputError where a city's buildings are told apart by another column."""
+    for city in cities:
+        if city.grouped_by not in (None, column):
+            raise InputError(
+                f"{city.folder}: buildings are grouped by their {city.grouped_by}, fetch.groups is "
+                f"{column or 'null'}; run the fetch and tile stages again"
+            )
 
 
 def _key(evaluating: Evaluating) -> str:

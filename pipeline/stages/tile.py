@@ -411,13 +411,14 @@ def _about(params: Params, city: City, plans: list[Planned], counts: list, mark:
     pixels = sum(plan.region.pixels for plan in plans)
     native = [plan.native for plan in plans]
     ranges = [plan.source.range for plan in plans if plan.source.range]
+    names = plans[0].source.group_names
     return {
         "city": city.city,
         "gsd": params.tile.gsd,
         "size": params.tile.size,
         "channels": len(plans[0].source.bands),
         "classes": params.train.model.classes,
-        **({"groups": plans[0].source.group_names} if plans[0].source.group_names else {}),
+        **({"groups": names, "grouped_by": city.groups} if names else {}),
         "bands": city.bands or params.tile.bands,
         "range": ranges[0] if ranges else None,
         "fingerprint": mark,

@@ -76,6 +76,7 @@ class Index:
     regions: list[Region]
     # names, by code from 1
     groups: Annotated[list[str], Field(max_length=254)] = field(default_factory=list)
+    grouped_by: str | None = None  # the column of these names
 
 
 INDEX = TypeAdapter(Index)
@@ -115,7 +116,7 @@ class CityTiles:
         self.about, index = read_index(self.folder)
         self.city, self.gsd, self.size = index.city, index.gsd, index.size
         self.channels, self.classes, self.regions = index.channels, index.classes, index.regions
-        self.group_names = index.groups
+        self.group_names, self.grouped_by = index.groups, index.grouped_by
         self._images, self._labels = (self._mapped(name) for name in ("images", "labels"))
         self._groups = self._mapped("groups") if self.group_names else None
         self._numbers = self._mapped("numbers") if (self.folder / "numbers.npy").exists() else None

@@ -20,7 +20,7 @@ from pipeline.imagery.raster import Raster
 from pipeline.imagery.scene import City, Scene, write_city
 from pipeline.labels import IGNORE
 from pipeline.params import parse_params
-from pipeline.stages import tile
+from pipeline.stages import evaluate, tile
 from pipeline.tiles import tiling
 from pipeline.tiles.store import CityTiles
 
@@ -330,7 +330,9 @@ def test_groups_of_footprints_land_on_their_buildings(town, tmp_path):
     )
     town.facts = {"groups": "income"}
     tiles = three(town, noise(3, 40, 40), labels=vectors).tiles()
-    assert tiles.group_names == ["high", "low"]
+    assert tiles.group_names == ["high", "low"] and tiles.grouped_by == "income"
+    with pytest.raises(InputError, match=r"grouped by their income, fetch.groups is kind; run"):
+        evaluate._check_groups([tiles], "kind")
     first, second, third = (tiles.groups(region) for region in tiles.regions)
     assert (
         (first[10:20, 2:12] == 2).all()
