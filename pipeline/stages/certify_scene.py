@@ -150,16 +150,19 @@ def _about(params: Params, method: str, radius: float, segmenter) -> dict:
 
 def _certified(segmenter, image, params: Params, method: str, radius: float) -> np.ndarray:
     """(H, W) int16 classes, ABSTAIN where nothing is proven."""
+    import torch
+
     from pipeline.certificates import smoothing
     from pipeline.mapping.inputs import decision
     from pipeline.mapping.proven import proven_classes, window_of
 
     if method == "smoothing":
-        s = params.certify.smoothing
+        s, on = params.certify.smoothing, next(segmenter.buffers()).device
+        # of a seed: who could draw again until enough is proven would prove nothing
+        generator = torch.Generator(on).manual_seed(params.certify.seed)
         return smoothing.certify_scene(
             segmenter.deployed(), image, min(s.sigma), s.n0, s.n, s.tau, s.alpha,
-            correction=s.correction, device=next(segmenter.buffers()).device,
-            batch_size=s.batch_size,
+            correction=s.correction, device=on, batch_size=s.batch_size, generator=generator,
         )  # fmt: skip
     segmenter.decision = decision(params.predict, segmenter.card)
     window = window_of(segmenter, method, radius, params.certify.convex.chunk)

@@ -244,6 +244,8 @@ def test_smoothing_certifies_any_model_and_no_data_stays_so(tmp_path, scene):
         and record["confidence"] == 0.99
         and record["pixels"] == 42 * 48
     )
+    certify_scene.run(settings(model), str(town), tmp_path / "again")  # its noise is of a seed
+    assert (read(tmp_path / "again" / "town.certified.tif") == proven).all()
 
 
 def test_what_cannot_be_certified_is_refused_before_any_work(tmp_path, scene):
