@@ -34,6 +34,7 @@ from pipeline.imagery.grid import (
     ground_sample_distance,
     target_grid,
 )
+from pipeline.imagery.sidecars import files_of
 from pipeline.labels import IGNORE
 
 STRIP = 2**22  # pixels read at a time where all of a scene is
@@ -108,6 +109,15 @@ def open_raster(path: str | Path) -> Generator[rasterio.DatasetReader]:
             ):
                 raise OSError("its last block of pixels lies behind its end")
             yield dataset
+
+
+def files_read(path: str | Path) -> tuple[str, ...]:
+    """The files on this machine that an image is read from (see `files_of`), by opening it once.
+
+    Raises InputError where it cannot be opened.
+    """
+    with _reading(path), rasterio.Env(**CAUTIOUS), open_alone(str(path)) as dataset:
+        return files_of(dataset)
 
 
 @lru_cache(1024)

@@ -7,31 +7,17 @@ to its successor.
 """
 
 import hashlib
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.imagery.sidecars import only_counted
 
 JOURNALS = ("-wal", "-shm", "-journal")  # SQLite's, of an editor that is open or has crashed
 LAID_OVER = (".ovr", ".msk")  # pixels that GDAL shows instead of a raster's own
-COUNTED = {  # what GDAL notes of a raster's pixels: of an old one's nothing is worth keeping
-    "PAMDataset",
-    "PAMRasterBand",
-    "Description",
-    "Metadata",
-    "MDI",
-    "Histograms",
-    "HistItem",
-    "HistMin",
-    "HistMax",
-    "BucketCount",
-    "IncludeOutOfRange",
-    "Approximate",
-    "HistCounts",
-}
+OWN_WORDS = {"Description"}  # our name of a band, which GDAL repeats with its statistics
 STEP = 2**20  # bytes read at a time
 
 
@@ -89,9 +75,8 @@ def check_beside(path: Path) -> None:
             "close it there, after a crash open and close it once more, then run the same command "
             "again"
         )
-    notes = (
-        [notes_of(path)] if notes_of(path).exists() and not _only_counted(notes_of(path)) else []
-    )
+    held = notes_of(path)
+    notes = [held] if held.exists() and not only_counted(held, OWN_WORDS) else []
     for beside in [*_beside(path, LAID_OVER if path.suffix == ".tif" else ()), *notes]:
         raise InputError(
             f"{beside}: would be read along with the new {path.name}; move or delete it"
@@ -107,11 +92,3 @@ def _beside(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def notes_of(path: Path) -> Path:
     """Where GDAL keeps what it notes of a raster that it may not write to."""
     return path.with_name(f"{path.name}.aux.xml")
-
-
-def _only_counted(notes: Path) -> bool:
-    text = notes.read_text(encoding="utf-8", errors="replace")
-    keys = re.findall(r"<MDI key=\"(\w+)", text)
-    return COUNTED.issuperset(re.findall(r"<(\w+)", text)) and all(
-        key.startswith("STATISTICS_") for key in keys
-    )

@@ -20,7 +20,7 @@ from pipeline.bucket import is_object
 from pipeline.errors import InputError
 from pipeline.imagery.formats import unreadable
 from pipeline.imagery.grid import Grid
-from pipeline.imagery.raster import grid_of, open_raster
+from pipeline.imagery.raster import files_read, grid_of
 from pipeline.imagery.style import mask_colours
 from pipeline.imagery.writer import (
     FIELDS,
@@ -181,7 +181,8 @@ def _model(model: str, state: tuple) -> tuple:
 
 
 def _scene_key(scene: str) -> list:
-    """What tells a scene from an earlier state of it: its files' sizes and times, an object's etag.
+    """What tells a scene from an earlier state of it: the sizes and times of its file and of what is
+    read along with it, an object's etag.
 
     Another URL is taken at its word.
     """
@@ -198,10 +199,7 @@ def _scene_key(scene: str) -> list:
         raise InputError(
             f"{scene}: its name is no UTF-8 text; rename it, or set a UTF-8 locale"
         ) from None
-    if not scene.lower().endswith(".vrt"):
-        return [scene, _state(scene)]
-    with open_raster(scene) as mosaic:
-        return [scene, *map(_state, sorted(mosaic.files))]
+    return [scene, *map(_state, files_read(scene))]
 
 
 def _state(path: str | Path) -> tuple[int, int] | None:

@@ -646,6 +646,46 @@ def test_a_mosaic_whose_source_changed_and_a_model_trained_on_are_not_finished(m
     assert not mask().any()
 
 
+def georeferenced(folder: Path, left: float) -> None:
+    (folder / "town.wld").write_text(f"0.5\n0\n0\n-0.5\n{left}\n6650000\n")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_what_is_corrected_beside_a_scene_changes_its_map(model, tmp_path):
+    """A world file, GDAL's notes, a mask; statistics that a viewer left say nothing new."""
+    scene, out = tmp_path / "town.png", tmp_path / "out"
+    write_scene(scene, town(100, 100)[0], driver="PNG")
+    (tmp_path / "town.png.aux.xml").unlink()
+
+    def origin_and_nodata() -> tuple[float, int]:
+        run(model, [str(scene)], out, settings=SETTINGS, gsd=0.5)
+        with rasterio.open(out / "town.tif") as map_:
+            return map_.transform.c, int((map_.read(1) == 255).sum())
+
+    own = scene.stat()
+    assert prediction._scene_key(str(scene)) == [str(scene), (own.st_size, own.st_mtime_ns)]
+    assert origin_and_nodata() == (0, 0)
+    for left in (500_000, 600_000):
+        georeferenced(tmp_path, left)
+        assert origin_and_nodata() == (left - 0.25, 0)
+    made = (out / "town.tif").stat().st_mtime_ns
+    with rasterio.open(scene) as dataset:
+        dataset.statistics(1)
+    assert (tmp_path / "town.png.aux.xml").exists()
+    assert origin_and_nodata() == (599_999.75, 0)
+    assert (out / "town.tif").stat().st_mtime_ns == made
+    mask = np.full((100, 100, 1), 255, np.uint8)
+    mask[:50] = 0
+    write_scene(tmp_path / "town.png.msk", mask)
+    with rasterio.open(tmp_path / "town.png.msk", "r+") as dataset:
+        dataset.update_tags(INTERNAL_MASK_FLAGS_1=2)  # as GDAL marks a mask of all bands
+    assert origin_and_nodata() == (599_999.75, 5000)
+    notes = "<PAMDataset><GeoTransform>7, 0.5, 0, 9, 0, -0.5</GeoTransform></PAMDataset>"
+    (tmp_path / "town.png.aux.xml").write_text(notes)
+    (tmp_path / "town.wld").unlink()  # which would win
+    assert origin_and_nodata() == (7, 5000)
+
+
 @pytest.mark.parametrize("how", ["path", "URL", "link"])
 def test_results_never_overwrite_scenes(model, tmp_path, how):
     (tmp_path / "out").mkdir()
