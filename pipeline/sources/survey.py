@@ -13,6 +13,7 @@ from pipeline.console import progress
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid
 from pipeline.imagery.raster import grid_of, open_raster, unplaced
+from pipeline.imagery.sidecars import files_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Image:
     grid: Grid
     blank: bool  # no pixel tells anything
     name: str
+    files: tuple[str, ...]  # it, and what is read along with it
 
 
 def survey_all(
@@ -79,7 +81,8 @@ def survey(
             raise InputError(
                 f"{reason}; correct that, or state fetch.overrides.CITY.gsd in metres a pixel"
             )
-        return Image(path, grid_of(dataset), _blank(dataset), name or Path(path).stem)
+        found = name or Path(path).stem
+        return Image(path, grid_of(dataset), _blank(dataset), found, files_of(dataset))
 
 
 @contextmanager

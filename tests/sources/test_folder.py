@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.imagery.vector import reproject
 from pipeline.params import CityOverride, Fetch
 from pipeline.sources.folder.source import fetch
+from pipeline.sources.survey import stamp
 
 UTM = "EPSG:32633"
 ORIGIN = 500_000, 6_000_000
@@ -98,6 +99,31 @@ def test_files_stay_in_place_and_a_change_shows(town):
         True,
         False,
     ]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_a_change_beside_a_raster_shows(town, folder):
+    """Of its world file; without one a stamp is of the two files alone, as it always was."""
+    path, label = town / "raster" / folder / "s1.tif", town / "raster/labels/s1.tif"
+    place(NOISE if folder == "images" else (NOISE[:1] > 200).astype(np.uint8), path, "GTiff")
+    image = town / "raster/images/s1.tif"
+    stamps = [taken(town, "raster", gsd=1).scenes[0].stamp]
+    assert stamps[0] == stamp(image, label)
+    for left in (500_000.5, 500_000.7):
+        path.with_suffix(".tfw").write_text(f"1\n0\n0\n-1\n{left}\n5999999.5\n")
+        stamps.append(taken(town, "raster", gsd=1).scenes[0].stamp)
+    assert len(set(stamps)) == 3
+
+
+def test_a_change_beside_an_image_under_footprints_shows(town):
+    image, stamps = town / "vector/images/s1.tif", [taken(town, "vector").scenes[0].stamp]
+    assert stamps[0].startswith(f"{stamp(image)} ")
+    notes = "<PAMDataset><PAMRasterBand band='1'>{}</PAMRasterBand></PAMDataset>"
+    for said in ("<Metadata/>", "<NoDataValue>1</NoDataValue>"):  # the former says nothing
+        image.with_name("s1.tif.aux.xml").write_text(notes.format(said))
+        stamps.append(taken(town, "vector").scenes[0].stamp)
+    assert stamps[0] == stamps[1] != stamps[2]
 
 
 @pytest.mark.parametrize(

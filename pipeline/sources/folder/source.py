@@ -24,7 +24,7 @@ from pipeline.bucket import is_object
 from pipeline.errors import InputError, nearest
 from pipeline.imagery.formats import REMOTE
 from pipeline.imagery.grid import PIXELS, check_place
-from pipeline.imagery.raster import grid_of, open_raster, unknown
+from pipeline.imagery.raster import files_read, grid_of, open_raster, unknown
 from pipeline.imagery.scene import City, Scene
 from pipeline.imagery.vector import (
     SUFFIXES,
@@ -119,7 +119,7 @@ def _survey(fetch: params.Fetch, city: str, root: Path) -> City:
         )
         bare = _unlabelled(notes["scenes_without_buildings"], images, city, override, notes)
         paths = [None if image.name in bare else files.get(image) for image in images]
-        stamps = [f"{stamp(image.path)} {digests.get(image, '')}" for image in images]
+        stamps = [f"{stamp(*image.files)} {digests.get(image, '')}" for image in images]
     elif fetch.groups:
         raise InputError(
             f"fetch.groups: {labels} holds rasters, which have no columns; set it to null"
@@ -132,7 +132,8 @@ def _survey(fetch: params.Fetch, city: str, root: Path) -> City:
     else:
         paths, raster_building = _rasters(labels, images, city, override, notes)
         stamps = [
-            stamp(*filter(None, (i.path, path))) for i, path in zip(images, paths, strict=True)
+            stamp(*image.files, *(files_read(path) if path else ()))
+            for image, path in zip(images, paths, strict=True)
         ]
     return City(
         city=city,

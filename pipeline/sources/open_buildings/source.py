@@ -150,7 +150,7 @@ def fetch(fetch: params.Fetch, city: str, folder: Path, work: Path) -> City:
     return City(
         city=city,
         source="open_buildings",
-        scenes=[Scene(i.name, i.path, "footprints.parquet", stamp=_stamp(i.path)) for i in images],
+        scenes=[Scene(i.name, i.path, "footprints.parquet", stamp=_stamp(i)) for i in images],
         bands=override.bands,
         range=override.range,
         rights=f"{manifest.rights}; images: {place.rights}",
@@ -381,8 +381,8 @@ def _in_bucket(folder: str, city: str) -> list[str]:
     return [bucket.join(folder, name) for name in names]
 
 
-def _stamp(path: str) -> str:
-    return "" if "://" in path else stamp(path)
+def _stamp(image: Image) -> str:
+    return "" if "://" in image.path else stamp(*image.files)
 
 
 def _note_rough(image: Image, city: str, notes: dict) -> None:
