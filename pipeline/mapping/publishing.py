@@ -8,6 +8,7 @@ predict left it.
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -41,7 +42,7 @@ def replaceable(record: Path, names: list[str]) -> dict[str, str]:
     recorded, notes = record.exists(), _notes(record)
     if recorded and not notes:
         raise _foreign(record)
-    paths = [record.with_name(name) for name in sorted({*names, *_own(notes)})]
+    paths = [record.with_name(name) for name in sorted(touched(record, names))]
     for path in paths:
         check_beside(path)
     there = {path: found for path in paths if (found := content(path)) is not None}
@@ -52,6 +53,13 @@ def replaceable(record: Path, names: list[str]) -> dict[str, str]:
         if found not in own[path.name]:
             raise _edited(path, known=any(own[path.name]))
     return {path.name: found for path, found in there.items()}
+
+
+def touched(record: Path, names: Iterable[str]) -> set[str]:
+    """The names of the files that a new map of these names overwrites or, where an earlier one
+    alone has them, deletes.
+    """
+    return {*names, *_own(_notes(record))}
 
 
 def publish(partial: Path, record: Path, found: dict, replaced: dict[str, str]) -> None:

@@ -37,6 +37,7 @@ from pipeline.mapping.catalogue import check_name, index
 from pipeline.mapping.inputs import Task
 from pipeline.mapping.merge import NAME, file_name, merge
 from pipeline.mapping.proven import method_of_drawn
+from pipeline.mapping.publishing import touched
 from pipeline.mapping.scene import file_names, local_model, model_of, predict_scene
 from pipeline.mapping.scene_list import list_scenes
 from pipeline.metrics import PredictMetrics
@@ -84,6 +85,8 @@ def run(
         for name, scene in list_scenes(scenes).items()
     ]
     _refuse_overwriting(tasks, out)
+    if known:
+        _refuse_replacing(known, tasks, out, merged)
     if merged:
         _refuse_merging(settings, shard, out, tasks)
     if settings.polygons != "none":
@@ -185,6 +188,23 @@ def _refuse_overwriting(tasks: list[Task], out: str | Path) -> None:
         if times > 1:
             raise InputError(
                 f"{out}/{name}: two scenes would both be mapped to it; rename one of them"
+            )
+
+
+def _refuse_replacing(known: Path, tasks: list[Task], out: str | Path, merged: bool) -> None:
+    """The known footprints may be a map of an earlier run, but none that this one replaces."""
+    homes = {known.absolute().parent.resolve(), known.resolve().parent}
+    if is_object(str(out)) or Path(out).resolve() not in homes:
+        return
+    maps = {task.name: list(file_names(task).values()) for task in tasks}
+    if merged:
+        maps[NAME] = [file_name(tasks[0].settings.polygons)]
+    for name, files in maps.items():
+        paths = (Path(out) / file for file in touched(Path(out) / f"{name}.json", files))
+        if known.exists() and any(path.exists() and path.samefile(known) for path in paths):
+            raise InputError(
+                f"--known {known}: is a file of the map of {name} in --out {out}, and would be "
+                f"replaced; choose another --out"
             )
 
 

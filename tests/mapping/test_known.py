@@ -183,6 +183,39 @@ def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, c
         run(model, ["town.tif"], tmp_path / "out", settings=settings, known=tmp_path / "bare.gpkg")
 
 
+@pytest.mark.parametrize("how", ["same format", "another format", "a link", "missing", "merged"])
+def test_known_footprints_that_the_map_would_replace_are_refused(model, tmp_path, how):
+    """A year later `--known maps/town.gpkg --out maps` must not cost the old map."""
+    scene, out = draw(tmp_path / "town.tif", houses()[:3]), tmp_path / "maps"
+    gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(tmp_path / "houses.gpkg")
+    known, merged = out / "town.gpkg", how == "merged"
+    first = {"known": tmp_path / "houses.gpkg"} if how == "missing" else {"merged": merged}
+    run(model, [str(scene)], out, settings=SETTINGS, **first)
+    if how in {"missing", "merged"}:
+        known = out / ("town.missing.gpkg" if how == "missing" else "merged.gpkg")
+    if how == "a link":
+        known = tmp_path / "last.gpkg"
+        known.symlink_to(out / "town.gpkg")
+    draw(scene, houses())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    kind = "geojson" if how == "another format" else "gpkg"
+    settings = SETTINGS.model_copy(update={"polygons": kind})
+    with pytest.raises(
+        InputError, match=f"--known .*{known.name}: is a file of the map of .*another --out"
+    ):
+        run(model, [str(scene)], out, settings=settings, known=known, merged=merged)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    run(model, [str(scene)], tmp_path / "new", settings=settings, known=known, merged=merged)
+
+
+def test_known_footprints_may_lie_beside_the_maps(model, tmp_path):
+    (tmp_path / "maps").mkdir()
+    scene, known = draw(tmp_path / "town.tif", houses()), tmp_path / "maps" / "town.known.gpkg"
+    gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(known)
+    run(model, [str(scene)], tmp_path / "maps", settings=SETTINGS, known=known)
+    assert len(gpd.read_file(known)) == 25
+
+
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_footprints_that_another_program_has_locked_get_a_sentence(
     model, tmp_path, capsys, monkeypatch, journal
