@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -44,9 +45,11 @@ class Task:
             raise InputError(
                 f"--bands {','.join(map(str, self.bands))}: a scene's bands count from 1"
             )
-        if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+        ends = self.range
+        if ends is not None and not (len(ends) == 2 and -inf < ends[0] < ends[1] < inf):
             raise InputError(
-                f"--range {','.join(f'{v:g}' for v in self.range)}: write LOW,HIGH with LOW < HIGH"
+                f"--range {','.join(f'{v:g}' for v in ends)}: write LOW,HIGH with LOW < HIGH, "
+                f"both finite"
             )
 
 

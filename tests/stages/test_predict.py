@@ -1252,6 +1252,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, l
         ({"bands": [0, 1, 2]}, "count from 1"),
         ({"value_range": (5, 5)}, "LOW < HIGH"),
         ({"value_range": (3,)}, "LOW < HIGH"),
+        ({"value_range": (0, float("inf"))}, "LOW < HIGH, both finite"),
+        ({"value_range": (float("-inf"), 0)}, "LOW < HIGH, both finite"),
+        ({"value_range": (0, float("nan"))}, "LOW < HIGH"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_any_scene_is_read(
