@@ -8,6 +8,7 @@ held to the same.
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -168,22 +169,14 @@ def _check_mosaic(path: Path, within: frozenset[str]) -> None:
     if path.stat().st_size > LARGEST_VRT:
         raise OSError("it is too long for a mosaic")
     sources = set()
-    try:
-        text = path.read_text(encoding="utf-8")
-        # a comment, say, within a name: GDAL's reader of XML and Python's would differ
-        if "<!" in text:
-            raise OSError("it holds a comment or a DOCTYPE")
-        for element in ElementTree.fromstring(text).iter():
-            if other := {element.tag} - MOSAIC or element.attrib.keys() - ATTRIBUTES:
-                raise InputError(
-                    f"{path}: holds {min(other)}; of virtual rasters only mosaics are taken, as "
-                    f"gdalbuildvrt writes "
-                    "them: write it out as a GeoTIFF"
-                )
-            if element.tag == "SourceFilename":
-                sources.add((element.get("relativeToVRT", "0"), element.text or ""))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise OSError(f"it is no XML: {error}") from None
+    for element in _elements(path):
+        if other := {element.tag} - MOSAIC or element.attrib.keys() - ATTRIBUTES:
+            raise InputError(
+                f"{path}: holds {min(other)}; of virtual rasters only mosaics are taken, as "
+                f"gdalbuildvrt writes them: write it out as a GeoTIFF"
+            )
+        if element.tag == "SourceFilename":
+            sources.add((element.get("relativeToVRT", "0"), element.text or ""))
     for beside, name in sorted(sources):
         source = path.parent / name if beside == "1" else Path(name)
         if (
@@ -199,6 +192,21 @@ def _check_mosaic(path: Path, within: frozenset[str]) -> None:
         if os.path.realpath(source) in within:
             raise InputError(f"{path}: is a mosaic of itself")
         open_alone(str(source), within).close()
+
+
+def _elements(path: Path) -> Iterator[ElementTree.Element]:
+    """Every element of an XML file. Raises OSError where it is none, or holds what two readers of
+    XML may read differently.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        # a comment, say, within a name: GDAL's reader of XML and Python's would differ
+        if "<!" in text:
+            raise OSError("it holds a comment or a DOCTYPE")
+        return ElementTree.fromstring(text).iter()
+    # ValueError: its bytes are no UTF-8
+    except (ElementTree.ParseError, ValueError) as error:
+        raise OSError(f"it is no XML: {error}") from None
 
 
 def check_footprints(path: Path) -> None:

@@ -450,6 +450,21 @@ def test_a_mosaic_of_files_is_an_image(tmp_path):
             pass
 
 
+def test_a_virtual_raster_that_is_no_mosaic_is_not_called_damaged(tmp_path):
+    image(tmp_path / "a.tif")
+    path = mosaic(tmp_path / "b.vrt", "a.tif")
+    path.write_text(path.read_text().replace(" raster", ' subClass="VRTWarpedDataset" raster', 1))
+    with pytest.raises(InputError) as refused, open_raster(path):
+        pass
+    assert str(refused.value) == (
+        f"{path}: holds subClass; of virtual rasters only mosaics are taken, as gdalbuildvrt "
+        "writes them: write it out as a GeoTIFF"
+    )
+    path.write_bytes(b"<VRTDataset>\xff</VRTDataset>")
+    with pytest.raises(InputError, match="it is no XML"), open_raster(path):
+        pass
+
+
 FOOTPRINTS = {
     "a virtual layer": "<OGRVRTDataSource><OGRVRTLayer "
     "name='x'><SrcDataSource>{url}</SrcDataSource></OGRVRTLayer>"
