@@ -199,6 +199,15 @@ def _colour(description: str | None) -> ColorInterp | None:
     return next((colour for colour in COLOURS if words == {colour.name}), None)
 
 
+def check_colours(dataset) -> None:
+    """Raise InputError where an image's pixels are numbers in a table of colours, no brightness."""
+    if ColorInterp.palette in dataset.colorinterp:
+        raise InputError(
+            f"{dataset.name}: is paletted, its pixels are numbers in a table of colours; expand "
+            f"them: gdal_translate -expand rgb IN OUT"
+        )
+
+
 class Resampler:
     """Reads `source`-grid pixels for windows of `target`, both over one
     outline, and resamples them.
@@ -250,6 +259,7 @@ class Raster:
     def __init__(
         self, dataset, bands: list[int], gsd: float, native: float | None, value_range=None
     ):
+        check_colours(dataset)
         if max(bands) > dataset.count:
             raise InputError(
                 f"{dataset.name}: has {dataset.count} band{'s' * (dataset.count > 1)}, but band "

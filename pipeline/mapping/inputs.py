@@ -6,7 +6,14 @@ from math import inf
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.imagery.raster import Raster, declared_bands, open_raster, robust_range, unplaced
+from pipeline.imagery.raster import (
+    Raster,
+    check_colours,
+    declared_bands,
+    open_raster,
+    robust_range,
+    unplaced,
+)
 from pipeline.networks.card import Card
 from pipeline.networks.decision import Decision
 from pipeline.networks.folding import folded
@@ -71,6 +78,7 @@ def open_scene(stack: ExitStack, task: Task, card: Card) -> tuple[Raster, Raster
 
 def _open(stack: ExitStack, task: Task, card: Card) -> Raster:
     dataset = stack.enter_context(open_raster(task.scene))
+    check_colours(dataset)  # before more bands than its one are asked for
     bands = list(task.bands or declared_bands(dataset, card.scene_bands))
     if len(bands) != card.channels:
         raise InputError(f"--bands names {len(bands)} bands; the model reads {card.channels}")

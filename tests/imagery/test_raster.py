@@ -262,6 +262,15 @@ def test_a_truncated_file_names_itself(profile, left, tmp_path):
         read_all(path)
 
 
+@pytest.mark.parametrize("bands", [[1], [1, 1, 1], [1, 2, 3]])
+def test_numbers_in_a_table_of_colours_are_no_brightness(tmp_path, bands):
+    path = write(tmp_path / "a.tif", noise(20, 20, 1), photometric="palette")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {i: (255 - i, i, 0, 255) for i in range(256)})
+    with pytest.raises(InputError, match=r"a\.tif: is paletted.*gdal_translate -expand rgb"):
+        read_all(path, bands)
+
+
 def test_no_raster_at_all_is_said(tmp_path):
     path = tmp_path / "cut.tif"
     path.write_text("<html>")

@@ -1223,6 +1223,17 @@ def test_other_bands_may_be_read(model, tmp_path):
         run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, bands=[1, 2])
 
 
+@pytest.mark.parametrize("bands", [None, [1, 1, 1]])
+def test_a_paletted_scene_is_told_how_to_be_expanded(model, tmp_path, capsys, bands):
+    indices = town(64, 64)[0][..., :1]
+    scene = write_scene(tmp_path / "town.tif", indices, photometric="palette")
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.write_colormap(1, {i: (i, 0, 0, 255) for i in range(256)})
+    with pytest.raises(InputError, match="1 of 1 scenes failed"):
+        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, bands=bands)
+    assert "town.tif: is paletted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("limit", [3_000, 30_000])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(model, tmp_path, capsys, limit):
