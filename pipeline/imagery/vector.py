@@ -119,17 +119,20 @@ def read_footprints(
     where: str | None = None,
     column: str | None = None,
     layer: str | None = None,
+    *,
+    classes: bool = True,
 ) -> Footprints:
     """Read the polygons of a file, or of its layer of a name, repaired, in `crs` (anything pyproj
     reads; None = the file's own).
 
     With `bounds`, in units of `crs`, only polygons whose own bounding box meets that box are kept;
     `where`, a condition in SQL on the file's columns, says which features are buildings; `column`
-    tells groups of them apart (see fetch.groups). Raises InputError where the file is unreadable,
-    has no CRS or none that leads to `crs`, several polygon layers, a `label` outside 1..255 or
-    features of OpenStreetMap without a column `building`.
+    tells groups of them apart (see fetch.groups); without `classes` a column `label` is no label,
+    and all are 1. Raises InputError where the file is unreadable, has no CRS or none that leads to
+    `crs`, several polygon layers, a `label` outside 1..255 or features of OpenStreetMap without a
+    column `building`.
     """
-    path = Path(path)
+    path, label = Path(path), "label" if classes else None
     with open_layer(path, layer) as opened:
         source = opened.crs
         target = source if crs is None else _crs(crs)
@@ -147,13 +150,11 @@ def read_footprints(
             )
             raise InputError(f"{path}: fetch.groups: no column {column!r} in it{meant}")
         geometries, columns = opened.read(
-            {name for name in ("label", tag, column) if name}, box, where
+            {name for name in (label, tag, column) if name}, box, where
         )
     building = _is_building(tag, columns[tag]) if tag in columns else np.ones(len(geometries), bool)
     geometries, others = geometries[building], int((~building).sum())
-    labels = _labels(
-        path, columns["label"][building] if "label" in columns else None, len(geometries)
-    )
+    labels = _labels(path, columns[label][building] if label in columns else None, len(geometries))
     geometries, outline = _closed(geometries)
     polygons, invalid = repair(geometries)
     if not target.equals(source):

@@ -30,7 +30,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid, Window
-from pipeline.imagery.vector import footprint_bounds, read_footprints
+from pipeline.imagery.vector import Footprints, footprint_bounds, read_footprints
 from pipeline.imagery.writer import BATCH, HERE, WriteFootprints
 from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import longitude_latitude
@@ -80,7 +80,7 @@ class Known:
         flat = 0
         for top in range(0, height, ROWS):
             rows = self.scene.window(Window(top, 0, min(ROWS, height - top), width))
-            found = read_footprints(self.path, self.scene.crs, rows.bounds)
+            found = self._read(rows)
             if len(found):
                 return
             flat += found.dropped
@@ -89,6 +89,10 @@ class Known:
                 f"--known {self.path}: none of its {flat} features on the scene has an area, they "
                 f"are points or open lines; name a file of polygons or of closed outlines"
             )
+
+    def _read(self, rows: Grid) -> Footprints:
+        """Whatever a register's column `label` says (house numbers, say): it is no class here."""
+        return read_footprints(self.path, self.scene.crs, rows.bounds, classes=False)
 
     def within(self, top: float, bottom: float) -> tuple[np.ndarray, np.ndarray]:
         """Footprints (m,) that may meet these rows, in metres and cut at the scene's border,
@@ -99,8 +103,7 @@ class Known:
         if bottom <= top:
             return np.empty(0, object), np.empty(0, np.uint64)
         rows = self.scene.window(Window(top, 0, bottom - top, width))
-        found = read_footprints(self.path, self.scene.crs, rows.bounds)
-        polygons = found.polygons[found.labels != IGNORE]
+        polygons = self._read(rows).polygons
         marks = np.array([_mark(wkb) for wkb in shapely.to_wkb(polygons)], np.uint64)
         polygons = shapely.intersection(
             self.to_metres(polygons), shapely.box(0, 0, *np.multiply((width, height), self.native))

@@ -156,6 +156,17 @@ def refused(model: Path, folder: Path, known: Path, reason: str, capsys) -> None
     assert not [path for path in (folder / "out").iterdir() if path.name[0] != "."]
 
 
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+def test_a_column_label_of_known_footprints_is_no_class(model, tmp_path, suffix):
+    """House numbers: 255 hides no house, 256 spoils no file."""
+    frame = gpd.GeoDataFrame({"label": range(250, 275)}, geometry=houses(), crs="EPSG:32632")
+    known, scene = tmp_path / f"known.{suffix}", draw(tmp_path / "town.tif", houses())
+    frame.to_parquet(known) if suffix == "parquet" else frame.to_file(known)
+    run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, known=known)
+    found = read_json(tmp_path / "out/town.json")["known"]
+    assert (found["new"], found["matched"], found["missing"]) == (0, 25, 0)
+
+
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
 def test_bad_footprints_get_a_sentence_and_nothing_is_written(model, tmp_path, capsys):
     frame = gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632")
