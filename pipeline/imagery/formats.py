@@ -152,16 +152,21 @@ def _head(path: Path) -> bytes:
 
 
 def _check_beside(path: Path) -> None:
-    """Masks and overviews beside an image are images too, however their suffix
-    is written. Raises OSError.
+    """Masks and overviews beside an image are images too. Raises InputError where one is none.
+
+    GDAL finds them by the image's name or its stem, large or small letters alike.
     """
-    for name in os.listdir(path.parent):
-        if (
-            name.startswith(path.stem)
-            and name != path.name
-            and os.path.splitext(name)[1].lower() in BESIDE
-        ):
-            _driver(path.parent / name)
+    start = f"{path.stem}.".lower()  # of NAME.msk too, which is STEM.SUFFIX.msk
+    for name in sorted(os.listdir(path.parent)):
+        beside = name.lower().startswith(start) and name != path.name
+        if beside and os.path.splitext(name)[1].lower() in BESIDE:
+            try:
+                _driver(path.parent / name)
+            except OSError as error:
+                raise InputError(
+                    f"{path}: {name} beside it would be read along with it and cannot be "
+                    f"({error}); move {name} away, or rename it"
+                ) from None
 
 
 def _check_mosaic(path: Path, within: frozenset[str]) -> None:

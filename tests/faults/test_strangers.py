@@ -415,6 +415,8 @@ def calling_image(folder: Path, kind: str, url: str) -> Path:
             mosaic(image(path).with_name("a.tif.ovr"), url)
         case "a mask beside it":
             mosaic(image(path).with_name("a.tif.Msk"), url)
+        case "a mask in capitals beside it":
+            mosaic(image(path).with_name("A.TIF.MSK"), url)
     return path
 
 
@@ -423,7 +425,7 @@ IMAGES = [
     "a mosaic of GDAL's paths", "a mosaic in a mosaic", "a map service",
     "a mosaic of a map service", "a name cut by a comment", "overviews in its tags",
     "overviews in a mosaic", "overviews in the notes beside it", "overviews beside it",
-    "a mask beside it",
+    "a mask beside it", "a mask in capitals beside it",
 ]  # fmt: skip
 
 
@@ -462,6 +464,21 @@ def test_a_virtual_raster_that_is_no_mosaic_is_not_called_damaged(tmp_path):
     )
     path.write_bytes(b"<VRTDataset>\xff</VRTDataset>")
     with pytest.raises(InputError, match="it is no XML"), open_raster(path):
+        pass
+
+
+def test_what_lies_beside_an_image_is_looked_at_by_its_whole_name(tmp_path):
+    """`city2.aux` is no part of `city.tif`; `city.aux`, of LaTeX say, is taken for one by GDAL."""
+    path = image(tmp_path / "city.tif")
+    for name in ("city2.aux", "city-old.ovr"):
+        (tmp_path / name).write_text("\\relax")
+    with open_raster(path) as dataset:
+        assert dataset.read().all()
+    (tmp_path / "city.aux").write_text("\\relax")
+    with (
+        pytest.raises(InputError, match=r"city\.tif: city\.aux beside it .*move city\.aux away"),
+        open_raster(path),
+    ):
         pass
 
 
