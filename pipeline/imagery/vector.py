@@ -24,6 +24,7 @@ from pipeline.errors import InputError, nearest
 from pipeline.imagery.vector_file import SUFFIXES, open_layer  # noqa: F401  SUFFIXES is this module's to give
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
+HALF_TURN = 180 + 1e-6  # degrees; a scene that ends at the antimeridian does so but for rounding
 POLYGON, MULTIPOLYGON = shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON
 LINES = [
     shapely.GeometryType.LINESTRING,
@@ -129,13 +130,15 @@ def read_footprints(
     `where`, a condition in SQL on the file's columns, says which features are buildings; `column`
     tells groups of them apart (see fetch.groups); without `classes` a column `label` is no label,
     and all are 1. Raises InputError where the file is unreadable, has no CRS or none that leads to
-    `crs`, several polygon layers, a `label` outside 1..255 or features of OpenStreetMap without a
-    column `building`.
+    `crs`, several polygon layers, a `label` outside 1..255, features of OpenStreetMap without a
+    column `building`, or `bounds` in degrees that reach beyond the antimeridian.
     """
     path, label = Path(path), "label" if classes else None
     with open_layer(path, layer) as opened:
         source = opened.crs
         target = source if crs is None else _crs(crs)
+        if bounds is not None:
+            check_one_side(target, bounds)
         with _leading(path, source, target):
             box = None if bounds is None else transform_bounds(bounds, target, source)
         # across the antimeridian, or nowhere
@@ -321,6 +324,19 @@ def transform_bounds(bounds: Bounds, source, target) -> Bounds:
     return Transformer.from_crs(source, target, always_xy=True).transform_bounds(
         *bounds, densify_pts=21
     )
+
+
+def check_one_side(crs, bounds: Bounds) -> None:
+    """Raise InputError where a scene's box in degrees goes on beyond the antimeridian: there
+    footprints count from the other side of the world, and none would be found.
+    """
+    left, _, right, _ = bounds
+    if max(-left, right) > HALF_TURN and _crs(crs).is_geographic:
+        raise InputError(
+            f"a scene from {left:g}° to {right:g}° reaches beyond the antimeridian, and footprints "
+            f"there would be lost; warp it to a CRS of its place, such as its UTM zone: "
+            f"gdalwarp -t_srs CRS IN OUT"
+        )
 
 
 def _crs(crs) -> CRS:

@@ -30,7 +30,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import InputError
 from pipeline.imagery.grid import Grid, Window
-from pipeline.imagery.vector import Footprints, footprint_bounds, read_footprints
+from pipeline.imagery.vector import Footprints, check_one_side, footprint_bounds, read_footprints
 from pipeline.imagery.writer import BATCH, HERE, WriteFootprints
 from pipeline.labels import IGNORE
 from pipeline.mapping.polygons import longitude_latitude
@@ -61,6 +61,7 @@ class Known:
             raise InputError(
                 f"--known {self.path}: cannot be laid on a scene without a CRS; give the scene one"
             )
+        check_one_side(self.scene.crs, self.scene.bounds)
         bounds = footprint_bounds(self.path, self.scene.crs)
         if bounds is None:
             raise InputError(f"--known {self.path}: holds no polygon; name a file of footprints")

@@ -396,3 +396,20 @@ def test_odd_metadata_of_parquet_are_a_sentence(tmp_path, geo, message):
     parquet.write_table(parquet.read_table(path).replace_schema_metadata({b"geo": geo}), path)
     with pytest.raises(InputError, match=f"a.parquet: .*{message}"):
         read_footprints(path)
+
+
+BOTH_SIDES = [shapely.box(x, -17, x + 0.001, -16.999) for x in (179.995, -179.996)]
+
+
+@pytest.mark.parametrize(("left", "right"), [(179.99, 180.01), (-180.01, -179.99)])
+def test_a_scene_in_degrees_across_the_antimeridian_is_refused(tmp_path, left, right):
+    path = write(tmp_path / "fiji.geojson", BOTH_SIDES, crs="EPSG:4326")
+    with pytest.raises(InputError, match="beyond the antimeridian.*such as its UTM zone"):
+        read_footprints(path, "EPSG:4326", (left, -17.1, right, -16.9))
+
+
+def test_a_scene_that_ends_at_the_antimeridian_and_one_in_metres_across_it_are_not(tmp_path):
+    path = write(tmp_path / "fiji.geojson", BOTH_SIDES, crs="EPSG:4326")
+    assert len(read_footprints(path, "EPSG:4326", (179.99, -17.1, 180.0000001, -16.9))) == 1
+    here = read_footprints(path, "EPSG:32760").bounds
+    assert len(read_footprints(path, "EPSG:32760", here)) == 2

@@ -227,6 +227,17 @@ def test_known_footprints_may_lie_beside_the_maps(model, tmp_path):
     assert len(gpd.read_file(known)) == 25
 
 
+def test_a_scene_across_the_antimeridian_gets_a_sentence(model, tmp_path, capsys):
+    """In degrees, where the houses beyond it have the other sign."""
+    gpd.GeoDataFrame(geometry=houses(), crs="EPSG:32632").to_file(tmp_path / "known.gpkg")
+    scene = draw(tmp_path / "town.tif", houses())
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.crs, dataset.transform = "EPSG:4326", Affine(5e-6, 0, 179.9995, 0, -5e-6, -17)
+    with pytest.raises(InputError):
+        run(model, [str(scene)], tmp_path / "out", settings=SETTINGS, known=tmp_path / "known.gpkg")
+    assert "beyond the antimeridian" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_footprints_that_another_program_has_locked_get_a_sentence(
     model, tmp_path, capsys, monkeypatch, journal

@@ -199,6 +199,14 @@ def test_scenes_of_several_crs_share_one_file(town):
     assert notes["scenes_without_buildings"] == ["s2"]
 
 
+def test_a_scene_across_the_antimeridian_is_named(town):
+    path = town / "vector/images/s2.tif"
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs, dataset.transform = "EPSG:4326", Affine(1e-5, 0, 179.9999, 0, -1e-5, -17)
+    with pytest.raises(InputError, match=r"s2\.tif: .* beyond the antimeridian.*UTM zone"):
+        taken(town, "vector")
+
+
 def test_missing_label(town):
     (town / "raster/labels/s2.tif").unlink()
     with pytest.raises(InputError, match=r"labels: no label for 1 of 2 images: s2; add s2.tif"):

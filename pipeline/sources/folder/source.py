@@ -30,6 +30,7 @@ from pipeline.imagery.vector import (
     SUFFIXES,
     Bounds,
     Footprints,
+    check_one_side,
     read_footprints,
     rough_shift,
     transform_bounds,
@@ -188,6 +189,9 @@ def overlay(
     scenes without any. Raises InputError where a file's footprints lie over none of its images, or
     no feature of any is a building.
     """
+    for image in images:
+        with named(image.path):
+            check_one_side(image.grid.crs, image.grid.bounds)
     counts, digests, built, covered = Counter(), [""] * len(images), set(), set()
     for (path, crs), members in _alike(paths, images).items():
         boxes = _boxes([images[i] for i in members])
