@@ -40,6 +40,7 @@ def run(params: Params, for_dvc: bool = False) -> None:
     check_source(params)
     check_starts(params)
     check_network(params)
+    check_loggers(params)
     check_certify(params)
     if for_dvc:
         watch(params)
@@ -124,6 +125,13 @@ def check_network(params: Params) -> None:
         model if given else model.model_copy(update={"encoder_weights": None}),
         len(params.tile.bands),
     )
+
+
+def check_loggers(params: Params) -> None:
+    """Raise InputError where a logger is not installed: DVC would have removed the last model."""
+    from pipeline.training.loggers import check_installed
+
+    check_installed(params.train.loggers)
 
 
 def check_certify(params: Params) -> None:

@@ -3,11 +3,21 @@
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import InputError
 
 LOGS = Path("logs")
+# any of which Lightning writes with
+WRITERS = {"csv": ("csv",), "tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise InputError where one of these loggers is not installed; none is imported."""
+    for name in names:
+        if not any(map(find_spec, WRITERS[name])):
+            raise _absent(name)
 
 
 def loggers(names: Sequence[str], run: str) -> list:
@@ -30,10 +40,14 @@ def _logger(name: str, run: str):
             case "mlflow":
                 return loggers.MLFlowLogger("buildings", run_name=run, save_dir=str(LOGS / name))
     except ModuleNotFoundError:
-        package = {"mlflow": "mlflow-skinny"}.get(name, name)
-        raise InputError(
-            f"train.loggers: {name} is not installed; pip install {package}, or leave it out"
-        ) from None
+        raise _absent(name) from None
+
+
+def _absent(name: str) -> InputError:
+    package = {"mlflow": "mlflow-skinny"}.get(name, name)
+    return InputError(
+        f"train.loggers: {name} is not installed; pip install {package}, or leave it out"
+    )
 
 
 def tell(trainer, record: dict) -> None:

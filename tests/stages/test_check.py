@@ -99,6 +99,12 @@ def test_what_a_later_stage_would_refuse_is_refused(wrong, says):
         check.run(tiny(**wrong))
 
 
+def test_a_logger_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("pipeline.training.loggers.find_spec", lambda module: None)
+    with pytest.raises(InputError, match="train.loggers: tensorboard is not installed; pip inst"):
+        check.run(tiny(**{"train.loggers": ["tensorboard"]}))
+
+
 def test_samples_of_a_certificate_that_is_not_asked_for_are_nobodys_business():
     check.run(tiny(**{"certify.smoothing.n": 10, "certify.methods": ["convex"]}))
 

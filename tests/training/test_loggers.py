@@ -90,6 +90,14 @@ def test_a_logger_that_is_not_installed_is_named_with_its_remedy(monkeypatch):
         loggers.loggers(["mlflow"], "all")
 
 
+def test_what_is_not_installed_is_known_before_a_training(monkeypatch):
+    there = {"csv", "tensorboardX"}
+    monkeypatch.setattr(loggers, "find_spec", lambda module: module in there or None)
+    loggers.check_installed(["csv", "tensorboard"])
+    with pytest.raises(InputError, match="mlflow is not installed; pip install mlflow-skinny, or"):
+        loggers.check_installed(["csv", "mlflow"])
+
+
 @pytest.mark.slow
 def test_none_is_imported_unless_named():
     code = "import sys, pipeline.training.fit; print(*[m for m in ('tensorboard', 'mlflow') if m in sys.modules])"
