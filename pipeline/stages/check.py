@@ -38,6 +38,7 @@ def run(params: Params, for_dvc: bool = False) -> None:
     if for_dvc:
         bring_along(params)
     check_source(params)
+    check_bands(params)
     check_starts(params)
     check_network(params)
     check_loggers(params)
@@ -70,6 +71,19 @@ SOURCES = {
     "inria": "its manifest is data/sources/inria.yaml",
     "open_buildings": "its manifest is data/sources/open_buildings.yaml",
 }
+
+
+BANDS = {"demo": 3, "inria": 3}  # of every scene; others' are known once they are there
+
+
+def check_bands(params: Params) -> None:
+    """Raise InputError where the source's scenes lack a band."""
+    source, last = params.fetch.source, max(params.tile.bands)
+    if last > BANDS.get(source, last):
+        raise InputError(
+            f"tile.bands: the scenes of source {source} have {BANDS[source]} bands, but band "
+            f"{last} is asked for; list some that they have"
+        )
 
 
 def check_starts(params: Params) -> None:

@@ -63,6 +63,10 @@ def test_parameters_that_can_run_pass_and_nothing_is_written(repository):
             {"fetch.cities": ["brickvale", "tinrof"]},
             "the demo has no city 'tinrof'; did you mean tinroof?",
         ),
+        (
+            {"tile.bands": [1, 2, 9]},
+            "tile.bands: the scenes of source demo have 3 bands, but band 9 is asked for",
+        ),
         ({"fetch.archive": "inria.7z.001"}, "fetch.archive: there is no inria.7z.001"),
         ({"train.model.encoder": "resnet19"}, "unknown encoder 'resnet19'; near it are resnet1"),
         (
