@@ -24,12 +24,12 @@ from pipeline.assessment.population import (
 )
 from pipeline.assessment.sampling import active_sample, core_set
 from pipeline.assessment.simulation import KnownCity, coverage, promises
-from pipeline.console import progress, table
+from pipeline.console import console, progress, table
 from pipeline.labels import IGNORE, Split
 from pipeline.metrics import FewLabelsMetrics, write
 from pipeline.networks.models import Segmenter, read_model
 from pipeline.networks.precision import device
-from pipeline.params import Params
+from pipeline.params import FewLabels, Params
 from pipeline.scoring.evaluation import evaluate_city, predict_region
 from pipeline.tiles.store import Cities, CityTiles, open_cities
 
@@ -54,7 +54,10 @@ def run(
         found["city"][name] = of_city(params, cities, name, model, found["forgotten"])
     if few.draws:
         found["narrower"] = narrower(found["city"])
-    print_tables(write(out, FewLabelsMetrics, found))
+    kept = write(out, FewLabelsMetrics, found)
+    print_tables(kept)
+    if why := untold(params.few_labels, kept, len(cities)):
+        console.print(f"few_labels: {why}")
 
 
 def surveyed(
@@ -212,3 +215,22 @@ def print_tables(found: FewLabelsMetrics) -> None:
         table(
             "IoU of a held-out city after labelling", ["city", "0", *budgets, "the others'"], rows
         )
+
+
+def untold(few: FewLabels, found: FewLabelsMetrics, cities: int) -> str | None:
+    """Why there is nothing to show, or no interval; None where there is."""
+    known = [entry for entry in found.city.values() if entry]
+    wanted = few.draws and few.samples
+    if not wanted and not few.budgets:
+        return "neither samples with draws nor budgets are asked for: nothing is measured"
+    if cities < 2:
+        return "a single city, and no fold knows another; name more in fetch.cities"
+    if not known:
+        return "nothing is built in the test scenes of any city: nothing is measured"
+    if wanted and not any(entry.interval for entry in known):
+        return (
+            f"no interval: a city has at most {max(entry.frames or 0 for entry in known)} frames "
+            f"in its test scenes, and {min(few.samples)} are more than {SHARE:.0%} of them; lower "
+            f"few_labels.samples or few_labels.side, or raise tile.test"
+        )
+    return None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.metrics import FewLabelsMetrics
 from pipeline.networks.models import build_model, save_model
 from pipeline.params import Model, Params, load_params, parse_params
 from pipeline.report.page import few_labels as on_the_page
@@ -67,6 +68,27 @@ def test_off_costs_nothing_and_asks_for_no_model(folds):
     shutil.rmtree(folds / "models")
     found = run(folds, draws=0)
     assert found == {"city": {}, "forgotten": {}, "narrower": {}}
+
+
+def said(capsys) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_shows_nothing_says_why(folds, capsys):
+    assert not run(folds, samples=[30])["narrower"]
+    few = "few_labels: no interval: a city has at most 32 frames in its test scenes, and 30 are "
+    assert few + "more than 80% of them; lower few_labels.samples" in said(capsys)
+    run(folds, draws=0)
+    assert "few_labels: neither samples with draws nor budgets are asked for" in said(capsys)
+    alone = params_of({})
+    alone = alone.model_copy(
+        update={"fetch": alone.fetch.model_copy(update={"cities": ["dimham"]})}
+    )
+    stage.run(alone, folds / "tiles", folds / "models", folds / "alone.json")
+    assert "few_labels: a single city, and no fold knows another" in said(capsys)
+    assert stage.untold(alone.few_labels, FewLabelsMetrics(), 2).startswith("nothing is built")
+    run(folds)
+    assert "few_labels: " not in said(capsys)
 
 
 def test_the_counts_are_those_of_the_evaluated_map(folds):
