@@ -824,9 +824,9 @@ class Planted(Record):
         None, description="log of its loss without the plant over its loss with it"
     )
     next_rise: Number = Field(None, description="the most on another test scene")
-    rank: Count = Field(None, description="of its rise")
+    rank: Count = Field(None, description="of its rise; null where it is the only test scene")
     of: Count = Field(None, description="test scenes")
-    found: bool | None = Field(None, description="whether it is the first")
+    found: bool | None = Field(None, description="whether it is the first; null likewise")
 
 
 class PrivacyMetrics(Record):

@@ -98,7 +98,9 @@ def planted(planting: Planting, samples: dict[str, Sample]) -> dict:
     }
     most = max((rise for place, rise in risen.items() if place != plant), default=None)
     rank = 1 + sum(rise > risen[plant] for rise in risen.values())
+    alone = len(risen) == 1  # the first of one, whatever the network has learned
     return {
         "city": plant[0], "scene": plant[1], "repeats": settings.planted, "rise": risen[plant],
-        "next_rise": most, "rank": rank, "of": len(risen), "found": rank == 1,
+        "next_rise": most, "of": len(risen),
+        "rank": None if alone else rank, "found": None if alone else rank == 1,
     }  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.console import console, table
 from pipeline.errors import InputError
-from pipeline.metrics import Attacks, Auc, PrivacyMetrics, write
+from pipeline.metrics import Attacks, Auc, Planted, PrivacyMetrics, write
 from pipeline.params import Params
 from pipeline.storage import WORK
 from pipeline.tiles.store import CityTiles, open_cities
@@ -116,12 +116,19 @@ def print_tables(found: PrivacyMetrics) -> None:
               [[name, n.iou, n.epsilon, *cells(n)[::3], n.auc_bound]
                for name, n in private.network.items()])  # fmt: skip
     if plant := found.planted:
-        verdict = "found" if plant.found else f"not found, {plant.rank}. of {plant.of} test scenes"
         console.print(
-            f"planted: {plant.scene} of {plant.city}, {plant.repeats} times in training: {verdict}; "
-            f"its loss is {times_smaller(plant.rise)}, of no other test scene more than "
-            f"{times_smaller(plant.next_rise)}"
+            f"planted: {plant.scene} of {plant.city}, {plant.repeats} times in training: "
+            f"{verdict(plant)}"
         )
+
+
+def verdict(plant: Planted) -> str:
+    """Whether a planted scene was found; of the only one nobody can say."""
+    loss = f"its loss is {times_smaller(plant.rise)}"
+    if plant.found is None:
+        return f"{loss}, but it is the only test scene, and against none is it found or not"
+    found = "found" if plant.found else f"not found, {plant.rank}. of {plant.of} test scenes"
+    return f"{found}; {loss}, of no other test scene more than {times_smaller(plant.next_rise)}"
 
 
 def times_smaller(rise: float | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from toy import toy_scene, write_city
 
 from pipeline.errors import InputError
+from pipeline.metrics import Planted
 from pipeline.networks.models import build_model, read_model, save_model
 from pipeline.params import Model, Privacy, parse_params
 from pipeline.privacy.judge import judge, sample
@@ -188,6 +189,20 @@ def test_a_planted_scene_is_found_by_its_loss(place, monkeypatch):
     twins = of[len(without) :]
     assert {(r.city.city, r.region.parent) for r in twins} == {(found["city"], found["scene"])}
     assert len(twins) == 50 * 4
+
+
+def test_the_only_test_scene_is_neither_found_nor_missed(tmp_path, monkeypatch):
+    scenes = [(split, *toy_scene(i)) for i, split in enumerate(("train", "train", "test"))]
+    write_city(tmp_path, scenes, "lonely")
+    city = CityTiles(tmp_path / "lonely")
+    monkeypatch.setattr(Planting, "tuned", lambda self, name, of: by_heart(city, 0.0))
+    of = {"lonely": sample(city, 8, 0, [], CPU)}
+    found = planted(Planting(None, Privacy(), [city], tmp_path), of)
+    assert found["of"] == 1
+    assert found["rank"] is found["found"] is found["next_rise"] is None
+    said = privacy.verdict(Planted(**found))
+    assert said.endswith("it is the only test scene, and against none is it found or not")
+    assert privacy.verdict(Planted(rise=0.0, rank=2, of=3, found=False)).startswith("not found, 2.")
 
 
 def test_the_training_goes_on_from_the_model_and_is_kept(place):

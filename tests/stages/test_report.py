@@ -229,6 +229,19 @@ def test_sections_appear_when_their_stage_has_run(tmp_path, stages, missing):
     assert set(re.findall(r'<a href="#(\w+)"', page)) <= sections(page)
 
 
+def test_of_the_only_test_scene_nobody_says_that_it_is_found(tmp_path):
+    path = make(tmp_path, ["here"], ("privacy",)) / "metrics/privacy.json"
+    metrics = json.loads(path.read_text())
+    metrics["planted"] |= {"of": 1, "rank": None, "found": None}
+    path.write_text(json.dumps(metrics))
+    report.run(params_of(["here"]), tmp_path)
+    page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert "it is the only test scene, and against none is it found or not.</p>" in page
+    assert "of 20 test scenes its loss falls most: it is found." in written(
+        tmp_path / "more", ["here"], ("privacy",)
+    )
+
+
 def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
     make(tmp_path, ["here"], ("evaluate",))
     (tmp_path / "metrics/evaluate.json").write_text("{")
