@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.bucket import is_object
-from pipeline.errors import InputError
-from pipeline.params import Params, written_by_a_stage
+from pipeline.errors import InputError, nearest
+from pipeline.params import Params, short, written_by_a_stage
 from pipeline.storage import WORK
 
 WATCHED = Path("data/watched")
@@ -43,6 +43,7 @@ def run(params: Params, for_dvc: bool = False) -> None:
     check_network(params)
     check_loggers(params)
     check_certify(params)
+    tell_strangers(params)
     if for_dvc:
         watch(params)
 
@@ -156,6 +157,15 @@ def check_certify(params: Params) -> None:
 
         smoothing = certify.smoothing
         check_samples(smoothing.n, certify.crop**2, smoothing.tau, smoothing.alpha)
+
+
+def tell_strangers(params: Params) -> None:
+    """Warn of a sun that shines on no city: a slip of the pen, or of one that was taken out."""
+    cities = params.fetch.cities
+    strangers = sorted(set(params.attack.physics.sun) - set(cities))
+    if strangers:
+        named = ", ".join(f"{short(name)} (nearest: {nearest(name, cities)})" for name in strangers)
+        _warn(f"attack.physics.sun: fetch.cities has no {named}; correct the name, or leave it")
 
 
 def tell_duration(params: Params) -> None:

@@ -127,6 +127,16 @@ def test_a_start_of_another_network_is_refused_and_one_that_knows_a_city_is_warn
         check.run(tiny(**{"train.init": "other"}))
 
 
+def test_a_sun_of_no_city_is_warned_of_with_its_nearest(capsys):
+    sun = {"brickvale": [158, 49], "duskhom": [248, 27], "marlstead": [208, 60]}
+    check.run(tiny(**{"attack.physics.sun": sun}))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: attack.physics.sun: fetch.cities has no duskhom (nearest: dus")
+    assert "marlstead (nearest: " in line and "brickvale (" not in line.partition("nearest")[0]
+    check.run(tiny(**{"attack.physics.sun": {"brickvale": [158, 49]}}))
+    assert not capsys.readouterr().err
+
+
 def content(stage: str) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in Path("data/watched", stage).iterdir()}
 
