@@ -42,9 +42,23 @@ Width = Annotated[int, Field(ge=1, le=1024)]  # channels of a layer
 Widths = Annotated[list[Width], Field(max_length=8)]
 GroundSampleDistance = Annotated[float, Field(ge=0.01, le=30)]  # metres
 Ordinals = Annotated[list[Count], Field(min_length=1)]
-Numbers = Annotated[list[Positive], Field(min_length=1)]
 AsList = Field(strict=False)  # of a tuple, which YAML writes as a list
 
+
+Item = TypeVar("Item")
+
+
+def once_each(values: list[Item]) -> list[Item]:
+    """The list. Raises ValueError where it says something twice."""
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(
+            f"{twice[0]} stands in it twice, and a copy measures nothing new; drop one"
+        )
+    return values
+
+
+Once = Annotated[list[Item], AfterValidator(once_each)]
+Numbers = Annotated[Once[Positive], Field(min_length=1)]
 
 EXAMPLE = "what `python -m pipeline preset demo` prints"  # a params.yaml with every parameter
 
@@ -138,9 +152,10 @@ class Fetch(Section):
     @classmethod
     def all_or_numbers(cls, value, check):
         try:
-            return check(value)
+            numbers = check(value)
         except ValidationError:
             raise ValueError("it must be all, or a list of scene numbers such as [1, 2]") from None
+        return numbers if numbers == "all" else once_each(numbers)
 
     @model_validator(mode="after")
     def cities_once(self):
@@ -369,7 +384,7 @@ class Train(Section):
         description="batches that teach a glance which ground is empty, for predict.skip_empty; "
         "0 = none",
     )
-    loggers: list[Literal["csv", "tensorboard", "mlflow"]] = Field(
+    loggers: Once[Literal["csv", "tensorboard", "mlflow"]] = Field(
         [], description="who else is told, under logs/"
     )
     seed: Whole = Field(0, description="of weights, crops and noise")
@@ -402,7 +417,9 @@ class Evaluate(Section):
         description="metres, thickness of the boundary IoU's edges; null = 2 % of the image's "
         "diagonal",
     )
-    size_bins: Numbers = Field([50, 150, 500], description="m², edges between building sizes")
+    size_bins: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [50, 150, 500], description="m², edges between building sizes"
+    )
 
     neighbourhood: Positive = Field(
         100, description="metres, squares whose built share tells dense from sparse ground"
@@ -425,7 +442,7 @@ PhysicalFamily = Literal["gain", "haze", "colour", "blur", "shift", "turn", "sha
 
 
 class Physics(Section):
-    families: list[PhysicalFamily] = Field(
+    families: Once[PhysicalFamily] = Field(
         [*get_args(PhysicalFamily)], description="what is searched; empty = off"
     )
     gain: float = Field(0.15, ge=0, lt=1, description="largest relative change of a band")
@@ -473,11 +490,11 @@ class Attack(Section):
         multiple_of=16,
         description="pixels along an attacked tile's side, at most tile.size",
     )
-    linf: list[Positive] = Field(
+    linf: Once[Positive] = Field(
         [0.5, 1, 2], description="budgets in 1/255; the audit adds the reference and 32"
     )
-    l2: list[Positive] = Field([], description="budgets in pixel units of the [0,1] range")
-    methods: list[AttackMethod] = Field(
+    l2: Once[Positive] = Field([], description="budgets in pixel units of the [0,1] range")
+    methods: Once[AttackMethod] = Field(
         [*get_args(AttackMethod)], description="whose worst case is taken"
     )
     steps: Count = Field(5, description="gradients of pgd, segpgd, cospgd")
@@ -611,7 +628,7 @@ class Certify(Section):
         "models/all",
         description="the model folder certified, by every method that its architecture allows",
     )
-    methods: list[Literal[*METHODS]] = Field(  # ty: ignore[invalid-type-form]  # names that a plugin may add to
+    methods: Once[Literal[*METHODS]] = Field(  # ty: ignore[invalid-type-form]  # names that a plugin may add to
         [*METHODS], description="roads to a certificate"
     )
     tiles: Count = Field(8, description="tiles a city")
@@ -634,13 +651,13 @@ Start = Literal["random", "imagenet", "self_supervised", "other_cities"]
 class Generalize(Section):
     epochs: Count | None = Field(None, description="of a fold's model; null = as train.epochs")
     single_city: bool = Field(False, description="also train one model a city")
-    seeds: Annotated[list[Whole], Field(min_length=1)] = Field(
+    seeds: Annotated[Once[Whole], Field(min_length=1)] = Field(
         [0], description="one whole experiment each; several give mean and spread"
     )
     bootstrap: Draws = Field(2000, description="draws for the 95 % intervals")
     corruptions: bool = Field(True, description="measure the frozen table of corruptions")
     corruption_tiles: Count = Field(4, description="tiles a city a corruption is measured on")
-    adaptation: list[Adaptation] = Field(
+    adaptation: Once[Adaptation] = Field(
         ["none", "histogram", "fda", "adabn"], description="to the new city"
     )
     adaptation_tiles: Count = Field(
@@ -650,20 +667,11 @@ class Generalize(Section):
     attack_steps: Whole = Field(
         5, description="PGD gradients on the held-out city's tiles; 0 = off"
     )
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    fractions: Once[Annotated[float, Field(gt=0, le=1)]] = Field(
         [], description="shares of training scenes; empty = off"
     )
-    initialisations: list[Start] = Field(["random"], description="of the curve over fractions")
+    initialisations: Once[Start] = Field(["random"], description="of the curve over fractions")
     seed: Whole = Field(0, description="of tiles and draws")
-
-    @field_validator("seeds", "fractions", "initialisations", "adaptation")
-    @classmethod
-    def once_each(cls, values):
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(
-                f"{twice[0]} stands in it twice, and a copy measures nothing new; drop one"
-            )
-        return values
 
 
 class Explain(Section):
@@ -685,7 +693,7 @@ class Incremental(Section):
         "small_unet", description="the network"
     )
     width: Width = Field(8, description="its channels")
-    methods: Annotated[list[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = (
+    methods: Annotated[Once[Literal["finetune", "replay", "lwf", "ewc"]], Field(min_length=1)] = (
         Field(
             ["finetune", "replay", "lwf", "ewc"],
             description="against forgetting; the joint model is always there",
@@ -713,7 +721,7 @@ class Private(Section):
         "small_fcn", description="the network, without batch norm"
     )
     width: Width = Field(8, description="its channels: fewer weights take less noise")
-    epsilon: list[Positive] = Field([8], description="ε to train at, one network each; empty = off")
+    epsilon: Once[Positive] = Field([8], description="ε to train at, one network each; empty = off")
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="δ; null = 0.1 / records"
     )
@@ -731,7 +739,7 @@ class Privacy(Section):
     model: str = Field(
         "models/all", description="the model folder that is asked what it was trained on"
     )
-    references: list[str] = Field(
+    references: Once[str] = Field(
         [], description="model folders beside models/folds, each for the cities it has not seen"
     )
     tiles: Count = Field(64, description="tiles a city, of training and of test scenes each")
@@ -750,19 +758,19 @@ LearningStrategy = Literal["random", "active", "core_set"]
 
 
 class FewLabels(Section):
-    samples: list[Count] = Field(
+    samples: Once[Count] = Field(
         [10, 20, 40], description="labelled frames that an interval is made from"
     )
     draws: Whole = Field(1000, description="samples that intervals are tried on; 0 = off")
     recall: float = Field(
         0.8, gt=0, lt=1, description="that a threshold is to promise of a frame, at 95 %"
     )
-    budgets: list[Count] = Field(
+    budgets: Once[Count] = Field(
         [],
         description="labelled frames to learn from; empty = off, each is a training a city and "
         "strategy",
     )
-    strategies: list[LearningStrategy] = Field(
+    strategies: Once[LearningStrategy] = Field(
         ["random", "active"], description="by which those frames are drawn"
     )
     steps: Count = Field(80, description="batches of a fine-tuning")

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 import yaml
@@ -324,6 +324,46 @@ def test_any_value_is_taken_or_refused_in_words(place, value):
         assert isinstance(parse_params(data), Params)
     except InputError as error:
         assert key in str(error) or section in str(error)
+
+
+REPEATED = {
+    "fetch.scenes": [1, 2, 1], "train.loggers": ["csv", "csv"],
+    "attack.linf": [1, 1.0], "attack.l2": [0.5, 0.5], "attack.methods": ["pgd", "fgsm", "pgd"],
+    "attack.physics.families": ["gain", "gain"],
+    "certify.methods": ["smoothing", "smoothing"], "certify.smoothing.sigma": [0.05, 0.05],
+    "certify.convex.radii": [1, 2, 2], "certify.lipschitz.radii": [0.1, 0.1],
+    "generalize.seeds": [0, 0], "generalize.fractions": [1, 0.5, 1],
+    "generalize.adaptation": ["fda", "fda"], "generalize.initialisations": ["random", "random"],
+    "incremental.methods": ["ewc", "ewc"], "privacy.private.epsilon": [8, 8],
+    "privacy.references": ["a", "a"], "few_labels.samples": [10, 10], "few_labels.budgets": [5, 5],
+    "few_labels.strategies": ["random", "random"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), REPEATED.items())
+def test_what_stands_in_a_list_twice_is_refused(key, value):
+    *sections, name = key.split(".")
+    data = place = change()
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    with pytest.raises(InputError) as error:
+        parse_params(data)
+    assert f"{key} is {value}, but " in str(error.value)
+    assert str(error.value).endswith(
+        "stands in it twice, and a copy measures nothing new; drop one"
+    )
+
+
+def test_every_list_is_held_to_it_or_has_a_rule_of_its_own():
+    def listed(kind) -> bool:
+        return get_origin(kind) is list or any(map(listed, get_args(kind)))
+
+    lists = {key for key, field in fields() if listed(field.annotation)}
+    own = {"fetch.cities", "evaluate.size_bins"}
+    # a grey band read as three; layers of one width
+    meant = {"tile.bands", "fetch.overrides.bands", "train.model.decoder_channels"}
+    assert lists == REPEATED.keys() | own | meant
 
 
 @pytest.mark.parametrize("edges", [[500, 150, 50], [50, 50, 150]])
