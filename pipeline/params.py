@@ -488,7 +488,7 @@ class Attack(Section):
         64,
         ge=16,
         multiple_of=16,
-        description="pixels along an attacked tile's side, at most tile.size",
+        description="pixels along an attacked tile's side, cut to tile.size",
     )
     linf: Once[Positive] = Field(
         [0.5, 1, 2], description="budgets in 1/255; the audit adds the reference and 32"
@@ -704,7 +704,7 @@ class Incremental(Section):
     )
     steps: Count = Field(60, description="batches a city")
     batch_size: Annotated[int, Field(ge=2)] = Field(8, description="crops a step")
-    crop: Side = Field(64, description="pixels along a training crop's side, at most tile.size")
+    crop: Side = Field(64, description="pixels along a training crop's side, cut to tile.size")
     learning_rate: Positive = Field(
         1e-2, description="the highest of the schedule, anew for each city"
     )
@@ -876,6 +876,22 @@ class Params(Section):
     pretrain: Pretrain = Field(Pretrain(), description="self-supervised start on unlabelled tiles")
     report: Report = Field(Report(), description="the page")
     predict: Predict = Field(Predict(), description="defaults of the predict verb")
+
+    @model_validator(mode="after")
+    def smaller_than_what_they_lie_in(self):
+        tile, attack, private = self.tile.size, self.attack, self.privacy.private
+        if attack.patch > min(attack.crop, tile):
+            raise ValueError(
+                f"attack.patch is {attack.patch}, but the tiles under attack are "
+                f"{min(attack.crop, tile)} pixels wide (attack.crop, tile.size); take a smaller "
+                f"patch, or 0"
+            )
+        if private.unit == "tile" and private.crop > tile:
+            raise ValueError(
+                f"privacy.private.crop is {private.crop}, but a record is a tile and tile.size "
+                f"{tile}; take a smaller crop, or privacy.private.unit scene"
+            )
+        return self
 
     def of_folds(self, seed: int | None = None) -> "Params":
         """What a fold, and what it is compared with, is trained with: generalize.epochs, and where

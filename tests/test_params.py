@@ -229,6 +229,19 @@ def test_every_architecture_is_listed_where_one_is_chosen():
             "train.learning_rate is inf, but it must be a finite number",
         ),
         ({"evaluate": {"overlap": 1.0}}, "less than 0.9"),
+        (
+            {"attack": {"patch": 320}},
+            "params.yaml: attack.patch is 320, but the tiles under attack are 64 pixels wide "
+            "(attack.crop, tile.size); take a smaller patch, or 0",
+        ),
+        (
+            {"attack": {"crop": 640, "patch": 160}},
+            "attack.patch is 160, but the tiles under attack are 128 pixels wide",
+        ),
+        (
+            {"privacy": {"private": {"crop": 160}}},
+            "privacy.private.crop is 160, but a record is a tile and tile.size 128; take",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(wrong, sentence):
@@ -266,6 +279,11 @@ def test_a_city_that_is_a_number_to_dvc_is_to_be_quoted(city, tmp_path):
     )
     with pytest.raises(InputError, match="fetch.cities.0 is .* quote it"):
         load_params(path)
+
+
+def test_a_record_of_a_whole_scene_holds_any_crop():
+    parse_params(change(privacy={"private": {"crop": 160, "unit": "scene"}}))
+    parse_params(change(attack={"crop": 640, "patch": 128}))
 
 
 def test_a_loss_that_is_not_named_is_off():

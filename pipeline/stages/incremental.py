@@ -15,7 +15,7 @@ from pipeline.code import version
 from pipeline.console import console, progress, table
 from pipeline.errors import InputError
 from pipeline.metrics import IncrementalMetrics, write
-from pipeline.params import Params
+from pipeline.params import Incremental, Params
 from pipeline.storage import WORK, fingerprint, read_json, write_json
 from pipeline.tiles.store import CityTiles, open_cities
 
@@ -35,9 +35,9 @@ def run(
     from pipeline.incremental.summary import class_table, sequence_table
     from pipeline.networks.precision import device
 
-    settings, on = params.incremental, device()
-    cities = open_cities(params.fetch.cities, tiles)
+    cities, on = open_cities(params.fetch.cities, tiles), device()
     check(cities)
+    settings = cut_to(cities, params.incremental)
     tests = Tests(cities, settings.tiles, settings.seed, on)
     about = [city.about for city in cities]
     folder = Path(work) / fingerprint(version("incremental"), settings.model_dump(), about)
@@ -86,6 +86,12 @@ def check(cities: list[CityTiles]) -> None:
                     f"{city.folder}: no {split} scenes; change tile.test, or drop it "
                     f"from fetch.cities"
                 )
+
+
+def cut_to(cities: list[CityTiles], settings: Incremental) -> Incremental:
+    """The settings with a crop that a tile holds, as what replay keeps are tiles."""
+    side = min(settings.crop, *(city.size for city in cities))
+    return settings.model_copy(update={"crop": side})
 
 
 def once(file: Path, work, *arguments):

@@ -54,6 +54,11 @@ def run(tiles, **changes):
     return json.loads(out.read_text())
 
 
+def test_a_crop_is_cut_to_a_tile(toy_tiles):
+    once = {"orders": 1, "methods": ["replay"]}
+    assert run(toy_tiles, crop=640, **once) == run(toy_tiles, crop=64, **once)
+
+
 def test_every_method_in_two_orders(toy_tiles):
     metrics = run(toy_tiles)
     assert [o["cities"] for o in metrics["order"]] == [CITIES, CITIES[::-1]]
