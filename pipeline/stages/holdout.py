@@ -31,7 +31,8 @@ def run(
     for name, _ in each(
         partial(_fold, params), shard_of(everything if city is None else [city], shard), ray
     ):
-        console.print(f"the fold without {name or 'none'} is trained")
+        if name is None or len(known) > 1:  # of a single city, train has said that it has no fold
+            console.print(f"the fold without {name or 'none'} is trained")
 
 
 def _fold(params: Params, without: str | None) -> None:
