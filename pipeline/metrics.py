@@ -1010,14 +1010,20 @@ Kept = TypeVar("Kept", bound=Record)
 def parse(kind: type[Kept], content: object, where: str | Path) -> Kept:
     """A metrics file's content. Raises InputError, naming `where` it stands, where it is none."""
     try:
-        return kind.model_validate(content)
+        found = kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        stage = next(name for name, (_, one) in FILES.items() if one is kind)
-        raise InputError(
-            f"{where}: holds no metrics of the {stage} stage ({what}); run it again"
-        ) from None
+        raise _none_of(kind, what, where) from None
+    names = kind.model_fields.keys()  # none of certify's, whose methods may all be left out
+    if names and not names & found.model_fields_set:  # or it would pass for no file at all
+        raise _none_of(kind, "it has none of their names", where)
+    return found
+
+
+def _none_of(kind: type[Record], what: str, where: str | Path) -> InputError:
+    stage = next(name for name, (_, one) in FILES.items() if one is kind)
+    return InputError(f"{where}: holds no metrics of the {stage} stage ({what}); run it again")
 
 
 def read(kind: type[Kept], path: str | Path) -> Kept:

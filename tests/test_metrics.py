@@ -14,6 +14,7 @@ from pipeline import metrics
 from pipeline.errors import InputError
 from pipeline.metrics import (
     STAGES,
+    CertifyMetrics,
     CityScores,
     DrawnOutlines,
     EvaluateMetrics,
@@ -111,6 +112,11 @@ def test_the_number_of_another_version_is_kept(tmp_path):
     )
 
 
+def test_a_certify_stage_without_a_method_leaves_an_empty_file(tmp_path):
+    write(tmp_path / "certify.json", CertifyMetrics, {})
+    assert read(CertifyMetrics, tmp_path / "certify.json") == CertifyMetrics()
+
+
 def test_a_stage_that_has_not_run_is_empty(tmp_path):
     assert read(EvaluateMetrics, tmp_path / "evaluate.json") == EvaluateMetrics()
 
@@ -119,6 +125,8 @@ def test_a_stage_that_has_not_run_is_empty(tmp_path):
     ("content", "said"),
     [
         ("{", "not valid JSON"),
+        ("{}", r"holds no metrics of the evaluate stage \(it has none of their names\)"),
+        ('{"iou": 0.5}', r"holds no metrics of the evaluate stage \(it has none"),
         ("[]", r"holds no metrics of the evaluate stage \(Input should be a valid"),
         ('{"city": {"here": 0.5}}', r"holds no metrics of the evaluate stage \(city.here: "),
         (

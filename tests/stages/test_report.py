@@ -242,10 +242,17 @@ def test_of_the_only_test_scene_nobody_says_that_it_is_found(tmp_path):
     )
 
 
-def test_a_damaged_metrics_file_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "evaluate.json: not valid JSON"),
+        ("{}", "evaluate.json: holds no metrics of the evaluate stage .*; run it again"),
+    ],
+)
+def test_a_damaged_metrics_file_is_one_sentence(tmp_path, content, said):
     make(tmp_path, ["here"], ("evaluate",))
-    (tmp_path / "metrics/evaluate.json").write_text("{")
-    with pytest.raises(InputError, match="evaluate.json: not valid JSON"):
+    (tmp_path / "metrics/evaluate.json").write_text(content)
+    with pytest.raises(InputError, match=said):
         report.run(params_of(["here"]), tmp_path)
     assert not (tmp_path / "report/index.html").exists()
 
