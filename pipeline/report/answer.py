@@ -64,10 +64,10 @@ def columns(results: Results) -> list[tuple[Kind, dict[str, Measure]]]:
 
 def kinds(results: Results) -> list[Kind]:
     p = results.params
-    brief = (
-        f"; both of {p.generalize.epochs}, not {p.train.epochs} epochs: compare only these two"
-        * results.brief
-    )
+    epochs = f"{p.generalize.epochs}, not {p.train.epochs} epochs"
+    brief = f"; both of {epochs}: compare only these two" * results.brief
+    # where the delivered model is not measured
+    reference = f", by a model of {epochs}" * (results.brief and not delivered(results))
     road, radius = proof(results)
     whose = METHODS[road].whose(results.metrics.certify.of(road).deployed)
     sure = (
@@ -80,7 +80,7 @@ def kinds(results: Results) -> list[Kind]:
             "seen",
             SEEN,
             "circle",
-            f"{p.evaluate.split} scenes of the cities the model was trained on",
+            f"{p.evaluate.split} scenes of the cities the model was trained on{reference}",
         ),
         Kind(
             "unseen",
@@ -168,9 +168,11 @@ def at_radius(results: Results) -> dict[str, Sandwich]:
 
 def seen(results: Results) -> dict[str, Measure]:
     """The delivered model's, else that of the gap's reference."""
-    return measures(results.metrics.evaluate.city, "iou") or measures(
-        results.metrics.generalize.city, "seen"
-    )
+    return delivered(results) or measures(results.metrics.generalize.city, "seen")
+
+
+def delivered(results: Results) -> dict[str, Measure]:
+    return measures(results.metrics.evaluate.city, "iou")
 
 
 def unseen(results: Results) -> dict[str, Measure]:

@@ -137,6 +137,19 @@ def test_models_trained_more_briefly_are_compared_with_their_equals_only(tmp_pat
     )
 
 
+def test_what_a_short_training_sees_is_called_so_where_the_delivered_model_is_not_measured(
+    tmp_path,
+):
+    results = brief(tmp_path, ["here"], {"here": (0.7, 0.6)})
+    meanings = {kind.name: kind.meaning for kind in answer(results).kinds}
+    assert "epochs" not in meanings["seen"]
+    (tmp_path / "metrics/evaluate.json").unlink()
+    found = answer(Results(results.params, tmp_path))
+    meanings = {kind.name: kind.meaning for kind in found.kinds}
+    assert dict(found.rows)["here"]["seen"].iou == 0.7
+    assert meanings["seen"].endswith(f", by a model of 1, not {results.params.train.epochs} epochs")
+
+
 def test_a_gap_that_is_none_is_called_no_less(tmp_path):
     lead = answer(brief(tmp_path, ["here"], {"here": (0.30, 0.31)})).lead
     assert (
