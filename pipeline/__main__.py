@@ -115,7 +115,7 @@ def parameters() -> None:
     """
     from pipeline.reference import reference
 
-    typer.echo(reference().encode())
+    typer.echo(reference().encode(), nl=False)
 
 
 @app.command()
