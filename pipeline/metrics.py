@@ -415,8 +415,8 @@ class Certificates(Record):
     )
     collapsed: bool | None = Field(None, description="whether it ended in one class")
     train_budget: Number = Field(None, description="it was trained against")
-    lost: dict[City, float] = Field(
-        {}, description="clean IoU of cities where it is under a quarter of train_iou"
+    lost: list[str] | None = Field(
+        None, description="cities whose clean IoU is under a quarter of train_iou; null = none"
     )
     city: dict[City, dict[Radius, Sandwich]] = Field(
         {},

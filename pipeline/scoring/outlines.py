@@ -25,7 +25,7 @@ METRICS = {"iou": 1, "polis": None, "tangent": 90, "rotation": 45, "vertex_ratio
 STEP = 0.25  # metres between the points at which tangents are compared
 # where a stretch of one projects to one this much longer or shorter, they do not belong together
 STRETCH = 2.0
-DIRECTED = 0.3  # of an outline's length must agree on a direction, else it has none
+DIRECTED = 0.3  # of a footprint's length must agree on a direction, else it has none to compare
 
 
 def pairs(
@@ -45,11 +45,10 @@ def compare(outlines: np.ndarray, footprints: np.ndarray) -> dict[str, tuple[flo
     i, j, iou = pairs(outlines, footprints)
     one, other = outlines[i], footprints[j]
     drawn, known = _corners(one), _corners(other)
-    directions, agreed = zip(
-        *(dominant_direction(polygons) for polygons in (one, other)), strict=True
-    )
-    directed = (agreed[0] > DIRECTED) & (agreed[1] > DIRECTED)
-    rotation = np.abs((directions[0] - directions[1] + 45) % 90 - 45)[directed]
+    (drawn_at, _), (known_at, agreed) = map(dominant_direction, (one, other))
+    # an outline without a direction counts by what its edges come to: it is no mapper's wall
+    directed = agreed > DIRECTED
+    rotation = np.abs((drawn_at - known_at + 45) % 90 - 45)[directed]
     fewer = iou * (1 - np.abs(drawn - known) / (drawn + known))
     means = {
         "iou": iou,

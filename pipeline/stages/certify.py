@@ -202,8 +202,8 @@ def _road(certifying: Certifying, method: str, rows: dict[str, dict]) -> dict:
     result = {"deployed": False, **certifying.network(method).card.metrics}
     clean = {city: next(iter(by_radius.values()))["clean"] for city, by_radius in answer.items()}
     least = LOST * result["train_iou"]
-    lost = {city: iou for city, iou in clean.items() if iou is not None and iou < least}
-    return {**result, "lost": lost, "city": answer}
+    lost = [city for city, iou in clean.items() if iou is not None and iou < least]
+    return {**result, "lost": lost or None, "city": answer}  # dvc plots stumbles over an empty list
 
 
 def certifiable(params: Params, method: str, cities: list[CityTiles], folder: Path):
