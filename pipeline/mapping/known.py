@@ -174,7 +174,8 @@ def conflate(
         counts |= {value: counts[value] + int(n) for value, n in zip(values, times, strict=True)}
         write(
             {name: table[name].to_numpy(zero_copy_only=False) for name in table.schema.names}
-            | columns,
+            # what has no IoU is null: GeoJSON knows no NaN
+            | {name: pa.array(column, from_pandas=True) for name, column in columns.items()},
             polygons,
         )
     counts["missing"] = _write_missing(known, np.unique(np.concatenate(found)), mask, write_missing)

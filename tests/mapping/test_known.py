@@ -2,9 +2,11 @@
 shifted is told by its name.
 """
 
+import json
 import sqlite3
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import geopandas as gpd
@@ -217,6 +219,18 @@ def test_known_footprints_that_the_map_would_replace_are_refused(model, tmp_path
         run(model, [str(scene)], out, settings=settings, known=known, merged=merged)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     run(model, [str(scene)], tmp_path / "new", settings=settings, known=known, merged=merged)
+
+
+def test_what_is_new_has_no_iou_in_geojson_either(model, tmp_path):
+    scene = draw(tmp_path / "town.tif", houses())
+    gpd.GeoDataFrame(geometry=houses()[:-3], crs="EPSG:32632").to_file(tmp_path / "known.gpkg")
+    settings = SETTINGS.model_copy(update={"polygons": "geojson"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # GDAL's of NaN, which JSON does not know
+        run(model, [str(scene)], tmp_path / "out", settings=settings, known=tmp_path / "known.gpkg")
+    features = json.loads((tmp_path / "out/town.geojson").read_text())["features"]
+    new = [f["properties"] for f in features if f["properties"]["status"] == "new"]
+    assert len(new) == 3 and all(one["known_iou"] is one["offset_m"] is None for one in new)
 
 
 def test_known_footprints_may_lie_beside_the_maps(model, tmp_path):
